@@ -1,0 +1,126 @@
+//! The one error type of the library: what was compared, what was found, and the way out.
+
+use std::fmt;
+
+/// A `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong below the command line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor or an attribute does not fit the operation that it was given to.
+    #[error("{op}: {what}: expected {expected}, found {found}")]
+    Shape {
+        /// Node or operation, e.g. `encoder.stem: conv2d`.
+        op: String,
+        /// What was looked at, e.g. `channels of x`.
+        what: String,
+        /// What would have been accepted.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A graph that cannot be built or differentiated.
+    #[error("graph: {0}")]
+    Graph(String),
+    /// The plan does not fit the device.
+    #[error("{what} needs {needed} bytes but the device allows {limit}; {hint}")]
+    DoesNotFit {
+        /// The largest thing that does not fit.
+        what: String,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes allowed.
+        limit: u64,
+        /// The way out, e.g. the largest batch that fits.
+        hint: String,
+    },
+    /// No adapter fits what was asked for.
+    #[error("no usable GPU adapter: {wanted}; {found}. {hint}")]
+    NoAdapter {
+        /// What was asked for.
+        wanted: String,
+        /// What is there.
+        found: String,
+        /// The way out.
+        hint: String,
+    },
+    /// The device reported an error or was lost.
+    #[error("device: {context}: {message}")]
+    Device {
+        /// What was being done.
+        context: String,
+        /// The driver's or wgpu's own words.
+        message: String,
+    },
+    /// A shader does not expand or compile.
+    #[error("shader {file}:{line}: {message}")]
+    Shader {
+        /// File below `shaders/`.
+        file: String,
+        /// Line in that file, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A number that must be finite is not.
+    #[error("non-finite value in {tensor} at step {step}: the update was refused")]
+    NonFinite {
+        /// The first tensor found to hold NaN or infinity.
+        tensor: String,
+        /// Step, from 0.
+        step: u64,
+    },
+    /// A name that does not exist in a table of names.
+    #[error("unknown {kind} `{name}`: expected one of {known}")]
+    Unknown {
+        /// Kind of thing, e.g. `tensor`.
+        kind: &'static str,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A broken invariant of this crate: please report it.
+    #[error("internal error: {0} (this is a bug in vae-wgpu, please report it)")]
+    Bug(String),
+}
+
+impl Error {
+    /// A [`Error::Shape`] from anything printable.
+    pub fn shape(
+        op: impl fmt::Display,
+        what: impl fmt::Display,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
+        Self::Shape {
+            op: op.to_string(),
+            what: what.to_string(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+
+    /// A [`Error::Bug`] from anything printable.
+    pub fn bug(what: impl fmt::Display) -> Self {
+        Self::Bug(what.to_string())
+    }
+
+    /// A [`Error::Device`] from anything printable.
+    pub fn device(context: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self::Device { context: context.to_string(), message: message.to_string() }
+    }
+
+    /// Names the node in front of a shape error of its operation.
+    #[must_use]
+    pub fn at_node(self, node: &str) -> Self {
+        match self {
+            Self::Shape { op, what, expected, found } => {
+                Self::Shape { op: format!("{node}: {op}"), what, expected, found }
+            }
+            other => other,
+        }
+    }
+}

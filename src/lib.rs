@@ -1,0 +1,7 @@
+//! vae-wgpu
+pub mod error;
+pub mod op;
+pub mod real;
+pub mod rng;
+pub mod shader;
+pub mod shape;

@@ -1,0 +1,211 @@
+//! The numbers that the CPU reference computes with: `f32`, `f64`, and [`Tracked`], which carries its own rounding error.
+
+use std::fmt::Debug;
+use std::iter::Sum;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// A number type of the reference.
+pub trait Real:
+    Copy
+    + Debug
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + Sum
+    + 'static
+{
+    /// Nearest number of this type; exact for every `f32`.
+    fn of(value: f64) -> Self;
+    /// The value without its error.
+    fn value(self) -> f64;
+    /// e to the power of `self`.
+    fn exp(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+
+    /// Zero.
+    fn zero() -> Self {
+        Self::default()
+    }
+
+    /// The count of something, exactly.
+    fn count(n: usize) -> Self {
+        Self::of(n as f64)
+    }
+
+    /// `self` squared.
+    fn squared(self) -> Self {
+        self * self
+    }
+
+    /// The larger of `self` and zero; NaN stays NaN, so that a poisoned activation cannot hide behind a ReLU.
+    fn relu(self) -> Self {
+        if self <= Self::zero() { Self::zero() } else { self }
+    }
+}
+
+macro_rules! float {
+    ($t:ty) => {
+        impl Real for $t {
+            fn of(value: f64) -> Self {
+                value as $t
+            }
+            fn value(self) -> f64 {
+                f64::from(self)
+            }
+            fn exp(self) -> Self {
+                <$t>::exp(self)
+            }
+            fn sqrt(self) -> Self {
+                <$t>::sqrt(self)
+            }
+        }
+    };
+}
+float!(f32);
+float!(f64);
+
+/// Half a unit in the last place of `f32`, relative: the rounding error of one correctly rounded operation.
+pub const ROUNDING: f64 = 1.0 / 16_777_216.0;
+
+/// A number with a running estimate of the error that single-precision WGSL arithmetic makes on the way to it.
+///
+/// `value` is computed in `f64`. `variance` is the sum of the squares of all rounding errors made so far, each carried
+/// through the operations after it (first order, taken as independent: Higham, *Accuracy and Stability of Numerical
+/// Algorithms*, section 2.8), in units of [`ROUNDING`] squared. For a sum of K products this is at most `K * S^2`, S the sum of
+/// absolute products, so a limit of a few times [`Tracked::rms`] is tighter than the usual `4 * sqrt(K) * 2^-24 * S` and needs no
+/// K and S counted by hand. Operations that WGSL does not round correctly (division, square root, `exp`) add the error that the
+/// accuracy table of its specification allows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tracked {
+    value: f64,
+    variance: f64,
+}
+
+impl Tracked {
+    /// An estimate of the error of a single-precision computation of this value: the root of the summed squares.
+    #[must_use]
+    pub fn rms(self) -> f64 {
+        self.variance.sqrt() * ROUNDING
+    }
+
+    /// `value` with the carried variance and a fresh error of `half_ulps` roundings.
+    fn rounded(value: f64, carried: f64, half_ulps: f64) -> Self {
+        Self { value, variance: carried + (half_ulps * value).powi(2) }
+    }
+}
+
+impl PartialEq for Tracked {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl PartialOrd for Tracked {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        self.value.partial_cmp(&other.value)
+    }
+}
+
+impl Add for Tracked {
+    type Output = Self;
+    fn add(self, o: Self) -> Self {
+        // Adding to an exact zero is exact: the first term of every sum.
+        let exact = (self.value == 0.0 && self.variance == 0.0) || (o.value == 0.0 && o.variance == 0.0);
+        Self::rounded(self.value + o.value, self.variance + o.variance, if exact { 0.0 } else { 1.0 })
+    }
+}
+
+impl Sub for Tracked {
+    type Output = Self;
+    fn sub(self, o: Self) -> Self {
+        self + -o
+    }
+}
+
+impl Mul for Tracked {
+    type Output = Self;
+    fn mul(self, o: Self) -> Self {
+        let carried = self.variance * o.value * o.value + o.variance * self.value * self.value;
+        Self::rounded(self.value * o.value, carried, 1.0)
+    }
+}
+
+impl Div for Tracked {
+    type Output = Self;
+    fn div(self, o: Self) -> Self {
+        let q = self.value / o.value;
+        let carried = (self.variance + o.variance * q * q) / (o.value * o.value);
+        Self::rounded(q, carried, 5.0) // 2.5 ulp
+    }
+}
+
+impl Neg for Tracked {
+    type Output = Self;
+    fn neg(self) -> Self {
+        Self { value: -self.value, ..self }
+    }
+}
+
+impl AddAssign for Tracked {
+    fn add_assign(&mut self, o: Self) {
+        *self = *self + o;
+    }
+}
+
+impl Sum for Tracked {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self::default(), |a, b| a + b)
+    }
+}
+
+impl Real for Tracked {
+    fn of(value: f64) -> Self {
+        Self { value, variance: 0.0 }
+    }
+    fn value(self) -> f64 {
+        self.value
+    }
+    fn exp(self) -> Self {
+        let e = self.value.exp();
+        Self::rounded(e, self.variance * e * e, 2.0 * (3.0 + 2.0 * self.value.abs())) // 3 + 2|x| ulp
+    }
+    fn sqrt(self) -> Self {
+        let root = self.value.sqrt();
+        let carried = if root > 0.0 { self.variance / (4.0 * root * root) } else { 0.0 };
+        Self::rounded(root, carried, 9.0) // as 1.0 / inverseSqrt(x): 2.5 + 2 ulp
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_estimate_covers_f32_sums_and_stays_below_the_worst_case() {
+        for k in [10usize, 1000, 100_000] {
+            let term = |i: usize| ((i * 7919 % 1013) as f32 / 506.5 - 1.0, (i * 104_729 % 997) as f32 / 498.5 - 1.0);
+            let single: f32 = (0..k).map(|i| term(i).0 * term(i).1).sum();
+            let tracked: Tracked =
+                (0..k).map(|i| Tracked::of(f64::from(term(i).0)) * Tracked::of(f64::from(term(i).1))).sum();
+            let sum_abs: f64 = (0..k).map(|i| f64::from((term(i).0 * term(i).1).abs())).sum();
+            let error = (f64::from(single) - tracked.value()).abs();
+            assert!(error <= 8.0 * tracked.rms(), "k {k}: {error} > 8 * {}", tracked.rms());
+            assert!(tracked.rms() <= (k as f64).sqrt() * ROUNDING * sum_abs);
+        }
+    }
+
+    #[test]
+    fn a_dropped_term_is_seen() {
+        let k = 20_000;
+        let full: Tracked = (0..k).map(|i| Tracked::of(((i * 31 % 17) as f64 - 8.0) / 8.0)).sum();
+        assert!(8.0 * full.rms() < 0.5);
+    }
+}
