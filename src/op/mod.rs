@@ -12,7 +12,9 @@ use crate::shape::Spec;
 pub mod add;
 pub mod kernel;
 pub mod relu;
+pub use add::Add;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
+pub use relu::Relu;
 
 /// What an operand is to its operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
