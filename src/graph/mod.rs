@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::op::{Cost, Entry, Init, Op, Role};
+use crate::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role};
 use crate::shape::{Shape, Spec};
 
 pub mod plan;
@@ -249,6 +249,43 @@ impl Graph {
         self
     }
 
+    /// Appends the gradient norm and Adam over all parameters; needs the input `step` and the output `terms`, and adds the
+    /// output `norm` (global norm, finite flag).
+    pub fn with_adam(mut self, config: AdamConfig) -> Result<Self> {
+        let len = (self.region_bytes(Region::Params) / 4) as usize;
+        let [params, grads, m, v] =
+            [Region::Params, Region::Grads, Region::Moment1, Region::Moment2].map(|region| self.whole(region));
+        let (terms, step) = (self.output("terms")?, self.input("step")?);
+        let norm = self.add_value("grad_norm.norm".into(), Spec::flat(GradNorm::NORM_LEN), Home::Local);
+        let bound = vec![("grads", grads), ("terms", terms), ("norm", norm)];
+        self.push_forward("grad_norm", Arc::new(GradNorm::new(len)?), bound)?;
+        let bound = vec![("grads", grads), ("norm", norm), ("step", step), ("params", params), ("m", m), ("v", v)];
+        self.push_forward("adam", Arc::new(Adam::new(len, config)?), bound)?;
+        Ok(self.with_output("norm", norm))
+    }
+
+    fn push_forward(&mut self, name: &str, op: Arc<dyn Op>, bound: Vec<(&'static str, ValueId)>) -> Result<()> {
+        let entry = op.entries().forward;
+        self.push_node(name, op, entry, bound, vec![false; entry.writes.len()])
+    }
+
+    /// The same graph with only these outputs, without the nodes and inputs that they do not need. All tensors stay.
+    pub fn only(mut self, outputs: &[&str]) -> Result<Self> {
+        self.outputs = outputs.iter().map(|o| Ok(((*o).to_owned(), self.output(o)?))).collect::<Result<_>>()?;
+        let mut needed: HashSet<ValueId> = self.outputs.values().copied().collect();
+        let mut kept = Vec::new();
+        for node in self.nodes.drain(..).rev() {
+            if node.writes.iter().any(|v| needed.contains(v)) || !node.updates.is_empty() {
+                needed.extend(node.touches());
+                kept.push(node);
+            }
+        }
+        kept.reverse();
+        self.nodes = kept;
+        self.inputs.retain(|_, v| needed.contains(v));
+        Ok(self)
+    }
+
     fn add_value(&mut self, name: String, spec: Spec, home: Home) -> ValueId {
         self.values.push(Value { name, spec, home });
         ValueId(self.values.len() - 1)
@@ -265,7 +302,7 @@ impl Graph {
         let (mut bound, mut outputs) = (Vec::new(), Vec::new());
         let family = op.family();
         for operand in op.operands() {
-            let path = join(name, operand.name);
+            let path = format!("{name}.{}", operand.name);
             let value = match operand.role {
                 Role::Input | Role::Constant => {
                     let missing = || Error::shape(family, "inputs", format!("one for `{}`", operand.name), "none");
@@ -288,8 +325,7 @@ impl Graph {
         if given.next().is_some() {
             return Err(Error::shape(family, "inputs", bound.len(), inputs.len()).at_node(name));
         }
-        let entry = op.entries().forward;
-        self.push_node(name, op, entry, bound, vec![false; entry.writes.len()])?;
+        self.push_forward(name, op, bound)?;
         Ok(outputs)
     }
 
@@ -345,10 +381,6 @@ fn find(names: &BTreeMap<String, ValueId>, kind: &'static str, name: &str) -> Re
     })
 }
 
-fn join(scope: &str, name: &str) -> String {
-    if scope.is_empty() { name.to_owned() } else { format!("{scope}.{name}") }
-}
-
 /// Builds a forward graph.
 ///
 /// ```
@@ -367,7 +399,7 @@ fn join(scope: &str, name: &str) -> String {
 #[derive(Debug, Default)]
 pub struct Builder {
     graph: Graph,
-    scope: String,
+    scopes: Vec<String>,
 }
 
 impl Builder {
@@ -388,13 +420,18 @@ impl Builder {
         Ok(value)
     }
 
-    /// Runs `f` with `name` in front of the names of all nodes that it adds.
-    pub fn scoped<R>(&mut self, name: impl fmt::Display, f: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
-        let inner = join(&self.scope, &name.to_string());
-        let outer = std::mem::replace(&mut self.scope, inner);
-        let result = f(self);
-        self.scope = outer;
-        result
+    /// Puts `name` in front of the names of the nodes that follow, until [`Builder::scope_out`].
+    pub fn scope_in(&mut self, name: impl fmt::Display) {
+        self.scopes.push(name.to_string());
+    }
+
+    /// Leaves the innermost scope.
+    pub fn scope_out(&mut self) {
+        self.scopes.pop();
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.scopes.iter().map(String::as_str).chain([name]).collect::<Vec<_>>().join(".")
     }
 
     /// Adds the operation that `make` configures from the shapes of `inputs`, and returns its first output. Errors name the
@@ -405,7 +442,7 @@ impl Builder {
         inputs: &[ValueId],
         make: impl FnOnce(&[Shape]) -> Result<O>,
     ) -> Result<ValueId> {
-        let path = join(&self.scope, name);
+        let path = self.path(name);
         let shapes: Vec<_> = inputs.iter().map(|v| self.shape(*v)).collect();
         let op = make(&shapes).map_err(|e| e.at_node(&path))?;
         let outputs = self.graph.call(&path, Arc::new(op), inputs)?;
@@ -443,9 +480,4 @@ impl fmt::Display for Graph {
         }
         Ok(())
     }
-}
-
-/// Values that the given nodes read or write.
-pub(crate) fn touched(nodes: &[Node]) -> HashSet<ValueId> {
-    nodes.iter().flat_map(Node::touches).collect()
 }

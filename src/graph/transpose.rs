@@ -146,7 +146,7 @@ impl Walk {
         for name in entry.writes {
             let target = operand(node, operands, name)?;
             let value = node.operand(target.name)?;
-            let path = super::join(&node.name, name);
+            let path = format!("{}.{name}", node.name);
             let (grad, add) = match self.graph.value(value).home {
                 Home::Tensor(Region::Params, i) => {
                     let grad = self.graph.add_value(path, target.spec, Home::Tensor(Region::Grads, i));
