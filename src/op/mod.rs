@@ -9,10 +9,18 @@ use std::fmt;
 use crate::error::{Error, Result};
 use crate::shape::Spec;
 
+pub mod adam;
 pub mod add;
+pub mod elbo;
+pub mod grad_norm;
 pub mod kernel;
 pub mod relu;
+pub mod step;
+
+pub use adam::{Adam, AdamConfig};
 pub use add::Add;
+pub use elbo::Elbo;
+pub use grad_norm::GradNorm;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
 pub use relu::Relu;
 
@@ -247,6 +255,8 @@ pub enum Fill {
     Computed,
     /// One number, everywhere.
     Constant(f32),
+    /// These numbers in logical order, from the start again where the operand is longer.
+    Values(&'static [f32]),
 }
 
 /// A configured operation to check, with how to fill its operands.
@@ -302,4 +312,10 @@ impl fmt::Debug for Family {
 }
 
 /// The table of operations.
-pub static OPS: &[&Family] = &[&relu::FAMILY, &add::FAMILY];
+pub static OPS: &[&Family] = &[
+    &relu::FAMILY,
+    &add::FAMILY,
+    &elbo::FAMILY,
+    &grad_norm::FAMILY,
+    &adam::FAMILY,
+];
