@@ -10,8 +10,12 @@ use crate::error::{Error, Result};
 use crate::shape::Spec;
 
 pub mod add;
+pub mod global_avg_pool;
 pub mod kernel;
+pub mod pixels;
 pub mod relu;
+pub mod reparameterize;
+pub mod upsample;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
 
 /// What an operand is to its operation.
@@ -300,4 +304,11 @@ impl fmt::Debug for Family {
 }
 
 /// The table of operations.
-pub static OPS: &[&Family] = &[&relu::FAMILY, &add::FAMILY];
+pub static OPS: &[&Family] = &[
+    &relu::FAMILY,
+    &add::FAMILY,
+    &upsample::FAMILY,
+    &global_avg_pool::FAMILY,
+    &reparameterize::FAMILY,
+    &pixels::FAMILY,
+];
