@@ -12,17 +12,25 @@ use crate::shape::Spec;
 pub mod adam;
 pub mod add;
 pub mod elbo;
+pub mod global_avg_pool;
 pub mod grad_norm;
 pub mod kernel;
+pub mod pixels;
 pub mod relu;
+pub mod reparameterize;
 pub mod step;
+pub mod upsample;
 
 pub use adam::{Adam, AdamConfig};
 pub use add::Add;
 pub use elbo::Elbo;
+pub use global_avg_pool::GlobalAvgPool;
 pub use grad_norm::GradNorm;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
+pub use pixels::Pixels;
 pub use relu::Relu;
+pub use reparameterize::Reparameterize;
+pub use upsample::Upsample;
 
 /// What an operand is to its operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -315,6 +323,10 @@ impl fmt::Debug for Family {
 pub static OPS: &[&Family] = &[
     &relu::FAMILY,
     &add::FAMILY,
+    &upsample::FAMILY,
+    &global_avg_pool::FAMILY,
+    &reparameterize::FAMILY,
+    &pixels::FAMILY,
     &elbo::FAMILY,
     &grad_norm::FAMILY,
     &adam::FAMILY,
