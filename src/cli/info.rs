@@ -38,7 +38,7 @@ impl InfoArgs {
         let (graph, plan) = config.plan(self.batch, Mode::Train, &profile, &self.plan.options()?)?;
         out(format_args!("{:<58} {:<22} {:>10}", "tensor", "shape", "numbers"))?;
         for tensor in graph.params() {
-            let dims = crate::model::torch_dims(&tensor.spec);
+            let dims = tensor.spec.torch_dims();
             out(format_args!("{:<58} {:<22} {:>10}", tensor.name, format!("{dims:?}"), tensor.spec.len()))?;
         }
         out(format_args!("parameters: {}", graph.parameter_count()))?;

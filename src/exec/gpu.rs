@@ -90,10 +90,12 @@ impl GpuExecutor {
     fn arrived(&mut self, done: Vec<(u64, Vec<u8>)>) -> Result<()> {
         for (ticket, bytes) in done {
             let at = self.pending.iter().position(|(t, _)| *t == ticket);
-            let (_, specs) = at.map(|at| self.pending.remove(at)).ok_or_else(|| Error::bug("a report nobody asked for"))?;
+            let (_, specs) =
+                at.map(|at| self.pending.remove(at)).ok_or_else(|| Error::bug("a report nobody asked for"))?;
             let (mut values, mut rest) = (Vec::new(), bytes.as_slice());
             for spec in specs {
-                let (head, tail) = rest.split_at_checked(spec.device_bytes()).ok_or_else(|| Error::bug("short report"))?;
+                let (head, tail) =
+                    rest.split_at_checked(spec.device_bytes()).ok_or_else(|| Error::bug("short report"))?;
                 values.push(spec.unpack(head)?);
                 rest = tail;
             }
@@ -125,7 +127,8 @@ impl Shared {
                 }
             }
         }
-        let slots = sizes.iter().enumerate().map(|(i, &b)| gpu.buffer(&format!("slot {i}"), b)).collect::<Result<_>>()?;
+        let slots =
+            sizes.iter().enumerate().map(|(i, &b)| gpu.buffer(&format!("slot {i}"), b)).collect::<Result<_>>()?;
         let mut regions = [const { None }; 5];
         for region in Region::ALL {
             let used = |graph: &Graph| {

@@ -11,11 +11,11 @@ use crate::graph::{Graph, Region};
 
 pub mod cpu;
 pub mod gpu;
-pub mod runner;
+// pub mod runner;
 
 pub use cpu::CpuExecutor;
 pub use gpu::GpuExecutor;
-pub use runner::{Device, Evaluation, Runner, StepInput, StepReport};
+// pub use runner::{Device, Evaluation, Runner, StepInput, StepReport};
 
 /// A graph of an executor, by its number in the list that the executor was made from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -72,7 +72,10 @@ pub(crate) fn check_same_tensors(graphs: &[Graph]) -> Result<()> {
         for region in [Region::Params, Region::States] {
             let (first, other) = (graphs[0].tensors(region), graph.tensors(region));
             if let Some(((a, b), i)) = first.iter().zip(other).zip(0..).find(|((a, b), _)| a != b) {
-                return Err(Error::Graph(format!("{region} {i} is `{}` in one graph and `{}` in another", a.name, b.name)));
+                return Err(Error::Graph(format!(
+                    "{region} {i} is `{}` in one graph and `{}` in another",
+                    a.name, b.name
+                )));
             }
             // A graph for inference may leave out running statistics, never have others.
             if first.len() != other.len() {
@@ -91,7 +94,12 @@ pub(crate) fn check_tensors(graph: &Graph, region: Region, tensors: &[Vec<f32>])
     }
     for (tensor, data) in expected.iter().zip(tensors) {
         if tensor.spec.len() != data.len() {
-            return Err(Error::shape("upload", format!("elements of `{}`", tensor.name), tensor.spec.len(), data.len()));
+            return Err(Error::shape(
+                "upload",
+                format!("elements of `{}`", tensor.name),
+                tensor.spec.len(),
+                data.len(),
+            ));
         }
     }
     Ok(())

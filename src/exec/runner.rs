@@ -61,6 +61,7 @@ pub struct Runner {
     config: VaeConfig,
     programs: Vec<(usize, Mode)>,
     memory: Option<Memory>,
+    dispatches: usize,
     step: u64,
     /// Ticket and step of training steps that have not been reported.
     pending: Vec<(u64, u64)>,
@@ -70,25 +71,27 @@ impl Runner {
     /// Puts the model on a device, with a program for each batch size and mode. All tensors are zero until [`Runner::init`] or
     /// [`Runner::upload`].
     pub fn new(config: VaeConfig, programs: &[(usize, Mode)], device: &Device, options: &plan::Options) -> Result<Self> {
-        let (exec, memory): (Box<dyn Executor>, _) = match device {
+        let (exec, memory, dispatches): (Box<dyn Executor>, _, _) = match device {
             Device::Cpu => {
                 let graphs = programs.iter().map(|&(batch, mode)| config.graph(batch, mode)).collect::<Result<_>>()?;
-                (Box::new(CpuExecutor::<f32>::new(graphs)?), None)
+                (Box::new(CpuExecutor::<f32>::new(graphs)?), None, 0)
             }
             Device::Gpu(gpu) => {
                 let mut graphs = Vec::new();
                 let mut memory = None::<Memory>;
+                let mut dispatches = 0;
                 for &(batch, mode) in programs {
                     let (graph, plan) = config.plan(batch, mode, gpu.profile(), options)?;
                     if memory.is_none_or(|m| m.total() < plan.memory.total()) {
                         memory = Some(plan.memory);
+                        dispatches = plan.dispatches.len();
                     }
                     graphs.push(graph);
                 }
-                (Box::new(GpuExecutor::new(Arc::clone(gpu), graphs, options)?), memory)
+                (Box::new(GpuExecutor::new(Arc::clone(gpu), graphs, options)?), memory, dispatches)
             }
         };
-        Ok(Self { exec, config, programs: programs.to_vec(), memory, step: 0, pending: Vec::new() })
+        Ok(Self { exec, config, programs: programs.to_vec(), memory, dispatches, step: 0, pending: Vec::new() })
     }
 
     /// First values of all tensors, from the seed alone; moments are zero and the next step is step 0.
@@ -111,6 +114,12 @@ impl Runner {
     #[must_use]
     pub fn memory(&self) -> Option<&Memory> {
         self.memory.as_ref()
+    }
+
+    /// Dispatches of the largest program, where the device has a plan.
+    #[must_use]
+    pub fn dispatches(&self) -> usize {
+        self.dispatches
     }
 
     /// Device, driver and backend, for people.

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role};
+use crate::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role, spec_of};
 use crate::shape::{Shape, Spec};
 
 pub mod plan;
@@ -256,9 +256,10 @@ impl Graph {
         let [params, grads, m, v] =
             [Region::Params, Region::Grads, Region::Moment1, Region::Moment2].map(|region| self.whole(region));
         let (terms, step) = (self.output("terms")?, self.input("step")?);
-        let norm = self.add_value("grad_norm.norm".into(), Spec::flat(GradNorm::NORM_LEN), Home::Local);
+        let grad_norm = GradNorm::new(len)?;
+        let norm = self.add_value("grad_norm.norm".into(), spec_of(&grad_norm, "norm")?, Home::Local);
         let bound = vec![("grads", grads), ("terms", terms), ("norm", norm)];
-        self.push_forward("grad_norm", Arc::new(GradNorm::new(len)?), bound)?;
+        self.push_forward("grad_norm", Arc::new(grad_norm), bound)?;
         let bound = vec![("grads", grads), ("norm", norm), ("step", step), ("params", params), ("m", m), ("v", v)];
         self.push_forward("adam", Arc::new(Adam::new(len, config)?), bound)?;
         Ok(self.with_output("norm", norm))
