@@ -124,6 +124,22 @@ impl VaeConfig {
     /// (`[batch, latent]`), `z` (likewise), `step` ([`StepScalars`]). Outputs likewise: `terms` (total, recon, kl), `h`
     /// (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite flag).
     pub fn graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
+        let (graph, loss) = self.forward(batch, mode)?;
+        match mode {
+            Mode::Train => graph.with_gradients(&[Root::Loss(loss)], &[])?.with_adam(AdamConfig::default()),
+            Mode::Evaluate => Ok(graph),
+            Mode::Encode => graph.only(&["h"]),
+            Mode::Decode => graph.only(&["mean"]),
+        }
+    }
+
+    /// The training graph without the update: loss and all gradients.
+    pub fn gradient_graph(&self, batch: usize) -> Result<Graph> {
+        let (graph, loss) = self.forward(batch, Mode::Train)?;
+        graph.with_gradients(&[Root::Loss(loss)], &[])
+    }
+
+    fn forward(&self, batch: usize, mode: Mode) -> Result<(Graph, ValueId)> {
         self.check()?;
         let training = mode == Mode::Train;
         let mut net = Net { b: Builder::new(), config: *self, training };
@@ -140,13 +156,7 @@ impl VaeConfig {
         let mean = net.decoder(z)?;
         let step = net.b.input("step", Spec::flat(StepScalars::LEN))?;
         let terms = net.b.apply("loss", &[x, mean, h, step], |s| Elbo::new(s[0], s[1], s[2], training))?;
-        let graph = net.b.output("mean", mean).output("h", h).output("terms", terms).build();
-        match mode {
-            Mode::Train => graph.with_gradients(&[Root::Loss(terms)], &[])?.with_adam(AdamConfig::default()),
-            Mode::Evaluate => Ok(graph),
-            Mode::Encode => graph.only(&["h"]),
-            Mode::Decode => graph.only(&["mean"]),
-        }
+        Ok((net.b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
     }
 
     /// The graph and plan for a device, or the refusal that names the largest batch that fits.
