@@ -1,5 +1,6 @@
 //! vae-wgpu
 pub mod error;
+pub mod gpu;
 pub mod op;
 pub mod real;
 pub mod rng;
