@@ -12,10 +12,14 @@ use crate::shape::Spec;
 pub mod adam;
 pub mod add;
 pub mod elbo;
+pub mod global_avg_pool;
 pub mod grad_norm;
 pub mod kernel;
+pub mod pixels;
 pub mod relu;
+pub mod reparameterize;
 pub mod step;
+pub mod upsample;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
 
 /// What an operand is to its operation.
@@ -306,4 +310,14 @@ impl fmt::Debug for Family {
 }
 
 /// The table of operations.
-pub static OPS: &[&Family] = &[&relu::FAMILY, &add::FAMILY, &elbo::FAMILY, &grad_norm::FAMILY, &adam::FAMILY];
+pub static OPS: &[&Family] = &[
+    &relu::FAMILY,
+    &add::FAMILY,
+    &elbo::FAMILY,
+    &grad_norm::FAMILY,
+    &adam::FAMILY,
+    &upsample::FAMILY,
+    &global_avg_pool::FAMILY,
+    &reparameterize::FAMILY,
+    &pixels::FAMILY,
+];
