@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::shape::Spec;
 
 pub mod add;
+pub mod batch_norm;
+mod columns;
 pub mod global_avg_pool;
 pub mod kernel;
 pub mod pixels;
@@ -307,6 +309,7 @@ impl fmt::Debug for Family {
 pub static OPS: &[&Family] = &[
     &relu::FAMILY,
     &add::FAMILY,
+    &batch_norm::FAMILY,
     &upsample::FAMILY,
     &global_avg_pool::FAMILY,
     &reparameterize::FAMILY,
