@@ -11,6 +11,8 @@ use crate::shape::Spec;
 
 pub mod adam;
 pub mod add;
+pub mod batch_norm;
+pub mod columns;
 pub mod elbo;
 pub mod global_avg_pool;
 pub mod grad_norm;
@@ -23,6 +25,7 @@ pub mod upsample;
 
 pub use adam::{Adam, AdamConfig};
 pub use add::Add;
+pub use batch_norm::{BatchNorm, BatchNormConfig};
 pub use elbo::Elbo;
 pub use global_avg_pool::GlobalAvgPool;
 pub use grad_norm::GradNorm;
@@ -321,6 +324,7 @@ impl fmt::Debug for Family {
 
 /// The table of operations.
 pub static OPS: &[&Family] = &[
+    &batch_norm::FAMILY,
     &relu::FAMILY,
     &add::FAMILY,
     &upsample::FAMILY,
