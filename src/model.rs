@@ -66,9 +66,9 @@ impl Default for VaeConfig {
 }
 
 /// Epsilon of both normalisations.
-const NORM_EPS: f32 = 1e-5;
+const NORM_EPS: f64 = 1e-5;
 /// Momentum of batch norm's running statistics.
-const NORM_MOMENTUM: f32 = 0.1;
+const NORM_MOMENTUM: f64 = 0.1;
 
 /// What a graph of the model computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
