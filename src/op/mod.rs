@@ -15,6 +15,7 @@ mod columns;
 pub mod global_avg_pool;
 pub mod kernel;
 pub mod pixels;
+pub mod position_norm;
 pub mod relu;
 pub mod reparameterize;
 pub mod upsample;
@@ -310,6 +311,7 @@ pub static OPS: &[&Family] = &[
     &relu::FAMILY,
     &add::FAMILY,
     &batch_norm::FAMILY,
+    &position_norm::FAMILY,
     &upsample::FAMILY,
     &global_avg_pool::FAMILY,
     &reparameterize::FAMILY,
