@@ -102,8 +102,7 @@ fn a_batch_that_cannot_fit_is_refused_with_the_largest_that_does() {
 
 #[test]
 fn the_default_model_fits_webgpus_default_limits() {
-    let (graph, plan) =
-        VaeConfig::default().plan(128, Mode::Train, &Profile::WEBGPU, &Options::default()).unwrap();
+    let (graph, plan) = VaeConfig::default().plan(128, Mode::Train, &Profile::WEBGPU, &Options::default()).unwrap();
     plan.verify(&graph).unwrap();
     assert!(plan.memory.largest <= 128 << 20);
     assert!(plan.memory.slots * 2 < plan.memory.unshared, "{}", plan.memory);

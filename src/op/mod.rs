@@ -12,12 +12,13 @@ use crate::shape::Spec;
 pub mod adam;
 pub mod add;
 pub mod batch_norm;
-pub mod columns;
+mod columns;
 pub mod elbo;
 pub mod global_avg_pool;
 pub mod grad_norm;
 pub mod kernel;
 pub mod pixels;
+pub mod position_norm;
 pub mod relu;
 pub mod reparameterize;
 pub mod step;
@@ -31,6 +32,7 @@ pub use global_avg_pool::GlobalAvgPool;
 pub use grad_norm::GradNorm;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
 pub use pixels::Pixels;
+pub use position_norm::{PositionNorm, PositionNormConfig};
 pub use relu::Relu;
 pub use reparameterize::Reparameterize;
 pub use upsample::Upsample;
@@ -327,6 +329,7 @@ pub static OPS: &[&Family] = &[
     &batch_norm::FAMILY,
     &relu::FAMILY,
     &add::FAMILY,
+    &position_norm::FAMILY,
     &upsample::FAMILY,
     &global_avg_pool::FAMILY,
     &reparameterize::FAMILY,
