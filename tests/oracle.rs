@@ -16,12 +16,8 @@ use libtest_mimic::{Arguments, Trial};
 use vae_wgpu::gpu::{Gpu, Options};
 use vae_wgpu::op::adam::{Adam, AdamConfig};
 use vae_wgpu::op::batch_norm::{BatchNorm, BatchNormConfig};
-use vae_wgpu::op::conv_transpose2d::ConvTranspose2d;
-use vae_wgpu::op::conv2d::Conv2d;
 use vae_wgpu::op::elbo::Elbo;
 use vae_wgpu::op::global_avg_pool::GlobalAvgPool;
-use vae_wgpu::op::linear::Linear;
-use vae_wgpu::op::position_norm::{PositionNorm, PositionNormConfig};
 use vae_wgpu::op::relu::Relu;
 use vae_wgpu::op::reparameterize::Reparameterize;
 use vae_wgpu::op::step::StepScalars;
@@ -88,37 +84,7 @@ impl Plan {
         let layer = ["x", "weight", "bias", "dy"];
         let layer_results = ["y", "dx", "dweight", "dbias"];
         match case.op.as_str() {
-            "conv2d" => {
-                let op = Conv2d::new(
-                    picture(case, "in_c")?,
-                    case.size("out_c")?,
-                    case.size("kernel")?,
-                    case.size("stride")?,
-                    case.size("padding")?,
-                )?;
-                Self::simple(case, op, &layer, &layer_results)
-            }
-            "conv_transpose2d" => {
-                let op = ConvTranspose2d::new(
-                    picture(case, "in_c")?,
-                    case.size("out_c")?,
-                    case.size("kernel")?,
-                    case.size("stride")?,
-                    case.size("padding")?,
-                )?;
-                Self::simple(case, op, &layer, &layer_results)
-            }
-            "linear" => {
-                let row =
-                    |features| Ok::<_, anyhow::Error>(Shape::new(case.size("batch")?, case.size(features)?, 1, 1));
-                Self::simple(case, Linear::new(row("in_f")?, row("out_f")?)?, &layer, &layer_results)
-            }
             "batch_norm_train" | "batch_norm_eval" => Self::batch_norm(case),
-            "position_norm" => {
-                let config = PositionNormConfig { eps: case.number("eps")?, relu: false };
-                let op = PositionNorm::new(picture(case, "channels")?, config)?;
-                Self::simple(case, op, &layer, &layer_results)
-            }
             "relu" => {
                 let mut sizes = [1; 4];
                 for (size, n) in sizes.iter_mut().zip(case.numbers("shape")?) {

@@ -11,6 +11,7 @@ use crate::shape::Spec;
 
 pub mod adam;
 pub mod add;
+pub mod batch_norm;
 pub mod elbo;
 pub mod global_avg_pool;
 pub mod grad_norm;
@@ -311,11 +312,12 @@ impl fmt::Debug for Family {
 
 /// The table of operations.
 pub static OPS: &[&Family] = &[
-    &relu::FAMILY,
-    &add::FAMILY,
     &elbo::FAMILY,
     &grad_norm::FAMILY,
     &adam::FAMILY,
+    &batch_norm::FAMILY,
+    &relu::FAMILY,
+    &add::FAMILY,
     &upsample::FAMILY,
     &global_avg_pool::FAMILY,
     &reparameterize::FAMILY,
