@@ -19,8 +19,11 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 
 /// The library files that `#import` knows.
-const LIBRARY: &[(&str, &str)] =
-    &[("grid", include_str!("../shaders/lib/grid.wgsl")), ("tree_sum", include_str!("../shaders/lib/tree_sum.wgsl"))];
+const LIBRARY: &[(&str, &str)] = &[
+    ("conv_product", include_str!("../shaders/lib/conv_product.wgsl")),
+    ("grid", include_str!("../shaders/lib/grid.wgsl")),
+    ("tree_sum", include_str!("../shaders/lib/tree_sum.wgsl")),
+];
 
 /// Expands `source` (named `file` in errors) with the given defines.
 pub fn expand(file: &str, source: &str, defines: &[(&str, i64)]) -> Result<String> {

@@ -10,7 +10,12 @@ use crate::error::{Error, Result};
 use crate::shape::Spec;
 
 pub mod add;
+mod column_sum;
+pub mod conv2d;
+mod conv_core;
+pub mod conv_transpose2d;
 pub mod kernel;
+pub mod linear;
 pub mod relu;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
 
@@ -300,4 +305,5 @@ impl fmt::Debug for Family {
 }
 
 /// The table of operations.
-pub static OPS: &[&Family] = &[&relu::FAMILY, &add::FAMILY];
+pub static OPS: &[&Family] =
+    &[&relu::FAMILY, &add::FAMILY, &conv2d::FAMILY, &conv_transpose2d::FAMILY, &linear::FAMILY];
