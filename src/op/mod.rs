@@ -12,6 +12,7 @@ use crate::shape::Spec;
 pub mod adam;
 pub mod add;
 pub mod batch_norm;
+mod columns;
 pub mod elbo;
 pub mod global_avg_pool;
 pub mod grad_norm;
