@@ -18,11 +18,24 @@ pub mod global_avg_pool;
 pub mod grad_norm;
 pub mod kernel;
 pub mod pixels;
+pub mod position_norm;
 pub mod relu;
 pub mod reparameterize;
 pub mod step;
 pub mod upsample;
+
+pub use adam::{Adam, AdamConfig};
+pub use add::Add;
+pub use batch_norm::{BatchNorm, BatchNormConfig};
+pub use elbo::Elbo;
+pub use global_avg_pool::GlobalAvgPool;
+pub use grad_norm::GradNorm;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
+pub use pixels::Pixels;
+pub use position_norm::{PositionNorm, PositionNormConfig};
+pub use relu::Relu;
+pub use reparameterize::Reparameterize;
+pub use upsample::Upsample;
 
 /// What an operand is to its operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -319,8 +332,12 @@ pub static OPS: &[&Family] = &[
     &batch_norm::FAMILY,
     &relu::FAMILY,
     &add::FAMILY,
+    &position_norm::FAMILY,
     &upsample::FAMILY,
     &global_avg_pool::FAMILY,
     &reparameterize::FAMILY,
     &pixels::FAMILY,
+    &elbo::FAMILY,
+    &grad_norm::FAMILY,
+    &adam::FAMILY,
 ];
