@@ -35,6 +35,8 @@ pub mod graph;
 
 pub mod exec;
 
+pub mod check;
+
 // #[doc(hidden)]
 // pub mod cli;
 

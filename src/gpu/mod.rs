@@ -22,6 +22,7 @@ pub use timing::{Span, Timer};
 
 use crate::error::{Error, Result};
 use crate::op::Profile;
+use crate::op::kernel::fold_grid;
 
 /// How a device is opened.
 #[derive(Clone, Debug)]
@@ -30,7 +31,8 @@ pub struct Options {
     pub select: Select,
     /// Ask for WebGPU's default limits and no optional feature: what every implementation has. Off by default.
     pub webgpu_defaults: bool,
-    /// An artificially low bound of workgroups in one dimension of a dispatch, for tests of grid folding. None by default.
+    /// An artificially low bound of workgroups in one dimension of a dispatch, for tests of grid folding.
+    /// None by default.
     pub max_workgroups: Option<u32>,
     /// Ask for timestamp queries where the adapter has them. On by default.
     pub timestamps: bool,
@@ -220,6 +222,13 @@ impl Gpu {
             command_encoders: hub.command_encoders.num_allocated,
             command_buffers: hub.command_buffers.num_allocated,
         }
+    }
+
+    /// Folds `count` workgroups. An artificially low bound gives way where a dispatch would not fit under it.
+    fn grid(&self, count: usize) -> Result<[u32; 3]> {
+        let root = u32::try_from(count.isqrt() + 1).unwrap_or(u32::MAX);
+        let max = self.device.limits().max_compute_workgroups_per_dimension;
+        fold_grid(count, self.profile().max_workgroups.max(root.min(max)))
     }
 
     /// Runs `f` inside error scopes; `context` says in the error what was being done.

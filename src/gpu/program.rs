@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Gpu, Timer, lock};
 use crate::error::{Error, Result};
-use crate::op::kernel::{Access, Dispatch, Kernel, fold_grid};
+use crate::op::kernel::{Access, Dispatch, Kernel};
 
 /// A range of a buffer, bound to a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -67,11 +67,12 @@ pub(super) struct Pipeline {
 
 type Defines = &'static [(&'static str, i64)];
 
-/// A shader module is a file with its defines.
+/// A shader module is a file with its defines; one that was rewritten belongs to a single kernel (name, variant).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ModuleKey {
     file: &'static str,
     defines: Defines,
+    kernel: Option<(&'static str, &'static str)>,
 }
 
 /// A pipeline is an entry point of a module with its interface and its overrides, compared as bits.
@@ -85,10 +86,11 @@ pub(super) struct PipelineKey {
 }
 
 impl PipelineKey {
-    fn new(dispatch: &Dispatch) -> Self {
+    fn new(dispatch: &Dispatch, rewritten: bool) -> Self {
         let Kernel { name, variant, file, entry, defines, .. } = *dispatch.kernel;
         let overrides = dispatch.overrides.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        Self { module: ModuleKey { file, defines }, name, variant, entry, overrides }
+        let module = ModuleKey { file, defines, kernel: rewritten.then_some((name, variant)) };
+        Self { module, name, variant, entry, overrides }
     }
 }
 
@@ -113,7 +115,7 @@ impl Program {
             let Kernel { name, variant, .. } = *step.dispatch.kernel;
             ready.push(Ready {
                 bind_group: bind_group(gpu, step, &pipeline.layout, params.as_ref().zip(offset))?,
-                grid: fold_grid(step.dispatch.workgroups, gpu.profile().max_workgroups)?,
+                grid: gpu.grid(step.dispatch.workgroups)?,
                 name: StepName { label: step.label.clone(), kernel: name, variant },
                 pipeline,
             });
@@ -255,8 +257,8 @@ fn bind_group(
 
 /// The pipeline of each step.
 fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Result<Vec<Arc<Pipeline>>> {
-    let keys: Vec<_> = steps.iter().map(|step| PipelineKey::new(step.dispatch)).collect();
     let cached = rewrite.is_none();
+    let keys: Vec<_> = steps.iter().map(|step| PipelineKey::new(step.dispatch, !cached)).collect();
     let (mut modules, mut pipelines) =
         if cached { (lock(&gpu.modules).clone(), lock(&gpu.pipelines).clone()) } else { Default::default() };
 

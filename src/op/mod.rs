@@ -12,7 +12,7 @@ use crate::shape::Spec;
 pub mod adam;
 pub mod add;
 pub mod batch_norm;
-mod columns;
+pub mod columns;
 pub mod elbo;
 pub mod global_avg_pool;
 pub mod grad_norm;
@@ -326,13 +326,10 @@ impl fmt::Debug for Family {
 
 /// The table of operations.
 pub static OPS: &[&Family] = &[
-    &elbo::FAMILY,
-    &grad_norm::FAMILY,
-    &adam::FAMILY,
     &batch_norm::FAMILY,
+    &position_norm::FAMILY,
     &relu::FAMILY,
     &add::FAMILY,
-    &position_norm::FAMILY,
     &upsample::FAMILY,
     &global_avg_pool::FAMILY,
     &reparameterize::FAMILY,
