@@ -14,15 +14,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Trial};
 use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::adam::{Adam, AdamConfig};
-use vae_wgpu::op::batch_norm::{BatchNorm, BatchNormConfig};
-use vae_wgpu::op::elbo::Elbo;
-use vae_wgpu::op::global_avg_pool::GlobalAvgPool;
-use vae_wgpu::op::relu::Relu;
-use vae_wgpu::op::reparameterize::Reparameterize;
 use vae_wgpu::op::step::StepScalars;
-use vae_wgpu::op::upsample::Upsample;
-use vae_wgpu::op::{Entry, Op};
+use vae_wgpu::op::{
+    Adam, AdamConfig, BatchNorm, BatchNormConfig, Elbo, Entry, GlobalAvgPool, Op, PositionNorm, PositionNormConfig,
+    Relu, Reparameterize, Upsample,
+};
 use vae_wgpu::shape::Shape;
 
 use crate::entry::{Engine, Values};
@@ -85,6 +81,11 @@ impl Plan {
         let layer_results = ["y", "dx", "dweight", "dbias"];
         match case.op.as_str() {
             "batch_norm_train" | "batch_norm_eval" => Self::batch_norm(case),
+            "position_norm" => {
+                let config = PositionNormConfig { eps: case.number("eps")?, relu: false };
+                let op = PositionNorm::new(picture(case, "channels")?, config)?;
+                Self::simple(case, op, &layer, &layer_results)
+            }
             "relu" => {
                 let mut sizes = [1; 4];
                 for (size, n) in sizes.iter_mut().zip(case.numbers("shape")?) {
