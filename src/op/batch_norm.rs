@@ -6,7 +6,7 @@ use super::columns::{Columns, Params};
 use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered};
 use super::{Case, Cost, Entries, Entry, Family, Fill, Init, Op, Operand, Role, Shift, Target, no_such_entry};
 use crate::error::{Error, Result};
-use crate::real::Real;
+use crate::real::{Real, blocked_sum};
 use crate::shape::{Shape, Spec};
 
 /// How a [`BatchNorm`] normalizes.
@@ -68,8 +68,8 @@ impl BatchNorm {
         let count = T::count(self.shape.pixels());
         let planes = || self.planes(channel).filter_map(|plane| x.get(plane)).flatten();
         let shift = planes().next().copied().unwrap_or_default();
-        let offset = planes().map(|x| *x - shift).sum::<T>() / count;
-        let squares = planes().map(|x| (*x - shift - offset).squared()).sum::<T>();
+        let offset = blocked_sum(planes().map(|x| *x - shift)) / count;
+        let squares = blocked_sum(planes().map(|x| (*x - shift - offset).squared()));
         (shift, offset, self.inverse_std(squares / count), squares)
     }
 

@@ -334,6 +334,9 @@ impl fmt::Debug for Family {
 
 /// The table of operations.
 <<<<<<< HEAD
+<<<<<<< HEAD
+=======
+>>>>>>> misc
 pub static OPS: &[&Family] = &[
     &conv2d::FAMILY,
     &conv_transpose2d::FAMILY,
