@@ -13,7 +13,7 @@
 //! | floor | modules |
 //! | --- | --- |
 //! | 5 | `cli` |
-//! | 4 | [`check`] |
+//! | 4 | [`check`], [`bench`] |
 //! | 3 | [`exec`] |
 //! | 2 | [`gpu`]; [`graph`], [`model`] |
 //! | 1 | [`op`] |
@@ -31,13 +31,14 @@ pub mod op;
 
 pub mod gpu;
 pub mod graph;
-// pub mod model;
+pub mod model;
 
 pub mod exec;
 
+pub mod bench;
 pub mod check;
 
-// #[doc(hidden)]
-// pub mod cli;
+#[doc(hidden)]
+pub mod cli;
 
 pub use error::{Error, Result};

@@ -243,6 +243,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("gpu", 3),
     ("exec", 5),
     ("check", 6),
+    ("bench", 6),
     ("cli", 7),
 ];
 

@@ -4,6 +4,10 @@
 //!
 //! Without an adapter the kernel checks are reported as ignored; `VAE_WGPU_REQUIRE_GPU=1` turns that into a failure.
 
+#[path = "common/gpu.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod gpu;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -39,18 +43,9 @@ fn trial(check: Check, suffix: &str, gpu: Option<Arc<Gpu>>) -> Trial {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let checks = suite().expect("the table of operations builds its cases");
-    let mut trials = Vec::new();
     let devices = devices();
-    match &devices {
-        Ok(devices) => devices.iter().for_each(|(suffix, gpu)| eprintln!("adapter{suffix}: {}", gpu.facts())),
-        Err(error) => {
-            eprintln!("{error}");
-            if std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0") {
-                let message = error.to_string();
-                trials.push(Trial::test("an_adapter_is_there", || Err(Failed::from(message))));
-            }
-        }
-    }
+    let name = |devices: &Vec<(&str, Arc<Gpu>)>| devices.first().map(|(_, gpu)| gpu.facts().to_string()).unwrap_or_default();
+    let mut trials = gpu::announce(&devices, name);
     for check in checks {
         match &devices {
             Ok(devices) if check.needs_gpu() => {

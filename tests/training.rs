@@ -1,8 +1,12 @@
 //! Whole training steps on the adapter: against the CPU reference, bit for bit against themselves, and without leaks.
 
+#[path = "common/gpu.rs"]
 mod common;
 
+use std::process::ExitCode;
 use std::sync::Arc;
+
+use libtest_mimic::Arguments;
 
 use vae_wgpu::exec::{Device, Runner, StepInput, StepReport};
 use vae_wgpu::gpu::{Gpu, Options as GpuOptions};
@@ -206,8 +210,10 @@ fn webgpus_default_limits_are_enough(_: &Arc<Gpu>) {
     assert!(report.finite && report.total > 0.5 && report.total < 3.0, "{report:?}");
 }
 
-fn main() {
-    common::run_on_gpu(vec![
+fn main() -> ExitCode {
+    let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
+    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
+    let tests: [(&str, fn(&Arc<Gpu>)); 10] = [
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
@@ -218,5 +224,9 @@ fn main() {
         ("one_batch_is_learned_by_heart", one_batch_is_learned_by_heart),
         ("every_variant_trains_alike", every_variant_trains_alike),
         ("webgpus_default_limits_are_enough", webgpus_default_limits_are_enough),
-    ]);
+    ];
+    for (name, test) in tests {
+        trials.push(common::trial(name, device.as_ref().ok().cloned(), test));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

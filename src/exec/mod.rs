@@ -11,11 +11,11 @@ use crate::graph::{Graph, Region};
 
 pub mod cpu;
 pub mod gpu;
-// pub mod runner;
+pub mod runner;
 
 pub use cpu::CpuExecutor;
 pub use gpu::GpuExecutor;
-// pub use runner::{Device, Evaluation, Runner, StepInput, StepReport};
+pub use runner::{Device, Evaluation, Runner, StepInput, StepReport};
 
 /// A graph of an executor, by its number in the list that the executor was made from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
