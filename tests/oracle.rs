@@ -5,6 +5,8 @@
 
 #[path = "common/entry.rs"]
 mod entry;
+#[path = "common/graphs.rs"]
+mod graphs;
 #[path = "common/oracle.rs"]
 mod oracle;
 
@@ -309,6 +311,14 @@ fn trial(name: String, case: Arc<OracleCase>, engine: impl Fn() -> Result<String
     })
 }
 
+fn run(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<Gpu>>) -> Result<String> {
+    match (case.kind.as_str(), case.op.as_str()) {
+        ("model", _) => graphs::model(case, engine, gpu),
+        (_, "block") => graphs::block(case, engine, gpu),
+        _ => Plan::of(case)?.run(case, engine),
+    }
+}
+
 fn trials() -> Result<Vec<Trial>> {
     let folder = oracle::folder();
     let cases = oracle::load(&folder)?;
@@ -320,20 +330,20 @@ fn trials() -> Result<Vec<Trial>> {
     }
     let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
     let mut trials = Vec::new();
-    // Blocks and models are graphs: `tests/model.rs`.
-    for case in cases.into_iter().filter(|c| c.kind == "op" && c.op != "block") {
+    for case in cases {
         let case = Arc::new(case);
-        let name = |engine: &str| format!("{}/{} {engine}", case.op, case.name);
+        let family = if case.kind == "model" { "model" } else { &case.op };
+        let name = |engine: &str| format!("{family}/{} {engine}", case.name);
         let on = |engine: Engine<'static>| {
             let case = Arc::clone(&case);
-            move || Plan::of(&case)?.run(&case, engine)
+            move || run(&case, engine, None)
         };
         trials.push(trial(name("f64"), Arc::clone(&case), on(Engine::F64)));
         trials.push(trial(name("f32"), Arc::clone(&case), on(Engine::F32)));
         trials.push(match &gpu {
             Ok(gpu) => {
                 let (gpu, inner) = (Arc::clone(gpu), Arc::clone(&case));
-                trial(name("gpu"), Arc::clone(&case), move || Plan::of(&inner)?.run(&inner, Engine::Gpu(&gpu)))
+                trial(name("gpu"), Arc::clone(&case), move || run(&inner, Engine::Gpu(&gpu), Some(&gpu)))
             }
             Err(error) => {
                 let error = error.to_string();
