@@ -333,10 +333,6 @@ impl fmt::Debug for Family {
 }
 
 /// The table of operations.
-<<<<<<< HEAD
-<<<<<<< HEAD
-=======
->>>>>>> misc
 pub static OPS: &[&Family] = &[
     &conv2d::FAMILY,
     &conv_transpose2d::FAMILY,
