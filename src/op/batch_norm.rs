@@ -89,11 +89,15 @@ impl BatchNorm {
     fn gradient<T: Real>(&self, channel: usize, a: &Channel<T>, x: &[T], dy: &[T], dx: &mut [T]) -> (T, T) {
         let (mut dweight, mut dbias) = (T::zero(), T::zero());
         for plane in self.planes(channel) {
+            // Image by image: rounds less than one running sum.
+            let (mut dw, mut db) = (T::zero(), T::zero());
             for (x, dy) in x[plane.clone()].iter().zip(&dy[plane]) {
                 let (xhat, g) = a.masked(*x, *dy);
-                dbias += g;
-                dweight += g * xhat;
+                db += g;
+                dw += g * xhat;
             }
+            dweight += dw;
+            dbias += db;
         }
         let count = T::count(self.shape.pixels());
         let (mean_g, mean_gx) = (dbias / count, dweight / count);
