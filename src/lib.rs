@@ -1,7 +1,44 @@
-//! vae-wgpu
+//! A small tensor runtime that dispatches hand-written WGSL kernels through `wgpu`, and a ResNet VAE built on it.
+//!
+//! A training step is data: a list of dispatches over planned buffers, made once from a static graph, checked before any memory
+//! exists, and replayed every step.
+//!
+//! ```text
+//! model (names, blocks) -> Graph (nodes, shapes) -> with_gradients (backward nodes) -> with_adam -> plan (slots, dispatches)
+//!    -> exec::GpuExecutor | exec::CpuExecutor
+//! ```
+//!
+//! Modules lie on floors; imports point strictly down (tested):
+//!
+//! | floor | modules |
+//! | --- | --- |
+//! | 5 | `cli` |
+//! | 4 | [`check`], [`bench`] |
+//! | 3 | [`exec`] |
+//! | 2 | [`gpu`]; [`graph`], [`model`] |
+//! | 1 | [`op`] |
+//! | 0 | [`error`], [`shape`], [`real`], [`rng`], [`shader`] |
+
+#![warn(missing_docs)]
+
 pub mod error;
-pub mod op;
 pub mod real;
 pub mod rng;
 pub mod shader;
 pub mod shape;
+
+pub mod op;
+
+pub mod gpu;
+pub mod graph;
+pub mod model;
+
+pub mod exec;
+
+pub mod bench;
+pub mod check;
+
+#[doc(hidden)]
+pub mod cli;
+
+pub use error::{Error, Result};

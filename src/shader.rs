@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 
 /// The library files that `#import` knows.
 const LIBRARY: &[(&str, &str)] = &[
+    ("columns", include_str!("../shaders/lib/columns.wgsl")),
     ("conv_product", include_str!("../shaders/lib/conv_product.wgsl")),
     ("grid", include_str!("../shaders/lib/grid.wgsl")),
     ("tree_sum", include_str!("../shaders/lib/tree_sum.wgsl")),

@@ -180,6 +180,18 @@ impl Spec {
         self.shape.is_empty()
     }
 
+    /// Sizes of the tensor in a PyTorch state dict: `[oc, ic, kh, kw]`, `[out, in]`, or `[numbers]`.
+    #[must_use]
+    pub fn torch_dims(&self) -> Vec<usize> {
+        let Shape { n, c, h, w } = self.shape;
+        match self.layout {
+            Layout::ConvWeight => vec![n, c, h, w],
+            Layout::LinearWeight { .. } => vec![n, c],
+            _ if n == 1 => vec![c * h * w],
+            _ => vec![n, c, h, w],
+        }
+    }
+
     /// Size on the device in bytes, padding included; a multiple of 16 (of 4 for bytes).
     #[must_use]
     pub const fn device_bytes(&self) -> usize {

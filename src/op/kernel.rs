@@ -156,7 +156,8 @@ pub fn fold_grid(count: usize, max: u32) -> Result<[u32; 3]> {
 }
 
 /// What kind of hardware runs the kernels; decides between families of variants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Class {
     /// A graphics processor: workgroup memory is fast, many invocations hide latency.
     Gpu,
@@ -165,7 +166,7 @@ pub enum Class {
 }
 
 /// The facts about an adapter that the choice of variants and the plan may depend on: nothing else may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Profile {
     /// Kind of hardware.
     pub class: Class,

@@ -9,15 +9,41 @@ use std::fmt;
 use crate::error::{Error, Result};
 use crate::shape::Spec;
 
+pub mod adam;
 pub mod add;
+pub mod batch_norm;
 mod column_sum;
+pub mod columns;
 pub mod conv2d;
 mod conv_core;
 pub mod conv_transpose2d;
+pub mod elbo;
+pub mod global_avg_pool;
+pub mod grad_norm;
 pub mod kernel;
 pub mod linear;
+pub mod pixels;
+pub mod position_norm;
 pub mod relu;
+pub mod reparameterize;
+pub mod step;
+pub mod upsample;
+
+pub use adam::{Adam, AdamConfig};
+pub use add::Add;
+pub use batch_norm::{BatchNorm, BatchNormConfig};
+pub use conv_transpose2d::ConvTranspose2d;
+pub use conv2d::Conv2d;
+pub use elbo::Elbo;
+pub use global_avg_pool::GlobalAvgPool;
+pub use grad_norm::GradNorm;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
+pub use linear::Linear;
+pub use pixels::Pixels;
+pub use position_norm::{PositionNorm, PositionNormConfig};
+pub use relu::Relu;
+pub use reparameterize::Reparameterize;
+pub use upsample::Upsample;
 
 /// What an operand is to its operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -250,6 +276,8 @@ pub enum Fill {
     Computed,
     /// One number, everywhere.
     Constant(f32),
+    /// These numbers in logical order, from the start again where the operand is longer.
+    Values(&'static [f32]),
 }
 
 /// A configured operation to check, with how to fill its operands.
@@ -305,5 +333,19 @@ impl fmt::Debug for Family {
 }
 
 /// The table of operations.
-pub static OPS: &[&Family] =
-    &[&relu::FAMILY, &add::FAMILY, &conv2d::FAMILY, &conv_transpose2d::FAMILY, &linear::FAMILY];
+pub static OPS: &[&Family] = &[
+    &conv2d::FAMILY,
+    &conv_transpose2d::FAMILY,
+    &linear::FAMILY,
+    &batch_norm::FAMILY,
+    &position_norm::FAMILY,
+    &relu::FAMILY,
+    &add::FAMILY,
+    &upsample::FAMILY,
+    &global_avg_pool::FAMILY,
+    &reparameterize::FAMILY,
+    &pixels::FAMILY,
+    &elbo::FAMILY,
+    &grad_norm::FAMILY,
+    &adam::FAMILY,
+];

@@ -1,0 +1,70 @@
+//! Every distinct operation, direction and shape of the default model, against the adapter's measured roof.
+//!
+//! `cargo bench` runs batch 32 and 128; `cargo bench -- conv2d` only what matches; `VAE_WGPU_BENCH_SHORT=1` a few seconds' worth.
+//! After criterion's own lines comes one table with GFLOP/s, GB/s and the share of the roof.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput};
+use vae_wgpu::bench::{Line, Rig, Subject, subjects};
+use vae_wgpu::gpu::{Gpu, Options, roof};
+use vae_wgpu::model::{Mode, VaeConfig};
+
+fn main() {
+    let gpu = match Gpu::open(&Options::default()) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+    };
+    let short = std::env::var_os("VAE_WGPU_BENCH_SHORT").is_some();
+    let roof = roof(&gpu).expect("the roof");
+    println!("adapter: {}", gpu.facts());
+    println!("roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write)", roof.gflops, roof.copy_gb_s);
+    let (samples, seconds) = if short { (10, 0.05) } else { (10, 0.5) };
+    let mut criterion = Criterion::default()
+        .sample_size(samples)
+        .warm_up_time(Duration::from_secs_f64(seconds / 5.0))
+        .measurement_time(Duration::from_secs_f64(seconds))
+        .without_plots()
+        .configure_from_args();
+    let lines = RefCell::new(Vec::new());
+    for batch in if short { vec![8] } else { vec![32, 128] } {
+        let graph = VaeConfig::default().graph(batch, Mode::Train).expect("the default model");
+        let all = subjects(&graph).expect("its kernels");
+        // The short mode only shows that everything runs: one shape of each entry.
+        let mut seen = Vec::new();
+        let mut wanted = |s: &&Subject| {
+            let key = (s.op.family(), s.entry.name);
+            let fresh = !seen.contains(&key);
+            seen.push(key);
+            !short || fresh
+        };
+        let mut group = criterion.benchmark_group(format!("batch {batch}"));
+        for subject in all.iter().filter(|s| wanted(s)) {
+            group.throughput(Throughput::Elements(subject.cost.flop as u64));
+            group.bench_function(&subject.name, |b| {
+                let rig = Rig::new(&gpu, subject, None).expect("a kernel of the model");
+                let best = RefCell::new(f64::INFINITY);
+                b.iter_custom(|times| {
+                    let time = rig.run(times).expect("a run");
+                    let mut best = best.borrow_mut();
+                    *best = best.min(time.as_secs_f64() / times as f64);
+                    time
+                });
+                if best.borrow().is_finite() {
+                    lines.borrow_mut().push(Line::new(subject, &rig.variant, *best.borrow(), &roof));
+                }
+            });
+        }
+        group.finish();
+    }
+    criterion.final_summary();
+    println!("\nbest times; roof% is the share of the measured multiply-add rate or copy bandwidth, whichever binds");
+    println!("{}", Line::heading());
+    for line in lines.borrow().iter() {
+        println!("{line}");
+    }
+}

@@ -1,0 +1,56 @@
+// AdamW, as PyTorch has it, with the gradients clipped to a global norm.
+//
+//   g      = grads * min(clip / (norm + 1e-6), 1)              where clip > 0
+//   params = params * (1 - lr * weight_decay)
+//   m      = beta1 * m + (1 - beta1) * g
+//   v      = beta2 * v + (1 - beta2) * g^2
+//   params = params - lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps)
+//
+// Nothing is touched unless the finite flag, norm[1], is 1.
+//
+// grads, params, m, v: flat, `len` vec4s. norm: (global norm, finite flag, 0, 0). step: StepScalars.
+// One invocation: one vec4. One workgroup: 64. Padding stays zero: without gradient nothing moves away from zero.
+
+#import grid
+
+struct Params {
+    len: u32,
+    beta1: f32,
+    beta2: f32,
+    rest1: f32, // 1 - beta1 and 1 - beta2, rounded once
+    rest2: f32,
+    eps: f32,
+}
+
+@group(0) @binding(0) var<storage, read> grads: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> norm: array<f32>;
+@group(0) @binding(2) var<storage, read> step: array<f32>;
+@group(0) @binding(3) var<storage, read_write> params: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> m: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> v: array<vec4<f32>>;
+@group(0) @binding(6) var<uniform> p: Params;
+
+@compute @workgroup_size(64)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = flat_workgroup(wid, wgs) * 64u + lane;
+    if i >= p.len || norm[1] != 1.0 {
+        return;
+    }
+    let lr = step[${LR}];
+    let clip = step[${CLIP}];
+    var g = grads[i];
+    if clip > 0.0 {
+        g *= min(clip / (norm[0] + 1e-6), 1.0);
+    }
+    let first = p.beta1 * m[i] + p.rest1 * g;
+    let second = p.beta2 * v[i] + p.rest2 * (g * g);
+    let denominator = sqrt(second) / sqrt(step[${BC2}]) + p.eps;
+    let decayed = params[i] * (1.0 - lr * step[${DECAY}]);
+    params[i] = decayed - (lr / step[${BC1}]) * (first / denominator);
+    m[i] = first;
+    v[i] = second;
+}

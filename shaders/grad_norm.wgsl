@@ -1,0 +1,80 @@
+// Global norm of all gradients, and whether everything is finite.
+//
+//   norm = (sqrt(sum grads^2), 1 if every gradient and every loss term is finite else 0, 0, 0)
+//
+// Finite is read off the exponent bits, as compilers may assume that comparisons never see NaN: both buffers are loaded as whole
+// numbers. The flag looks at the numbers, not at the sum: finite gradients whose squares overflow give an infinite norm and the
+// flag 1.
+//
+// grads: flat, `len` vec4s, zero behind the last gradient. terms: (total, recon, kl, 0).
+//
+// Two dispatches. `partial`: one workgroup takes SPAN vec4s, an invocation every SUM_WIDTH-th of them; its squares are summed along
+// the invocation, then over the workgroup as a tree. `finish`: one workgroup does the same with the partials.
+// A partial is (sum of squares, number of invocations that met a number that is not finite).
+
+#import grid
+#import tree_sum
+#let SPAN = SUM_WIDTH * ITEMS
+
+struct Params {
+    len: u32,
+    partials: u32,
+}
+
+// Not zero where a lane is infinite or NaN.
+fn not_finite(bits: vec4<u32>) -> vec4<u32> {
+    return select(vec4<u32>(), vec4<u32>(1u), (bits & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+}
+
+fn any_lane(flags: vec4<u32>) -> f32 {
+    return f32((flags.x | flags.y) | (flags.z | flags.w));
+}
+
+@group(0) @binding(0) var<storage, read> grads: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> sums: array<vec2<f32>>;
+@group(0) @binding(2) var<uniform> p: Params;
+
+@compute @workgroup_size(${SUM_WIDTH})
+fn partial(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = flat_workgroup(wid, wgs);
+    if group >= p.partials {
+        return;
+    }
+    var squares = vec4<f32>();
+    var bad = vec4<u32>();
+    let first = group * ${SPAN}u + lane;
+    let end = min(first + ${SPAN}u, p.len);
+    for (var i = first; i < end; i += ${SUM_WIDTH}u) {
+        let bits = grads[i];
+        let g = bitcast<vec4<f32>>(bits);
+        squares += g * g;
+        bad |= not_finite(bits);
+    }
+    let lane_sum = (squares.x + squares.y) + (squares.z + squares.w);
+    let sum = tree_sum(lane, vec4<f32>(lane_sum, any_lane(bad), 0.0, 0.0));
+    if lane == 0u {
+        sums[group] = sum.xy;
+    }
+}
+
+@group(0) @binding(0) var<storage, read> partials: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> terms: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> norm: array<vec4<f32>>;
+@group(0) @binding(3) var<uniform> q: Params;
+
+@compute @workgroup_size(${SUM_WIDTH})
+fn finish(@builtin(local_invocation_index) lane: u32) {
+    var sum = vec2<f32>();
+    for (var i = lane; i < q.partials; i += ${SUM_WIDTH}u) {
+        sum += partials[i];
+    }
+    let total = tree_sum(lane, vec4<f32>(sum, 0.0, 0.0));
+    if lane == 0u {
+        let bad = total.y + any_lane(not_finite(terms[0]));
+        norm[0] = vec4<f32>(sqrt(total.x), select(0.0, 1.0, bad == 0.0), 0.0, 0.0);
+    }
+}

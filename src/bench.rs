@@ -1,0 +1,196 @@
+//! Measuring kernels: every distinct operation, direction and shape of a model, alone on a device.
+//!
+//! The work of an entry comes from its operation ([`crate::op::Op::cost`]), so that FLOP and bytes are counted in one place, all operands
+//! included. Times are of many dispatches in one submission, divided: submission and wake-up are shared between them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::gpu::{Binding, Gpu, Program, Roof, Step};
+use crate::graph::Graph;
+use crate::op::{Bind, Cost, Entry, Op, Target, spec_of};
+use crate::rng::{self, Purpose};
+
+/// An entry of an operation that a graph runs, once for all nodes with the same operation and shapes.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// `family.entry shapes`.
+    pub name: String,
+    /// A node that runs it.
+    pub example: String,
+    /// How many nodes run it.
+    pub count: usize,
+    /// The operation.
+    pub op: Arc<dyn Op>,
+    /// Which entry.
+    pub entry: Entry,
+    /// Its work.
+    pub cost: Cost,
+}
+
+/// The distinct entries of a graph, in order of first use.
+pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
+    let mut found: Vec<Subject> = Vec::new();
+    let mut at: BTreeMap<String, usize> = BTreeMap::new();
+    for node in graph.nodes() {
+        let key = format!("{:?}.{}", node.op, node.entry.name);
+        if let Some(subject) = at.get(&key).and_then(|&i| found.get_mut(i)) {
+            subject.count += 1;
+            continue;
+        }
+        let shapes = |names: &[&str]| names.first().map(|n| spec_of(node.op.as_ref(), n).map(|s| s.to_string()));
+        let (from, to) = (shapes(node.entry.reads).transpose()?, shapes(node.entry.writes).transpose()?);
+        let arrow = [from, to].into_iter().flatten().collect::<Vec<_>>().join(" -> ");
+        at.insert(key, found.len());
+        found.push(Subject {
+            name: format!("{}.{} {arrow}", node.op.family(), node.entry.name),
+            example: node.name.clone(),
+            count: 1,
+            op: Arc::clone(&node.op),
+            entry: node.entry,
+            cost: node.op.cost(&node.entry)?,
+        });
+    }
+    Ok(found)
+}
+
+/// An entry with buffers of its own, ready to run again and again.
+#[derive(Debug)]
+pub struct Rig<'a> {
+    gpu: &'a Gpu,
+    program: Program,
+    /// The variants of its dispatches, without repetition.
+    pub variant: String,
+}
+
+impl<'a> Rig<'a> {
+    /// Lowers, allocates, fills with random numbers and compiles. `variant`: asked for by name, or chosen.
+    pub fn new(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>) -> Result<Self> {
+        let (op, entry) = (subject.op.as_ref(), &subject.entry);
+        let accumulate = vec![false; entry.writes.len()];
+        let target = Target { profile: gpu.profile(), variant, accumulate: &accumulate };
+        let lowered = op.lower(entry.name, &target)?;
+        let chunk = rng::normals(&mut rng::stream(0, Purpose::Check, 0), 1 << 14);
+        let filled = |label: &str, bytes: usize| {
+            let buffer = gpu.buffer(label, bytes as u64)?;
+            let pattern: &[u8] = bytemuck::cast_slice(&chunk);
+            for offset in (0..bytes).step_by(pattern.len()) {
+                gpu.write(&buffer, offset as u64, &pattern[..pattern.len().min(bytes - offset)])?;
+            }
+            Ok((label.to_owned(), buffer))
+        };
+        let mut operands = Vec::new();
+        for name in entry.reads.iter().chain(entry.writes).chain(entry.updates) {
+            operands.push(filled(name, spec_of(op, name)?.device_bytes())?);
+        }
+        let scratch = lowered.scratch.iter().map(|&bytes| filled("scratch", bytes)).collect::<Result<Vec<_>>>()?;
+        let steps = lowered.dispatches.iter().map(|dispatch| {
+            let bind = |bind: &Bind| {
+                let found = match *bind {
+                    Bind::Operand(name) => operands.iter().find(|(n, _)| n == name),
+                    Bind::Scratch(i) => scratch.get(i),
+                };
+                let (_, buffer) = found.ok_or_else(|| Error::bug(format!("{bind:?} of {}", subject.name)))?;
+                Ok(Binding { buffer, offset: 0, size: buffer.size() })
+            };
+            let bindings = dispatch.bindings.iter().map(bind).collect::<Result<Vec<_>>>()?;
+            Ok(Step { label: dispatch.kernel.name.to_owned(), dispatch, bindings })
+        });
+        let program = Program::new(gpu, &subject.name, &steps.collect::<Result<Vec<_>>>()?)?;
+        let mut variants: Vec<&str> = Vec::new();
+        for dispatch in &lowered.dispatches {
+            if !variants.contains(&dispatch.kernel.variant) {
+                variants.push(dispatch.kernel.variant);
+            }
+        }
+        Ok(Self { gpu, program, variant: variants.join("+") })
+    }
+
+    /// Runs the entry `times` times in one submission and waits; the time of all of them.
+    pub fn run(&self, times: u64) -> Result<Duration> {
+        let started = Instant::now();
+        let mut encoder = self.gpu.encoder("bench");
+        for _ in 0..times {
+            self.program.encode(&mut encoder, None);
+        }
+        self.gpu.submit(encoder)?;
+        self.gpu.wait()?;
+        Ok(started.elapsed())
+    }
+
+    /// The median seconds of one run over `rounds` samples of at least `least` each, after one that is not counted.
+    pub fn time(&self, rounds: usize, least: Duration) -> Result<f64> {
+        self.run(1)?;
+        let one = self.run(1)?.max(Duration::from_nanos(1));
+        let times = (least.as_secs_f64() / one.as_secs_f64()).ceil().clamp(1.0, 1000.0) as u64;
+        let mut samples = Vec::new();
+        for _ in 0..rounds.max(1) {
+            samples.push(self.run(times)?.as_secs_f64() / times as f64);
+        }
+        samples.sort_by(f64::total_cmp);
+        samples.get(samples.len() / 2).copied().ok_or_else(|| Error::bug("no sample"))
+    }
+}
+
+/// A line of the roofline table.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Line {
+    /// `family.entry shapes`.
+    pub name: String,
+    /// Variant of its kernels.
+    pub variant: String,
+    /// How many nodes of the model run it.
+    pub count: usize,
+    /// Time of one run in milliseconds.
+    pub ms: f64,
+    /// 10^9 floating-point operations a second.
+    pub gflops: f64,
+    /// 10^9 bytes of operands a second.
+    pub gb_s: f64,
+    /// Share of the bound that binds: measured multiply-add rate or measured copy bandwidth, in percent.
+    pub roof_pct: f64,
+    /// Which of the two binds.
+    pub bound: &'static str,
+}
+
+impl Line {
+    /// From a subject's work and the seconds that it took.
+    #[must_use]
+    pub fn new(subject: &Subject, variant: &str, seconds: f64, roof: &Roof) -> Self {
+        let Cost { flop, bytes } = subject.cost;
+        let compute = flop / (roof.gflops * 1e9);
+        let memory = bytes / (roof.copy_gb_s * 1e9);
+        let (ideal, bound) = if compute > memory { (compute, "compute") } else { (memory, "memory") };
+        Self {
+            name: subject.name.clone(),
+            variant: variant.to_owned(),
+            count: subject.count,
+            ms: seconds * 1e3,
+            gflops: flop / seconds / 1e9,
+            gb_s: bytes / seconds / 1e9,
+            roof_pct: 100.0 * ideal / seconds,
+            bound,
+        }
+    }
+
+    /// Heading of the table.
+    #[must_use]
+    pub fn heading() -> String {
+        format!(
+            "{:<74} {:<12} {:>5} {:>9} {:>9} {:>8} {:>6} {:<7}",
+            "kernel", "variant", "count", "ms", "GFLOP/s", "GB/s", "roof%", "bound"
+        )
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:<74} {:<12} {:>5} {:>9.3} {:>9.2} {:>8.2} {:>6.1} {:<7}",
+            self.name, self.variant, self.count, self.ms, self.gflops, self.gb_s, self.roof_pct, self.bound
+        )
+    }
+}

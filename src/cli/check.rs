@@ -1,0 +1,82 @@
+//! `vae-wgpu check`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{DeviceArgs, out};
+use crate::check::{Outcome, suite};
+use crate::exec::Device;
+
+/// Hold every kernel against the CPU reference on this machine's adapter, and the reference against finite differences.
+#[derive(Args, Debug)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Run only the checks whose name contains this, e.g. conv2d or backward.
+    #[arg(value_name = "FILTER")]
+    filter: Option<String>,
+    /// Print a line for each tensor, with the share of its limit that was used.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print one JSON object a check.
+    #[arg(long)]
+    json: bool,
+}
+
+impl CheckArgs {
+    /// Exit code 1 when a check fails or none matches.
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let gpu = match self.device.open()? {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(gpu),
+        };
+        if !self.json {
+            match &gpu {
+                Some(gpu) => out(format_args!("adapter: {}", gpu.facts()))?,
+                None => out("no adapter: the reference alone is checked")?,
+            }
+        }
+        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        for check in suite()? {
+            let name = check.to_string();
+            if self.filter.as_ref().is_some_and(|f| !name.contains(f.as_str())) || (gpu.is_none() && check.needs_gpu())
+            {
+                continue;
+            }
+            let (verdict, lines, why) = match check.run(gpu.as_deref()) {
+                Ok(Outcome::Ran(lines)) => {
+                    let good = !lines.is_empty() && lines.iter().all(crate::check::Line::passed);
+                    (if good { "ok" } else { "FAILED" }, lines, None)
+                }
+                Ok(Outcome::NotApplicable(why)) => ("not applicable", Vec::new(), Some(why)),
+                Err(error) => ("FAILED", Vec::new(), Some(error.to_string())),
+            };
+            match verdict {
+                "ok" => passed += 1,
+                "FAILED" => failed += 1,
+                _ => skipped += 1,
+            }
+            if self.json {
+                out(json!({ "check": name, "verdict": verdict, "why": why, "tensors": lines }))?;
+                continue;
+            }
+            let worst = lines.iter().map(|l| l.share).fold(0.0, f64::max);
+            match why {
+                Some(why) => out(format_args!("{verdict:<14} {name}: {why}"))?,
+                None => out(format_args!("{verdict:<14} {name} ({worst:.0} % of the limit)"))?,
+            }
+            for line in lines.iter().filter(|l| self.verbose || !l.passed()) {
+                out(format_args!("    {line}"))?;
+            }
+        }
+        if !self.json {
+            out(format_args!("{passed} passed, {failed} failed, {skipped} not applicable"))?;
+        }
+        if passed + failed == 0 {
+            anyhow::bail!("no check matches `{}`", self.filter.as_deref().unwrap_or_default());
+        }
+        Ok(ExitCode::from(u8::from(failed > 0)))
+    }
+}

@@ -1,0 +1,80 @@
+//! `vae-wgpu info`.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{ModelArgs, PlanArgs, out};
+use crate::gpu::{Gpu, Options, Select};
+use crate::model::Mode;
+use crate::op::Profile;
+
+/// Print layers, parameters, work and memory plan of a model.
+#[derive(Args, Debug)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Batch size of the plan.
+    #[arg(long, default_value_t = 128)]
+    batch: usize,
+    /// Plan for a device (auto, a number, part of a name) instead of for WebGPU's default limits.
+    #[arg(long, value_name = "auto|N|NAME")]
+    device: Option<Select>,
+    /// Also print every dispatch of a training step.
+    #[arg(long)]
+    dispatches: bool,
+}
+
+impl InfoArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let config = self.model.config()?;
+        let profile = match &self.device {
+            Some(select) => *Gpu::open(&Options { select: select.clone(), ..Options::default() })?.profile(),
+            None => Profile::WEBGPU,
+        };
+        let (graph, plan) = config.plan(self.batch, Mode::Train, &profile, &self.plan.options()?)?;
+        out(format_args!("{:<58} {:<22} {:>10}", "tensor", "shape", "numbers"))?;
+        for tensor in graph.params() {
+            let dims = tensor.spec.torch_dims();
+            out(format_args!("{:<58} {:<22} {:>10}", tensor.name, format!("{dims:?}"), tensor.spec.len()))?;
+        }
+        out(format_args!("parameters: {}", graph.parameter_count()))?;
+        let forward = config.graph(1, Mode::Evaluate)?;
+        let step = graph.cost()?;
+        out(format_args!(
+            "work: {:.1} MFLOP a picture forward, {:.1} a training step; {:.2} GFLOP and {:.2} GB of operands a step of {}",
+            forward.cost()?.flop / 1e6,
+            step.flop / 1e6 / self.batch as f64,
+            step.flop / 1e9,
+            step.bytes / 1e9,
+            self.batch
+        ))?;
+        out(format_args!("dispatches: {} a training step", plan.dispatches.len()))?;
+        let null = graph.null_params();
+        if !null.is_empty() {
+            let numbers: usize = null.iter().map(|&i| graph.params()[i].spec.len()).sum();
+            out(format_args!(
+                "left alone: {} biases ({numbers} numbers) in front of a batch norm, whose gradient is exactly zero",
+                null.len()
+            ))?;
+        }
+        out(format_args!("device memory at batch {}:\n{}", self.batch, plan.memory))?;
+        let mut variants: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for placed in &plan.dispatches {
+            *variants.entry((placed.dispatch.kernel.name, placed.dispatch.kernel.variant)).or_default() += 1;
+        }
+        out("kernels:")?;
+        for ((name, variant), count) in variants {
+            out(format_args!("  {count:>4} x {name} ({variant})"))?;
+        }
+        if self.dispatches {
+            for placed in &plan.dispatches {
+                out(format_args!("{} x{}", placed.label, placed.dispatch.workgroups))?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

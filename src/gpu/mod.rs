@@ -1,0 +1,360 @@
+//! The device: adapters, buffers, compiled dispatch lists, readback and timing. Nothing here knows what an operation computes.
+//!
+//! wgpu reports mistakes and exhausted memory out of line, and panics by default. Here everything that is built is built inside
+//! error scopes, and what escapes them (as does the loss of the device) lands in a sink that every submission and every read
+//! looks into: both come back as an [`Error`].
+
+mod adapter;
+mod program;
+mod readback;
+mod roof;
+mod timing;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use adapter::{AdapterFacts, Select, adapters};
+pub use program::{Binding, Program, Rewrite, Step};
+pub use readback::{Ring, Slot};
+pub use roof::{Roof, probes, roof};
+pub use timing::{Span, Timer};
+
+use crate::error::{Error, Result};
+use crate::op::Profile;
+use crate::op::kernel::fold_grid;
+
+/// How a device is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which adapter; by default the best kind.
+    pub select: Select,
+    /// Ask for WebGPU's default limits and no optional feature: what every implementation has. Off by default.
+    pub webgpu_defaults: bool,
+    /// An artificially low bound of workgroups in one dimension of a dispatch, for tests of grid folding.
+    /// None by default.
+    pub max_workgroups: Option<u32>,
+    /// Ask for timestamp queries where the adapter has them. On by default.
+    pub timestamps: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { select: Select::Auto, webgpu_defaults: false, max_workgroups: None, timestamps: true }
+    }
+}
+
+/// An open device with its queue and its compiled pipelines.
+pub struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    facts: AdapterFacts,
+    sink: Arc<Mutex<Sink>>,
+    modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
+    pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
+    // Dropped last.
+    instance: wgpu::Instance,
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpu").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+/// What went wrong outside error scopes.
+#[derive(Default)]
+struct Sink {
+    errors: Vec<String>,
+    lost: Option<String>,
+}
+
+/// A mutex is poisoned by a panic elsewhere; the maps and lists behind ours stay whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// Opens the adapter that `options` ask for.
+    ///
+    /// Errors: [`Error::NoAdapter`] lists what there is; [`Error::Device`] if it cannot be opened.
+    pub fn open(options: &Options) -> Result<Self> {
+        let instance = adapter::instance();
+        let (adapter, facts) = adapter::choose(&instance, options)?;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("vae-wgpu"),
+            required_features: adapter::features_wanted(adapter.features(), options),
+            required_limits: adapter::limits_wanted(&adapter.limits(), options),
+            memory_hints: wgpu::MemoryHints::Performance,
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|e| Error::device(format!("opening {facts}"), e))?;
+        let sink = Arc::new(Mutex::new(Sink::default()));
+        let errors = Arc::clone(&sink);
+        device.on_uncaptured_error(Arc::new(move |error| lock(&errors).errors.push(error.to_string())));
+        let lost = Arc::clone(&sink);
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lock(&lost).lost = Some(message);
+            }
+        });
+        let (modules, pipelines) = Default::default();
+        Ok(Self { device, queue, facts, sink, modules, pipelines, instance })
+    }
+
+    /// What is known of the adapter.
+    pub fn facts(&self) -> &AdapterFacts {
+        &self.facts
+    }
+
+    /// What kernels and plans may depend on.
+    pub fn profile(&self) -> &Profile {
+        &self.facts.profile
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// A storage buffer of `bytes` (rounded up to four) zero bytes that can be copied from and to.
+    ///
+    /// Errors: [`Error::DoesNotFit`] over the device's limit or when memory runs out.
+    pub fn buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        self.buffer_for(label, bytes, usage)
+    }
+
+    fn buffer_for(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        let limit = self.profile().max_buffer;
+        let does_not_fit =
+            |hint: String| Error::DoesNotFit { what: format!("buffer `{label}`"), needed: bytes, limit, hint };
+        if bytes > limit {
+            return Err(does_not_fit("use a smaller batch".into()));
+        }
+        let size = bytes.next_multiple_of(4).max(4);
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        match self.captured(|| self.device.create_buffer(&descriptor)) {
+            (buffer, None) => Ok(buffer),
+            (_, Some(wgpu::Error::OutOfMemory { source })) => {
+                Err(does_not_fit(format!("device memory ran out ({source}): use a smaller batch")))
+            }
+            (_, Some(error)) => Err(Error::device(format!("creating buffer `{label}`"), error)),
+        }
+    }
+
+    /// Writes `bytes` (a multiple of four) at `offset`, before everything that is submitted later.
+    pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.scoped("writing a buffer", || self.queue.write_buffer(buffer, offset, bytes))
+    }
+
+    /// Reads `len` bytes (a multiple of four) at `offset`, after everything that was submitted before. Waits.
+    pub fn read(&self, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let mut ring = Ring::new(self, len, 1)?;
+        let mut encoder = self.encoder("read");
+        let slot = ring.encode_copy(&mut encoder, &[(buffer, offset, len)])?;
+        self.submit(encoder)?;
+        ring.map(slot)?;
+        match ring.drain(self)?.pop() {
+            Some((_, bytes)) => Ok(bytes),
+            None => Err(Error::bug("a read that came back empty")),
+        }
+    }
+
+    /// An encoder to be given to [`Gpu::submit`].
+    #[must_use]
+    pub fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
+    }
+
+    /// Hands what was encoded to the device; it runs while this returns.
+    ///
+    /// Errors: what the encoding got wrong, and whatever [`Gpu::health`] finds.
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<()> {
+        self.scoped("submitting", || {
+            self.queue.submit([encoder.finish()]);
+        })?;
+        self.health()
+    }
+
+    /// Waits until everything that was submitted has run.
+    pub fn wait(&self) -> Result<()> {
+        self.poll(wgpu::PollType::wait_indefinitely())
+    }
+
+    fn poll(&self, how: wgpu::PollType) -> Result<()> {
+        let polled = self.device.poll(how);
+        self.health()?;
+        polled.map(drop).map_err(|e| Error::device("waiting for the device", e))
+    }
+
+    /// The first error that was reported out of line since the last call. The loss of the device is reported for ever.
+    pub fn health(&self) -> Result<()> {
+        let mut sink = lock(&self.sink);
+        let errors = std::mem::take(&mut sink.errors);
+        if let Some(lost) = &sink.lost {
+            let why = errors.first().unwrap_or(lost);
+            return Err(Error::device(format!("{} was lost", self.facts), why));
+        }
+        match errors.into_iter().next() {
+            Some(error) => Err(Error::device("reported by the device", error)),
+            None => Ok(()),
+        }
+    }
+
+    /// How many objects are alive on this device; for tests of leaks. Objects are freed after [`Gpu::wait`].
+    pub fn live_objects(&self) -> LiveObjects {
+        let Some(report) = self.instance.generate_report() else { return LiveObjects::default() };
+        let hub = report.hub_report();
+        LiveObjects {
+            buffers: hub.buffers.num_allocated,
+            bind_groups: hub.bind_groups.num_allocated,
+            bind_group_layouts: hub.bind_group_layouts.num_allocated,
+            shader_modules: hub.shader_modules.num_allocated,
+            compute_pipelines: hub.compute_pipelines.num_allocated,
+            query_sets: hub.query_sets.num_allocated,
+            command_encoders: hub.command_encoders.num_allocated,
+            command_buffers: hub.command_buffers.num_allocated,
+        }
+    }
+
+    /// Folds `count` workgroups. An artificially low bound gives way where a dispatch would not fit under it.
+    fn grid(&self, count: usize) -> Result<[u32; 3]> {
+        let root = u32::try_from(count.isqrt() + 1).unwrap_or(u32::MAX);
+        let max = self.device.limits().max_compute_workgroups_per_dimension;
+        fold_grid(count, self.profile().max_workgroups.max(root.min(max)))
+    }
+
+    /// Runs `f` inside error scopes; `context` says in the error what was being done.
+    fn scoped<T>(&self, context: impl fmt::Display, f: impl FnOnce() -> T) -> Result<T> {
+        match self.captured(f) {
+            (value, None) => Ok(value),
+            (_, Some(error)) => Err(Error::device(context, error)),
+        }
+    }
+
+    fn captured<T>(&self, f: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
+        let filters = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
+        let [memory, internal, validation] = filters.map(|filter| self.device.push_error_scope(filter));
+        let value = f();
+        let errors = [validation, internal, memory].map(|scope| pollster::block_on(scope.pop()));
+        (value, errors.into_iter().flatten().next())
+    }
+}
+
+/// Numbers of live objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct LiveObjects {
+    pub buffers: usize,
+    pub bind_groups: usize,
+    pub bind_group_layouts: usize,
+    pub shader_modules: usize,
+    pub compute_pipelines: usize,
+    pub query_sets: usize,
+    pub command_encoders: usize,
+    pub command_buffers: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::add::Add;
+    use crate::op::{Bind, Op, Target};
+    use crate::shape::Shape;
+
+    /// A device, or nothing on a machine without one: `tests/ops.rs` is where that is loud.
+    fn gpu() -> Option<Gpu> {
+        Gpu::open(&Options::default()).ok()
+    }
+
+    #[test]
+    fn a_program_runs_is_timed_and_leaves_nothing_behind() {
+        let Some(gpu) = gpu() else { return };
+        let shape = Shape::new(1, 4, 8, 8);
+        let op = Add::new(shape, shape).unwrap();
+        let lowered =
+            op.lower("forward", &Target { profile: gpu.profile(), variant: None, accumulate: &[false] }).unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 1024).unwrap()));
+            for (i, (_, buffer)) in buffers.iter().enumerate() {
+                gpu.write(buffer, 0, bytemuck::cast_slice(&[(i + 1) as f32; 256])).unwrap();
+            }
+            let buffer = |bind: &Bind| {
+                let Bind::Operand(name) = bind else { panic!() };
+                let (_, buffer) = buffers.iter().find(|(n, _)| n == name).unwrap();
+                Binding { buffer, offset: 0, size: 1024 }
+            };
+            let dispatch = &lowered.dispatches[0];
+            let bindings = dispatch.bindings.iter().map(buffer).collect();
+            let steps = [Step { label: "sum".into(), dispatch, bindings }];
+            let program = Program::new(&gpu, "test", &steps).unwrap();
+            let mut timer = Timer::new(&gpu, 2).unwrap();
+            let mut encoder = gpu.encoder("test");
+            program.encode(&mut encoder, timer.as_mut());
+            if let Some(timer) = &timer {
+                timer.resolve(&mut encoder);
+            }
+            gpu.submit(encoder).unwrap();
+            assert_eq!(gpu.read(&buffers[2].1, 16, 8).unwrap(), bytemuck::cast_slice::<f32, u8>(&[3.0, 3.0]));
+            if let Some(mut timer) = timer {
+                let spans = timer.read(&gpu).unwrap();
+                assert_eq!((spans.len(), spans[0].kernel, spans[0].label.as_str()), (1, "add.forward", "sum"));
+                assert!(spans[0].ns.is_none_or(|ns| ns > 0.0 && ns < 1e9));
+            }
+            drop((program, buffers));
+            gpu.wait().unwrap();
+            seen.push(gpu.live_objects());
+        }
+        assert_eq!(seen[1], seen[2]);
+        assert!(seen[0].compute_pipelines > 0, "{:?}", seen[0]);
+    }
+
+    #[test]
+    fn mistakes_and_oversized_buffers_are_errors() {
+        let Some(gpu) = gpu() else { return };
+        assert!(matches!(gpu.buffer("huge", u64::MAX / 2), Err(Error::DoesNotFit { .. })));
+        let buffer = gpu.buffer("small", 16).unwrap();
+        assert!(matches!(gpu.write(&buffer, 8, &[0; 16]), Err(Error::Device { .. })));
+        assert!(matches!(gpu.read(&buffer, 8, 16), Err(Error::Device { .. })));
+        gpu.health().unwrap();
+        assert_eq!(gpu.read(&buffer, 0, 16).unwrap(), [0; 16]);
+    }
+
+    #[test]
+    fn a_ring_gives_copies_back_in_order() {
+        let Some(gpu) = gpu() else { return };
+        let buffer = gpu.buffer("source", 8).unwrap();
+        let mut ring = Ring::new(&gpu, 8, 2).unwrap();
+        let mut got = Vec::new();
+        for i in 0..5u32 {
+            if ring.is_full() {
+                got.extend(ring.drain(&gpu).unwrap());
+            }
+            gpu.write(&buffer, 0, bytemuck::cast_slice(&[i, i + 1])).unwrap();
+            let mut encoder = gpu.encoder("copy");
+            let slot = ring.encode_copy(&mut encoder, &[(&buffer, 4, 4), (&buffer, 0, 4)]).unwrap();
+            gpu.submit(encoder).unwrap();
+            ring.map(slot).unwrap();
+            got.extend(ring.poll(&gpu).unwrap());
+        }
+        got.extend(ring.drain(&gpu).unwrap());
+        let want: Vec<_> = (0..5u32).map(|i| (u64::from(i), bytemuck::cast_slice(&[i + 1, i]).to_vec())).collect();
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn the_roof_is_measured() {
+        let Some(gpu) = gpu() else { return };
+        let roof = roof(&gpu).unwrap();
+        assert!(roof.gflops > 0.1 && roof.copy_gb_s > 0.1, "{roof:?}");
+        println!("{}: {roof:?}", gpu.facts());
+    }
+}

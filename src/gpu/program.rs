@@ -1,0 +1,371 @@
+//! A list of dispatches with everything that the device needs for it, made once and replayed every step: pipelines, one uniform
+//! buffer with the parameters of all dispatches, and bind groups.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Gpu, Timer, lock};
+use crate::error::{Error, Result};
+use crate::op::kernel::{Access, Dispatch, Kernel};
+
+/// A range of a buffer, bound to a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Binding<'a> {
+    /// The buffer.
+    pub buffer: &'a wgpu::Buffer,
+    /// First byte, a multiple of [`Profile::offset_alignment`](crate::op::Profile::offset_alignment).
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// One dispatch of a program with what its kernel is bound to.
+#[derive(Clone, Debug)]
+pub struct Step<'a> {
+    /// What errors and timings call it, e.g. `encoder.stem/conv2d.forward`.
+    pub label: String,
+    /// What runs.
+    pub dispatch: &'a Dispatch,
+    /// For each of the kernel's storage bindings in order.
+    pub bindings: Vec<Binding<'a>>,
+}
+
+/// A change of a kernel's expanded WGSL before it is compiled, for tests with deliberately broken kernels.
+pub type Rewrite<'a> = &'a (dyn Fn(&Kernel, String) -> Result<String> + Sync);
+
+/// A compiled list of dispatches.
+#[derive(Debug)]
+pub struct Program {
+    label: String,
+    steps: Vec<Ready>,
+}
+
+/// What a step is called in timings.
+#[derive(Clone, Debug)]
+pub(super) struct StepName {
+    pub(super) label: String,
+    pub(super) kernel: &'static str,
+    pub(super) variant: &'static str,
+}
+
+#[derive(Debug)]
+struct Ready {
+    name: StepName,
+    pipeline: Arc<Pipeline>,
+    bind_group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+type Defines = &'static [(&'static str, i64)];
+
+/// A shader module is a file with its defines; one that was rewritten belongs to a single kernel (name, variant).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ModuleKey {
+    file: &'static str,
+    defines: Defines,
+    kernel: Option<(&'static str, &'static str)>,
+}
+
+/// A pipeline is an entry point of a module with its interface and its overrides, compared as bits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct PipelineKey {
+    module: ModuleKey,
+    name: &'static str,
+    variant: &'static str,
+    entry: &'static str,
+    overrides: Vec<(&'static str, u64)>,
+}
+
+impl PipelineKey {
+    fn new(dispatch: &Dispatch, rewritten: bool) -> Self {
+        let Kernel { name, variant, file, entry, defines, .. } = *dispatch.kernel;
+        let overrides = dispatch.overrides.iter().map(|&(name, value)| (name, value.to_bits())).collect();
+        let module = ModuleKey { file, defines, kernel: rewritten.then_some((name, variant)) };
+        Self { module, name, variant, entry, overrides }
+    }
+}
+
+impl Program {
+    /// Compiles what `gpu` has not compiled yet, on all cores, and makes the bind groups.
+    ///
+    /// Errors: [`Error::Shader`] for a kernel that does not expand, [`Error::Device`] for whatever the device refuses.
+    pub fn new(gpu: &Gpu, label: &str, steps: &[Step<'_>]) -> Result<Self> {
+        Self::build(gpu, label, steps, None)
+    }
+
+    /// The same with kernels changed by `rewrite`, past the caches.
+    pub fn rewritten(gpu: &Gpu, label: &str, steps: &[Step<'_>], rewrite: Rewrite<'_>) -> Result<Self> {
+        Self::build(gpu, label, steps, Some(rewrite))
+    }
+
+    fn build(gpu: &Gpu, label: &str, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Result<Self> {
+        let pipelines = compile(gpu, steps, rewrite)?;
+        let (params, offsets) = params_of(gpu, label, steps)?;
+        let mut ready = Vec::with_capacity(steps.len());
+        for ((step, pipeline), offset) in steps.iter().zip(pipelines).zip(offsets) {
+            let Kernel { name, variant, .. } = *step.dispatch.kernel;
+            ready.push(Ready {
+                bind_group: bind_group(gpu, step, &pipeline.layout, params.as_ref().zip(offset))?,
+                grid: gpu.grid(step.dispatch.workgroups)?,
+                name: StepName { label: step.label.clone(), kernel: name, variant },
+                pipeline,
+            });
+        }
+        Ok(Self { label: label.to_owned(), steps: ready })
+    }
+
+    /// Number of dispatches.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// Encodes all dispatches into one compute pass; with a timer on a device that cannot take timestamps inside passes, into
+    /// a pass each.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, mut timer: Option<&mut Timer>) {
+        if let Some(timer) = timer.as_deref_mut().filter(|timer| !timer.inside_passes()) {
+            for step in &self.steps {
+                let stamps = timer.next(&step.name).map(|(query_set, at)| wgpu::ComputePassTimestampWrites {
+                    query_set,
+                    beginning_of_pass_write_index: Some(at),
+                    end_of_pass_write_index: Some(at + 1),
+                });
+                step.encode(&mut self.pass(encoder, stamps), None);
+            }
+            return;
+        }
+        let mut pass = self.pass(encoder, None);
+        let mut bound = None;
+        for step in &self.steps {
+            let stamps = timer.as_deref_mut().and_then(|timer| timer.next(&step.name));
+            if let Some((set, at)) = stamps {
+                pass.write_timestamp(set, at);
+            }
+            step.encode(&mut pass, bound.replace(step));
+            if let Some((set, at)) = stamps {
+                pass.write_timestamp(set, at + 1);
+            }
+        }
+    }
+
+    fn pass<'e>(
+        &self,
+        encoder: &'e mut wgpu::CommandEncoder,
+        timestamp_writes: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) -> wgpu::ComputePass<'e> {
+        encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(&self.label), timestamp_writes })
+    }
+
+    /// Encodes and submits once.
+    pub fn submit(&self, gpu: &Gpu) -> Result<()> {
+        let mut encoder = gpu.encoder(&self.label);
+        self.encode(&mut encoder, None);
+        gpu.submit(encoder)
+    }
+}
+
+impl Ready {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, before: Option<&Self>) {
+        if before.is_none_or(|before| !Arc::ptr_eq(&before.pipeline, &self.pipeline)) {
+            pass.set_pipeline(&self.pipeline.pipeline);
+        }
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        let [x, y, z] = self.grid;
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+/// One buffer with the parameters of all steps, equal ones once, and each step's offset in it.
+fn params_of(gpu: &Gpu, label: &str, steps: &[Step<'_>]) -> Result<(Option<wgpu::Buffer>, Vec<Option<u64>>)> {
+    let align = gpu.device().limits().min_uniform_buffer_offset_alignment as usize;
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut known = HashMap::new();
+    let mut offsets = Vec::with_capacity(steps.len());
+    for step in steps {
+        let params = &step.dispatch.params;
+        offsets.push((!params.is_empty()).then(|| match known.entry(params) {
+            Entry::Occupied(offset) => *offset.get(),
+            Entry::Vacant(vacant) => {
+                bytes.resize(bytes.len().next_multiple_of(align), 0);
+                let offset = *vacant.insert(bytes.len() as u64);
+                bytes.extend_from_slice(params);
+                offset
+            }
+        }));
+    }
+    if bytes.is_empty() {
+        return Ok((None, offsets));
+    }
+    bytes.resize(bytes.len().next_multiple_of(16), 0);
+    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    let buffer = gpu.buffer_for(&format!("{label}: params"), bytes.len() as u64, usage)?;
+    gpu.write(&buffer, 0, &bytes)?;
+    Ok((Some(buffer), offsets))
+}
+
+/// Bytes of a uniform binding: whole vec4s.
+fn params_size(dispatch: &Dispatch) -> u64 {
+    dispatch.params.len().next_multiple_of(16) as u64
+}
+
+fn bind_group(
+    gpu: &Gpu,
+    step: &Step<'_>,
+    layout: &wgpu::BindGroupLayout,
+    params: Option<(&wgpu::Buffer, u64)>,
+) -> Result<wgpu::BindGroup> {
+    let Step { label, dispatch, bindings } = step;
+    if bindings.len() != dispatch.kernel.bindings.len() {
+        let kernel = dispatch.kernel;
+        return Err(Error::bug(format!(
+            "{label}: {} has {} bindings, {} were given",
+            kernel.name,
+            kernel.bindings.len(),
+            bindings.len()
+        )));
+    }
+    let params = params.map(|(buffer, offset)| Binding { buffer, offset, size: params_size(dispatch) });
+    let entries: Vec<_> = (0..)
+        .zip(bindings.iter().chain(&params))
+        .map(|(binding, &Binding { buffer, offset, size })| wgpu::BindGroupEntry {
+            binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: NonZeroU64::new(size),
+            }),
+        })
+        .collect();
+    let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
+    gpu.scoped(format!("binding the buffers of {label}"), || gpu.device().create_bind_group(&descriptor))
+}
+
+/// The pipeline of each step.
+fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Result<Vec<Arc<Pipeline>>> {
+    let cached = rewrite.is_none();
+    let keys: Vec<_> = steps.iter().map(|step| PipelineKey::new(step.dispatch, !cached)).collect();
+    let (mut modules, mut pipelines) =
+        if cached { (lock(&gpu.modules).clone(), lock(&gpu.pipelines).clone()) } else { Default::default() };
+
+    let mut missing: HashMap<ModuleKey, &Kernel> = HashMap::new();
+    for (key, step) in keys.iter().zip(steps) {
+        if !pipelines.contains_key(key) && !modules.contains_key(&key.module) {
+            missing.insert(key.module, step.dispatch.kernel);
+        }
+    }
+    let missing: Vec<_> = missing.into_iter().collect();
+    modules.extend(parallel(&missing, |(key, kernel)| Ok((*key, module(gpu, kernel, rewrite)?)))?);
+
+    let mut missing: HashMap<&PipelineKey, &Dispatch> = HashMap::new();
+    for (key, step) in keys.iter().zip(steps) {
+        if !pipelines.contains_key(key) {
+            missing.insert(key, step.dispatch);
+        }
+    }
+    let missing: Vec<_> = missing.into_iter().collect();
+    let made = parallel(&missing, |(key, dispatch)| {
+        let module = modules.get(&key.module).ok_or_else(|| Error::bug("a shader module went missing"))?;
+        Ok(((*key).clone(), Arc::new(pipeline(gpu, dispatch, module)?)))
+    })?;
+    if cached {
+        lock(&gpu.modules).extend(modules);
+        lock(&gpu.pipelines).extend(made.iter().cloned());
+    }
+    pipelines.extend(made);
+    keys.iter().map(|key| pipelines.get(key).cloned().ok_or_else(|| Error::bug("a pipeline went missing"))).collect()
+}
+
+fn module(gpu: &Gpu, kernel: &Kernel, rewrite: Option<Rewrite<'_>>) -> Result<wgpu::ShaderModule> {
+    let mut wgsl = kernel.wgsl()?;
+    if let Some(rewrite) = rewrite {
+        wgsl = rewrite(kernel, wgsl)?;
+    }
+    let source = wgpu::ShaderSource::Wgsl(wgsl.into());
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.file), source };
+    let context = format!("compiling shaders/{} for {}/{}", kernel.file, kernel.name, kernel.variant);
+    gpu.scoped(context, || gpu.device().create_shader_module(descriptor))
+}
+
+fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Result<Pipeline> {
+    let kernel = dispatch.kernel;
+    let label = format!("{}/{}", kernel.name, kernel.variant);
+    if kernel.subgroups && gpu.profile().subgroup.is_none() {
+        return Err(Error::device(label, "the kernel needs subgroup operations, which this device does not have"));
+    }
+    let entry = |(binding, (ty, bytes)): (usize, (wgpu::BufferBindingType, u64))| wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: NonZeroU64::new(bytes) },
+        count: None,
+    };
+    let storage =
+        |(_, access): &(&str, Access)| (wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, 0);
+    let uniform = (!dispatch.params.is_empty()).then(|| (wgpu::BufferBindingType::Uniform, params_size(dispatch)));
+    let entries: Vec<_> = kernel.bindings.iter().map(storage).chain(uniform).enumerate().map(entry).collect();
+    gpu.scoped(format!("compiling {label}"), || {
+        let device = gpu.device();
+        let layout = device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module,
+            entry_point: Some(kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &dispatch.overrides,
+                // Kernels write workgroup memory before they read it; the zero fill can cost more than the kernel.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        Pipeline { pipeline, layout }
+    })
+}
+
+/// `f` of every item, on all cores, in order.
+fn parallel<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    if threads < 2 {
+        return items.iter().map(f).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let work = || -> Vec<(usize, Result<R>)> {
+        std::iter::from_fn(|| {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            items.get(i).map(|item| (i, f(item)))
+        })
+        .collect()
+    };
+    let mut done: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| {
+                // A panic in a worker is a panic here.
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    done.sort_by_key(|(i, _)| *i);
+    done.into_iter().map(|(_, result)| result).collect()
+}

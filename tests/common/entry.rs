@@ -1,0 +1,118 @@
+//! Runs single entries of operations over named tensors: on the reference in both precisions, and on a GPU in every variant.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use vae_wgpu::gpu::{Binding, Gpu, Program, Step};
+use vae_wgpu::op::{Bind, Entry, Op, Target, spec_of};
+use vae_wgpu::shape::Spec;
+
+/// Tensors in logical order, by operand or gradient.
+pub(crate) type Values = BTreeMap<String, Vec<f64>>;
+
+/// What runs entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Engine<'a> {
+    /// The reference in double precision.
+    F64,
+    /// The reference in single precision: `--device cpu`.
+    F32,
+    /// The kernels.
+    Gpu(&'a Gpu),
+}
+
+impl Engine<'_> {
+    pub(crate) fn variants(&self, op: &dyn Op, entry: &str) -> &'static [&'static str] {
+        match self {
+            Self::F64 | Self::F32 => &["reference"],
+            Self::Gpu(_) => op.variants(entry),
+        }
+    }
+
+    /// Runs `entry` and puts what it writes and updates into `values`.
+    pub(crate) fn run(&self, op: &dyn Op, entry: &Entry, variant: &str, values: &mut Values) -> Result<()> {
+        let mut tensors = Vec::new();
+        for name in entry.reads.iter().chain(entry.updates) {
+            let value = values.get(*name).with_context(|| format!("{}.{} needs `{name}`", op.family(), entry.name))?;
+            tensors.push(Tensor { name, spec: spec_of(op, name)?, value: value.clone() });
+        }
+        let updated = tensors.split_off(entry.reads.len());
+        let reads = tensors;
+        let mut writes = Vec::new();
+        for name in entry.writes {
+            let spec = spec_of(op, name)?;
+            writes.push(Tensor { name, spec, value: vec![f64::NAN; spec.len()] });
+        }
+        writes.extend(updated);
+        match self {
+            Self::F64 => {
+                let reads: Vec<&[f64]> = reads.iter().map(|t| &t.value[..]).collect();
+                let mut refs: Vec<&mut [f64]> = writes.iter_mut().map(|t| &mut t.value[..]).collect();
+                op.reference_f64(entry.name, &reads, &mut refs)?;
+            }
+            Self::F32 => {
+                let reads: Vec<_> = reads.iter().map(Tensor::single).collect();
+                let reads: Vec<&[f32]> = reads.iter().map(|t| &t[..]).collect();
+                let mut results: Vec<_> = writes.iter().map(Tensor::single).collect();
+                let mut refs: Vec<&mut [f32]> = results.iter_mut().map(|t| &mut t[..]).collect();
+                op.reference_f32(entry.name, &reads, &mut refs)?;
+                for (tensor, result) in writes.iter_mut().zip(results) {
+                    tensor.value = result.into_iter().map(f64::from).collect();
+                }
+            }
+            Self::Gpu(gpu) => on_gpu(gpu, op, entry, variant, &reads, &mut writes)?,
+        }
+        values.extend(writes.into_iter().map(|t| (t.name.to_owned(), t.value)));
+        Ok(())
+    }
+}
+
+struct Tensor {
+    name: &'static str,
+    spec: Spec,
+    value: Vec<f64>,
+}
+
+impl Tensor {
+    fn single(&self) -> Vec<f32> {
+        self.value.iter().map(|&v| v as f32).collect()
+    }
+}
+
+fn on_gpu(gpu: &Gpu, op: &dyn Op, entry: &Entry, variant: &str, reads: &[Tensor], writes: &mut [Tensor]) -> Result<()> {
+    let accumulate = vec![false; entry.writes.len()];
+    let target = Target { profile: gpu.profile(), variant: Some(variant), accumulate: &accumulate };
+    let lowered = op.lower(entry.name, &target)?;
+    let mut buffers = Vec::new();
+    for tensor in reads.iter().chain(&*writes) {
+        let buffer = gpu.buffer(tensor.name, tensor.spec.device_bytes() as u64)?;
+        gpu.write(&buffer, 0, &tensor.spec.pack(&tensor.single())?)?;
+        buffers.push((tensor.name, buffer));
+    }
+    let mut scratch = Vec::new();
+    for &bytes in &lowered.scratch {
+        let buffer = gpu.buffer("scratch", bytes as u64)?;
+        gpu.write(&buffer, 0, &vec![0xff; bytes])?;
+        scratch.push(buffer);
+    }
+    let find = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, buffer)| buffer);
+    let mut steps = Vec::new();
+    for dispatch in &lowered.dispatches {
+        let mut bindings = Vec::new();
+        for bind in &dispatch.bindings {
+            let buffer = match bind {
+                Bind::Operand(name) => find(name).with_context(|| format!("{name} is not of {}", entry.name))?,
+                Bind::Scratch(number) => scratch.get(*number).context("no such scratch buffer")?,
+            };
+            bindings.push(Binding { buffer, offset: 0, size: buffer.size() });
+        }
+        steps.push(Step { label: format!("{}.{}", op.family(), entry.name), dispatch, bindings });
+    }
+    Program::new(gpu, entry.name, &steps)?.submit(gpu)?;
+    for tensor in writes {
+        let buffer = find(tensor.name).with_context(|| format!("no buffer {}", tensor.name))?;
+        let bytes = gpu.read(buffer, 0, tensor.spec.device_bytes() as u64)?;
+        tensor.value = tensor.spec.unpack(&bytes)?.into_iter().map(f64::from).collect();
+    }
+    Ok(())
+}

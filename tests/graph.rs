@@ -1,0 +1,296 @@
+//! The graph without a device: names and errors, transposition, planning, and the floors of the crate.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use vae_wgpu::exec::{CpuExecutor, Data, Executor, ProgramId};
+use vae_wgpu::graph::plan::{self, Options};
+use vae_wgpu::graph::{Builder, Graph, Region, Root};
+use vae_wgpu::model::{Mode, Norm, VaeConfig};
+use vae_wgpu::op::{Add, BatchNorm, BatchNormConfig, Conv2d, Profile, Relu, Upsample};
+use vae_wgpu::rng::{self, Purpose};
+use vae_wgpu::shape::{Shape, Spec};
+
+fn tiny() -> VaeConfig {
+    VaeConfig { channels: 4, blocks: 1, groups: 2, latent_dim: 3, image_size: 8, ..VaeConfig::default() }
+}
+
+#[test]
+fn the_default_model_has_the_documented_size() {
+    let graph = VaeConfig::default().graph(128, Mode::Train).unwrap();
+    assert_eq!(graph.parameter_count(), 1_721_891);
+    let macs = VaeConfig::default().graph(1, Mode::Evaluate).unwrap();
+    let conv = |g: &Graph| -> f64 {
+        let product = |family: &str| matches!(family, "conv2d" | "conv_transpose2d" | "linear");
+        let nodes = g.nodes().iter().filter(|n| product(n.op.family()) && n.entry.name != "backward_bias");
+        nodes.map(|n| n.op.cost(&n.entry).unwrap().flop / 2.0).sum()
+    };
+    assert_eq!(conv(&macs), 87_760_896.0);
+    let step = VaeConfig::default().graph(1, Mode::Train).unwrap();
+    assert_eq!(conv(&step), 262_397_952.0);
+}
+
+#[test]
+fn names_are_pytorchs() {
+    let graph = VaeConfig::default().graph(2, Mode::Train).unwrap();
+    for name in [
+        "encoder.stem.weight",
+        "encoder.groups.2.blocks.0.skip_norm.running_var",
+        "encoder.norm.bias",
+        "encoder.fc.weight",
+        "decoder.fc.bias",
+        "decoder.groups.0.blocks.0.conv2.weight",
+        "decoder.out.weight",
+    ] {
+        assert!(graph.tensor(name).is_ok(), "{name}");
+    }
+    let message = graph.tensor("encoder.stam.weight").unwrap_err().to_string();
+    assert!(message.contains("unknown tensor `encoder.stam.weight`"), "{message}");
+}
+
+#[test]
+fn biases_before_a_batch_norm_are_left_alone_and_no_others() {
+    let graph = VaeConfig::default().graph(4, Mode::Train).unwrap();
+    let null: Vec<&str> = graph.null_params().iter().map(|&i| graph.params()[i].name.as_str()).collect();
+    for param in graph.params() {
+        let conv_bias = param.name.ends_with("bias") && (param.name.contains("conv") || param.name.contains("stem"));
+        assert_eq!(null.contains(&param.name.as_str()), conv_bias, "{}", param.name);
+    }
+    let position = VaeConfig { norm: Norm::Position, ..VaeConfig::default() }.graph(4, Mode::Train).unwrap();
+    assert!(position.null_params().is_empty());
+}
+
+#[test]
+fn shape_errors_name_the_node() {
+    let mut b = Builder::new();
+    let x = b.input("x", Spec::nhwc(Shape::new(1, 3, 8, 8))).unwrap();
+    b.scope_in("encoder");
+    let error = b.apply("stem", &[x], |s| Conv2d::new(s[0], 8, 11, 1, 1)).unwrap_err().to_string();
+    assert!(error.contains("encoder.stem") && error.contains("conv2d"), "{error}");
+    let y = b.apply("up", &[x], |s| Upsample::new(s[0])).unwrap();
+    let error = b.apply("add", &[x, y], |s| Add::new(s[0], s[1])).unwrap_err().to_string();
+    assert!(error.contains("encoder.add: add") && error.contains("[1, 3, 8, 8]"), "{error}");
+    assert!(b.input("x", Spec::flat(3)).is_err());
+    assert!(b.input("huge", Spec::nhwc(Shape::new(usize::MAX, 2, 3, 4))).is_err());
+}
+
+#[test]
+fn a_parameter_without_gradient_is_a_build_error() {
+    let mut b = Builder::new();
+    let x = b.input("x", Spec::nhwc(Shape::new(2, 4, 4, 4))).unwrap();
+    let dy = b.input("dy", Spec::nhwc(Shape::new(2, 4, 4, 4))).unwrap();
+    let _dead = b.apply("dead", &[x], |s| Conv2d::new(s[0], 4, 1, 1, 0)).unwrap();
+    let y = b.apply("alive", &[x], |s| Conv2d::new(s[0], 4, 1, 1, 0)).unwrap();
+    let error = b.build().with_gradients(&[Root::Seeded(y, dy)], &[]).unwrap_err().to_string();
+    assert!(error.contains("`dead.weight` gets no gradient"), "{error}");
+}
+
+#[test]
+fn a_batch_that_cannot_fit_is_refused_with_the_largest_that_does() {
+    let profile = Profile { max_binding: 4 << 20, max_buffer: 4 << 20, ..Profile::WEBGPU };
+    let config = VaeConfig { channels: 8, ..VaeConfig::default() };
+    let error = config.plan(100_000, Mode::Train, &profile, &Options::default()).unwrap_err().to_string();
+    let largest: usize = error.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!(config.plan(largest, Mode::Train, &profile, &Options::default()).is_ok(), "{error}");
+    assert!(config.plan(largest + 1, Mode::Train, &profile, &Options::default()).is_err(), "{error}");
+    let budget = Options { budget: Some(1 << 20), ..Options::default() };
+    let error = VaeConfig::default().plan(1, Mode::Train, &Profile::WEBGPU, &budget).unwrap_err().to_string();
+    assert!(error.contains("not even a batch of 1 fits"), "{error}");
+}
+
+#[test]
+fn the_default_model_fits_webgpus_default_limits() {
+    let (graph, plan) = VaeConfig::default().plan(128, Mode::Train, &Profile::WEBGPU, &Options::default()).unwrap();
+    plan.verify(&graph).unwrap();
+    assert!(plan.memory.largest <= 128 << 20);
+    assert!(plan.memory.slots * 2 < plan.memory.unshared, "{}", plan.memory);
+    for placed in &plan.dispatches {
+        assert!(placed.dispatch.kernel.bindings.len() <= 8, "{}", placed.label);
+    }
+}
+
+#[test]
+fn the_gradient_of_a_whole_network_is_its_directional_derivative() {
+    for norm in [Norm::Batch, Norm::Position] {
+        let config = VaeConfig { norm, ..tiny() };
+        let batch = 3;
+        // Without the optimizer, so that a run leaves the parameters as they are.
+        let graph = config.gradient_graph(batch).unwrap();
+        let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
+        let mut noise = rng::stream(7, Purpose::Check, 0);
+        let images: Vec<u8> = (0..config.images(batch).len()).map(|i| (i * 37 % 251) as u8).collect();
+        exec.write(ProgramId(0), "images", Data::U8(&images)).unwrap();
+        exec.write(ProgramId(0), "eps", Data::F32(&rng::normals(&mut noise, batch * config.latent_dim))).unwrap();
+        exec.write(ProgramId(0), "step", Data::F32(&[0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])).unwrap();
+        exec.upload(Region::States, &vae_wgpu::model::initial(&graph, Region::States, 0).unwrap()).unwrap();
+        exec.upload(Region::Params, &vae_wgpu::model::initial(&graph, Region::Params, 3).unwrap()).unwrap();
+        let start = exec.tensors(Region::Params).to_vec();
+        let mut loss = |params: Vec<Vec<f64>>| -> (f64, Vec<Vec<f64>>) {
+            exec.tensors(Region::Params).clone_from_slice(&params);
+            exec.run(ProgramId(0), &[]).unwrap();
+            let terms = exec.value(ProgramId(0), graph.output("terms").unwrap()).unwrap();
+            (terms[0], exec.tensors(Region::Grads).to_vec())
+        };
+        let (_, grads) = loss(start.clone());
+        for direction in 0..8 {
+            let mut noise = rng::stream(11, Purpose::Check, direction);
+            let along: Vec<Vec<f32>> = start.iter().map(|p| rng::normals(&mut noise, p.len())).collect();
+            let slope: f64 = grads.iter().flatten().zip(along.iter().flatten()).map(|(g, d)| g * f64::from(*d)).sum();
+            let step = 1e-7;
+            let shifted = |sign: f64| -> Vec<Vec<f64>> {
+                let tensor = |(p, d): (&Vec<f64>, &Vec<f32>)| {
+                    p.iter().zip(d).map(|(p, d)| p + sign * step * f64::from(*d)).collect()
+                };
+                start.iter().zip(&along).map(tensor).collect()
+            };
+            let difference = (loss(shifted(1.0)).0 - loss(shifted(-1.0)).0) / (2.0 * step);
+            let error = (difference - slope).abs() / slope.abs().max(1e-2);
+            println!(
+                "{norm:?} direction {direction}: {difference:.9e} against {slope:.9e}, relative error {error:.1e}"
+            );
+            assert!(error <= 1e-6, "{norm:?} direction {direction}: {difference} against {slope} ({error})");
+        }
+    }
+}
+
+/// A random graph of convolutions, norms, ReLUs and adds over values of one shape, with all gradients.
+fn random_graph(choices: &[(u8, usize, usize)]) -> Graph {
+    let shape = Shape::new(2, 5, 4, 3);
+    let mut b = Builder::new();
+    let dy = b.input("dy", Spec::nhwc(shape)).unwrap();
+    let x = b.input("x", Spec::nhwc(shape)).unwrap();
+    // Everything after the first convolution leads to the sum at the end, so every parameter gets a gradient.
+    let mut values = vec![b.apply("first", &[x], |s| Conv2d::new(s[0], 5, 1, 1, 0)).unwrap()];
+    for (i, &(kind, a, c)) in choices.iter().enumerate() {
+        let (a, c) = (values[a % values.len()], values[c % values.len()]);
+        let name = format!("n{i}");
+        let relu = BatchNormConfig { eps: 1e-5, momentum: 0.1, training: true, relu: true };
+        values.push(match kind % 4 {
+            0 => b.apply(&name, &[a], |s| Conv2d::new(s[0], 5, 3, 1, 1)).unwrap(),
+            1 => b.apply(&name, &[a], |s| BatchNorm::new(s[0], relu)).unwrap(),
+            2 => b.apply(&name, &[a], |s| Relu::new(s[0])).unwrap(),
+            _ => b.apply(&name, &[a, c], |s| Add::new(s[0], s[1])).unwrap(),
+        });
+    }
+    let mut sum = values[0];
+    for (i, value) in values.iter().enumerate().skip(1) {
+        sum = b.apply(&format!("sum{i}"), &[sum, *value], |s| Add::new(s[0], s[1])).unwrap();
+    }
+    b.output("y", sum).build().with_gradients(&[Root::Seeded(sum, dy)], &["x"]).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn plans_of_random_graphs_never_alias(choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..24)) {
+        let graph = random_graph(&choices);
+        for share in [true, false] {
+            let plan = plan::plan(&graph, &Profile::WEBGPU, &Options { share, ..Options::default() }).unwrap();
+            plan.verify(&graph).unwrap();
+        }
+    }
+
+    #[test]
+    fn gradients_of_random_graphs_are_linear_in_their_seed_and_match_differences(
+        choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..10), seed in any::<u64>()
+    ) {
+        let graph = random_graph(&choices);
+        let len = Shape::new(2, 5, 4, 3).len();
+        let mut noise = rng::stream(seed, Purpose::Check, 0);
+        let (x, dy) = (rng::normals(&mut noise, len), rng::normals(&mut noise, len));
+        let along = rng::normals(&mut noise, len);
+        let params = vae_wgpu::model::initial(&graph, Region::Params, seed).unwrap();
+        let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
+        exec.upload(Region::Params, &params).unwrap();
+        let mut loss = |x: &[f32]| -> (f64, Vec<f64>) {
+            exec.write(ProgramId(0), "x", Data::F32(x)).unwrap();
+            exec.write(ProgramId(0), "dy", Data::F32(&dy)).unwrap();
+            exec.run(ProgramId(0), &[]).unwrap();
+            let y = exec.value(ProgramId(0), graph.output("y").unwrap()).unwrap();
+            let loss = y.iter().zip(&dy).map(|(y, d)| y * f64::from(*d)).sum();
+            (loss, exec.value(ProgramId(0), graph.output("dx").unwrap()).unwrap().to_vec())
+        };
+        let step = 2.0f32.powi(-14);
+        let shifted = |sign: f32| -> Vec<f32> { x.iter().zip(&along).map(|(x, d)| x + sign * step * d).collect() };
+        let (up, down) = (shifted(1.0), shifted(-1.0));
+        let (_, dx) = loss(&x);
+        let expected: f64 = dx.iter().zip(up.iter().zip(&down)).map(|(g, (u, d))| g * (f64::from(*u) - f64::from(*d))).sum();
+        let scale: f64 = dx.iter().zip(up.iter().zip(&down)).map(|(g, (u, d))| (g * (f64::from(*u) - f64::from(*d))).abs()).sum();
+        let found = loss(&up).0 - loss(&down).0;
+        // Random graphs have kinks between the two points; few of the 120 inputs cross one.
+        prop_assert!((found - expected).abs() <= 0.02 * scale.max(1e-12), "{found} {expected} {scale}");
+    }
+}
+
+/// Which modules a module may not use: those on its own floor after it, and those above.
+const FLOORS: &[(&str, u8)] = &[
+    ("error", 0),
+    ("shape", 1),
+    ("real", 1),
+    ("rng", 1),
+    ("shader", 1),
+    ("op", 2),
+    ("graph", 3),
+    ("model", 4),
+    ("gpu", 3),
+    ("exec", 5),
+    ("check", 6),
+    ("bench", 6),
+    ("cli", 7),
+];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn imports_point_down() {
+    let floors: BTreeMap<&str, u8> = FLOORS.iter().copied().collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    assert!(files.len() > 20);
+    let mut breaches = Vec::new();
+    for file in files {
+        let inner = file.strip_prefix(&root).unwrap();
+        let module = inner.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs");
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        let floor = *floors.get(module).unwrap_or_else(|| panic!("{module} stands on no floor"));
+        let text = fs::read_to_string(&file).unwrap();
+        let code: Vec<&str> = text.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+        for line in &code {
+            for (i, _) in line.match_indices("crate::") {
+                let used = line[i + 7..].split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+                if let Some(&other) = floors.get(used)
+                    && (other > floor || (other == floor && used != module))
+                {
+                    breaches.push(format!("{}: {}", inner.display(), line.trim()));
+                }
+            }
+            let forbidden: &[&str] = match floor {
+                0..=2 => &["std::fs", "std::thread", "Instant", "block_on", "wgpu::", "std::env"],
+                3 | 4 if module != "gpu" => &["std::fs", "std::thread", "Instant", "block_on", "wgpu::", "std::env"],
+                5 => &["std::fs", "std::thread", "std::env"],
+                _ => &[],
+            };
+            for word in forbidden {
+                if line.contains(word) && !line.contains("vae_wgpu::") {
+                    breaches.push(format!("{}: {word}: {}", inner.display(), line.trim()));
+                }
+            }
+        }
+    }
+    assert!(breaches.is_empty(), "imports that point up or use what their floor may not:\n{}", breaches.join("\n"));
+}

@@ -1,0 +1,237 @@
+//! Whole training steps on the adapter: against the CPU reference, bit for bit against themselves, and without leaks.
+
+#[path = "common/gpu.rs"]
+mod common;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::Arguments;
+
+use vae_wgpu::exec::{Device, Runner, StepInput, StepReport};
+use vae_wgpu::gpu::{Gpu, Options as GpuOptions};
+use vae_wgpu::graph::Region;
+use vae_wgpu::graph::plan::Options;
+use vae_wgpu::model::{Mode, Norm, VaeConfig};
+use vae_wgpu::rng::{self, Purpose};
+
+const BATCH: usize = 3;
+
+fn small(norm: Norm) -> VaeConfig {
+    VaeConfig { channels: 8, blocks: 2, groups: 2, latent_dim: 5, image_size: 16, norm, ..VaeConfig::default() }
+}
+
+fn gpu(gpu: &Arc<Gpu>) -> Device {
+    Device::Gpu(Arc::clone(gpu))
+}
+
+fn runner(config: VaeConfig, programs: &[(usize, Mode)], device: &Device, options: &Options) -> Runner {
+    let mut runner = Runner::new(config, programs, device, options).unwrap();
+    runner.init(5).unwrap();
+    runner
+}
+
+/// Pictures and noise of a step: the same for every device.
+fn batch(config: &VaeConfig, batch: usize, step: u64) -> (Vec<u8>, Vec<f32>) {
+    let mut noise = rng::stream(17, Purpose::Check, step);
+    let pixels = rng::uniforms(&mut noise, config.images(batch).len(), 127.0).unwrap();
+    let images = pixels.iter().map(|p| (p + 128.0) as u8).collect();
+    (images, rng::normals(&mut noise, batch * config.latent_dim))
+}
+
+fn train(runner: &mut Runner, size: usize, steps: u64) -> Vec<StepReport> {
+    let config = *runner.config();
+    for _ in 0..steps {
+        let (images, eps) = batch(&config, size, runner.step());
+        let input = StepInput { images: &images, eps: &eps, lr: 1e-3, weight_decay: 1e-2, beta: 0.5, clip: 1.0 };
+        runner.train(size, &input).unwrap();
+    }
+    runner.reports(true).unwrap()
+}
+
+fn bits(tensors: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    tensors.iter().map(|t| t.iter().map(|v| v.to_bits()).collect()).collect()
+}
+
+fn close(what: &str, a: f32, b: f32, relative: f32) {
+    let error = (a - b).abs();
+    assert!(error <= relative * b.abs().max(1e-6), "{what}: {a} against {b}");
+}
+
+fn agrees_with_the_reference(device: &Arc<Gpu>) {
+    for norm in [Norm::Batch, Norm::Position] {
+        let config = small(norm);
+        let programs = [(BATCH, Mode::Train), (BATCH, Mode::Evaluate)];
+        let mut on_gpu = runner(config, &programs, &gpu(device), &Options::default());
+        let mut on_cpu = runner(config, &programs, &Device::Cpu, &Options::default());
+        let (gpu_steps, cpu_steps) = (train(&mut on_gpu, BATCH, 3), train(&mut on_cpu, BATCH, 3));
+        for (a, b) in gpu_steps.iter().zip(&cpu_steps) {
+            assert!(a.finite && b.finite && a.step == b.step);
+            let tolerance = if a.step == 0 { 1e-5 } else { 1e-3 };
+            close("total", a.total, b.total, tolerance);
+            close("recon", a.recon, b.recon, tolerance);
+            close("kl", a.kl, b.kl, 10.0 * tolerance);
+            close("gradient norm", a.grad_norm, b.grad_norm, 10.0 * tolerance);
+        }
+        let (images, eps) = batch(&config, BATCH, 0);
+        let a = on_gpu.evaluate(BATCH, &images, &eps, 1.0).unwrap();
+        let b = on_cpu.evaluate(BATCH, &images, &eps, 1.0).unwrap();
+        close("evaluated total", a.total, b.total, 1e-3);
+        assert_eq!((a.h.len(), a.mean.len()), (b.h.len(), b.mean.len()));
+    }
+}
+
+fn planner_off_gives_the_same_bits(device: &Arc<Gpu>) {
+    let run = |share: bool| {
+        let options = Options { share, ..Options::default() };
+        let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &options);
+        let reports = train(&mut runner, BATCH, 3);
+        (reports, bits(&runner.download(Region::Params).unwrap()), bits(&runner.download(Region::States).unwrap()))
+    };
+    assert_eq!(run(true), run(false));
+}
+
+fn the_same_seed_gives_the_same_bits(device: &Arc<Gpu>) {
+    for norm in [Norm::Batch, Norm::Position] {
+        let run = || {
+            let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
+            let reports = train(&mut runner, BATCH, 4);
+            (reports, Region::ALL.map(|r| bits(&runner.download(r).unwrap())))
+        };
+        assert_eq!(run(), run());
+    }
+}
+
+fn continuing_from_downloaded_tensors_gives_the_same_bits(device: &Arc<Gpu>) {
+    let new = || runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
+    let mut whole = new();
+    train(&mut whole, BATCH, 6);
+    let mut first = new();
+    train(&mut first, BATCH, 3);
+    let mut second = new();
+    for region in [Region::Params, Region::Moment1, Region::Moment2, Region::States] {
+        second.upload(region, &first.download(region).unwrap()).unwrap();
+    }
+    second.set_step(first.step());
+    train(&mut second, BATCH, 3);
+    for region in Region::ALL {
+        assert_eq!(bits(&whole.download(region).unwrap()), bits(&second.download(region).unwrap()), "{region}");
+    }
+}
+
+fn objects_do_not_pile_up(_: &Arc<Gpu>) {
+    // A device of its own: other tests make objects on theirs at the same time.
+    let device = &Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
+    let count = |runner: &mut Runner, steps| {
+        train(runner, BATCH, steps);
+        device.wait().unwrap();
+        device.live_objects()
+    };
+    let after_10 = count(&mut runner, 10);
+    assert!(after_10.buffers > 0 && after_10.bind_groups > 0);
+    assert_eq!(after_10, count(&mut runner, 190));
+}
+
+fn a_poisoned_step_changes_nothing(device: &Arc<Gpu>) {
+    for (poison, norm) in [(f32::NAN, Norm::Batch), (f32::INFINITY, Norm::Position)] {
+        let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
+        train(&mut runner, BATCH, 1);
+        let graph = runner.graph().unwrap().clone();
+        let (_, at) = graph.tensor("decoder.out.weight").unwrap();
+        let mut params = runner.download(Region::Params).unwrap();
+        params[at][1] = poison;
+        runner.upload(Region::Params, &params).unwrap();
+        let report = train(&mut runner, BATCH, 1).pop().unwrap();
+        assert!(!report.finite, "{report:?}");
+        assert_eq!(bits(&params), bits(&runner.download(Region::Params).unwrap()));
+        let named = runner.first_non_finite().unwrap();
+        assert_eq!(named.as_deref(), Some("decoder.out.weight"));
+    }
+}
+
+fn programs_of_several_sizes_share_parameters(device: &Arc<Gpu>) {
+    let config = small(Norm::Batch);
+    let programs = [(4, Mode::Train), (3, Mode::Train), (4, Mode::Evaluate), (4, Mode::Encode), (4, Mode::Decode)];
+    let mut runner = runner(config, &programs, &gpu(device), &Options::default());
+    train(&mut runner, 4, 2);
+    let before = bits(&runner.download(Region::Params).unwrap());
+    train(&mut runner, 3, 1);
+    assert_ne!(before, bits(&runner.download(Region::Params).unwrap()));
+    let (images, _) = batch(&config, 4, 0);
+    let still = vec![0.0; 4 * config.latent_dim];
+    let whole = runner.evaluate(4, &images, &still, 1.0).unwrap();
+    let h = runner.encode(4, &images).unwrap();
+    assert_eq!(whole.h, h);
+    let mu: Vec<f32> = h.chunks(2 * config.latent_dim).flat_map(|h| h[..config.latent_dim].to_vec()).collect();
+    assert_eq!(runner.decode(4, &mu).unwrap(), whole.mean);
+    assert!(runner.decode(5, &mu).unwrap_err().to_string().contains("unknown program"));
+}
+
+fn one_batch_is_learned_by_heart(device: &Arc<Gpu>) {
+    let config = small(Norm::Batch);
+    let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
+    let (images, _) = batch(&config, BATCH, 0);
+    // Smooth pictures: noise cannot be squeezed through five numbers.
+    let images: Vec<u8> = (0..images.len()).map(|i| ((i / 256) * 23 % 200 + i % 16 * 3) as u8).collect();
+    let mut reports = Vec::new();
+    for step in 0..150 {
+        let (_, eps) = batch(&config, BATCH, step);
+        let input = StepInput { images: &images, eps: &eps, lr: 5e-3, weight_decay: 0.0, beta: 0.0, clip: 0.0 };
+        runner.train(BATCH, &input).unwrap();
+        reports.extend(runner.reports(false).unwrap());
+    }
+    reports.extend(runner.reports(true).unwrap());
+    assert_eq!(reports.len(), 150);
+    // recon is 0.5 * mse + 0.5 * ln(2 pi).
+    let mse = |r: &StepReport| 2.0 * (r.recon - 0.5 * std::f32::consts::TAU.ln());
+    let (first, last) = (mse(&reports[0]), mse(&reports[149]));
+    assert!(last < 0.2 * first, "mean squared error {first} -> {last}");
+}
+
+fn every_variant_trains_alike(device: &Arc<Gpu>) {
+    let chosen = {
+        let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
+        train(&mut runner, BATCH, 2)
+    };
+    for variant in ["naive", "tiled", "lanes_plain"] {
+        let variants = ["conv2d", "conv_transpose2d", "linear"].map(|op| (op.to_owned(), variant.to_owned()));
+        let options = Options { variants: variants.into(), ..Options::default() };
+        let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &options);
+        for (a, b) in train(&mut runner, BATCH, 2).iter().zip(&chosen) {
+            close(variant, a.total, b.total, 1e-4);
+        }
+    }
+}
+
+fn webgpus_default_limits_are_enough(_: &Arc<Gpu>) {
+    let plain = Gpu::open(&GpuOptions { webgpu_defaults: true, ..GpuOptions::default() }).unwrap();
+    let device = Device::Gpu(Arc::new(plain));
+    let mut runner = runner(VaeConfig::default(), &[(2, Mode::Train)], &device, &Options::default());
+    let report = train(&mut runner, 2, 1).pop().unwrap();
+    assert!(report.finite && report.total > 0.5 && report.total < 3.0, "{report:?}");
+}
+
+fn main() -> ExitCode {
+    let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
+    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
+    let tests: [(&str, fn(&Arc<Gpu>)); 10] = [
+        ("agrees_with_the_reference", agrees_with_the_reference),
+        ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
+        ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
+        (
+            "continuing_from_downloaded_tensors_gives_the_same_bits",
+            continuing_from_downloaded_tensors_gives_the_same_bits,
+        ),
+        ("objects_do_not_pile_up", objects_do_not_pile_up),
+        ("a_poisoned_step_changes_nothing", a_poisoned_step_changes_nothing),
+        ("programs_of_several_sizes_share_parameters", programs_of_several_sizes_share_parameters),
+        ("one_batch_is_learned_by_heart", one_batch_is_learned_by_heart),
+        ("every_variant_trains_alike", every_variant_trains_alike),
+        ("webgpus_default_limits_are_enough", webgpus_default_limits_are_enough),
+    ];
+    for (name, test) in tests {
+        trials.push(common::trial(name, device.as_ref().ok().cloned(), test));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
