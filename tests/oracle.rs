@@ -8,6 +8,8 @@ mod entry;
 #[path = "common/gpu.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
 mod gpu;
+#[path = "common/graphs.rs"]
+mod graphs;
 #[path = "common/oracle.rs"]
 mod oracle;
 
@@ -312,26 +314,34 @@ fn trial(name: String, case: Arc<OracleCase>, engine: impl Fn() -> Result<String
     })
 }
 
+fn run(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<Gpu>>) -> Result<String> {
+    match (case.kind.as_str(), case.op.as_str()) {
+        ("model", _) => graphs::model(case, engine, gpu),
+        (_, "block") => graphs::block(case, engine, gpu),
+        _ => Plan::of(case)?.run(case, engine),
+    }
+}
+
 fn trials() -> Result<Vec<Trial>> {
     let folder = oracle::folder();
     let cases = oracle::load(&folder)?;
     eprintln!("fixtures: {}", folder.display());
     let gpu = Gpu::open(&Options::default()).map(Arc::new);
     let mut trials = gpu::announce(&gpu, |gpu| gpu.facts().to_string());
-    // Blocks and models are graphs: `tests/model.rs`.
-    for case in cases.into_iter().filter(|c| c.kind == "op" && c.op != "block") {
+    for case in cases {
         let case = Arc::new(case);
-        let name = |engine: &str| format!("{}/{} {engine}", case.op, case.name);
+        let family = if case.kind == "model" { "model" } else { &case.op };
+        let name = |engine: &str| format!("{family}/{} {engine}", case.name);
         let on = |engine: Engine<'static>| {
             let case = Arc::clone(&case);
-            move || Plan::of(&case)?.run(&case, engine)
+            move || run(&case, engine, None)
         };
         trials.push(trial(name("f64"), Arc::clone(&case), on(Engine::F64)));
         trials.push(trial(name("f32"), Arc::clone(&case), on(Engine::F32)));
         trials.push(match &gpu {
             Ok(gpu) => {
                 let (gpu, inner) = (Arc::clone(gpu), Arc::clone(&case));
-                trial(name("gpu"), Arc::clone(&case), move || Plan::of(&inner)?.run(&inner, Engine::Gpu(&gpu)))
+                trial(name("gpu"), Arc::clone(&case), move || run(&inner, Engine::Gpu(&gpu), Some(&gpu)))
             }
             Err(_) => Trial::test(name("gpu"), || Err(Failed::from("no adapter")))
                 .with_kind("no adapter")
