@@ -168,7 +168,7 @@ impl VaeConfig {
             Ok((graph, plan))
         };
         let error = match build(batch) {
-            Err(error) if batch > 1 => error,
+            Err(error) if batch > 1 || matches!(error, Error::DoesNotFit { .. }) => error,
             result => return result,
         };
         let (what, needed, limit) = match (error, build(1)) {
