@@ -1,6 +1,6 @@
 # make test is all that a new machine needs. The other targets are for daily work.
 
-BENCH_ARGS ?= --batch 128 --steps 8
+BENCH_ARGS ?= --batch 32
 
 .PHONY: all setup test check lint bench
 

@@ -173,11 +173,10 @@ fn matching(lines: &[Line<'_>], at: usize, open: &Line<'_>, word: &str, close: &
             Some((w, _)) if w == word => depth += 1,
             Some((w, _)) if w == close && depth == 0 => return Ok((i, middle)),
             Some((w, _)) if w == close => depth -= 1,
-            Some(("else", _)) if depth == 0 && word == "if" => {
-                if middle.replace(i).is_some() {
-                    return Err(line.error("a second `#else`"));
-                }
-            }
+            Some(("else", _)) if depth == 0 && word == "if" => match middle {
+                Some(_) => return Err(line.error("a second `#else`")),
+                None => middle = Some(i),
+            },
             _ => {}
         }
     }

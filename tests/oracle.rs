@@ -5,6 +5,9 @@
 
 #[path = "common/entry.rs"]
 mod entry;
+#[path = "common/gpu.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod gpu;
 #[path = "common/graphs.rs"]
 mod graphs;
 #[path = "common/oracle.rs"]
@@ -14,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 use vae_wgpu::gpu::{Gpu, Options};
 use vae_wgpu::op::step::StepScalars;
 use vae_wgpu::op::{
@@ -322,14 +325,9 @@ fn run(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<Gpu>>) -> Result<
 fn trials() -> Result<Vec<Trial>> {
     let folder = oracle::folder();
     let cases = oracle::load(&folder)?;
-    println!("fixtures: {}", folder.display());
+    eprintln!("fixtures: {}", folder.display());
     let gpu = Gpu::open(&Options::default()).map(Arc::new);
-    match &gpu {
-        Ok(gpu) => println!("adapter: {}", gpu.facts()),
-        Err(error) => println!("no adapter: {error}"),
-    }
-    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
-    let mut trials = Vec::new();
+    let mut trials = gpu::announce(&gpu, |gpu| gpu.facts().to_string());
     for case in cases {
         let case = Arc::new(case);
         let family = if case.kind == "model" { "model" } else { &case.op };
@@ -345,10 +343,9 @@ fn trials() -> Result<Vec<Trial>> {
                 let (gpu, inner) = (Arc::clone(gpu), Arc::clone(&case));
                 trial(name("gpu"), Arc::clone(&case), move || run(&inner, Engine::Gpu(&gpu), Some(&gpu)))
             }
-            Err(error) => {
-                let error = error.to_string();
-                Trial::test(name("gpu"), move || Err(error.into())).with_ignored_flag(!required)
-            }
+            Err(_) => Trial::test(name("gpu"), || Err(Failed::from("no adapter")))
+                .with_kind("no adapter")
+                .with_ignored_flag(true),
         });
     }
     Ok(trials)

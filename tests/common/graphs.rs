@@ -119,7 +119,16 @@ pub(crate) fn block(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
     }
     for (state, found) in graph.states().iter().zip(exec.download(Region::States)?) {
         let name = format!("after/{}", state.name);
-        shares.elements(&found, case.tensor(&name)?, &name, tight)?;
+        let mut expected = case.tensor(&name)?.clone();
+        if let Some(norm) = state.name.strip_suffix(".running_mean") {
+            // The mean of numbers of either sign is rounded like the numbers, not like their small mean. (PyTorch's CPU kernel
+            // sums them in double precision, so the fixture's own error says nothing of that.)
+            let variance = |prefix: &str| case.tensor(&format!("{prefix}/{norm}.running_var"));
+            let (before, after) = (variance("param")?, variance("after")?);
+            let batch = after.data.iter().zip(&before.data).map(|(a, b)| (a - 0.9 * b) / 0.1).fold(0.0, f32::max);
+            expected.raise_scale(0.1 * f64::from(batch).sqrt());
+        }
+        shares.elements(&found, &expected, &name, tight)?;
     }
     Ok(shares.0.join(", "))
 }
