@@ -83,7 +83,11 @@ impl fmt::Display for Line {
         let Self { tensor, index, got, want, error, limit, share, fault } = self;
         let verdict = if self.passed() { "ok" } else { "FAILED" };
         write!(f, "{verdict:6} {tensor}[{index}]: got {got:.9e}, want {want:.9e}, error {error:.2e}, ")?;
-        write!(f, "limit {limit:.2e}, {:.0} % used", share.min(1e6))?;
+        write!(f, "limit {limit:.2e}, ")?;
+        match share {
+            0.0..1e4 => write!(f, "{share:.0} % used")?,
+            _ => f.write_str("far over")?,
+        }
         fault.as_ref().map_or(Ok(()), |fault| write!(f, "; {fault}"))
     }
 }

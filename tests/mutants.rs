@@ -237,7 +237,7 @@ fn main() -> Result<ExitCode> {
         }
         let name = format!("{} in {}", mutant.fault, mutant.kernel);
         let run = move |gpu: &Gpu, check: &Check| {
-            println!("{} in {}: {}", mutant.fault, mutant.kernel, is_noticed(gpu, check, mutant)?);
+            is_noticed(gpu, check, mutant)?;
             Ok(())
         };
         trials.push(trial(name, gpu, check, run)?);
