@@ -83,7 +83,11 @@ impl fmt::Display for Line {
         let Self { tensor, index, got, want, error, limit, share, fault } = self;
         let verdict = if self.passed() { "ok" } else { "FAILED" };
         write!(f, "{verdict:6} {tensor}[{index}]: got {got:.9e}, want {want:.9e}, error {error:.2e}, ")?;
-        write!(f, "limit {limit:.2e}, {:.0} % used", share.min(1e6))?;
+        write!(f, "limit {limit:.2e}, ")?;
+        match share {
+            0.0..1e4 => write!(f, "{share:.0} % used")?,
+            _ => f.write_str("far over")?,
+        }
         fault.as_ref().map_or(Ok(()), |fault| write!(f, "; {fault}"))
     }
 }
@@ -291,10 +295,11 @@ impl Subject {
         patch: Option<&Patch<'_>>,
     ) -> Result<Outcome> {
         let op = self.op();
-        let lowered = op.lower(entry.name, &Target { profile: gpu.profile(), variant: Some(variant), accumulate })?;
-        if let Some(why) = lacking(gpu.profile(), &lowered) {
-            return Ok(Outcome::NotApplicable(why));
-        }
+        let target = Target { profile: gpu.profile(), variant: Some(variant), accumulate };
+        let lowered = match lower(op, entry.name, &target)? {
+            Lowering::Done(lowered) => lowered,
+            Lowering::NotApplicable(why) => return Ok(Outcome::NotApplicable(why)),
+        };
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let expected = self.expected(&mut numbers, entry)?;
         let mut tensors: BTreeMap<&str, Guarded> = BTreeMap::new();
@@ -558,10 +563,21 @@ fn compiled(gpu: &Gpu, steps: &[Step<'_>], patch: Option<&Patch<'_>>) -> Result<
     }
 }
 
-/// What a device of this profile lacks to run the dispatches, if anything.
-fn lacking(profile: &Profile, lowered: &Lowered) -> Option<String> {
-    let subgroups = lowered.dispatches.iter().any(|d| d.kernel.subgroups);
-    (subgroups && profile.subgroup.is_none()).then(|| "the device has no subgroup operations".into())
+enum Lowering {
+    Done(Lowered),
+    NotApplicable(String),
+}
+
+/// Lowers an entry. A variant that a device cannot run is refused with [`Error::Device`], or shows in its kernels.
+fn lower(op: &dyn Op, entry: &str, target: &Target<'_>) -> Result<Lowering> {
+    match op.lower(entry, target) {
+        Ok(lowered) if target.profile.subgroup.is_none() && lowered.dispatches.iter().any(|d| d.kernel.subgroups) => {
+            Ok(Lowering::NotApplicable("the device has no subgroup operations".into()))
+        }
+        Ok(lowered) => Ok(Lowering::Done(lowered)),
+        Err(Error::Device { message, .. }) => Ok(Lowering::NotApplicable(message)),
+        Err(error) => Err(error),
+    }
 }
 
 /// One check of the table of operations.
@@ -610,8 +626,10 @@ impl Check {
     pub fn not_applicable(&self, profile: &Profile) -> Result<Option<String>> {
         let Kind::Gpu { entry, variant } = self.kind else { return Ok(None) };
         let target = Target { profile, variant: Some(variant), accumulate: &[] };
-        let lowered = self.subject.op().lower(entry, &target)?;
-        Ok(lacking(profile, &lowered))
+        match lower(self.subject.op(), entry, &target)? {
+            Lowering::Done(_) => Ok(None),
+            Lowering::NotApplicable(why) => Ok(Some(why)),
+        }
     }
 
     /// Runs the check; one that needs a device is not applicable without.

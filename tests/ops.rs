@@ -25,7 +25,7 @@ fn devices() -> vae_wgpu::Result<Vec<(&'static str, Arc<Gpu>)>> {
 fn trial(check: Check, suffix: &str, gpu: Option<Arc<Gpu>>) -> Trial {
     let not_applicable = gpu.as_ref().and_then(|gpu| check.not_applicable(gpu.profile()).ok().flatten());
     let kind = match (&not_applicable, &gpu, check.needs_gpu()) {
-        (Some(why), _, _) => why.clone(),
+        (Some(_), _, _) => "not applicable".to_owned(),
         (_, None, true) => "no adapter".to_owned(),
         _ => String::new(),
     };

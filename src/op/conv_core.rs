@@ -426,7 +426,7 @@ macro_rules! kernels {
                 file: "conv2d.naive.wgsl",
                 source: include_str!("../../shaders/conv2d.naive.wgsl"),
                 entry: $entry,
-                defines: &[],
+                defines: &[("BACKWARD_WEIGHT", $weight)],
                 bindings: $bindings,
                 params: Params::FIELDS,
                 overrides: $overrides,
