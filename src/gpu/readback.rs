@@ -97,6 +97,10 @@ impl Ring {
     /// All outstanding copies, as (ticket, bytes), oldest first. Waits for them.
     pub fn drain(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
         gpu.wait()?;
+        // Another thread's poll may have taken up our callbacks and be about to call them.
+        self.pending.iter().for_each(|pending| {
+            pending.mapped.wait();
+        });
         let done = self.collect()?;
         if self.pending.is_empty() { Ok(done) } else { Err(Error::device("reading back", "a copy did not arrive")) }
     }
