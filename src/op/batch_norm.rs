@@ -68,7 +68,9 @@ impl BatchNorm {
         let count = T::count(self.shape.pixels());
         let planes = || self.planes(channel).filter_map(|plane| x.get(plane)).flatten();
         let shift = planes().next().copied().unwrap_or_default();
-        let offset = blocked_sum(planes().map(|x| *x - shift)) / count;
+        let rough = blocked_sum(planes().map(|x| *x - shift)) / count;
+        // What the first pass rounded away, which is as large as the rounding of an outlying shift.
+        let offset = rough + blocked_sum(planes().map(|x| *x - shift - rough)) / count;
         let squares = blocked_sum(planes().map(|x| (*x - shift - offset).squared()));
         (shift, offset, self.inverse_std(squares / count), squares)
     }

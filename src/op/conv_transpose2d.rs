@@ -107,20 +107,13 @@ pub static FAMILY: Family = Family {
         // name, (n, c, h, w), output channels, kernel, stride, padding
         let small = [
             ("one", (1, 1, 1, 1), 1, 1, 1, 0),
-            ("4x4_stride2", (2, 8, 4, 4), 8, 4, 2, 1),
             ("4x4_stride2_odd", (1, 5, 3, 5), 7, 4, 2, 1),
-            ("3x3_stride1", (2, 3, 5, 4), 6, 3, 1, 1),
             ("3x3_stride2", (2, 6, 4, 3), 5, 3, 2, 1),
             ("2x2_stride3_gaps", (1, 4, 3, 3), 4, 2, 3, 0),
             ("5x5_stride3", (2, 5, 4, 3), 6, 5, 3, 2),
-            ("1x1_padded", (1, 4, 4, 5), 4, 1, 1, 1),
         ];
         // Over a tile of every variant in every direction, by a bit.
-        let large = [
-            ("4x4_stride2_tails", (3, 36, 5, 9), 68, 4, 2, 1),
-            ("model_8x8", (4, 64, 8, 8), 64, 4, 2, 1),
-            ("model_4x4", (8, 128, 4, 4), 128, 4, 2, 1),
-        ];
+        let large = [("4x4_stride2_tails", (3, 36, 5, 9), 68, 4, 2, 1), ("model_4x4", (8, 128, 4, 4), 128, 4, 2, 1)];
         let mut cases = vec![];
         for (table, differentiable) in [(&small[..], true), (&large[..], false)] {
             for &(name, (n, c, h, w), oc, kernel, stride, padding) in table {

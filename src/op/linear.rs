@@ -129,7 +129,6 @@ pub static FAMILY: Family = Family {
         // name, x, out
         let small = [
             ("one", vector(1), vector(1)),
-            ("odd", Shape::new(3, 7, 1, 1), vector(5)),
             ("to_picture", Shape::new(2, 6, 1, 1), Shape::new(1, 5, 2, 3)),
             ("from_picture", Shape::new(2, 3, 3, 2), vector(9)),
             ("pictures", Shape::new(5, 3, 2, 2), Shape::new(1, 2, 3, 1)),
@@ -137,7 +136,6 @@ pub static FAMILY: Family = Family {
         // Over a tile of every variant in every direction, by a bit.
         let large = [
             ("tails", Shape::new(131, 70, 1, 1), Shape::new(1, 9, 3, 3)),
-            ("model_encoder", Shape::new(32, 256, 1, 1), vector(32)),
             ("model_decoder", Shape::new(32, 16, 1, 1), Shape::new(1, 256, 4, 4)),
         ];
         let mut cases = vec![];
