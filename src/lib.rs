@@ -13,7 +13,7 @@
 //! | floor | modules |
 //! | --- | --- |
 //! | 5 | `cli` |
-//! | 4 | [`check`], [`bench`] |
+//! | 4 | [`check`], [`mod@bench`] |
 //! | 3 | [`exec`] |
 //! | 2 | [`gpu`]; [`graph`], [`model`] |
 //! | 1 | [`op`] |

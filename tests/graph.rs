@@ -1,5 +1,7 @@
 //! The graph without a device: names and errors, transposition, planning, and the floors of the crate.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
