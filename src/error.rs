@@ -1,6 +1,7 @@
 //! The one error type of the library: what was compared, what was found, and the way out.
 
 use std::fmt;
+use std::path::Path;
 
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -72,6 +73,36 @@ pub enum Error {
         /// Step, from 0.
         step: u64,
     },
+    /// A data set that is missing, damaged or of another kind.
+    #[error("{file}: {what}; {hint}")]
+    Data {
+        /// File, folder or member of an archive.
+        file: String,
+        /// What was found there (with its offset, where it has one) and what was expected.
+        what: String,
+        /// The way out.
+        hint: String,
+    },
+    /// A download that failed; its cause is the source.
+    #[error("cannot download {url}; {hint}")]
+    Download {
+        /// What was asked for.
+        url: String,
+        /// The way out, without a network too.
+        hint: String,
+        /// What went wrong last.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The operating system refused something; its words are the source.
+    #[error("{doing}")]
+    Io {
+        /// What was being done to which file, e.g. `reading runs/1/config.json`.
+        doing: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
     /// A name that does not exist in a table of names.
     #[error("unknown {kind} `{name}`: expected one of {known}")]
     Unknown {
@@ -111,6 +142,16 @@ impl Error {
     /// A [`Error::Device`] from anything printable.
     pub fn device(context: impl fmt::Display, message: impl fmt::Display) -> Self {
         Self::Device { context: context.to_string(), message: message.to_string() }
+    }
+
+    /// A [`Error::Data`] from anything printable.
+    pub fn data(file: impl fmt::Display, what: impl fmt::Display, hint: impl fmt::Display) -> Self {
+        Self::Data { file: file.to_string(), what: what.to_string(), hint: hint.to_string() }
+    }
+
+    /// Makes an [`Error::Io`] of an I/O error: `.map_err(Error::io("reading", &path))`.
+    pub fn io(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { doing: format!("{verb} {}", path.display()), source }
     }
 
     /// Names the node in front of a shape error of its operation.

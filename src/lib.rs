@@ -13,7 +13,7 @@
 //! | floor | modules |
 //! | --- | --- |
 //! | 5 | `cli` |
-//! | 4 | [`check`], [`mod@bench`] |
+//! | 4 | [`check`], [`mod@bench`], [`data`] (its parsing, drawing and augmentation touch no files) |
 //! | 3 | [`exec`] |
 //! | 2 | [`gpu`]; [`graph`], [`model`] |
 //! | 1 | [`op`] |
@@ -34,6 +34,8 @@ pub mod graph;
 pub mod model;
 
 pub mod exec;
+
+pub mod data;
 
 pub mod bench;
 pub mod check;
