@@ -1,6 +1,7 @@
 //! The one error type of the library: what was compared, what was found, and the way out.
 
-use std::fmt;
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -85,6 +86,30 @@ pub enum Error {
     /// A broken invariant of this crate: please report it.
     #[error("internal error: {0} (this is a bug in vae-wgpu, please report it)")]
     Bug(String),
+    /// A file or folder that cannot be read, written or understood.
+    #[error("cannot {doing} {}", path.display())]
+    File {
+        /// What was being done, e.g. `write`.
+        doing: String,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Weights or a checkpoint that do not fit what they are to be used for.
+    #[error("{}: {what}: expected {expected}, found {found}; {hint}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What was looked at.
+        what: String,
+        /// What would have been accepted.
+        expected: String,
+        /// What is in the file.
+        found: String,
+        /// The way out.
+        hint: String,
+    },
 }
 
 impl Error {
@@ -111,6 +136,20 @@ impl Error {
     /// A [`Error::Device`] from anything printable.
     pub fn device(context: impl fmt::Display, message: impl fmt::Display) -> Self {
         Self::Device { context: context.to_string(), message: message.to_string() }
+    }
+
+    /// Turns an I/O error into an [`Error::File`]: `fs::read(path).map_err(Error::file("read", path))`.
+    pub fn file(doing: impl fmt::Display, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { doing: doing.to_string(), path: path.to_owned(), source }
+    }
+
+    /// An [`Error::File`] for content that makes no sense.
+    pub fn garbled(
+        doing: impl fmt::Display,
+        path: &Path,
+        why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::file(doing, path)(io::Error::new(io::ErrorKind::InvalidData, why))
     }
 
     /// Names the node in front of a shape error of its operation.

@@ -35,6 +35,11 @@ pub mod model;
 
 pub mod exec;
 
+pub mod files;
+
+pub mod checkpoint;
+pub mod report;
+
 pub mod bench;
 pub mod check;
 

@@ -61,7 +61,15 @@ pub struct VaeConfig {
 impl Default for VaeConfig {
     /// 32 channels, 4 blocks, 3 groups, 16 latent numbers, batch norm, 32x32 RGB: 1,721,891 parameters.
     fn default() -> Self {
-        Self { channels: 32, blocks: 4, groups: 3, latent_dim: 16, norm: Norm::Batch, image_size: 32, image_channels: 3 }
+        Self {
+            channels: 32,
+            blocks: 4,
+            groups: 3,
+            latent_dim: 16,
+            norm: Norm::Batch,
+            image_size: 32,
+            image_channels: 3,
+        }
     }
 }
 

@@ -44,7 +44,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let checks = suite().expect("the table of operations builds its cases");
     let devices = devices();
-    let name = |devices: &Vec<(&str, Arc<Gpu>)>| devices.first().map(|(_, gpu)| gpu.facts().to_string()).unwrap_or_default();
+    let name =
+        |devices: &Vec<(&str, Arc<Gpu>)>| devices.first().map(|(_, gpu)| gpu.facts().to_string()).unwrap_or_default();
     let mut trials = gpu::announce(&devices, name);
     for check in checks {
         match &devices {

@@ -217,7 +217,10 @@ fn main() -> ExitCode {
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
-        ("continuing_from_downloaded_tensors_gives_the_same_bits", continuing_from_downloaded_tensors_gives_the_same_bits),
+        (
+            "continuing_from_downloaded_tensors_gives_the_same_bits",
+            continuing_from_downloaded_tensors_gives_the_same_bits,
+        ),
         ("objects_do_not_pile_up", objects_do_not_pile_up),
         ("a_poisoned_step_changes_nothing", a_poisoned_step_changes_nothing),
         ("programs_of_several_sizes_share_parameters", programs_of_several_sizes_share_parameters),

@@ -72,8 +72,7 @@ impl StepArgs {
             rng::uniforms(&mut noise, pixels, 1.0)?.iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
         let mut step = |runner: &mut Runner| {
             let eps = rng::normals(&mut noise, self.batch * config.latent_dim);
-            let input =
-                StepInput { images: &images, eps: &eps, lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
+            let input = StepInput { images: &images, eps: &eps, lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
             let begun = Instant::now();
             runner.train(self.batch, &input)?;
             let encode_ms = begun.elapsed().as_secs_f64() * 1e3;

@@ -41,7 +41,8 @@ impl CheckArgs {
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for check in suite()? {
             let name = check.to_string();
-            if self.filter.as_ref().is_some_and(|f| !name.contains(f.as_str())) || (gpu.is_none() && check.needs_gpu()) {
+            if self.filter.as_ref().is_some_and(|f| !name.contains(f.as_str())) || (gpu.is_none() && check.needs_gpu())
+            {
                 continue;
             }
             let (verdict, lines, why) = match check.run(gpu.as_deref()) {

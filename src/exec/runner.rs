@@ -70,7 +70,12 @@ pub struct Runner {
 impl Runner {
     /// Puts the model on a device, with a program for each batch size and mode. All tensors are zero until [`Runner::init`] or
     /// [`Runner::upload`].
-    pub fn new(config: VaeConfig, programs: &[(usize, Mode)], device: &Device, options: &plan::Options) -> Result<Self> {
+    pub fn new(
+        config: VaeConfig,
+        programs: &[(usize, Mode)],
+        device: &Device,
+        options: &plan::Options,
+    ) -> Result<Self> {
         let (exec, memory, dispatches): (Box<dyn Executor>, _, _) = match device {
             Device::Cpu => {
                 let graphs = programs.iter().map(|&(batch, mode)| config.graph(batch, mode)).collect::<Result<_>>()?;
