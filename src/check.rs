@@ -83,7 +83,7 @@ impl fmt::Display for Line {
         let Self { tensor, index, got, want, error, limit, share, fault } = self;
         let verdict = if self.passed() { "ok" } else { "FAILED" };
         write!(f, "{verdict:6} {tensor}[{index}]: got {got:.9e}, want {want:.9e}, error {error:.2e}, ")?;
-        write!(f, "limit {limit:.2e}, {share:.0} % used")?;
+        write!(f, "limit {limit:.2e}, {:.0} % used", share.min(1e6))?;
         fault.as_ref().map_or(Ok(()), |fault| write!(f, "; {fault}"))
     }
 }
@@ -476,30 +476,33 @@ fn at_rest(values: &mut Values<f64>, name: &str, i: usize, x: f64) {
 
 /// A quiet NaN that no arithmetic produces: what outputs and scratch hold beforehand.
 const POISON: u32 = 0x7fc0_dead;
-/// Another one, behind every tensor: reading it shows in the result, writing it shows in the margin.
-const SENTINEL: u32 = 0x7fc5_a5a5;
+/// Others, behind every tensor: reading them shows in the result, writing shows in the margin. Each buffer has its own, so
+/// that what is copied from margin to margin shows too.
+const SENTINEL: u32 = 0x7fc5_a500;
 const MARGIN: usize = 256;
 
 /// A buffer with a margin behind its tensor, bound together with it.
 struct Guarded {
     buffer: wgpu::Buffer,
     bytes: usize,
+    sentinel: u32,
 }
 
 impl Guarded {
     fn new(gpu: &Gpu, label: &str, contents: &[u8]) -> Result<Self> {
+        let sentinel = SENTINEL + label.bytes().fold(0u32, |sum, b| (31 * sum + u32::from(b)) % 251);
         let mut guarded = contents.to_vec();
-        guarded.extend(SENTINEL.to_le_bytes().repeat(MARGIN / 4));
+        guarded.extend(sentinel.to_le_bytes().repeat(MARGIN / 4));
         let buffer = gpu.buffer(&format!("check: {label}"), guarded.len() as u64)?;
         gpu.write(&buffer, 0, &guarded)?;
-        Ok(Self { buffer, bytes: contents.len() })
+        Ok(Self { buffer, bytes: contents.len(), sentinel })
     }
 
     /// The words of the tensor; looks at the margin on the way.
     fn read(&self, gpu: &Gpu, line: &mut Line) -> Result<Vec<u32>> {
         let mut words: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read(&self.buffer, 0, self.buffer.size())?);
         let margin = words.split_off(self.bytes / 4);
-        if let Some(at) = margin.iter().position(|&word| word != SENTINEL) {
+        if let Some(at) = margin.iter().position(|&word| word != self.sentinel) {
             line.faulty(format!("the memory behind the tensor was written, {} bytes behind its end", 4 * at));
         }
         Ok(words)

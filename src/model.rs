@@ -91,13 +91,6 @@ pub enum Mode {
     Decode,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Scale {
-    Same,
-    Down,
-    Up,
-}
-
 impl VaeConfig {
     /// Refuses sizes that make no model.
     pub fn check(&self) -> Result<()> {
@@ -150,21 +143,21 @@ impl VaeConfig {
     fn forward(&self, batch: usize, mode: Mode) -> Result<(Graph, ValueId)> {
         self.check()?;
         let training = mode == Mode::Train;
-        let mut net = Net { b: Builder::new(), config: *self, training };
-        let bytes = net.b.input("images", Spec::bytes(self.images(batch)))?;
-        let x = net.b.apply("pixels", &[bytes], |s| Pixels::new(s[0]))?;
-        let h = net.encoder(x)?;
+        let mut b = Builder::new();
+        let bytes = b.input("images", Spec::bytes(self.images(batch)))?;
+        let x = b.apply("pixels", &[bytes], |s| Pixels::new(s[0]))?;
+        let h = self.encoder(&mut b, x, training)?;
         let latent = Spec::nhwc(Shape::new(batch, self.latent_dim, 1, 1));
         let z = if mode == Mode::Decode {
-            net.b.input("z", latent)?
+            b.input("z", latent)?
         } else {
-            let eps = net.b.input("eps", latent)?;
-            net.b.apply("reparameterize", &[h, eps], |s| Reparameterize::new(s[0], s[1]))?
+            let eps = b.input("eps", latent)?;
+            b.apply("reparameterize", &[h, eps], |s| Reparameterize::new(s[0], s[1]))?
         };
-        let mean = net.decoder(z)?;
-        let step = net.b.input("step", Spec::flat(StepScalars::LEN))?;
-        let terms = net.b.apply("loss", &[x, mean, h, step], |s| Elbo::new(s[0], s[1], s[2], training))?;
-        Ok((net.b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
+        let mean = self.decoder(&mut b, z, training)?;
+        let step = b.input("step", Spec::flat(StepScalars::LEN))?;
+        let terms = b.apply("loss", &[x, mean, h, step], |s| Elbo::new(s[0], s[1], s[2], training))?;
+        Ok((b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
     }
 
     /// The graph and plan for a device, or the refusal that names the largest batch that fits.
@@ -205,90 +198,109 @@ pub fn initial(graph: &Graph, region: crate::graph::Region, seed: u64) -> Result
     graph.tensors(region).iter().enumerate().map(draw).collect()
 }
 
-struct Net {
-    b: Builder,
-    config: VaeConfig,
-    training: bool,
+/// What a residual block does to the resolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// Keeps it.
+    Same,
+    /// Halves it.
+    Down,
+    /// Doubles it.
+    Up,
 }
 
-impl Net {
-    fn norm_relu(&mut self, name: &str, x: ValueId) -> Result<ValueId> {
-        match self.config.norm {
-            Norm::Batch => {
-                let config =
-                    BatchNormConfig { eps: NORM_EPS, momentum: NORM_MOMENTUM, training: self.training, relu: true };
-                self.b.apply(name, &[x], |s| BatchNorm::new(s[0], config))
-            }
-            Norm::Position => {
-                let config = PositionNormConfig { eps: NORM_EPS, relu: true };
-                self.b.apply(name, &[x], |s| PositionNorm::new(s[0], config))
-            }
+/// A normalisation with the ReLU behind it: parameters `name.weight` and `name.bias`, with [`Norm::Batch`] also the running
+/// statistics, which are used and not updated unless `training`.
+pub fn norm_relu(b: &mut Builder, name: &str, x: ValueId, norm: Norm, training: bool) -> Result<ValueId> {
+    match norm {
+        Norm::Batch => {
+            let config = BatchNormConfig { eps: NORM_EPS, momentum: NORM_MOMENTUM, training, relu: true };
+            b.apply(name, &[x], |s| BatchNorm::new(s[0], config))
+        }
+        Norm::Position => {
+            let config = PositionNormConfig { eps: NORM_EPS, relu: true };
+            b.apply(name, &[x], |s| PositionNorm::new(s[0], config))
         }
     }
+}
 
-    fn conv(&mut self, name: &str, x: ValueId, out: usize, kernel: usize, stride: usize) -> Result<ValueId> {
-        self.b.apply(name, &[x], |s| Conv2d::new(s[0], out, kernel, stride, kernel / 2))
-    }
+/// A pre-activation bottleneck block to `out` channels:
+///
+/// ```text
+/// main = norm relu conv1x1(c -> c/2) norm relu C norm relu conv1x1(c/2 -> out)
+///   C: same = conv3x3; down = conv3x3 stride 2; up = conv_transpose4x4 stride 2     (c/2 -> c/2)
+/// skip = x, where it has the right shape; otherwise norm relu conv1x1(c -> out; stride 2 if down), then nearest x2 if up
+/// y = main + skip
+/// ```
+pub fn residual_block(
+    b: &mut Builder,
+    x: ValueId,
+    out: usize,
+    scale: Scale,
+    norm: Norm,
+    training: bool,
+) -> Result<ValueId> {
+    let middle = b.shape(x).c / 2;
+    let stride = if scale == Scale::Down { 2 } else { 1 };
+    let h = norm_relu(b, "norm1", x, norm, training)?;
+    let h = conv(b, "conv1", h, middle, 1, 1)?;
+    let h = norm_relu(b, "norm2", h, norm, training)?;
+    let h = match scale {
+        Scale::Up => b.apply("conv2", &[h], |s| ConvTranspose2d::new(s[0], middle, 4, 2, 1))?,
+        _ => conv(b, "conv2", h, middle, 3, stride)?,
+    };
+    let h = norm_relu(b, "norm3", h, norm, training)?;
+    let h = conv(b, "conv3", h, out, 1, 1)?;
+    let skip = if scale == Scale::Same && b.shape(x).c == out {
+        x
+    } else {
+        let s = norm_relu(b, "skip_norm", x, norm, training)?;
+        let s = conv(b, "skip_conv", s, out, 1, stride)?;
+        if scale == Scale::Up { b.apply("skip_up", &[s], |s| Upsample::new(s[0]))? } else { s }
+    };
+    b.apply("add", &[h, skip], |s| Add::new(s[0], s[1]))
+}
 
-    fn block(&mut self, x: ValueId, out: usize, scale: Scale) -> Result<ValueId> {
-        let middle = self.b.shape(x).c / 2;
-        let stride = if scale == Scale::Down { 2 } else { 1 };
-        let h = self.norm_relu("norm1", x)?;
-        let h = self.conv("conv1", h, middle, 1, 1)?;
-        let h = self.norm_relu("norm2", h)?;
-        let h = match scale {
-            Scale::Up => self.b.apply("conv2", &[h], |s| ConvTranspose2d::new(s[0], middle, 4, 2, 1))?,
-            _ => self.conv("conv2", h, middle, 3, stride)?,
-        };
-        let h = self.norm_relu("norm3", h)?;
-        let h = self.conv("conv3", h, out, 1, 1)?;
-        let skip = if scale == Scale::Same && self.b.shape(x).c == out {
-            x
-        } else {
-            let s = self.norm_relu("skip_norm", x)?;
-            let s = self.conv("skip_conv", s, out, 1, stride)?;
-            if scale == Scale::Up { self.b.apply("skip_up", &[s], |s| Upsample::new(s[0]))? } else { s }
-        };
-        self.b.apply("add", &[h, skip], |s| Add::new(s[0], s[1]))
-    }
+fn conv(b: &mut Builder, name: &str, x: ValueId, out: usize, kernel: usize, stride: usize) -> Result<ValueId> {
+    b.apply(name, &[x], |s| Conv2d::new(s[0], out, kernel, stride, kernel / 2))
+}
 
-    fn groups(&mut self, mut x: ValueId, scale: Scale) -> Result<ValueId> {
-        for g in 0..self.config.groups {
-            let c = self.b.shape(x).c;
+impl VaeConfig {
+    fn groups(&self, b: &mut Builder, mut x: ValueId, scale: Scale, training: bool) -> Result<ValueId> {
+        for g in 0..self.groups {
+            let c = b.shape(x).c;
             let out = if scale == Scale::Down { c * 2 } else { c / 2 };
-            for block in 0..self.config.blocks {
-                let scope = format!("groups.{g}.blocks.{block}");
+            for block in 0..self.blocks {
                 let scale = if block == 0 { scale } else { Scale::Same };
-                self.b.scope_in(&scope);
-                let result = self.block(x, out, scale);
-                self.b.scope_out();
-                x = result?;
+                b.scope_in(format_args!("groups.{g}.blocks.{block}"));
+                x = residual_block(b, x, out, scale, self.norm, training)?;
+                b.scope_out();
             }
         }
         Ok(x)
     }
 
-    fn encoder(&mut self, x: ValueId) -> Result<ValueId> {
-        self.b.scope_in("encoder");
-        let h = self.conv("stem", x, self.config.channels, 3, 1)?;
-        let h = self.groups(h, Scale::Down)?;
-        let h = self.norm_relu("norm", h)?;
-        let h = self.b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
-        let out = Shape::vector(2 * self.config.latent_dim);
-        let h = self.b.apply("fc", &[h], |s| Linear::new(s[0], out))?;
-        self.b.scope_out();
+    fn encoder(&self, b: &mut Builder, x: ValueId, training: bool) -> Result<ValueId> {
+        b.scope_in("encoder");
+        let h = conv(b, "stem", x, self.channels, 3, 1)?;
+        let h = self.groups(b, h, Scale::Down, training)?;
+        let h = norm_relu(b, "norm", h, self.norm, training)?;
+        let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
+        let out = Shape::vector(2 * self.latent_dim);
+        let h = b.apply("fc", &[h], |s| Linear::new(s[0], out))?;
+        b.scope_out();
         Ok(h)
     }
 
-    fn decoder(&mut self, z: ValueId) -> Result<ValueId> {
-        self.b.scope_in("decoder");
-        let size = self.config.image_size >> self.config.groups;
-        let out = Shape::new(1, self.config.channels << self.config.groups, size, size);
-        let h = self.b.apply("fc", &[z], |s| Linear::new(s[0], out))?;
-        let h = self.groups(h, Scale::Up)?;
-        let h = self.norm_relu("norm", h)?;
-        let mean = self.conv("out", h, self.config.image_channels, 3, 1)?;
-        self.b.scope_out();
+    fn decoder(&self, b: &mut Builder, z: ValueId, training: bool) -> Result<ValueId> {
+        b.scope_in("decoder");
+        let size = self.image_size >> self.groups;
+        let out = Shape::new(1, self.channels << self.groups, size, size);
+        let h = b.apply("fc", &[z], |s| Linear::new(s[0], out))?;
+        let h = self.groups(b, h, Scale::Up, training)?;
+        let h = norm_relu(b, "norm", h, self.norm, training)?;
+        let mean = conv(b, "out", h, self.image_channels, 3, 1)?;
+        b.scope_out();
         Ok(mean)
     }
 }

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 /// The library files that `#import` knows.
 const LIBRARY: &[(&str, &str)] = &[
     ("columns", include_str!("../shaders/lib/columns.wgsl")),
+    ("conv_product", include_str!("../shaders/lib/conv_product.wgsl")),
     ("grid", include_str!("../shaders/lib/grid.wgsl")),
     ("tree_sum", include_str!("../shaders/lib/tree_sum.wgsl")),
 ];
@@ -172,11 +173,10 @@ fn matching(lines: &[Line<'_>], at: usize, open: &Line<'_>, word: &str, close: &
             Some((w, _)) if w == word => depth += 1,
             Some((w, _)) if w == close && depth == 0 => return Ok((i, middle)),
             Some((w, _)) if w == close => depth -= 1,
-            Some(("else", _)) if depth == 0 && word == "if" => {
-                if middle.replace(i).is_some() {
-                    return Err(line.error("a second `#else`"));
-                }
-            }
+            Some(("else", _)) if depth == 0 && word == "if" => match middle {
+                Some(_) => return Err(line.error("a second `#else`")),
+                None => middle = Some(i),
+            },
             _ => {}
         }
     }

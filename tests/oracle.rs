@@ -5,6 +5,11 @@
 
 #[path = "common/entry.rs"]
 mod entry;
+#[path = "common/gpu.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod gpu;
+#[path = "common/graphs.rs"]
+mod graphs;
 #[path = "common/oracle.rs"]
 mod oracle;
 
@@ -12,17 +17,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::adam::{Adam, AdamConfig};
-use vae_wgpu::op::batch_norm::{BatchNorm, BatchNormConfig};
-use vae_wgpu::op::elbo::Elbo;
-use vae_wgpu::op::global_avg_pool::GlobalAvgPool;
-use vae_wgpu::op::relu::Relu;
-use vae_wgpu::op::reparameterize::Reparameterize;
 use vae_wgpu::op::step::StepScalars;
-use vae_wgpu::op::upsample::Upsample;
-use vae_wgpu::op::{Entry, Op};
+use vae_wgpu::op::{
+    Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, Entry, GlobalAvgPool, Linear, Op,
+    PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
+};
 use vae_wgpu::shape::Shape;
 
 use crate::entry::{Engine, Values};
@@ -46,6 +47,8 @@ struct Expect {
     tensor: String,
     operand: &'static str,
     map: Box<dyn Fn(&[f64]) -> Vec<f64>>,
+    /// The size of the numbers that the tensor is a difference of, where it is one: single precision has their rounding.
+    scale: f64,
 }
 
 impl Round {
@@ -63,7 +66,14 @@ impl Round {
         operand: &'static str,
         map: impl Fn(&[f64]) -> Vec<f64> + 'static,
     ) {
-        self.expect.push(Expect { tensor: tensor.into(), operand, map: Box::new(map) });
+        self.expect.push(Expect { tensor: tensor.into(), operand, map: Box::new(map), scale: 0.0 });
+    }
+
+    /// Sets the scale of the last expectation.
+    fn scale(&mut self, scale: f32) {
+        if let Some(expect) = self.expect.last_mut() {
+            expect.scale = f64::from(scale);
+        }
     }
 }
 
@@ -84,7 +94,37 @@ impl Plan {
         let layer = ["x", "weight", "bias", "dy"];
         let layer_results = ["y", "dx", "dweight", "dbias"];
         match case.op.as_str() {
+            "conv2d" => {
+                let op = Conv2d::new(
+                    picture(case, "in_c")?,
+                    case.size("out_c")?,
+                    case.size("kernel")?,
+                    case.size("stride")?,
+                    case.size("padding")?,
+                )?;
+                Self::simple(case, op, &layer, &layer_results)
+            }
+            "conv_transpose2d" => {
+                let op = ConvTranspose2d::new(
+                    picture(case, "in_c")?,
+                    case.size("out_c")?,
+                    case.size("kernel")?,
+                    case.size("stride")?,
+                    case.size("padding")?,
+                )?;
+                Self::simple(case, op, &layer, &layer_results)
+            }
+            "linear" => {
+                let row =
+                    |features| Ok::<_, anyhow::Error>(Shape::new(case.size("batch")?, case.size(features)?, 1, 1));
+                Self::simple(case, Linear::new(row("in_f")?, row("out_f")?)?, &layer, &layer_results)
+            }
             "batch_norm_train" | "batch_norm_eval" => Self::batch_norm(case),
+            "position_norm" => {
+                let config = PositionNormConfig { eps: case.number("eps")?, relu: false };
+                let op = PositionNorm::new(picture(case, "channels")?, config)?;
+                Self::simple(case, op, &layer, &layer_results)
+            }
             "relu" => {
                 let mut sizes = [1; 4];
                 for (size, n) in sizes.iter_mut().zip(case.numbers("shape")?) {
@@ -140,9 +180,11 @@ impl Plan {
             round.expect_map("batch_mean", "stats", move |stats| {
                 row(stats, 0).iter().zip(row(stats, 1)).map(|(shift, rest)| shift + rest).collect()
             });
+            round.scale(case.tensor("x")?.data.iter().fold(0.0, |max, x| x.abs().max(max)));
             round.expect_map("batch_var", "stats", move |stats| {
                 row(stats, 2).iter().map(|rstd| 1.0 / (rstd * rstd) - eps).collect()
             });
+            round.scale((case.tensor("batch_var")?.fact("max_abs") + eps) as f32);
         }
         Ok(plan)
     }
@@ -201,7 +243,8 @@ impl Plan {
             let mut met = 0;
             for entry in std::iter::once(&entries.forward).chain(entries.backward) {
                 let mut first = None;
-                for variant in engine.variants(&*self.op, entry.name) {
+                let variants = engine.variants(&*self.op, entry.name);
+                for variant in variants {
                     let mut after = values.clone();
                     engine.run(&*self.op, entry, variant, &mut after)?;
                     let aliases = entries.aliases.iter().filter(|(_, of)| entry.writes.contains(of));
@@ -212,9 +255,10 @@ impl Plan {
                         |operand| touches(entry, operand) || aliases.clone().any(|(gradient, _)| *gradient == operand);
                     for expect in round.expect.iter().filter(|e| written(e.operand)) {
                         let result = (expect.map)(&after[expect.operand]);
-                        let share = compare(&result, case.tensor(&expect.tensor)?, engine)
+                        let share = compare(&result, case.tensor(&expect.tensor)?, expect.scale, engine)
                             .with_context(|| format!("{} of {}.{variant}", expect.tensor, entry.name))?;
-                        report.push(format!("{} {:.0} %", expect.tensor, 100.0 * share));
+                        let by = if variants.len() > 1 { format!("[{variant}]") } else { String::new() };
+                        report.push(format!("{}{by} {:.0} %", expect.tensor, 100.0 * share));
                         met += usize::from(first.is_none());
                     }
                     first.get_or_insert(after);
@@ -238,7 +282,7 @@ fn picture(case: &OracleCase, channels: &str) -> Result<Shape> {
 }
 
 /// The largest share of its limit that an element uses; an error above 1.
-fn compare(found: &[f64], expected: &OracleTensor, engine: Engine<'_>) -> Result<f64> {
+fn compare(found: &[f64], expected: &OracleTensor, scale: f64, engine: Engine<'_>) -> Result<f64> {
     if found.is_empty() || found.len() != expected.data.len() {
         bail!("{} numbers instead of {}", found.len(), expected.data.len());
     }
@@ -248,7 +292,7 @@ fn compare(found: &[f64], expected: &OracleTensor, engine: Engine<'_>) -> Result
         let limit = match engine {
             // Half a unit in the last place of float32, and double-precision noise.
             Engine::F64 => want.abs() / 16_777_216.0 + 1e-9 * expected.fact("max_abs") + f64::MIN_POSITIVE,
-            Engine::F32 | Engine::Gpu(_) => expected.tolerance() + f64::MIN_POSITIVE,
+            Engine::F32 | Engine::Gpu(_) => expected.tolerance().max(4e-7 * scale) + f64::MIN_POSITIVE,
         };
         let share = (found - want).abs() / limit;
         // Not `share > 1.0`, which NaN would pass.
@@ -270,36 +314,38 @@ fn trial(name: String, case: Arc<OracleCase>, engine: impl Fn() -> Result<String
     })
 }
 
+fn run(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<Gpu>>) -> Result<String> {
+    match (case.kind.as_str(), case.op.as_str()) {
+        ("model", _) => graphs::model(case, engine, gpu),
+        (_, "block") => graphs::block(case, engine, gpu),
+        _ => Plan::of(case)?.run(case, engine),
+    }
+}
+
 fn trials() -> Result<Vec<Trial>> {
     let folder = oracle::folder();
     let cases = oracle::load(&folder)?;
-    println!("fixtures: {}", folder.display());
+    eprintln!("fixtures: {}", folder.display());
     let gpu = Gpu::open(&Options::default()).map(Arc::new);
-    match &gpu {
-        Ok(gpu) => println!("adapter: {}", gpu.facts()),
-        Err(error) => println!("no adapter: {error}"),
-    }
-    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
-    let mut trials = Vec::new();
-    // Blocks and models are graphs: `tests/model.rs`.
-    for case in cases.into_iter().filter(|c| c.kind == "op" && c.op != "block") {
+    let mut trials = gpu::announce(&gpu, |gpu| gpu.facts().to_string());
+    for case in cases {
         let case = Arc::new(case);
-        let name = |engine: &str| format!("{}/{} {engine}", case.op, case.name);
+        let family = if case.kind == "model" { "model" } else { &case.op };
+        let name = |engine: &str| format!("{family}/{} {engine}", case.name);
         let on = |engine: Engine<'static>| {
             let case = Arc::clone(&case);
-            move || Plan::of(&case)?.run(&case, engine)
+            move || run(&case, engine, None)
         };
         trials.push(trial(name("f64"), Arc::clone(&case), on(Engine::F64)));
         trials.push(trial(name("f32"), Arc::clone(&case), on(Engine::F32)));
         trials.push(match &gpu {
             Ok(gpu) => {
                 let (gpu, inner) = (Arc::clone(gpu), Arc::clone(&case));
-                trial(name("gpu"), Arc::clone(&case), move || Plan::of(&inner)?.run(&inner, Engine::Gpu(&gpu)))
+                trial(name("gpu"), Arc::clone(&case), move || run(&inner, Engine::Gpu(&gpu), Some(&gpu)))
             }
-            Err(error) => {
-                let error = error.to_string();
-                Trial::test(name("gpu"), move || Err(error.into())).with_ignored_flag(!required)
-            }
+            Err(_) => Trial::test(name("gpu"), || Err(Failed::from("no adapter")))
+                .with_kind("no adapter")
+                .with_ignored_flag(true),
         });
     }
     Ok(trials)

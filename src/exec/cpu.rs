@@ -82,6 +82,11 @@ impl<T: Precision> CpuExecutor<T> {
         })
     }
 
+    /// The tensors of a region in full precision, each in logical order; to be replaced only by others of the same lengths.
+    pub fn tensors(&mut self, region: Region) -> &mut [Vec<T>] {
+        &mut self.regions[region as usize]
+    }
+
     fn take(&mut self, program: ProgramId, value: ValueId) -> Vec<T> {
         let program = &mut self.programs[program.0];
         match program.graph.value(value).home {

@@ -154,6 +154,11 @@ impl Graph {
         &self.values[id.0]
     }
 
+    /// The value called `name`.
+    pub fn value_named(&self, name: &str) -> Option<ValueId> {
+        self.values.iter().position(|v| v.name == name).map(ValueId)
+    }
+
     /// The nodes in order of execution.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {

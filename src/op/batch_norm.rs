@@ -6,7 +6,7 @@ use super::columns::{Columns, Params};
 use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered};
 use super::{Case, Cost, Entries, Entry, Family, Fill, Init, Op, Operand, Role, Shift, Target, no_such_entry};
 use crate::error::{Error, Result};
-use crate::real::Real;
+use crate::real::{Real, blocked_sum};
 use crate::shape::{Shape, Spec};
 
 /// How a [`BatchNorm`] normalizes.
@@ -68,8 +68,10 @@ impl BatchNorm {
         let count = T::count(self.shape.pixels());
         let planes = || self.planes(channel).filter_map(|plane| x.get(plane)).flatten();
         let shift = planes().next().copied().unwrap_or_default();
-        let offset = planes().map(|x| *x - shift).sum::<T>() / count;
-        let squares = planes().map(|x| (*x - shift - offset).squared()).sum::<T>();
+        let rough = blocked_sum(planes().map(|x| *x - shift)) / count;
+        // What the first pass rounded away, which is as large as the rounding of an outlying shift.
+        let offset = rough + blocked_sum(planes().map(|x| *x - shift - rough)) / count;
+        let squares = blocked_sum(planes().map(|x| (*x - shift - offset).squared()));
         (shift, offset, self.inverse_std(squares / count), squares)
     }
 
@@ -89,11 +91,15 @@ impl BatchNorm {
     fn gradient<T: Real>(&self, channel: usize, a: &Channel<T>, x: &[T], dy: &[T], dx: &mut [T]) -> (T, T) {
         let (mut dweight, mut dbias) = (T::zero(), T::zero());
         for plane in self.planes(channel) {
+            // Image by image: rounds less than one running sum.
+            let (mut dw, mut db) = (T::zero(), T::zero());
             for (x, dy) in x[plane.clone()].iter().zip(&dy[plane]) {
                 let (xhat, g) = a.masked(*x, *dy);
-                dbias += g;
-                dweight += g * xhat;
+                db += g;
+                dw += g * xhat;
             }
+            dweight += dw;
+            dbias += db;
         }
         let count = T::count(self.shape.pixels());
         let (mean_g, mean_gx) = (dbias / count, dweight / count);

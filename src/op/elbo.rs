@@ -4,7 +4,7 @@ use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
 use super::step::StepScalars;
 use super::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
-use crate::real::Real;
+use crate::real::{Real, blocked_sum};
 use crate::shape::{Shape, Spec, pad4};
 
 /// With N the batch and D = C * H * W:
@@ -52,16 +52,11 @@ impl Elbo {
         let (half, one, two) = (T::of(0.5), T::of(1.0), T::of(2.0));
         let count = T::count(self.x.len());
         let beta = step[StepScalars::BETA];
-        let image = self.x.len() / self.x.n;
-        let squares: T = x.chunks_exact(image).zip(mean.chunks_exact(image)).map(|(x, m)| squared_distance(x, m)).sum();
-        let divergence: T = h
-            .chunks_exact(self.h.c)
-            .map(|row| {
-                let (mu, log_std) = row.split_at(self.latent());
-                let terms = mu.iter().zip(log_std).map(|(&m, &s)| m.squared() + ((two * s).exp() - one - two * s));
-                terms.sum::<T>()
-            })
-            .sum();
+        let squares = blocked_sum(x.iter().zip(mean).map(|(&x, &m)| (x - m).squared()));
+        let divergence = blocked_sum(h.chunks_exact(self.h.c).flat_map(|row| {
+            let (mu, log_std) = row.split_at(self.latent());
+            mu.iter().zip(log_std).map(|(&m, &s)| m.squared() + ((two * s).exp() - one - two * s))
+        }));
         *recon = half * squares / count + T::of(HALF_LN_2PI);
         *kl = half * divergence / count;
         *total = *recon + beta * *kl;
@@ -78,17 +73,6 @@ impl Elbo {
         }
         Ok(())
     }
-}
-
-/// Sum of `(a - b)^2` over sixteen interleaved partial sums: vectorises, and rounds less than one running sum.
-fn squared_distance<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut sums = [T::zero(); 16];
-    for (a, b) in a.chunks(16).zip(b.chunks(16)) {
-        for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += (a - b).squared();
-        }
-    }
-    sums.into_iter().sum()
 }
 
 impl Op for Elbo {

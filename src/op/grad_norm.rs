@@ -3,7 +3,7 @@
 use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
 use super::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
 use crate::error::Result;
-use crate::real::Real;
+use crate::real::{Real, blocked_sum};
 use crate::shape::{Shape, Spec};
 
 /// norm = (sqrt(sum of the squares of all gradients), finite, 0, 0), finite being 1 where every gradient and every loss term is
@@ -31,7 +31,12 @@ impl GradNorm {
             ("forward", [grads, terms], [norm]) => {
                 let finite = grads.iter().chain(*terms).all(|g| g.value().is_finite());
                 let finite = T::of(if finite { 1.0 } else { 0.0 });
-                for (norm, v) in norm.iter_mut().zip([sum_of_squares(grads).sqrt(), finite, T::zero(), T::zero()]) {
+                for (norm, v) in norm.iter_mut().zip([
+                    blocked_sum(grads.iter().map(|g| g.squared())).sqrt(),
+                    finite,
+                    T::zero(),
+                    T::zero(),
+                ]) {
                     *norm = v;
                 }
                 Ok(())
@@ -39,20 +44,6 @@ impl GradNorm {
             _ => Err(no_such_entry(self, entry)),
         }
     }
-}
-
-/// Sum of squares in blocks of 4096, sixteen interleaved partial sums each: vectorises, and rounds less than one running sum.
-fn sum_of_squares<T: Real>(values: &[T]) -> T {
-    let block = |block: &[T]| {
-        let mut sums = [T::zero(); 16];
-        for values in block.chunks(16) {
-            for (sum, v) in sums.iter_mut().zip(values) {
-                *sum += v.squared();
-            }
-        }
-        sums.into_iter().sum::<T>()
-    };
-    values.chunks(4096).map(block).sum()
 }
 
 impl Op for GradNorm {

@@ -12,11 +12,16 @@ use crate::shape::Spec;
 pub mod adam;
 pub mod add;
 pub mod batch_norm;
+mod column_sum;
 pub mod columns;
+pub mod conv2d;
+mod conv_core;
+pub mod conv_transpose2d;
 pub mod elbo;
 pub mod global_avg_pool;
 pub mod grad_norm;
 pub mod kernel;
+pub mod linear;
 pub mod pixels;
 pub mod position_norm;
 pub mod relu;
@@ -27,10 +32,13 @@ pub mod upsample;
 pub use adam::{Adam, AdamConfig};
 pub use add::Add;
 pub use batch_norm::{BatchNorm, BatchNormConfig};
+pub use conv_transpose2d::ConvTranspose2d;
+pub use conv2d::Conv2d;
 pub use elbo::Elbo;
 pub use global_avg_pool::GlobalAvgPool;
 pub use grad_norm::GradNorm;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
+pub use linear::Linear;
 pub use pixels::Pixels;
 pub use position_norm::{PositionNorm, PositionNormConfig};
 pub use relu::Relu;
@@ -326,6 +334,9 @@ impl fmt::Debug for Family {
 
 /// The table of operations.
 pub static OPS: &[&Family] = &[
+    &conv2d::FAMILY,
+    &conv_transpose2d::FAMILY,
+    &linear::FAMILY,
     &batch_norm::FAMILY,
     &position_norm::FAMILY,
     &relu::FAMILY,

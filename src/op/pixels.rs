@@ -22,7 +22,8 @@ impl Pixels {
         match (entry, reads, writes) {
             ("forward", [bytes], [y]) => {
                 for (y, byte) in y.iter_mut().zip(*bytes) {
-                    *y = *byte / T::of(127.5) - T::of(1.0);
+                    // Single precision in every precision: the picture is made of these numbers.
+                    *y = T::of(f64::from(byte.value() as f32 / 127.5 - 1.0));
                 }
                 Ok(())
             }

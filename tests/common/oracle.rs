@@ -28,6 +28,11 @@ impl OracleTensor {
         self.facts[name].as_f64().unwrap_or(0.0)
     }
 
+    /// Lets the tolerance count numbers of this size, which went into the result.
+    pub(crate) fn raise_scale(&mut self, size: f64) {
+        self.facts["max_abs"] = self.fact("max_abs").max(size).into();
+    }
+
     /// The error that a correct single-precision implementation may have.
     pub(crate) fn tolerance(&self) -> f64 {
         (8.0 * self.fact("f32_err")).max(4e-7 * self.fact("max_abs"))

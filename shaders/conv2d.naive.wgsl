@@ -1,0 +1,164 @@
+// Convolution as the formula says it, one vec4 of the result in an invocation: the second witness, and fast enough for
+// problems that are too small to fill a tile. Variant `naive`.
+//
+//   forward           y[n, oy, ox, o]       = bias[o] + sum over ky, kx, i of x[n, oy S - P + ky, ox S - P + kx, i] w[ky, kx, i, o]
+//   backward_input    dx[n, iy, ix, i]      = bias[i] + sum over ky, kx, o of dy[n, oy, ox, o] w[ky, kx, i, o]
+//                                             where oy S - P + ky = iy and ox S - P + kx = ix
+//   backward_weight   dw[ky, kx, i, o]      = sum over n, oy, ox of x[n, oy S - P + ky, ox S - P + kx, i] dy[n, oy, ox, o]
+//
+// (+ what is there, where ACC is set; the bias of the second is a transposed convolution's, and without HAS_BIAS there is
+// none and something else that is only read is bound in its place.)
+//
+// x, dx: [n][X_H][X_W][X_C4] vec4, y, dy: [n][Y_H][Y_W][Y_C4] vec4, weight, dweight: [KH][KW][4 * X_C4][Y_C4] vec4.
+// `rows` rows of C: pixels of y, pixels of dx, or KH * KW * 4 * X_C4. One workgroup: 64 vec4s, channels fastest.
+// Order of summation: as the sums are written, upwards.
+
+#import grid
+
+struct Params {
+    rows: u32,
+    parts: u32,
+    pixels: u32, // of y in the batch
+    chunk: u32,
+}
+
+override KH: u32;
+override KW: u32;
+override STRIDE: u32;
+override PAD: u32;
+override X_H: u32;
+override X_W: u32;
+override X_C4: u32;
+override Y_H: u32;
+override Y_W: u32;
+override Y_C4: u32;
+override HAS_BIAS: bool;
+override ACC: bool;
+
+@group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
+@group(0) @binding(4) var<uniform> p: Params;
+
+fn ld_a(i: u32) -> vec4<f32> {
+    return a[i];
+}
+
+fn ld_b(i: u32) -> vec4<f32> {
+    return b[i];
+}
+
+fn store(i: u32, sum: vec4<f32>, column: u32) {
+    var value = sum;
+    if HAS_BIAS {
+        value += bias[column];
+    }
+    if ACC {
+        value += c[i];
+    }
+    c[i] = value;
+}
+
+@compute @workgroup_size(64)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = flat_workgroup(wid, wgs) * 64u + lane;
+    let o = index % Y_C4;
+    let ox = index / Y_C4 % Y_W;
+    let oy = index / (Y_C4 * Y_W) % Y_H;
+    let n = index / (Y_C4 * Y_W * Y_H);
+    if index >= p.rows * Y_C4 {
+        return;
+    }
+    var sum = vec4<f32>();
+    for (var ky = 0u; ky < KH; ky++) {
+        for (var kx = 0u; kx < KW; kx++) {
+            // Wraps around below zero, and is then above every size.
+            let iy = oy * STRIDE + ky - PAD;
+            let ix = ox * STRIDE + kx - PAD;
+            if iy < X_H && ix < X_W {
+                for (var i = 0u; i < X_C4; i++) {
+                    let x = ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i);
+                    let w = ((ky * KW + kx) * X_C4 + i) * 4u * Y_C4 + o;
+                    sum += x.x * ld_b(w);
+                    sum += x.y * ld_b(w + Y_C4);
+                    sum += x.z * ld_b(w + 2u * Y_C4);
+                    sum += x.w * ld_b(w + 3u * Y_C4);
+                }
+            }
+        }
+    }
+    store(index, sum, o);
+}
+
+@compute @workgroup_size(64)
+fn backward_input(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = flat_workgroup(wid, wgs) * 64u + lane;
+    let i = index % X_C4;
+    let ix = index / X_C4 % X_W;
+    let iy = index / (X_C4 * X_W) % X_H;
+    let n = index / (X_C4 * X_W * X_H);
+    if index >= p.rows * X_C4 {
+        return;
+    }
+    var sum = vec4<f32>();
+    for (var ky = 0u; ky < KH; ky++) {
+        for (var kx = 0u; kx < KW; kx++) {
+            let oy = (iy + PAD - ky) / STRIDE;
+            let ox = (ix + PAD - kx) / STRIDE;
+            if oy < Y_H && ox < Y_W && oy * STRIDE + ky == iy + PAD && ox * STRIDE + kx == ix + PAD {
+                for (var o = 0u; o < Y_C4; o++) {
+                    let dy = ld_a(((n * Y_H + oy) * Y_W + ox) * Y_C4 + o);
+                    let w = ((ky * KW + kx) * X_C4 + i) * 4u * Y_C4 + o;
+                    sum += vec4<f32>(
+                        dot(dy, ld_b(w)),
+                        dot(dy, ld_b(w + Y_C4)),
+                        dot(dy, ld_b(w + 2u * Y_C4)),
+                        dot(dy, ld_b(w + 3u * Y_C4)),
+                    );
+                }
+            }
+        }
+    }
+    store(index, sum, i);
+}
+
+@group(0) @binding(2) var<storage, read_write> dweight: array<vec4<f32>>;
+@group(0) @binding(3) var<uniform> pw: Params;
+
+@compute @workgroup_size(64)
+fn backward_weight(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let index = flat_workgroup(wid, wgs) * 64u + lane;
+    if index >= pw.rows * Y_C4 {
+        return;
+    }
+    let o = index % Y_C4;
+    let i = index / Y_C4 % (4u * X_C4);
+    let kx = index / (Y_C4 * 4u * X_C4) % KW;
+    let ky = index / (Y_C4 * 4u * X_C4 * KW);
+    var sum = vec4<f32>();
+    for (var pixel = 0u; pixel < pw.pixels; pixel++) {
+        let iy = pixel / Y_W % Y_H * STRIDE + ky - PAD;
+        let ix = pixel % Y_W * STRIDE + kx - PAD;
+        let n = pixel / (Y_W * Y_H);
+        if iy < X_H && ix < X_W {
+            sum += ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i / 4u)[i % 4u] * ld_b(pixel * Y_C4 + o);
+        }
+    }
+    if ACC {
+        sum += dweight[index];
+    }
+    dweight[index] = sum;
+}

@@ -1,0 +1,132 @@
+// Convolution for graphics processors: variant `tiled`.
+//
+// C = A B with the operands of lib/conv_product.wgsl.
+//
+// One workgroup, 64 invocations: a tile of 4 * ROWS rows by 4 * COLUMNS columns of C. One invocation: 2 row groups by 2 columns of
+// it (8 x 8 numbers) in registers. For each 16 k the workgroup loads a tile of A and one of B into workgroup memory
+// (4 * 4 * (ROWS + COLUMNS + 2) vec4s; 8.5 KiB for 64 x 64); 16 multiply-adds for each number loaded from there.
+// The part of a block that is loaded last in memory order is the fastest index of the loading invocations, so that they read
+// neighbouring vec4s; an odd pitch keeps their stores to workgroup memory off one another's banks.
+//
+// Order of summation: k upwards, one by one.
+
+#import grid
+#import conv_product
+
+#let ACROSS = COLUMNS / 2
+#let DOWN = ROWS / 2
+#let PITCH_A = ROWS + 1
+#let PITCH_B = COLUMNS + 1
+
+// Vec4 number i of the block at k group g and row group (column) r lies at (i * 4 + g) * PITCH + r.
+var<workgroup> tile_a: array<vec4<f32>, ${16 * PITCH_A}>;
+var<workgroup> tile_b: array<vec4<f32>, ${16 * PITCH_B}>;
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let tile = tile_of(flat_workgroup(wid, wgs), ${COLUMNS}u);
+    if tile.rows * ${4 * ROWS}u >= p.rows {
+        return;
+    }
+    let first_group = tile.rows * ${ROWS}u;
+    let first_column = tile.columns * ${COLUMNS}u;
+    let last_column = columns() - 1u;
+
+    // This invocation's share of loading A.
+#if BACKWARD_WEIGHT
+    let tap = tap_at(first_group + lane % ${ROWS}u, tile.part);
+#else
+#for j in 0..ROWS / 4
+    let pixel$j = pixel_at(first_group * 4u + lane / 4u + ${16 * j}u, tile.part);
+#endfor
+#endif
+    // Its place in the tile of C.
+    let down = lane / ${ACROSS}u;
+    let across = lane % ${ACROSS}u;
+#for v in 0..2
+#for r in 0..8
+    var acc${r}_$v = vec4<f32>();
+#endfor
+#endfor
+
+    let range = k_range(tile.part);
+    for (var k = range.x; k < range.y; k += 4u) {
+#if BACKWARD_WEIGHT
+#for j in 0..ROWS / 4
+        {
+            let step = lane / ${ROWS}u + ${64 / ROWS * j}u;
+            tile_a[(step % 4u * 4u + step / 4u) * ${PITCH_A}u + lane % ${ROWS}u] =
+                load_a(pixel_at(k * 4u + step, tile.part), tap);
+        }
+#endfor
+#else
+        var tap = tap_at(k + lane % 4u, tile.part);
+        if k + lane % 4u >= range.y {
+            tap.y = NOWHERE;
+        }
+#for j in 0..ROWS / 4
+        {
+            let row = lane / 4u + ${16 * j}u;
+            tile_a[(row % 4u * 4u + lane % 4u) * ${PITCH_A}u + row / 4u] = load_a(pixel$j, tap);
+        }
+#endfor
+#endif
+#for j in 0..COLUMNS / 4
+        {
+            let n = lane + ${64 * j}u;
+#if BACKWARD_INPUT
+            let group = n % 4u;
+            let i = n / 4u % 4u;
+            let column = n / 16u;
+#else
+            let group = n / ${4 * COLUMNS}u;
+            let i = n / ${COLUMNS}u % 4u;
+            let column = n % ${COLUMNS}u;
+#endif
+            tile_b[(i * 4u + group) * ${PITCH_B}u + column] =
+                load_b(min(k + group, range.y - 1u), min(first_column + column, last_column), i, tile.part);
+        }
+#endfor
+        workgroupBarrier();
+
+        for (var group = 0u; group < 4u; group++) {
+#for h in 0..2
+#for i in 0..4
+            let a${h}_$i = tile_a[(${4 * i}u + group) * ${PITCH_A}u + down + ${DOWN * h}u];
+#endfor
+#if BACKWARD_WEIGHT
+            let rows$h = transpose(mat4x4<f32>(a${h}_0, a${h}_1, a${h}_2, a${h}_3));
+#else
+            let rows$h = mat4x4<f32>(a${h}_0, a${h}_1, a${h}_2, a${h}_3);
+#endif
+#endfor
+#for v in 0..2
+            {
+#for i in 0..4
+                let b$i = tile_b[(${4 * i}u + group) * ${PITCH_B}u + across + ${ACROSS * v}u];
+#endfor
+                let block = block_b(b0, b1, b2, b3);
+#for i in 0..4
+#for r in 0..8
+                acc${r}_$v += rows${r / 4}[${r % 4}][$i] * block[$i];
+#endfor
+#endfor
+            }
+#endfor
+        }
+        workgroupBarrier();
+    }
+
+#for r in 0..8
+    {
+        let row = row_of((first_group + down + ${DOWN * (r / 4)}u) * 4u + ${r % 4}u, tile.part);
+#for v in 0..2
+        store(row, first_column + across + ${ACROSS * v}u, acc${r}_$v);
+#endfor
+    }
+#endfor
+}

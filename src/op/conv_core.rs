@@ -1,0 +1,597 @@
+//! The convolution behind [`Conv2d`](super::conv2d::Conv2d), [`ConvTranspose2d`](super::conv_transpose2d::ConvTranspose2d) and
+//! [`Linear`](super::linear::Linear): its geometry, its reference, its three kernels and the choice of their variants.
+//!
+//! A transposed convolution is the adjoint of a convolution, so its forward is [`Product::BackwardInput`] and its input
+//! gradient [`Product::Forward`]; a linear layer is a 1x1 convolution of pictures of one pixel.
+
+use super::column_sum;
+use super::kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile, workgroups};
+use super::{Cost, Entries, Entry, Op, Target};
+use crate::error::{Error, Result};
+use crate::real::Real;
+use crate::shape::Shape;
+
+/// A convolution of `x` to `y`, both `[n, c, h, w]`: windows of `kernel` (height, width), `stride` apart, the first one
+/// beginning at `-padding`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) x: Shape,
+    pub(crate) y: Shape,
+    pub(crate) kernel: (usize, usize),
+    pub(crate) stride: usize,
+    pub(crate) padding: usize,
+}
+
+/// The three sums of products of a convolution, as `A B = C`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Product {
+    /// `x weight = y`.
+    Forward,
+    /// `dy weight = dx`.
+    BackwardInput,
+    /// `x dy = dweight`.
+    BackwardWeight,
+}
+
+/// Kernel, stride and padding may not exceed this, so that 32-bit signed arithmetic on the device cannot overflow.
+const MAX_WINDOW: usize = 1 << 15;
+
+/// Refuses windows that are empty or absurd.
+pub(crate) fn check_window(op: &str, kernel: (usize, usize), stride: usize, padding: usize) -> Result<()> {
+    for (what, value, least) in
+        [("kernel height", kernel.0, 1), ("kernel width", kernel.1, 1), ("stride", stride, 1), ("padding", padding, 0)]
+    {
+        if value < least || value > MAX_WINDOW {
+            return Err(Error::shape(op, what, format!("{least} to {MAX_WINDOW}"), value));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses weights of absurd size.
+pub(crate) fn check_weight(op: &str, geometry: &Geometry) -> Result<()> {
+    let (kh, kw) = geometry.kernel;
+    Shape::new(geometry.x.c.next_multiple_of(4), geometry.y.c, kh, kw).checked(op, "weight").map(|_| ())
+}
+
+/// The entries of each operation of the family: the gradients of a linear map, one each.
+pub(crate) const ENTRIES: Entries = Entries {
+    forward: Entry { name: "forward", reads: &["x", "weight", "bias"], writes: &["y"], updates: &[] },
+    backward: &[
+        Entry { name: "backward_input", reads: &["dy", "weight"], writes: &["dx"], updates: &[] },
+        Entry { name: "backward_weight", reads: &["x", "dy"], writes: &["dweight"], updates: &[] },
+        Entry { name: "backward_bias", reads: &["dy"], writes: &["dbias"], updates: &[] },
+    ],
+    aliases: &[],
+};
+
+impl Geometry {
+    /// Multiply-adds of each of the three products; windows that reach into the padding count in full.
+    pub(crate) fn macs(&self) -> f64 {
+        (self.y.pixels() * self.y.c) as f64 * (self.x.c * self.kernel.0 * self.kernel.1) as f64
+    }
+
+    /// The cost of `entry`: two operations for each multiply-add of a product, one an element of `dy` for a bias gradient.
+    pub(crate) fn cost(&self, op: &dyn Op, entry: &Entry) -> Result<Cost> {
+        let flop = match entry.reads {
+            ["dy"] => super::spec_of(op, "y")?.len() as f64,
+            _ => 2.0 * self.macs(),
+        };
+        Cost::of(op, entry, flop)
+    }
+
+    /// Calls `f(k, x row, y row)` for every pair of rows of two planes that tap `k` of the window joins, with the rows' first
+    /// joined elements and their number: element `i` of the one meets element `i * stride` of the other.
+    fn for_rows(&self, mut f: impl FnMut(usize, usize, usize, usize)) {
+        let (kh, kw) = self.kernel;
+        for ky in 0..kh {
+            for kx in 0..kw {
+                // Columns of y whose window has this tap inside x: ox * stride + kx - padding in 0..w.
+                let first = self.padding.saturating_sub(kx).div_ceil(self.stride);
+                let end = (self.x.w + self.padding).saturating_sub(kx).div_ceil(self.stride).min(self.y.w);
+                if first >= end {
+                    continue;
+                }
+                for oy in 0..self.y.h {
+                    let Some(iy) = (oy * self.stride + ky).checked_sub(self.padding).filter(|&iy| iy < self.x.h) else {
+                        continue;
+                    };
+                    let ix = first * self.stride + kx - self.padding;
+                    f(ky * kw + kx, iy * self.x.w + ix, oy * self.y.w + first, end - first);
+                }
+            }
+        }
+    }
+
+    /// Calls `f(n, i, o)` for every image and pair of channels.
+    fn for_planes(&self, mut f: impl FnMut(usize, usize, usize)) {
+        for n in 0..self.y.n {
+            for o in 0..self.y.c {
+                for i in 0..self.x.c {
+                    f(n, i, o);
+                }
+            }
+        }
+    }
+
+    /// Elements of a plane of `x`, a plane of `y` and a window.
+    fn plane_sizes(&self) -> (usize, usize, usize) {
+        (self.x.h * self.x.w, self.y.h * self.y.w, self.kernel.0 * self.kernel.1)
+    }
+
+    /// `y[n, o] = bias[o] + sum over i of x[n, i] * weight[o, i]`, `*` being the windowed product.
+    pub(crate) fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: Option<&[T]>, y: &mut [T]) {
+        let (xs, ys, ks) = self.plane_sizes();
+        y.fill(T::zero());
+        self.for_planes(|n, i, o| {
+            let x = &x[(n * self.x.c + i) * xs..][..xs];
+            let y = &mut y[(n * self.y.c + o) * ys..][..ys];
+            let weight = &weight[(o * self.x.c + i) * ks..][..ks];
+            self.for_rows(|k, xi, yi, len| {
+                let w = weight[k];
+                let y = &mut y[yi..][..len];
+                if self.stride == 1 {
+                    y.iter_mut().zip(&x[xi..]).for_each(|(y, x)| *y += *x * w);
+                } else {
+                    y.iter_mut().zip(x[xi..].iter().step_by(self.stride)).for_each(|(y, x)| *y += *x * w);
+                }
+            });
+        });
+        add_bias(y, bias, self.y.c, ys);
+    }
+
+    /// The adjoint of [`Self::forward`] in `x`, with a bias for each channel of `x` where it is a transposed convolution's.
+    pub(crate) fn backward_input<T: Real>(&self, dy: &[T], weight: &[T], bias: Option<&[T]>, dx: &mut [T]) {
+        let (xs, ys, ks) = self.plane_sizes();
+        dx.fill(T::zero());
+        self.for_planes(|n, i, o| {
+            let dx = &mut dx[(n * self.x.c + i) * xs..][..xs];
+            let dy = &dy[(n * self.y.c + o) * ys..][..ys];
+            let weight = &weight[(o * self.x.c + i) * ks..][..ks];
+            self.for_rows(|k, xi, yi, len| {
+                let w = weight[k];
+                let dy = &dy[yi..][..len];
+                if self.stride == 1 {
+                    dx[xi..].iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
+                } else {
+                    dx[xi..].iter_mut().step_by(self.stride).zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
+                }
+            });
+        });
+        add_bias(dx, bias, self.x.c, xs);
+    }
+
+    /// `dweight[o, i]`: the windowed products of `x[n, i]` and `dy[n, o]`, summed over the images.
+    pub(crate) fn backward_weight<T: Real>(&self, x: &[T], dy: &[T], dweight: &mut [T]) {
+        let (xs, ys, ks) = self.plane_sizes();
+        dweight.fill(T::zero());
+        self.for_planes(|n, i, o| {
+            let x = &x[(n * self.x.c + i) * xs..][..xs];
+            let dy = &dy[(n * self.y.c + o) * ys..][..ys];
+            let dweight = &mut dweight[(o * self.x.c + i) * ks..][..ks];
+            self.for_rows(|k, xi, yi, len| dweight[k] += dot(&x[xi..], self.stride, &dy[yi..][..len]));
+        });
+    }
+}
+
+/// Adds `bias[c]` to all elements of channel `c`.
+fn add_bias<T: Real>(y: &mut [T], bias: Option<&[T]>, channels: usize, plane: usize) {
+    let Some(bias) = bias else { return };
+    for (i, y) in y.chunks_exact_mut(plane).enumerate() {
+        y.iter_mut().for_each(|y| *y += bias[i % channels]);
+    }
+}
+
+/// `sum of x[i * stride] * y[i]`, as eight interleaved sums, which is what vector units can do.
+pub(crate) fn dot<T: Real>(x: &[T], stride: usize, y: &[T]) -> T {
+    let mut sums = [T::zero(); 8];
+    let whole = y.len() / 8 * 8;
+    if stride == 1 {
+        for (x, y) in x[..whole].chunks_exact(8).zip(y.chunks_exact(8)) {
+            for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
+                *sum += *x * *y;
+            }
+        }
+    } else {
+        for (i, y) in y[..whole].iter().enumerate() {
+            sums[i % 8] += x[i * stride] * *y;
+        }
+    }
+    for (i, y) in y.iter().enumerate().skip(whole) {
+        sums[i % 8] += x[i * stride] * *y;
+    }
+    sums.into_iter().sum()
+}
+
+/// `dbias[c]`: the sum of channel `c` of `dy`, over images and pixels.
+pub(crate) fn backward_bias<T: Real>(dy: &[T], channels: usize, plane: usize, dbias: &mut [T]) {
+    dbias.fill(T::zero());
+    for (i, dy) in dy.chunks_exact(plane).enumerate() {
+        dbias[i % channels] += dy.iter().copied().sum();
+    }
+}
+
+/// A family of kernels for a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// One vec4 an invocation, plain loops.
+    Naive,
+    /// Tiles in workgroup memory: graphics processors.
+    Tiled,
+    /// Register tiles, one operand handed round by subgroup operations: software adapters.
+    Lanes,
+    /// The same tiles with plain loads.
+    LanesPlain,
+}
+
+/// Names of the variants of a product.
+const VARIANTS: &[&str] = &["tiled", "lanes", "lanes_plain", "naive"];
+
+/// Name of the one variant of a bias gradient.
+const BIAS_VARIANTS: &[&str] = &["column_sum"];
+
+/// The names of the variants of an entry.
+pub(crate) fn variants(entry: &str) -> &'static [&'static str] {
+    if entry == "backward_bias" { BIAS_VARIANTS } else { VARIANTS }
+}
+
+/// The dispatches of a bias gradient: the sums of the columns of `dy`, `rows` times `columns` quadruples.
+pub(crate) fn lower_bias(rows: usize, columns: usize, target: &Target<'_>) -> Result<Lowered> {
+    if let Some(name) = target.variant.filter(|name| !BIAS_VARIANTS.contains(name)) {
+        return Err(unknown_variant(name, BIAS_VARIANTS));
+    }
+    let mut lowered = Lowered::default();
+    lowered.column_sum(Bind::Operand("dy"), Bind::Operand("dbias"), rows, columns, target.acc(0));
+    Ok(lowered)
+}
+
+fn unknown_variant(name: &str, known: &[&str]) -> Error {
+    Error::Unknown { kind: "variant", name: name.into(), known: known.join(", ") }
+}
+
+/// The smallest subgroup that `lanes` is right for.
+const LANES: u32 = 8;
+
+/// Up to this many multiply-adds a product is not worth a tile.
+const TINY: f64 = 32_768.0;
+
+/// Up to this many columns (quadruples) of C, a workgroup's tile would be mostly empty.
+const NARROW: usize = 2;
+
+/// The best variant for a product on a device. The weight gradient is never taken for narrow: its long sums need splitting.
+pub(crate) fn choose(product: Product, geometry: &Geometry, profile: &Profile) -> Variant {
+    let columns = geometry.columns(product);
+    match profile.class {
+        _ if geometry.macs() <= TINY => Variant::Naive,
+        Class::Software if has_lanes(profile) => Variant::Lanes,
+        Class::Software => Variant::LanesPlain,
+        Class::Gpu if columns <= NARROW && product != Product::BackwardWeight => Variant::Naive,
+        Class::Gpu => Variant::Tiled,
+    }
+}
+
+fn has_lanes(profile: &Profile) -> bool {
+    profile.subgroup.is_some_and(|(least, _)| least >= LANES)
+}
+
+/// The variant that was asked for, or the best one.
+fn variant_for(product: Product, geometry: &Geometry, target: &Target<'_>) -> Result<Variant> {
+    match target.variant {
+        None => Ok(choose(product, geometry, target.profile)),
+        Some("naive") => Ok(Variant::Naive),
+        Some("tiled") => Ok(Variant::Tiled),
+        Some("lanes_plain") => Ok(Variant::LanesPlain),
+        Some("lanes") if has_lanes(target.profile) => Ok(Variant::Lanes),
+        Some("lanes") => Err(Error::device(
+            "variant `lanes`",
+            format!("needs subgroup operations on at least {LANES} invocations; `lanes_plain` does without"),
+        )),
+        Some(name) => Err(unknown_variant(name, VARIANTS)),
+    }
+}
+
+/// The operands of a product by name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Names {
+    pub(crate) a: &'static str,
+    pub(crate) b: &'static str,
+    pub(crate) bias: Option<&'static str>,
+    pub(crate) c: &'static str,
+}
+
+impl Geometry {
+    /// Channels of C, in quadruples.
+    fn columns(&self, product: Product) -> usize {
+        match product {
+            Product::BackwardInput => self.x.c.div_ceil(4),
+            Product::Forward | Product::BackwardWeight => self.y.c.div_ceil(4),
+        }
+    }
+
+    /// The dispatches of a product.
+    pub(crate) fn lower(&self, product: Product, names: Names, target: &Target<'_>) -> Result<Lowered> {
+        let variant = variant_for(product, self, target)?;
+        let columns = self.columns(product);
+        let kernel = kernel_for(product, variant, columns);
+        let taps = self.kernel.0 * self.kernel.1;
+        // Rows of C, for the tiled variants in one phase, and the number of phases.
+        let (rows, phases) = match (product, variant) {
+            (Product::Forward, _) => (self.y.pixels(), 1),
+            (Product::BackwardInput, Variant::Naive) => (self.x.pixels(), 1),
+            (Product::BackwardInput, _) => (
+                self.x.n * self.x.h.div_ceil(self.stride) * self.x.w.div_ceil(self.stride),
+                self.stride.min(self.x.h) * self.stride.min(self.x.w),
+            ),
+            (Product::BackwardWeight, _) => (taps * self.x.c.div_ceil(4) * 4, 1),
+        };
+        let tiles = match variant {
+            Variant::Naive => workgroups(rows * columns, 64),
+            _ => {
+                let (height, width) = (kernel.define("TILE_ROWS")? as usize, kernel.define("COLUMNS")? as usize);
+                rows.div_ceil(height) * columns.div_ceil(width)
+            }
+        };
+        let steps = self.y.pixels().div_ceil(4);
+        let (splits, chunk) = match (product, variant) {
+            (Product::BackwardWeight, Variant::Naive) | (Product::Forward | Product::BackwardInput, _) => (1, steps),
+            (Product::BackwardWeight, _) => split(steps, tiles, 16 * rows * columns, target.profile),
+        };
+        let params = Params {
+            rows: rows as u32,
+            parts: (phases * splits) as u32,
+            pixels: self.y.pixels() as u32,
+            chunk: chunk as u32,
+        };
+
+        let mut lowered = Lowered::default();
+        let (a, b, c) = (Bind::Operand(names.a), Bind::Operand(names.b), Bind::Operand(names.c));
+        let partial = splits > 1;
+        let result = if partial { Bind::Scratch(0) } else { c };
+        let bias = names.bias.map_or(b, Bind::Operand);
+        let acc = target.acc(0);
+        lowered.dispatches.push(Dispatch {
+            kernel,
+            bindings: match product {
+                Product::BackwardWeight => vec![a, b, result],
+                Product::Forward | Product::BackwardInput => vec![a, b, bias, result],
+            },
+            overrides: self.overrides(product, names.bias.is_some(), if partial { 0.0 } else { acc }),
+            params: params.bytes(),
+            workgroups: tiles * phases * splits,
+        });
+        if partial {
+            lowered.scratch.push(16 * splits * rows * columns);
+            lowered.column_sum(result, c, splits, rows * columns, acc);
+        }
+        Ok(lowered)
+    }
+
+    fn overrides(&self, product: Product, has_bias: bool, acc: f64) -> Vec<(&'static str, f64)> {
+        let mut overrides = vec![
+            ("ACC", acc),
+            ("KW", self.kernel.1 as f64),
+            ("STRIDE", self.stride as f64),
+            ("PAD", self.padding as f64),
+            ("X_H", self.x.h as f64),
+            ("X_W", self.x.w as f64),
+            ("X_C4", self.x.c.div_ceil(4) as f64),
+            ("Y_H", self.y.h as f64),
+            ("Y_W", self.y.w as f64),
+            ("Y_C4", self.y.c.div_ceil(4) as f64),
+        ];
+        if product != Product::BackwardWeight {
+            overrides.push(("KH", self.kernel.0 as f64));
+            overrides.push(("HAS_BIAS", f64::from(u8::from(has_bias))));
+        }
+        overrides
+    }
+}
+
+/// Cuts `steps` k groups of a weight gradient with `tiles` tiles and `bytes` of result into splits, so that there is work for the
+/// whole device: the number of splits, and the k groups in each, a multiple of four.
+fn split(steps: usize, tiles: usize, bytes: usize, profile: &Profile) -> (usize, usize) {
+    let (wanted, most, shortest) = match profile.class {
+        Class::Gpu => (512, 128, 32),
+        Class::Software => (16, 16, 16),
+    };
+    let fits = usize::try_from(profile.max_binding).unwrap_or(usize::MAX) / bytes.max(1);
+    let splits = (wanted / tiles.max(1)).clamp(1, most).min(fits).min(steps / shortest).max(1);
+    let chunk = steps.div_ceil(splits).next_multiple_of(4);
+    (steps.div_ceil(chunk), chunk)
+}
+
+crate::kernel_params! {
+    /// See `shaders/lib/conv_product.wgsl`.
+    Params { rows: u32, parts: u32, pixels: u32, chunk: u32 }
+}
+
+/// The kernels of a product: `[naive, tiled, tiled narrow, lanes x 3 widths, lanes_plain x 3 widths]`.
+type Kernels = [Kernel; 9];
+
+/// Writes the table of a product's kernels. TILE_ROWS and COLUMNS are the size of a workgroup's tile of C, in rows and quadruples.
+macro_rules! kernels {
+    ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, width $width:literal,
+     $bindings:expr, $overrides:expr) => {
+        kernels!(@table $name, $entry, $input, $weight, $width, $bindings, $overrides;
+            tiled 16 16, tiled 32 8,
+            lanes 1 8, lanes 1 4, lanes 1 1,
+            lanes 0 8, lanes 0 4, lanes 0 1)
+    };
+    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $width:literal, $bindings:expr, $overrides:expr;
+     $($file:ident $x:literal $columns:literal),+) => {
+        [
+            Kernel {
+                name: $name,
+                variant: "naive",
+                file: "conv2d.naive.wgsl",
+                source: include_str!("../../shaders/conv2d.naive.wgsl"),
+                entry: $entry,
+                defines: &[],
+                bindings: $bindings,
+                params: Params::FIELDS,
+                overrides: $overrides,
+                workgroup: [64, 1, 1],
+                subgroups: false,
+            },
+            $(kernels!(@$file $name, $input, $weight, $width, $x, $columns, $bindings, $overrides)),+
+        ]
+    };
+    (@tiled $name:literal, $input:literal, $weight:literal, $width:literal, $rows:literal, $columns:literal,
+     $bindings:expr, $overrides:expr) => {
+        Kernel {
+            name: $name,
+            variant: concat!("tiled_", $rows, "x", $columns),
+            file: "conv2d.tiled.wgsl",
+            source: include_str!("../../shaders/conv2d.tiled.wgsl"),
+            entry: "main",
+            defines: &[
+                ("BACKWARD_INPUT", $input),
+                ("BACKWARD_WEIGHT", $weight),
+                ("ROWS", $rows),
+                ("TILE_ROWS", 4 * $rows),
+                ("COLUMNS", $columns),
+            ],
+            bindings: $bindings,
+            params: Params::FIELDS,
+            overrides: $overrides,
+            workgroup: [64, 1, 1],
+            subgroups: false,
+        }
+    };
+    (@lanes $name:literal, $input:literal, $weight:literal, $width:literal, $shuffle:literal, $columns:literal,
+     $bindings:expr, $overrides:expr) => {
+        Kernel {
+            name: $name,
+            variant: if $shuffle == 1 { concat!("lanes_", $columns) } else { concat!("lanes_plain_", $columns) },
+            file: "conv2d.lanes.wgsl",
+            source: include_str!("../../shaders/conv2d.lanes.wgsl"),
+            entry: "main",
+            defines: &[
+                ("BACKWARD_INPUT", $input),
+                ("BACKWARD_WEIGHT", $weight),
+                ("SHUFFLE", $shuffle),
+                ("WIDTH", $width),
+                ("TILE_ROWS", 4 * $width),
+                ("COLUMNS", $columns),
+            ],
+            bindings: $bindings,
+            params: Params::FIELDS,
+            overrides: $overrides,
+            workgroup: [$width, 1, 1],
+            subgroups: $shuffle == 1,
+        }
+    };
+}
+
+const PRODUCT_BINDINGS: &[(&str, Access)] =
+    &[("a", Access::Read), ("b", Access::Read), ("bias", Access::Read), ("c", Access::ReadWrite)];
+const WEIGHT_BINDINGS: &[(&str, Access)] = &[("a", Access::Read), ("b", Access::Read), ("c", Access::ReadWrite)];
+const WEIGHT_OVERRIDES: &[&str] = &["ACC", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4"];
+const PRODUCT_OVERRIDES: &[&str] =
+    &["ACC", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH", "HAS_BIAS"];
+
+static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, width 32,
+    PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
+static BACKWARD_INPUT: Kernels = kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, width 32,
+    PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
+// Few rows and no more lanes than a software adapter's subgroup has, so that none of them idles.
+static BACKWARD_WEIGHT: Kernels = kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, width 8,
+    WEIGHT_BINDINGS, WEIGHT_OVERRIDES);
+
+/// All kernels of the convolution family.
+pub(crate) fn all_kernels() -> Vec<&'static Kernel> {
+    [&FORWARD, &BACKWARD_INPUT, &BACKWARD_WEIGHT].into_iter().flatten().chain([&column_sum::KERNEL]).collect()
+}
+
+/// The kernel of a variant for a result of `columns` quadruples.
+fn kernel_for(product: Product, variant: Variant, columns: usize) -> &'static Kernel {
+    let [naive, square, narrow, lanes8, lanes4, lanes1, plain8, plain4, plain1] = match product {
+        Product::Forward => &FORWARD,
+        Product::BackwardInput => &BACKWARD_INPUT,
+        Product::BackwardWeight => &BACKWARD_WEIGHT,
+    };
+    match (variant, columns) {
+        (Variant::Naive, _) => naive,
+        (Variant::Tiled, 0..=8) => narrow,
+        (Variant::Tiled, _) => square,
+        (Variant::Lanes, 0..=1) => lanes1,
+        (Variant::Lanes, 2..=4) => lanes4,
+        (Variant::Lanes, _) => lanes8,
+        (Variant::LanesPlain, 0..=1) => plain1,
+        (Variant::LanesPlain, 2..=4) => plain4,
+        (Variant::LanesPlain, _) => plain8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conv(n: usize, ic: usize, size: usize, oc: usize, kernel: usize) -> Geometry {
+        let (x, y) = (Shape::new(n, ic, size, size), Shape::new(n, oc, size, size));
+        Geometry { x, y, kernel: (kernel, kernel), stride: 1, padding: kernel / 2 }
+    }
+
+    #[test]
+    fn the_choice_follows_device_and_shape() {
+        use Product::{BackwardInput, BackwardWeight, Forward};
+        let gpu = Profile::WEBGPU;
+        let software = |subgroup| Profile { class: Class::Software, subgroup, ..gpu };
+        let (usual, tiny, to_rgb) = (conv(32, 64, 8, 64, 3), conv(1, 4, 4, 4, 3), conv(32, 32, 32, 3, 3));
+        for product in [Forward, BackwardInput, BackwardWeight] {
+            assert_eq!(choose(product, &usual, &gpu), Variant::Tiled);
+            assert_eq!(choose(product, &usual, &software(Some((8, 8)))), Variant::Lanes);
+            assert_eq!(choose(product, &usual, &software(Some((4, 4)))), Variant::LanesPlain);
+            assert_eq!(choose(product, &usual, &software(None)), Variant::LanesPlain);
+            assert_eq!(choose(product, &tiny, &gpu), Variant::Naive);
+            assert_eq!(choose(product, &tiny, &software(Some((8, 8)))), Variant::Naive);
+        }
+        assert_eq!(choose(Forward, &to_rgb, &gpu), Variant::Naive);
+        assert_eq!(choose(BackwardInput, &to_rgb, &gpu), Variant::Tiled);
+        assert_eq!(choose(BackwardWeight, &to_rgb, &gpu), Variant::Tiled);
+        assert_eq!(choose(Forward, &to_rgb, &software(Some((8, 8)))), Variant::Lanes);
+    }
+
+    #[test]
+    fn variants_are_found_by_name_or_refused() {
+        let names = Names { a: "x", b: "weight", bias: None, c: "y" };
+        let lower = |variant, subgroup| {
+            let profile = Profile { subgroup, ..Profile::WEBGPU };
+            let target = Target { profile: &profile, variant: Some(variant), accumulate: &[] };
+            conv(2, 8, 8, 8, 3).lower(Product::Forward, names, &target)
+        };
+        for variant in VARIANTS {
+            let lowered = lower(variant, Some((8, 32))).unwrap();
+            assert!(lowered.dispatches[0].kernel.variant.starts_with(variant));
+            assert_eq!(lower(variant, Some((4, 4))).is_err(), *variant == "lanes");
+            assert_eq!(lower(variant, None).is_err(), *variant == "lanes");
+        }
+        assert!(matches!(lower("best", None), Err(Error::Unknown { .. })));
+    }
+
+    #[test]
+    fn splits_cover_the_pixels_and_fit_the_device() {
+        for class in [Class::Gpu, Class::Software] {
+            let profile = Profile { class, ..Profile::WEBGPU };
+            for steps in [1, 3, 16, 100, 8192, 32_768] {
+                for tiles in [1, 5, 144, 4096] {
+                    for bytes in [64, 1 << 20, 128 << 20] {
+                        let (splits, chunk) = split(steps, tiles, bytes, &profile);
+                        assert!(splits >= 1 && chunk % 4 == 0);
+                        assert!(splits * chunk >= steps && (splits - 1) * chunk < steps, "no split is empty");
+                        assert!(splits == 1 || (splits * bytes) as u64 <= profile.max_binding);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_expand_and_differ() {
+        let mut seen = std::collections::BTreeSet::new();
+        for kernel in all_kernels() {
+            kernel.wgsl().unwrap();
+            assert!(seen.insert((kernel.name, kernel.variant)), "{} {} twice", kernel.name, kernel.variant);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The guard against NaN on the adapter itself: what raises the flag, and that a raised flag stops the update. The checks of
+//! `tests/ops.rs` cannot show this, as they want finite results.
+
+#![expect(clippy::unwrap_used, reason = "a test without libtest's harness")]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Trial};
+use vae_wgpu::gpu::{Gpu, Options};
+use vae_wgpu::op::step::StepScalars;
+use vae_wgpu::op::{Adam, AdamConfig, GradNorm, Op};
+
+#[path = "common/entry.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod entry;
+#[path = "common/gpu.rs"]
+mod gpu;
+
+use crate::entry::{Engine, Values};
+
+/// Two workgroups of the first stage and a tail.
+const LEN: usize = 9001;
+const NOT_FINITE: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+
+/// Runs the forward entry; the numbers of `result`.
+fn run(gpu: &Gpu, op: &dyn Op, values: &mut Values, result: &str) -> Vec<f64> {
+    let forward = op.entries().forward;
+    Engine::Gpu(gpu).run(op, &forward, op.variants(forward.name)[0], values).unwrap();
+    values[result].clone()
+}
+
+/// Norm and flag of unit gradients, of which number `at` is replaced.
+fn norm(gpu: &Gpu, at: usize, value: f32, terms: [f32; 3]) -> (f64, f64) {
+    let mut grads = vec![1.0; LEN];
+    grads[at] = f64::from(value);
+    let mut values = Values::from([("grads".into(), grads), ("terms".into(), terms.map(f64::from).to_vec())]);
+    let norm = run(gpu, &GradNorm::new(LEN).unwrap(), &mut values, "norm");
+    (norm[0], norm[1])
+}
+
+fn a_single_number_that_is_not_finite_raises_the_flag(gpu: &Arc<Gpu>) {
+    for bad in NOT_FINITE {
+        for at in [0, 63, 4095, 4096, LEN - 1] {
+            assert_eq!(norm(gpu, at, bad, [1.0; 3]).1, 0.0, "{bad} at {at}");
+        }
+        for term in 0..3 {
+            let mut terms = [1.0; 3];
+            terms[term] = bad;
+            assert_eq!(norm(gpu, 0, 1.0, terms).1, 0.0, "{bad} in term {term}");
+        }
+    }
+}
+
+fn large_gradients_are_finite(gpu: &Arc<Gpu>) {
+    assert_eq!(norm(gpu, 7, f32::MAX, [f32::MAX; 3]), (f64::INFINITY, 1.0));
+    assert_eq!(norm(gpu, 7, f32::MIN, [1.0; 3]), (f64::INFINITY, 1.0));
+    let (norm, flag) = norm(gpu, 7, 1e18, [1.0; 3]);
+    assert!((norm / 1e18 - 1.0).abs() < 1e-6 && flag == 1.0, "{norm} {flag}");
+}
+
+fn a_raised_flag_stops_the_update(gpu: &Arc<Gpu>) {
+    let adam = Adam::new(LEN, AdamConfig::default()).unwrap();
+    let step = StepScalars {
+        lr: 0.1,
+        bias_correction1: 0.1,
+        bias_correction2: 0.001,
+        clip: 1.0,
+        weight_decay: 0.1,
+        beta: 1.0,
+    };
+    let start = |scale: f64| (0..LEN).map(|i| f64::from((scale * i as f64) as f32)).collect::<Vec<_>>();
+    for (flag, bad) in [(0.0, f64::NAN), (0.0, 1.0), (1.0, 1.0)] {
+        let mut values = Values::from([
+            ("grads".into(), vec![bad; LEN]),
+            ("norm".into(), vec![bad, flag, 0.0, 0.0]),
+            ("step".into(), step.to_array().map(f64::from).to_vec()),
+            ("params".into(), start(0.1)),
+            ("m".into(), start(0.2)),
+            ("v".into(), start(0.3)),
+        ]);
+        run(gpu, &adam, &mut values, "params");
+        for (name, scale) in [("params", 0.1), ("m", 0.2), ("v", 0.3)] {
+            assert_eq!(values[name] == start(scale), flag == 0.0, "{name} with flag {flag} and gradients {bad}");
+        }
+    }
+}
+
+type Test = (&'static str, fn(&Arc<Gpu>));
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let device = Gpu::open(&Options::default()).map(Arc::new);
+    let mut trials = gpu::announce(&device, |gpu| gpu.facts().to_string());
+    let tests: [Test; 3] = [
+        ("a_single_number_that_is_not_finite_raises_the_flag", a_single_number_that_is_not_finite_raises_the_flag),
+        ("large_gradients_are_finite", large_gradients_are_finite),
+        ("a_raised_flag_stops_the_update", a_raised_flag_stops_the_update),
+    ];
+    trials.extend(tests.map(|(name, test)| -> Trial { gpu::trial(name, device.as_ref().ok().cloned(), test) }));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

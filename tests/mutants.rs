@@ -1,0 +1,215 @@
+//! Kernels broken on purpose: each must turn the checks of `tests/ops.rs` red.
+//!
+//! A row edits the expanded text of one kernel and names a case that must notice. That the unedited kernel passes the same
+//! case is what `tests/ops.rs` shows.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use vae_wgpu::check::{Line, Outcome, Patch, Subject};
+use vae_wgpu::gpu::{Gpu, Options};
+use vae_wgpu::op::{Case, Cost, Entries, Entry, Lowered, OPS, Op, Operand, Role, Target};
+use vae_wgpu::real::Real;
+use vae_wgpu::shape::{Shape, Spec};
+use vae_wgpu::{Error, Result};
+
+#[path = "common/gpu.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod common;
+
+/// A broken kernel.
+struct Mutant {
+    /// What is wrong with it.
+    fault: &'static str,
+    /// `family/case/entry/variant` of the check that must notice.
+    check: &'static str,
+    /// Name of the kernel, in the same variant.
+    kernel: &'static str,
+    /// What is replaced, and by what.
+    find: &'static str,
+    replace: &'static str,
+    /// Whether only the device that folds grids early can notice.
+    folded: bool,
+}
+
+const fn mutant(
+    fault: &'static str,
+    check: &'static str,
+    kernel: &'static str,
+    find: &'static str,
+    replace: &'static str,
+) -> Mutant {
+    Mutant { fault, check, kernel, find, replace, folded: false }
+}
+
+#[rustfmt::skip]
+const MUTANTS: &[Mutant] = &[
+    mutant("no output", "relu/odd/forward/vec4", "relu.forward", "y[i] = select(v,", "let unused = select(v,"),
+    mutant("NaN output", "relu/odd/forward/vec4", "relu.forward", "y[i] = select(v,", "y[i] = bitcast<vec4<f32>>(vec4<u32>(0x7fc00001u)) + select(v,"),
+    mutant("one element NaN", "relu/odd/forward/vec4", "relu.forward", "y[i] = select(v,", "y[i] = bitcast<f32>(select(0u, 0x7fc00001u, i == 7u)) + select(v,"),
+    mutant("last elements unwritten", "relu/odd/forward/vec4", "relu.forward", "i >= p.len", "i + 1u >= p.len"),
+    mutant("one element unwritten", "relu/odd/forward/vec4", "relu.forward", "i >= p.len", "i >= p.len || i == 5u"),
+    mutant("writes behind the tensor", "relu/odd/forward/vec4", "relu.forward", "i >= p.len", "i > p.len"),
+    mutant("no rectifier", "relu/odd/forward/vec4", "relu.forward", "v <= vec4<f32>()", "v < vec4<f32>(-100.0)"),
+    mutant("mask of the gradient instead of the input", "relu/odd/backward/vec4", "relu.backward", "x[i] <= vec4<f32>()", "dy[i] <= vec4<f32>()"),
+    mutant("accumulates instead of storing", "relu/odd/backward/vec4", "relu.backward", "if ACC {", "if true {"),
+    mutant("stores instead of accumulating", "relu/odd/backward/vec4", "relu.backward", "if ACC {", "if ACC && false {"),
+    mutant("wrong sign", "add/odd/forward/vec4", "add.forward", "a[i] + b[i]", "a[i] - b[i]"),
+    mutant("swapped channels", "add/odd/forward/vec4", "add.forward", "b[i];", "b[i].yxzw;"),
+    mutant("one operand twice", "add/wide/forward/vec4", "add.forward", "a[i] + b[i]", "a[i] + a[i]"),
+    mutant("off by one part in a million", "add/odd/forward/vec4", "add.forward", "a[i] + b[i]", "(a[i] + b[i]) * 1.000001"),
+    Mutant { folded: true, ..mutant("grid not unfolded", "relu/wide/forward/vec4", "relu.forward", "workgroup.y * workgroups.x + workgroup.x", "workgroup.x") },
+    mutant("off-by-one stride", "upsample/odd/forward/vec4", "upsample.forward", "2u * row * q.width", "2u * row * (q.width + 1u)"),
+    mutant("a term dropped", "upsample/odd/backward/vec4", "upsample.backward", "(dy[upper] + dy[upper + p.groups])", "dy[upper]"),
+    mutant("last pixel of a sum missing", "global_avg_pool/head/forward/vec4", "global_avg_pool.forward", "k < p.area", "k + 1u < p.area"),
+    mutant("dirty padding", "reparameterize/odd/forward/scalar", "reparameterize.forward", "var v = 0.0", "var v = 1e-30"),
+    mutant("wrong reduction tail", "elbo/tail/forward/two_stage", "elbo.forward.pixels_seeds", "group * 1024u + lane", "group * 1023u + lane"),
+    mutant("a partial sum left out", "elbo/tail/forward/two_stage", "elbo.forward.finish_seeds", "sum.x += partials[i]", "sum.x = partials[i] * select(1.0, 0.0, i + 1u == q.partials)"),
+    mutant("seed with the wrong sign", "elbo/odd/forward/two_stage", "elbo.forward.pixels_seeds", "mean[i] - x[i]", "x[i] - mean[i]"),
+    mutant("half of the tree not summed", "grad_norm/tail/forward/two_stage", "grad_norm.forward.partial", "half > 0u", "half > 1u"),
+    mutant("flag ignores infinity", "grad_norm/infinite_loss/forward/two_stage", "grad_norm.forward.finish", "any_lane(not_finite(terms[0]))", "0.0"),
+    mutant("missing bias", "batch_norm/odd_training/forward/columns", "batch_norm.forward.normalize", "* c.weight + c.bias;", "* c.weight;"),
+    mutant("stale running mean", "batch_norm/odd_training/forward/columns", "batch_norm.forward.normalize", "MOMENTUM * (c.shift + c.offset)", "MOMENTUM * running_mean[g]"),
+    mutant("statistics of another channel group", "batch_norm/group_of_tiles_training/forward/columns", "batch_norm.forward.normalize", "inverse_std(variance, g), weight[g]", "inverse_std(variance, g), weight[0]"),
+    mutant("biased running variance", "batch_norm/odd_training/forward/columns", "batch_norm.forward.normalize", "f32(p.pixels - 1u)", "f32(p.pixels)"),
+    mutant("one-pass cancellation", "batch_norm/mean_1000_std_hundredth_training/forward/columns", "batch_norm.forward.normalize", "((v - c.shift) - c.offset)", "(v - (c.shift + c.offset))"),
+    mutant("stale statistics in the gradient", "batch_norm/odd_training/backward/columns", "batch_norm.backward.gradient", "xhat * mean.b", "xhat * 0.0"),
+    mutant("decay forgotten", "adam/odd/forward/vec4", "adam.forward", "(1.0 - lr * step[4])", "1.0"),
+    mutant("moment not stored", "adam/odd/forward/vec4", "adam.forward", "m[i] = first;", ""),
+];
+
+/// A check that noticed says how.
+fn is_noticed(gpu: &Gpu, mutant: &Mutant) -> Result<String> {
+    let unknown = || Error::bug(format!("no check is called {}", mutant.check));
+    let parts: Vec<_> = mutant.check.split('/').collect();
+    let &[family, case, entry, variant] = parts.as_slice() else { return Err(unknown()) };
+    let family = OPS.iter().find(|f| f.name == family).ok_or_else(unknown)?;
+    let case = (family.cases)()?.into_iter().find(|c| c.name == case).ok_or_else(unknown)?;
+    let patch = Patch { kernel: mutant.kernel, variant, find: mutant.find, replace: mutant.replace };
+    match Subject::new(case).gpu_vs_reference(gpu, entry, variant, Some(&patch))? {
+        Outcome::Ran(lines) => match lines.iter().find(|line| !line.passed()) {
+            Some(line) => Ok(line.to_string()),
+            None => {
+                Err(Error::bug(format!("survived: {}", lines.iter().map(|l| format!("\n{l}")).collect::<String>())))
+            }
+        },
+        Outcome::NotApplicable(why) => Err(Error::bug(format!("not applicable: {why}"))),
+    }
+}
+
+/// y = x^3 with a gradient that is off by `error`, relative.
+#[derive(Debug)]
+struct Cube {
+    error: f64,
+}
+
+impl Cube {
+    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (entry, reads, writes) {
+            ("forward", [x], [y]) => y.iter_mut().zip(*x).for_each(|(y, &x)| *y = x * x * x),
+            ("backward", [x, dy], [dx]) => {
+                let slope = T::of(3.0 * (1.0 + self.error));
+                dx.iter_mut().zip(*x).zip(*dy).for_each(|((dx, &x), &dy)| *dx = slope * x * x * dy);
+            }
+            _ => return Err(Error::bug("no such entry")),
+        }
+        Ok(())
+    }
+}
+
+impl Op for Cube {
+    fn family(&self) -> &'static str {
+        "cube"
+    }
+    fn operands(&self) -> Vec<Operand> {
+        let spec = Spec::nhwc(Shape::new(2, 3, 4, 5));
+        vec![Operand::new("x", Role::Input, spec), Operand::new("y", Role::Output, spec)]
+    }
+    fn entries(&self) -> Entries {
+        Entries {
+            forward: Entry { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
+            backward: &[Entry { name: "backward", reads: &["x", "dy"], writes: &["dx"], updates: &[] }],
+            aliases: &[],
+        }
+    }
+    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+        &[]
+    }
+    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
+        Err(Error::bug(format!("cube has no kernels for {entry}")))
+    }
+    fn cost(&self, entry: &Entry) -> Result<Cost> {
+        Cost::of(self, entry, 0.0)
+    }
+    vae_wgpu::reference!();
+}
+
+/// Finite differences must accept the right gradient and see an error of four parts in a million.
+fn finite_differences_are_sharp() -> Result<(), Failed> {
+    for (error, right) in [(0.0, true), (4e-6, false), (-4e-6, false), (f64::NAN, false)] {
+        let lines = Subject::new(Case::new("cube", Cube { error })).finite_differences()?;
+        if lines.iter().all(Line::passed) != right {
+            return Err(Failed::from(format!("error {error}: {}", lines[0])));
+        }
+    }
+    Ok(())
+}
+
+/// A patch that changes nothing because its text or its kernel is not there must not look like one that was noticed.
+fn a_patch_without_effect_is_an_error(gpu: &Gpu) -> Result<(), Failed> {
+    let [relu, ..] = MUTANTS else { return Err("no mutants".into()) };
+    for broken in [Mutant { find: "no such text", ..*relu }, Mutant { kernel: "add.forward", ..*relu }] {
+        match is_noticed(gpu, &broken) {
+            Err(Error::Bug(_)) => {}
+            other => return Err(Failed::from(format!("{other:?}"))),
+        }
+    }
+    Ok(())
+}
+
+/// The adapter at its best, and one that folds grids early.
+#[derive(Clone)]
+struct Devices {
+    best: Arc<Gpu>,
+    folded: Arc<Gpu>,
+}
+
+impl Devices {
+    fn open() -> Result<Self> {
+        let open = |max_workgroups| Gpu::open(&Options { max_workgroups, ..Options::default() }).map(Arc::new);
+        Ok(Self { best: open(None)?, folded: open(Some(7))? })
+    }
+}
+
+fn trial(
+    name: String,
+    devices: Option<Devices>,
+    run: impl FnOnce(&Devices) -> Result<(), Failed> + Send + 'static,
+) -> Trial {
+    match devices {
+        Some(devices) => Trial::test(name, move || run(&devices)),
+        None => Trial::test(name, || Err("no adapter".into())).with_kind("no adapter").with_ignored_flag(true),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let devices = Devices::open();
+    let mut trials = common::announce(&devices, |devices| devices.best.facts().to_string());
+    let devices = devices.ok();
+    trials.push(Trial::test("finite_differences_are_sharp", finite_differences_are_sharp));
+    let patches = |devices: &Devices| a_patch_without_effect_is_an_error(&devices.best);
+    trials.push(trial("a_patch_without_effect_is_an_error".into(), devices.clone(), patches));
+    for mutant in MUTANTS {
+        let name = format!("{} in {}", mutant.fault, mutant.kernel);
+        let run = move |devices: &Devices| {
+            let gpu = if mutant.folded { &devices.folded } else { &devices.best };
+            let noticed = is_noticed(gpu, mutant)?;
+            println!("{} in {}: {noticed}", mutant.fault, mutant.kernel);
+            Ok(())
+        };
+        trials.push(trial(name, devices.clone(), run));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,194 @@
+//! Every kernel's text against its declaration, and every dispatch against its kernel, without a device: what is declared in
+//! Rust is read back out of the shader by reflection.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
+use naga::{AddressSpace, Expression, Function, Module, StorageAccess, TypeInner};
+use vae_wgpu::gpu::probes;
+use vae_wgpu::op::{Access, Bind, Class, Dispatch, Entry, Kernel, OPS, Op, Profile, Target};
+
+/// What WebGPU's default limits allow a kernel.
+const MAX_STORAGE_BUFFERS: usize = 8;
+const MAX_INVOCATIONS: u32 = 256;
+const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
+
+fn kernels() -> Vec<&'static Kernel> {
+    OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()).collect()
+}
+
+/// What went wrong, or nothing.
+type Check = Result<(), String>;
+
+fn same<T: PartialEq + std::fmt::Debug>(what: &str, declared: T, found: T) -> Check {
+    if declared == found { Ok(()) } else { Err(format!("{what}: declared {declared:?}, found {found:?}")) }
+}
+
+fn at_most(what: &str, found: impl Into<u64>, limit: impl Into<u64>) -> Check {
+    let (found, limit) = (found.into(), limit.into());
+    if found <= limit { Ok(()) } else { Err(format!("{what}: {found}, of at most {limit}")) }
+}
+
+/// Names of the overrides without a default that a function and the functions that it calls use.
+fn overrides_used(module: &Module, function: &Function, used: &mut BTreeSet<String>) {
+    for (_, expression) in function.expressions.iter() {
+        match expression {
+            Expression::Override(handle) => {
+                let constant = &module.overrides[*handle];
+                if constant.init.is_none() {
+                    used.extend(constant.name.clone());
+                }
+            }
+            Expression::CallResult(callee) => overrides_used(module, &module.functions[*callee], used),
+            _ => {}
+        }
+    }
+}
+
+fn reflect(kernel: &Kernel) -> Check {
+    let wgsl = kernel.wgsl().map_err(|e| e.to_string())?;
+    let module = naga::front::wgsl::parse_str(&wgsl).map_err(|e| e.emit_to_string(&wgsl))?;
+    let capabilities = if kernel.subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    let info =
+        Validator::new(ValidationFlags::all(), capabilities).validate(&module).map_err(|e| e.emit_to_string(&wgsl))?;
+    let position = module.entry_points.iter().position(|entry| entry.name == kernel.entry);
+    let index = position.ok_or_else(|| format!("no entry point `{}`", kernel.entry))?;
+    let (entry, uses) = (&module.entry_points[index], info.get_entry_point(index));
+
+    same("workgroup size", kernel.workgroup, entry.workgroup_size)?;
+    at_most("invocations", entry.workgroup_size.iter().product::<u32>(), MAX_INVOCATIONS)?;
+    at_most("storage buffers", kernel.bindings.len() as u64, MAX_STORAGE_BUFFERS as u64)?;
+
+    let mut bindings = BTreeMap::new();
+    let mut params = Vec::new();
+    let mut workgroup_bytes = 0;
+    for (handle, global) in module.global_variables.iter().filter(|(handle, _)| !uses[*handle].is_empty()) {
+        let ty = &module.types[global.ty].inner;
+        let name = global.name.clone().unwrap_or_default();
+        match global.space {
+            AddressSpace::WorkGroup => workgroup_bytes += ty.try_size(module.to_ctx()).unwrap_or(u32::MAX),
+            AddressSpace::Storage { access } => {
+                let binding = global.binding.ok_or("a storage buffer without binding")?;
+                same("group", 0, binding.group)?;
+                let declared = match access {
+                    StorageAccess::LOAD => Access::Read,
+                    _ => Access::ReadWrite,
+                };
+                if declared == Access::ReadWrite && !uses[handle].contains(GlobalUse::WRITE) {
+                    return Err(format!("`{name}` is declared read_write and never written"));
+                }
+                bindings.insert(binding.binding, (name, declared));
+            }
+            AddressSpace::Uniform => {
+                let binding = global.binding.ok_or("a uniform without binding")?;
+                same("binding of Params", kernel.bindings.len() as u32, binding.binding)?;
+                let TypeInner::Struct { members, .. } = ty else { return Err("Params is no struct".into()) };
+                for member in members {
+                    same("bytes of a field of Params", 4, module.types[member.ty].inner.size(module.to_ctx()))?;
+                    params.push((member.name.clone().unwrap_or_default(), member.offset));
+                }
+            }
+            other => return Err(format!("`{name}` lies in {other:?}")),
+        }
+    }
+    at_most("bytes of workgroup memory", workgroup_bytes, MAX_WORKGROUP_BYTES)?;
+    let declared = kernel.bindings.iter().map(|(name, access)| ((*name).to_owned(), *access));
+    same("bindings", (0..).zip(declared).collect(), bindings)?;
+    same("Params", kernel.params.iter().map(|f| (f.name.to_owned(), f.offset)).collect(), params)?;
+
+    let mut used = BTreeSet::new();
+    overrides_used(&module, &entry.function, &mut used);
+    same("overrides", kernel.overrides.iter().map(|name| (*name).to_owned()).collect(), used)
+}
+
+#[test]
+fn kernels_are_what_they_are_declared_to_be() {
+    let failures: Vec<String> = kernels()
+        .into_iter()
+        .filter_map(|kernel| {
+            let failure = reflect(kernel).err()?;
+            Some(format!("{}/{} ({}): {failure}", kernel.name, kernel.variant, kernel.file))
+        })
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_kernel_opens_with_a_comment_and_names_are_unique() {
+    let mut names = BTreeSet::new();
+    for kernel in kernels() {
+        assert!(kernel.source.starts_with("// "), "{} has no header", kernel.file);
+        assert!(names.insert((kernel.name, kernel.variant)), "{}/{} twice", kernel.name, kernel.variant);
+    }
+}
+
+/// The dispatch against its kernel and its entry.
+fn lowered(op: &dyn Op, entry: &Entry, dispatch: &Dispatch, scratch: usize, known: &[&Kernel]) -> Check {
+    let kernel = dispatch.kernel;
+    if !known.iter().any(|k| std::ptr::eq(*k, kernel)) {
+        return Err(format!("{} is not in the family's table of kernels", kernel.name));
+    }
+    same("bindings", kernel.bindings.len(), dispatch.bindings.len())?;
+    same("bytes of Params", 4 * kernel.params.len(), dispatch.params.len())?;
+    let values: BTreeMap<_, _> = dispatch.overrides.iter().copied().collect();
+    same("overrides", kernel.overrides.iter().copied().collect(), values.keys().copied().collect::<BTreeSet<_>>())?;
+    at_most("workgroups", dispatch.workgroups as u64, 65_535u64.pow(2))?;
+    for (i, (bind, (_, access))) in dispatch.bindings.iter().zip(kernel.bindings).enumerate() {
+        let writes = *access == Access::ReadWrite;
+        let allowed = match bind {
+            Bind::Scratch(i) => *i < scratch,
+            Bind::Operand(name) if writes => entry.writes.contains(name) || entry.updates.contains(name),
+            Bind::Operand(name) => [entry.reads, entry.writes, entry.updates].concat().contains(name),
+        };
+        if !allowed {
+            return Err(format!("{bind:?} is not {}'s to {}", entry.name, if writes { "write" } else { "read" }));
+        }
+        let mut others =
+            dispatch.bindings.iter().zip(kernel.bindings).enumerate().filter(|(j, (b, _))| *j != i && *b == bind);
+        if others.any(|(_, (_, (_, other)))| writes || *other == Access::ReadWrite) {
+            return Err(format!("{bind:?} is bound twice, once to be written"));
+        }
+    }
+    // Whatever is named must have a shape.
+    for name in [entry.reads, entry.writes, entry.updates].concat() {
+        vae_wgpu::op::spec_of(op, name).map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn dispatches_fit_their_kernels() {
+    let software = Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU };
+    let subgroups = Profile { subgroup: Some((32, 32)), ..Profile::WEBGPU };
+    let mut failures = Vec::new();
+    for family in OPS {
+        let kernels = (family.kernels)();
+        let mut unused: BTreeSet<_> = kernels.iter().map(|k| (k.name, k.variant)).collect();
+        for case in (family.cases)().unwrap() {
+            let entries = case.op.entries();
+            for entry in std::iter::once(&entries.forward).chain(entries.backward) {
+                let choices = case.op.variants(entry.name).iter().copied().map(Some).chain([None]);
+                for (variant, profile) in choices.flat_map(|v| [(v, Profile::WEBGPU), (v, software), (v, subgroups)]) {
+                    let accumulate = vec![false; entry.writes.len()];
+                    let target = Target { profile: &profile, variant, accumulate: &accumulate };
+                    let check = case.op.lower(entry.name, &target).map_err(|e| e.to_string()).and_then(|low| {
+                        if variant.is_none() && profile.subgroup.is_none() {
+                            same("subgroups by choice", false, low.dispatches.iter().any(|d| d.kernel.subgroups))?;
+                        }
+                        low.dispatches.iter().try_for_each(|d| {
+                            unused.remove(&(d.kernel.name, d.kernel.variant));
+                            lowered(&*case.op, entry, d, low.scratch.len(), &kernels)
+                        })
+                    });
+                    if let Err(failure) = check {
+                        failures.push(format!("{}/{}/{} {variant:?}: {failure}", family.name, case.name, entry.name));
+                    }
+                }
+            }
+        }
+        if !unused.is_empty() {
+            failures.push(format!("{}: no case runs {unused:?}", family.name));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
