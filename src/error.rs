@@ -1,7 +1,7 @@
 //! The one error type of the library: what was compared, what was found, and the way out.
 
-use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -94,15 +94,6 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The operating system refused something; its words are the source.
-    #[error("{doing}")]
-    Io {
-        /// What was being done to which file, e.g. `reading runs/1/config.json`.
-        doing: String,
-        /// Why it failed.
-        #[source]
-        source: std::io::Error,
-    },
     /// A name that does not exist in a table of names.
     #[error("unknown {kind} `{name}`: expected one of {known}")]
     Unknown {
@@ -116,6 +107,30 @@ pub enum Error {
     /// A broken invariant of this crate: please report it.
     #[error("internal error: {0} (this is a bug in vae-wgpu, please report it)")]
     Bug(String),
+    /// A file or folder that cannot be read, written or understood.
+    #[error("cannot {doing} {}", path.display())]
+    File {
+        /// What was being done, e.g. `write`.
+        doing: String,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Weights or a checkpoint that do not fit what they are to be used for.
+    #[error("{}: {what}: expected {expected}, found {found}; {hint}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What was looked at.
+        what: String,
+        /// What would have been accepted.
+        expected: String,
+        /// What is in the file.
+        found: String,
+        /// The way out.
+        hint: String,
+    },
 }
 
 impl Error {
@@ -149,9 +164,18 @@ impl Error {
         Self::Data { file: file.to_string(), what: what.to_string(), hint: hint.to_string() }
     }
 
-    /// Makes an [`Error::Io`] of an I/O error: `.map_err(Error::io("reading", &path))`.
-    pub fn io(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io { doing: format!("{verb} {}", path.display()), source }
+    /// Turns an I/O error into an [`Error::File`]: `fs::read(path).map_err(Error::file("read", path))`.
+    pub fn file(doing: impl fmt::Display, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { doing: doing.to_string(), path: path.to_owned(), source }
+    }
+
+    /// An [`Error::File`] for content that makes no sense.
+    pub fn garbled(
+        doing: impl fmt::Display,
+        path: &Path,
+        why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::file(doing, path)(io::Error::new(io::ErrorKind::InvalidData, why))
     }
 
     /// Names the node in front of a shape error of its operation.

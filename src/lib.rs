@@ -36,6 +36,10 @@ pub mod model;
 pub mod exec;
 
 pub mod data;
+pub mod files;
+
+pub mod checkpoint;
+pub mod report;
 
 pub mod bench;
 pub mod check;

@@ -241,7 +241,10 @@ const FLOORS: &[(&str, u8)] = &[
     ("exec", 5),
     ("check", 6),
     ("bench", 6),
-    ("cli", 7),
+    ("files", 6),
+    ("checkpoint", 7),
+    ("report", 7),
+    ("cli", 8),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

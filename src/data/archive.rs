@@ -19,7 +19,7 @@ const MAX_TOTAL: u64 = 512 << 20;
 /// Opens a folder with CIFAR-10's binary files (or with such a folder or archive in it, under its usual name), or an archive.
 pub fn open(path: &Path) -> Result<Dataset> {
     let origin = path.display().to_string();
-    let found = fs::metadata(path).map_err(Error::io("opening the data set", path))?;
+    let found = fs::metadata(path).map_err(Error::file("open the data set", path))?;
     if !found.is_dir() {
         return cifar::parse(&origin, read(&origin, open_file(path)?)?);
     }
@@ -40,7 +40,7 @@ pub(super) fn folder(path: &Path) -> Result<Dataset> {
     for name in FILES {
         let file = path.join(name);
         if file.exists() {
-            let bytes = at_most(MAX_FILE, open_file(&file)?).map_err(Error::io("reading", &file))?;
+            let bytes = at_most(MAX_FILE, open_file(&file)?).map_err(Error::file("read", &file))?;
             contents.insert(name, bytes.ok_or_else(|| too_large(file.display(), format_args!("over {MAX_FILE}")))?);
         }
     }
@@ -49,11 +49,11 @@ pub(super) fn folder(path: &Path) -> Result<Dataset> {
 
 /// Opens a regular file; anything else (a pipe, say) could keep us waiting for ever.
 fn open_file(path: &Path) -> Result<File> {
-    let kind = fs::metadata(path).map_err(Error::io("opening", path))?;
+    let kind = fs::metadata(path).map_err(Error::file("open", path))?;
     if !kind.is_file() {
         return Err(Error::data(path.display(), "not a regular file", "name a folder or an archive"));
     }
-    File::open(path).map_err(Error::io("opening", path))
+    File::open(path).map_err(Error::file("open", path))
 }
 
 /// All bytes of `source`, or nothing when there are more than `limit`.
@@ -79,7 +79,7 @@ pub fn read(origin: &str, source: impl Read) -> Result<Contents> {
 }
 
 fn check_magic(origin: &str, source: &mut impl io::BufRead) -> Result<()> {
-    let start = source.fill_buf().map_err(Error::io("reading", Path::new(origin)))?;
+    let start = source.fill_buf().map_err(Error::file("read", Path::new(origin)))?;
     if start.starts_with(&[0x1f, 0x8b]) {
         return Ok(());
     }

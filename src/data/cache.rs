@@ -52,7 +52,7 @@ impl Places {
 
     /// Puts the unpacked data set into the cache, from an archive that is there or else from the network.
     fn fill(&self, folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
-        fs::create_dir_all(&self.cache).map_err(Error::io("creating", &self.cache))?;
+        fs::create_dir_all(&self.cache).map_err(Error::file("create", &self.cache))?;
         let _lock = lock(&self.cache.join("lock"), progress)?;
         // Another process may have been here while this one waited.
         if folder.exists() {
@@ -66,7 +66,7 @@ impl Places {
         progress(Progress::Unpacking);
         unpack(&packed, folder)?;
         if !put_by_hand {
-            fs::remove_file(&packed).map_err(Error::io("removing", &packed))?;
+            fs::remove_file(&packed).map_err(Error::file("remove", &packed))?;
         }
         Ok(())
     }
@@ -75,14 +75,14 @@ impl Places {
 /// Waits until no other process holds the lock file; released when dropped, and by the system when the process ends.
 fn lock(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File> {
     let file =
-        File::options().create(true).truncate(false).write(true).open(path).map_err(Error::io("creating", path))?;
+        File::options().create(true).truncate(false).write(true).open(path).map_err(Error::file("create", path))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             progress(Progress::Waiting);
-            file.lock().map_err(Error::io("locking", path))?;
+            file.lock().map_err(Error::file("lock", path))?;
         }
-        Err(TryLockError::Error(source)) => return Err(Error::io("locking", path)(source)),
+        Err(TryLockError::Error(source)) => return Err(Error::file("lock", path)(source)),
     }
     Ok(file)
 }
@@ -90,14 +90,14 @@ fn lock(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File> {
 /// Checks the whole archive, then makes `folder` of it in one rename. Nothing is left behind that looks complete but is not.
 fn unpack(packed: &Path, folder: &Path) -> Result<()> {
     let origin = packed.display().to_string();
-    let file = File::open(packed).map_err(Error::io("opening", packed))?;
+    let file = File::open(packed).map_err(Error::file("open", packed))?;
     let contents = archive::read(&origin, file)?;
     let part = folder.with_extension("part");
     match fs::remove_dir_all(&part) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::io("removing", &part)(e));
+            return Err(Error::file("remove", &part)(e));
         }
-        _ => fs::create_dir(&part).map_err(Error::io("creating", &part))?,
+        _ => fs::create_dir(&part).map_err(Error::file("create", &part))?,
     }
     for (name, bytes) in &contents {
         let path = part.join(name);
@@ -106,10 +106,10 @@ fn unpack(packed: &Path, folder: &Path) -> Result<()> {
             file.write_all(bytes)?;
             file.sync_all()
         };
-        write().map_err(Error::io("writing", &path))?;
+        write().map_err(Error::file("write", &path))?;
     }
     cifar::parse(&origin, contents)?;
-    fs::rename(&part, folder).map_err(Error::io("creating", folder))?;
+    fs::rename(&part, folder).map_err(Error::file("create", folder))?;
     sync_parent(folder)
 }
 
@@ -117,7 +117,7 @@ fn unpack(packed: &Path, folder: &Path) -> Result<()> {
 fn sync_parent(path: &Path) -> Result<()> {
     match path.parent() {
         Some(parent) if cfg!(unix) => {
-            File::open(parent).and_then(|d| d.sync_all()).map_err(Error::io("syncing", parent))
+            File::open(parent).and_then(|d| d.sync_all()).map_err(Error::file("sync", parent))
         }
         _ => Ok(()),
     }

@@ -66,15 +66,15 @@ pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(Progress)) -
             .timeout_per_read(Some(source.patience))
             .build(),
     );
-    let mut fresh = held(&part).map_err(Error::io("reading", &part))? == 0;
+    let mut fresh = held(&part).map_err(Error::file("read", &part))? == 0;
     loop {
         complete(&agent, source, &part, progress).map_err(&failed)?;
         progress(Progress::Verifying);
-        let found = md5_of(&part).map_err(Error::io("reading", &part))?;
+        let found = md5_of(&part).map_err(Error::file("read", &part))?;
         if found == source.md5 {
-            return fs::rename(&part, path).map_err(Error::io("creating", path));
+            return fs::rename(&part, path).map_err(Error::file("create", path));
         }
-        fs::remove_file(&part).map_err(Error::io("removing", &part))?;
+        fs::remove_file(&part).map_err(Error::file("remove", &part))?;
         if fresh {
             return Err(failed(format!("the MD5 checksum is {found}, expected {}", source.md5).into()));
         }

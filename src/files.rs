@@ -1,0 +1,178 @@
+//! Files that are there whole or not at all, and the lock of a folder.
+
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// End of the names of scratch files; [`FolderLock::take`] removes those that a kill left behind.
+const SCRATCH: &str = ".scratch";
+
+/// Replaces a file by `bytes`, atomically: they go to a scratch file in the same folder, which is synced, renamed over `path`, and the
+/// folder is synced. A kill or a power cut at any moment leaves either the old file or the new one, whole.
+///
+/// # Errors
+/// [`Error::File`]; the old file is untouched, and no scratch file is left.
+pub fn save_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |file| file.write_all(bytes))
+}
+
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    let folder = folder_of(path);
+    let (scratch, mut file) = create_scratch(folder, path)?;
+    let written = write(&mut file).and_then(|()| file.sync_all());
+    drop(file);
+    if let Err(error) = written.and_then(|()| fs::rename(&scratch, path)) {
+        // The write's own error is the one to tell.
+        let _ = fs::remove_file(&scratch);
+        return Err(Error::file("write", path)(error));
+    }
+    sync_folder(folder).map_err(Error::file("make sure that a power cut cannot undo the renaming of", path))
+}
+
+/// A new file beside `path`: `.name.N.scratch` with the first free N, so that no two writers share one.
+fn create_scratch(folder: &Path, path: &Path) -> Result<(PathBuf, File)> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::file("write", path)(io::Error::new(ErrorKind::InvalidInput, "this is no file name")));
+    };
+    for n in 0u32.. {
+        let mut scratch = OsString::from(".");
+        scratch.push(name);
+        scratch.push(format!(".{n}{SCRATCH}"));
+        let scratch = folder.join(scratch);
+        match File::create_new(&scratch) {
+            Ok(file) => return Ok((scratch, file)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::file("write", path)(error)),
+        }
+    }
+    Err(Error::bug("no free name for a scratch file"))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a rename last. Windows and some network file systems have no such call; there it does nothing.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        match File::open(folder)?.sync_all() {
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
+            other => return other,
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of a regular file; refuses pipes and devices, which may have no end.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let kind = fs::metadata(path).map_err(Error::file("read", path))?;
+    if !kind.is_file() {
+        let why = if kind.is_dir() { "it is a folder" } else { "it is no regular file" };
+        return Err(Error::file("read", path)(io::Error::new(ErrorKind::InvalidInput, why)));
+    }
+    fs::read(path).map_err(Error::file("read", path))
+}
+
+/// The right to write to a folder, held as a lock on its file `run.lock` until dropped. The system gives it back when the process
+/// dies, however it dies.
+#[derive(Debug)]
+pub struct FolderLock {
+    _file: File,
+}
+
+impl FolderLock {
+    /// Takes the lock and clears away scratch files that an earlier owner was killed over.
+    ///
+    /// # Errors
+    /// [`Error::File`] where another process holds it. On a file system without locks nobody is kept out.
+    pub fn take(folder: &Path) -> Result<Self> {
+        let path = folder.join("run.lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(Error::file("lock", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let why = "another process writes to this run folder: wait for it or choose another folder with --out";
+                return Err(Error::file("lock", &path)(io::Error::new(ErrorKind::ResourceBusy, why)));
+            }
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
+        }
+        let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
+        for entry in entries.flatten() {
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(SCRATCH)) {
+                // One that stays is only untidy.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replaces_and_leaves_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        for content in ["one", "another", ""] {
+            save_atomic(&path, content.as_bytes()).unwrap();
+            assert_eq!(read(&path).unwrap(), content.as_bytes());
+            assert_eq!(names(dir.path()), ["x"]);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file_and_no_scratch() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        save_atomic(&path, b"old").unwrap();
+        let full = |file: &mut File| {
+            file.write_all(b"half")?;
+            Err(io::Error::from(ErrorKind::StorageFull))
+        };
+        let error = replace(&path, full).unwrap_err();
+        assert!(error.to_string().starts_with("cannot write "), "{error}");
+        assert!(matches!(error, Error::File { source, .. } if source.kind() == ErrorKind::StorageFull));
+        assert_eq!(read(&path).unwrap(), b"old");
+        assert_eq!(names(dir.path()), ["x"]);
+    }
+
+    #[test]
+    fn impossible_targets_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("folder/full")).unwrap();
+        for target in ["folder", "missing/x", "folder/.."] {
+            assert!(save_atomic(&dir.path().join(target), b"x").is_err(), "{target}");
+        }
+        assert_eq!(names(dir.path()), ["folder"]);
+        assert!(read(dir.path()).unwrap_err().to_string().starts_with("cannot read "));
+        assert!(read(&dir.path().join("missing")).is_err());
+    }
+
+    #[test]
+    fn one_owner_at_a_time_and_scratch_files_are_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = dir.path().join(format!(".checkpoint.0{SCRATCH}"));
+        fs::write(&left, "half").unwrap();
+        save_atomic(&dir.path().join("checkpoint"), b"x").unwrap();
+        let lock = FolderLock::take(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), ["checkpoint", "run.lock"]);
+        let refused = FolderLock::take(dir.path()).unwrap_err();
+        assert!(matches!(refused, Error::File { source, .. } if source.to_string().contains("another process")));
+        drop(lock);
+        FolderLock::take(dir.path()).unwrap();
+    }
+}

@@ -1,0 +1,9 @@
+//! What a run leaves for people: tables, pictures, plots, and what the terminal shows.
+
+pub mod picture;
+pub mod run_folder;
+pub mod table;
+
+pub use picture::{Grid, Pictures, save_png};
+pub use run_folder::{RunConfig, RunFolder};
+pub use table::{EpochRow, StepRow, Table};
