@@ -40,9 +40,9 @@ fn trial(check: Check, suffix: &str, gpu: Option<Arc<Gpu>>) -> Trial {
     Trial::test(name, run).with_kind(kind).with_ignored_flag(ignored)
 }
 
-fn main() -> ExitCode {
+fn main() -> vae_wgpu::Result<ExitCode> {
     let arguments = Arguments::from_args();
-    let checks = suite().expect("the table of operations builds its cases");
+    let checks = suite()?;
     let devices = devices();
     let name =
         |devices: &Vec<(&str, Arc<Gpu>)>| devices.first().map(|(_, gpu)| gpu.facts().to_string()).unwrap_or_default();
@@ -56,5 +56,5 @@ fn main() -> ExitCode {
             _ => trials.push(trial(check, "", None)),
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }
