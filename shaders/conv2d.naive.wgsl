@@ -37,14 +37,9 @@ override ACC: bool;
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
-#if BACKWARD_WEIGHT
-@group(0) @binding(2) var<storage, read_write> c: array<vec4<f32>>;
-@group(0) @binding(3) var<uniform> p: Params;
-#else
 @group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
 @group(0) @binding(4) var<uniform> p: Params;
-#endif
 
 fn ld_a(i: u32) -> vec4<f32> {
     return a[i];
@@ -53,8 +48,6 @@ fn ld_a(i: u32) -> vec4<f32> {
 fn ld_b(i: u32) -> vec4<f32> {
     return b[i];
 }
-
-#if !BACKWARD_WEIGHT
 
 fn store(i: u32, sum: vec4<f32>, column: u32) {
     var value = sum;
@@ -138,7 +131,8 @@ fn backward_input(
     store(index, sum, i);
 }
 
-#else
+@group(0) @binding(2) var<storage, read_write> dweight: array<vec4<f32>>;
+@group(0) @binding(3) var<uniform> pw: Params;
 
 @compute @workgroup_size(64)
 fn backward_weight(
@@ -147,7 +141,7 @@ fn backward_weight(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let index = flat_workgroup(wid, wgs) * 64u + lane;
-    if index >= p.rows * Y_C4 {
+    if index >= pw.rows * Y_C4 {
         return;
     }
     let o = index % Y_C4;
@@ -155,7 +149,7 @@ fn backward_weight(
     let kx = index / (Y_C4 * 4u * X_C4) % KW;
     let ky = index / (Y_C4 * 4u * X_C4 * KW);
     var sum = vec4<f32>();
-    for (var pixel = 0u; pixel < p.pixels; pixel++) {
+    for (var pixel = 0u; pixel < pw.pixels; pixel++) {
         let iy = pixel / Y_W % Y_H * STRIDE + ky - PAD;
         let ix = pixel % Y_W * STRIDE + kx - PAD;
         let n = pixel / (Y_W * Y_H);
@@ -164,9 +158,7 @@ fn backward_weight(
         }
     }
     if ACC {
-        sum += c[index];
+        sum += dweight[index];
     }
-    c[index] = sum;
+    dweight[index] = sum;
 }
-
-#endif

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::exec::cpu::Precision;
 use crate::gpu::{Binding, Gpu, Program, Step};
 use crate::op::{
-    Bind, Case, Entries, Entry, Family, Fill, Init, Kernel, Lowered, OPS, Op, Operand, Profile, Role, Target, spec_of,
+    Bind, Case, Entries, Entry, Family, Fill, Init, Kernel, OPS, Op, Operand, Profile, Role, Target, spec_of,
 };
 use crate::real::{ROUNDING, Real, Tracked};
 use crate::rng::{Purpose, stream, uniforms};
@@ -295,10 +295,10 @@ impl Subject {
         patch: Option<&Patch<'_>>,
     ) -> Result<Outcome> {
         let op = self.op();
-        let target = Target { profile: gpu.profile(), variant: Some(variant), accumulate };
-        let lowered = match lower(op, entry.name, &target)? {
-            Lowering::Done(lowered) => lowered,
-            Lowering::NotApplicable(why) => return Ok(Outcome::NotApplicable(why)),
+        let lowered = match op.lower(entry.name, &Target { profile: gpu.profile(), variant: Some(variant), accumulate })
+        {
+            Err(lacking @ Error::Unsupported { .. }) => return Ok(Outcome::NotApplicable(lacking.to_string())),
+            lowered => lowered?,
         };
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let expected = self.expected(&mut numbers, entry)?;
@@ -563,23 +563,6 @@ fn compiled(gpu: &Gpu, steps: &[Step<'_>], patch: Option<&Patch<'_>>) -> Result<
     }
 }
 
-enum Lowering {
-    Done(Lowered),
-    NotApplicable(String),
-}
-
-/// Lowers an entry. A variant that a device cannot run is refused with [`Error::Device`], or shows in its kernels.
-fn lower(op: &dyn Op, entry: &str, target: &Target<'_>) -> Result<Lowering> {
-    match op.lower(entry, target) {
-        Ok(lowered) if target.profile.subgroup.is_none() && lowered.dispatches.iter().any(|d| d.kernel.subgroups) => {
-            Ok(Lowering::NotApplicable("the device has no subgroup operations".into()))
-        }
-        Ok(lowered) => Ok(Lowering::Done(lowered)),
-        Err(Error::Device { message, .. }) => Ok(Lowering::NotApplicable(message)),
-        Err(error) => Err(error),
-    }
-}
-
 /// One check of the table of operations.
 #[derive(Clone, Debug)]
 pub struct Check {
@@ -626,9 +609,9 @@ impl Check {
     pub fn not_applicable(&self, profile: &Profile) -> Result<Option<String>> {
         let Kind::Gpu { entry, variant } = self.kind else { return Ok(None) };
         let target = Target { profile, variant: Some(variant), accumulate: &[] };
-        match lower(self.subject.op(), entry, &target)? {
-            Lowering::Done(_) => Ok(None),
-            Lowering::NotApplicable(why) => Ok(Some(why)),
+        match self.subject.op().lower(entry, &target) {
+            Err(lacking @ Error::Unsupported { .. }) => Ok(Some(lacking.to_string())),
+            lowered => lowered.map(|_| None),
         }
     }
 

@@ -47,6 +47,14 @@ pub enum Error {
         /// The way out.
         hint: String,
     },
+    /// The device lacks something that was asked for by name.
+    #[error("{what} needs {needs}, which the device does not have")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What it needs.
+        needs: String,
+    },
     /// The device reported an error or was lost.
     #[error("device: {context}: {message}")]
     Device {

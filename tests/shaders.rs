@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
 use naga::{AddressSpace, Block, Expression, Function, Module, Statement, StorageAccess, TypeInner};
-use vae_wgpu::Error;
+use vae_wgpu::error::Error;
 use vae_wgpu::gpu::probes;
 use vae_wgpu::op::{Access, Bind, Class, Dispatch, Entry, Kernel, OPS, Op, Profile, Target};
 
@@ -14,14 +14,11 @@ const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_INVOCATIONS: u32 = 256;
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
-/// All kernels; families may share some.
 fn kernels() -> Vec<&'static Kernel> {
-    let mut kernels: Vec<&Kernel> = Vec::new();
-    for kernel in OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()) {
-        if !kernels.iter().any(|known| std::ptr::eq(*known, kernel)) {
-            kernels.push(kernel);
-        }
-    }
+    let mut kernels: Vec<&Kernel> = OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()).collect();
+    // Families may share kernels, but not names.
+    let mut seen = BTreeSet::new();
+    kernels.retain(|kernel| seen.insert(std::ptr::from_ref(*kernel)));
     kernels
 }
 
@@ -40,32 +37,34 @@ fn at_most(what: &str, found: impl Into<u64>, limit: impl Into<u64>) -> Check {
 /// Names of the overrides without a default that a function and the functions that it calls use.
 fn overrides_used(module: &Module, function: &Function, used: &mut BTreeSet<String>) {
     for (_, expression) in function.expressions.iter() {
-        if let Expression::Override(handle) = expression {
-            let constant = &module.overrides[*handle];
-            if constant.init.is_none() {
-                used.extend(constant.name.clone());
+        match expression {
+            Expression::Override(handle) => {
+                let constant = &module.overrides[*handle];
+                if constant.init.is_none() {
+                    used.extend(constant.name.clone());
+                }
             }
+            _ => {}
         }
     }
     overrides_called(module, &function.body, used);
 }
 
+/// The same for the functions that a block calls.
 fn overrides_called(module: &Module, block: &Block, used: &mut BTreeSet<String>) {
-    for statement in block.iter() {
-        match statement {
-            Statement::Call { function, .. } => overrides_used(module, &module.functions[*function], used),
-            Statement::Block(block) => overrides_called(module, block, used),
-            Statement::If { accept, reject, .. } => {
-                [accept, reject].iter().for_each(|block| overrides_called(module, block, used));
+    for statement in block {
+        let blocks = match statement {
+            Statement::Call { function, .. } => {
+                overrides_used(module, &module.functions[*function], used);
+                vec![]
             }
-            Statement::Switch { cases, .. } => {
-                cases.iter().for_each(|case| overrides_called(module, &case.body, used));
-            }
-            Statement::Loop { body, continuing, .. } => {
-                [body, continuing].iter().for_each(|block| overrides_called(module, block, used));
-            }
-            _ => {}
-        }
+            Statement::Block(block) => vec![block],
+            Statement::If { accept, reject, .. } => vec![accept, reject],
+            Statement::Loop { body, continuing, .. } => vec![body, continuing],
+            Statement::Switch { cases, .. } => cases.iter().map(|case| &case.body).collect(),
+            _ => vec![],
+        };
+        blocks.into_iter().for_each(|block| overrides_called(module, block, used));
     }
 }
 
@@ -196,8 +195,7 @@ fn dispatches_fit_their_kernels() {
                     let accumulate = vec![false; entry.writes.len()];
                     let target = Target { profile: &profile, variant, accumulate: &accumulate };
                     let low = match case.op.lower(entry.name, &target) {
-                        // A variant that was asked for on a device that cannot run it.
-                        Err(Error::Device { .. }) if variant.is_some() => continue,
+                        Err(Error::Unsupported { .. }) if variant.is_some() => continue,
                         low => low.map_err(|e| e.to_string()),
                     };
                     let check = low.and_then(|low| {
