@@ -111,8 +111,8 @@ fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Conten
             ))
         };
         let kind = entry.header().entry_type();
-        let parts = Path::new(&path).components();
-        if path.contains('\\') || parts.clone().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
+        let mut parts = Path::new(&path).components();
+        if path.contains('\\') || parts.any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
             return refuse("a path that leads out of the archive");
         }
         if kind.is_symlink() || kind.is_hard_link() {
@@ -122,7 +122,7 @@ fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Conten
         if size > MAX_FILE as u64 {
             return Err(too_large(cifar::member(origin, &shown), format_args!("byte {offset}: declared {size}")));
         }
-        let name = parts.last().and_then(|c| c.as_os_str().to_str()).and_then(cifar::known);
+        let name = Path::new(&path).file_name().and_then(|n| n.to_str()).and_then(cifar::known);
         let Some(name) = name.filter(|_| !kind.is_dir()) else {
             continue;
         };
