@@ -136,7 +136,7 @@ fn damaged_folders_name_file_and_offset() {
     fs::create_dir(&path).unwrap();
     assert!(error().contains("data_batch_4.bin: not a regular file"), "{}", error());
     let nowhere = chain(&archive::open(Path::new("no/such/place")).unwrap_err());
-    assert!(nowhere.starts_with("opening the data set no/such/place: "), "{nowhere}");
+    assert!(nowhere.starts_with("cannot open the data set no/such/place: "), "{nowhere}");
 }
 
 #[test]

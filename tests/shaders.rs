@@ -37,14 +37,11 @@ fn at_most(what: &str, found: impl Into<u64>, limit: impl Into<u64>) -> Check {
 /// Names of the overrides without a default that a function and the functions that it calls use.
 fn overrides_used(module: &Module, function: &Function, used: &mut BTreeSet<String>) {
     for (_, expression) in function.expressions.iter() {
-        match expression {
-            Expression::Override(handle) => {
-                let constant = &module.overrides[*handle];
-                if constant.init.is_none() {
-                    used.extend(constant.name.clone());
-                }
+        if let Expression::Override(handle) = expression {
+            let constant = &module.overrides[*handle];
+            if constant.init.is_none() {
+                used.extend(constant.name.clone());
             }
-            _ => {}
         }
     }
     overrides_called(module, &function.body, used);
