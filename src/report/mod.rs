@@ -1,6 +1,7 @@
 //! What a run leaves for people: tables, pictures, plots, and what the terminal shows.
 
 pub mod picture;
+pub mod plots;
 pub mod run_folder;
 pub mod table;
 
