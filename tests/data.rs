@@ -1,5 +1,7 @@
 //! Data sets: folders, archives (hostile ones too), the cache, and downloads from a server that misbehaves in every way we know.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
