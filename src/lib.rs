@@ -41,6 +41,8 @@ pub mod files;
 pub mod checkpoint;
 pub mod report;
 
+pub mod train;
+
 pub mod bench;
 pub mod check;
 

@@ -248,7 +248,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("data", 6),
     ("checkpoint", 7),
     ("report", 7),
-    ("cli", 8),
+    ("train", 8),
+    ("cli", 9),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

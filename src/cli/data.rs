@@ -25,6 +25,27 @@ pub(super) struct DatasetArgs {
 }
 
 impl DatasetArgs {
+    /// What a run was started with.
+    pub(super) fn new(
+        data: Option<&str>,
+        train_limit: Option<usize>,
+        val_limit: Option<usize>,
+    ) -> anyhow::Result<Self> {
+        let data = data.map(str::parse).transpose()?;
+        let limit = |n: Option<usize>| n.and_then(NonZeroUsize::new);
+        Ok(Self { data, train_limit: limit(train_limit), val_limit: limit(val_limit) })
+    }
+
+    /// The data set as it was named.
+    pub(super) fn spec(&self) -> Option<String> {
+        self.data.as_ref().map(ToString::to_string)
+    }
+
+    /// Numbers of training and test images to use.
+    pub(super) fn limits(&self) -> (Option<usize>, Option<usize>) {
+        (self.train_limit.map(NonZeroUsize::get), self.val_limit.map(NonZeroUsize::get))
+    }
+
     /// Opens the data set; a download shows its progress on stderr unless `quiet`.
     pub(super) fn open(&self, quiet: bool) -> anyhow::Result<Dataset> {
         let spec = self.data.clone().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! The command line: one file a subcommand. stdout is data, stderr is talk.
 //!
-//! Exit codes: 0 done, 1 failure, 2 usage, 3 numeric failure.
+//! Exit codes: 0 done, 1 failure, 2 usage, 3 numeric failure, 130 interrupted.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -20,6 +20,7 @@ mod check;
 mod data;
 mod devices;
 mod info;
+mod train;
 
 /// Trains a ResNet U-Net VAE with hand-written WGSL kernels on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser, Debug)]
@@ -31,6 +32,8 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Train the model, from nothing to weights and pictures.
+    Train(Box<train::TrainArgs>),
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),
     /// Download a data set where it is missing, verify it, and describe it.
@@ -54,6 +57,7 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match &cli.command {
+        Command::Train(args) => args.run(),
         Command::Devices(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Check(args) => args.run(),

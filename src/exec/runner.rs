@@ -1,5 +1,6 @@
 //! The model on a device: training steps, evaluation, encoding and decoding, each over programs of fixed batch sizes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
@@ -62,6 +63,7 @@ pub struct Runner {
     programs: Vec<(usize, Mode)>,
     memory: Option<Memory>,
     dispatches: usize,
+    variants: BTreeMap<String, String>,
     step: u64,
     /// Ticket and step of training steps that have not been reported.
     pending: Vec<(u64, u64)>,
@@ -76,6 +78,7 @@ impl Runner {
         device: &Device,
         options: &plan::Options,
     ) -> Result<Self> {
+        let mut variants = BTreeMap::new();
         let (exec, memory, dispatches): (Box<dyn Executor>, _, _) = match device {
             Device::Cpu => {
                 let graphs = programs.iter().map(|&(batch, mode)| config.graph(batch, mode)).collect::<Result<_>>()?;
@@ -87,6 +90,13 @@ impl Runner {
                 let mut dispatches = 0;
                 for &(batch, mode) in programs {
                     let (graph, plan) = config.plan(batch, mode, gpu.profile(), options)?;
+                    for kernel in plan.dispatches.iter().map(|placed| placed.dispatch.kernel) {
+                        let known: &mut String = variants.entry(kernel.name.to_owned()).or_default();
+                        if !known.split(", ").any(|v| v == kernel.variant) {
+                            known.push_str(if known.is_empty() { "" } else { ", " });
+                            known.push_str(kernel.variant);
+                        }
+                    }
                     if memory.is_none_or(|m| m.total() < plan.memory.total()) {
                         memory = Some(plan.memory);
                         dispatches = plan.dispatches.len();
@@ -96,7 +106,16 @@ impl Runner {
                 (Box::new(GpuExecutor::new(Arc::clone(gpu), graphs, options)?), memory, dispatches)
             }
         };
-        Ok(Self { exec, config, programs: programs.to_vec(), memory, dispatches, step: 0, pending: Vec::new() })
+        Ok(Self {
+            exec,
+            config,
+            programs: programs.to_vec(),
+            memory,
+            dispatches,
+            variants,
+            step: 0,
+            pending: Vec::new(),
+        })
     }
 
     /// First values of all tensors, from the seed alone; moments are zero and the next step is step 0.
@@ -119,6 +138,12 @@ impl Runner {
     #[must_use]
     pub fn memory(&self) -> Option<&Memory> {
         self.memory.as_ref()
+    }
+
+    /// The variants of each kernel in use, by its name; empty for the CPU reference.
+    #[must_use]
+    pub fn variants(&self) -> &BTreeMap<String, String> {
+        &self.variants
     }
 
     /// Dispatches of the largest program, where the device has a plan.
@@ -208,6 +233,13 @@ impl Runner {
     /// Loss terms (total, recon, kl), `h` (`[batch, 2 * latent]`: mu, then log_std) and `mean` (`[batch, c, h, w]`) of a batch with
     /// running statistics.
     pub fn evaluate(&mut self, batch: usize, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
+        let losses = self.losses(batch, images, eps, beta)?;
+        let mean = self.exec.read(self.program(batch, Mode::Evaluate)?, "mean")?;
+        Ok(Evaluation { mean, ..losses })
+    }
+
+    /// The same without the pictures, whose reading back takes time: `mean` is empty.
+    pub fn losses(&mut self, batch: usize, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
         let program = self.program(batch, Mode::Evaluate)?;
         self.exec.write(program, "images", Data::U8(images))?;
         self.exec.write(program, "eps", Data::F32(eps))?;
@@ -216,7 +248,7 @@ impl Runner {
         self.exec.run(program, &[])?;
         let terms = self.exec.read(program, "terms")?;
         let &[total, recon, kl] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };
-        Ok(Evaluation { total, recon, kl, h: self.exec.read(program, "h")?, mean: self.exec.read(program, "mean")? })
+        Ok(Evaluation { total, recon, kl, h: self.exec.read(program, "h")?, mean: Vec::new() })
     }
 
     /// `h` (`[batch, 2 * latent]`: mu, then log_std) of pictures.

@@ -1,0 +1,167 @@
+//! `vae-wgpu train`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, ValueEnum};
+
+use super::data::DatasetArgs;
+use super::{DeviceArgs, ModelArgs, PlanArgs};
+use crate::report::progress::observer;
+use crate::report::run_folder::RunFolder;
+use crate::train::{Outcome, Schedule, Settings, Stage, Trainer};
+
+/// Train the model, from nothing to weights and pictures.
+#[derive(Args, Debug)]
+pub(super) struct TrainArgs {
+    #[command(flatten)]
+    dataset: DatasetArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Run folder (default: runs/DATE-N).
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Overwrite the run in --out.
+    #[arg(long)]
+    force: bool,
+    /// Go on with a run, with its settings; --epochs gives a new total.
+    #[arg(long, value_name = "RUN", conflicts_with_all = [
+        "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
+        "flip", "crop", "channels", "blocks", "latent_dim", "norm",
+    ])]
+    resume: Option<PathBuf>,
+    /// Start from the weights in this safetensors file (PyTorch's names and shapes).
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Epochs of the whole run [default: 25].
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Images a step.
+    #[arg(long, default_value_t = Settings::default().batch_size)]
+    batch_size: usize,
+    /// Seed of weights, order, noise and augmentation.
+    #[arg(long, default_value_t = Settings::default().seed)]
+    seed: u64,
+    /// Learning rate after the warm-up.
+    #[arg(long, default_value_t = Settings::default().lr)]
+    lr: f64,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = Settings::default().weight_decay)]
+    weight_decay: f64,
+    /// Steps over which the learning rate rises from 1 % to 100 %.
+    #[arg(long, default_value_t = Settings::default().warmup)]
+    warmup: u64,
+    /// What the learning rate does after the warm-up.
+    #[arg(long, value_enum, default_value = "constant")]
+    schedule: ScheduleArg,
+    /// Largest global gradient norm; 0 is off.
+    #[arg(long, default_value_t = Settings::default().clip_grad)]
+    clip_grad: f64,
+    /// Weight of the KL term.
+    #[arg(long, default_value_t = Settings::default().beta)]
+    beta: f64,
+    /// Steps over which beta rises from zero; 0 is off.
+    #[arg(long, default_value_t = Settings::default().beta_warmup)]
+    beta_warmup: u64,
+    /// Mirror training images at random.
+    #[arg(long)]
+    flip: bool,
+    /// Move training images by up to 4 pixels at random.
+    #[arg(long)]
+    crop: bool,
+    /// Print one JSON object an event on stdout.
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors.
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ScheduleArg {
+    Constant,
+    Cosine,
+}
+
+/// Set by Ctrl-C: the run ends after the step in hand. A second Ctrl-C exits at once.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+impl TrainArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let (settings, folder) = self.settings()?;
+        settings.check()?;
+        let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
+        let dataset = dataset.open(self.quiet || self.json)?;
+        let device = self.device.open()?;
+        let plan = self.plan.options()?;
+        let mut observer = observer(self.json, self.quiet);
+        ctrlc::set_handler(|| {
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(INTERRUPTED.into());
+            }
+        })?;
+        let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &STOP };
+        let mut trainer = match folder {
+            Some(folder) => Trainer::resume(settings, folder, stage)?,
+            None => {
+                let folder = RunFolder::create(self.out.as_deref(), self.force)?;
+                Trainer::new(settings, folder, self.init.as_deref(), stage)?
+            }
+        };
+        Ok(match trainer.run()? {
+            Outcome::Finished => ExitCode::SUCCESS,
+            Outcome::Interrupted => ExitCode::from(INTERRUPTED),
+        })
+    }
+
+    /// The settings, and the folder of a run that is to go on.
+    fn settings(&self) -> anyhow::Result<(Settings, Option<RunFolder>)> {
+        if let Some(run) = &self.resume {
+            let folder = RunFolder::resume(run)?;
+            let mut settings = Trainer::settings_of(&folder)?;
+            settings.epochs = self.epochs.unwrap_or(settings.epochs);
+            // The data set may have moved; what it holds must be the same for the run to go on to the bit.
+            settings.data = self.dataset.spec().or(settings.data);
+            return Ok((settings, Some(folder)));
+        }
+        let (train_limit, val_limit) = self.dataset.limits();
+        let settings = Settings {
+            model: self.model.config()?,
+            data: self.dataset.spec(),
+            train_limit,
+            val_limit,
+            batch_size: self.batch_size,
+            epochs: self.epochs.unwrap_or(Settings::default().epochs),
+            seed: self.seed,
+            lr: self.lr,
+            weight_decay: self.weight_decay,
+            warmup: self.warmup,
+            schedule: match self.schedule {
+                ScheduleArg::Constant => Schedule::Constant,
+                ScheduleArg::Cosine => Schedule::Cosine,
+            },
+            clip_grad: self.clip_grad,
+            beta: self.beta,
+            beta_warmup: self.beta_warmup,
+            flip: self.flip,
+            crop: self.crop,
+        };
+        if let Some(init) = self.init.as_deref() {
+            exists(init)?;
+        }
+        Ok((settings, None))
+    }
+}
+
+/// Exit code of an interrupted run: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// A wrong path is told before the data set is opened and the kernels are compiled.
+fn exists(path: &Path) -> crate::Result<()> {
+    std::fs::metadata(path).map(drop).map_err(crate::Error::file("find", path))
+}
