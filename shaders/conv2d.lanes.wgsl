@@ -59,7 +59,8 @@ fn main(
 #endif
 #if SHUFFLE
 #for v in 0..(COLUMNS + 1) / 2
-        let pair$v = load_b(k, min(column + ${2 * v}u + (subgroup_lane >> 2u & 1u), last_column), subgroup_lane & 3u, tile.part);
+        let pair$v =
+            load_b(k, min(column + ${2 * v}u + subgroup_lane % 8u / 4u, last_column), subgroup_lane % 4u, tile.part);
 #endfor
 #endif
 #for v in 0..COLUMNS

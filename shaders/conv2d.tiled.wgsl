@@ -4,7 +4,7 @@
 //
 // One workgroup, 64 invocations: a tile of 4 * ROWS rows by 4 * COLUMNS columns of C. One invocation: 2 row groups by 2 columns of
 // it (8 x 8 numbers) in registers. For each 16 k the workgroup loads a tile of A and one of B into workgroup memory
-// (4 * 4 * (ROWS + COLUMNS + 2) vec4s; 8.5 KiB for 64 x 64); 16 multiply-adds for each number loaded from there.
+// (16 * (ROWS + COLUMNS + 2) vec4s, at most 12 KiB with the list of pixels); 16 multiply-adds for each number loaded from there.
 // The part of a block that is loaded last in memory order is the fastest index of the loading invocations, so that they read
 // neighbouring vec4s; an odd pitch keeps their stores to workgroup memory off one another's banks.
 //
@@ -21,6 +21,10 @@
 // Vec4 number i of the block at k group g and row group (column) r lies at (i * 4 + g) * PITCH + r.
 var<workgroup> tile_a: array<vec4<f32>, ${16 * PITCH_A}>;
 var<workgroup> tile_b: array<vec4<f32>, ${16 * PITCH_B}>;
+#if !BACKWARD_WEIGHT
+// The pixels of the tile's rows: kept here for the sake of registers.
+var<workgroup> pixels: array<Pixel, ${4 * ROWS}>;
+#endif
 
 @compute @workgroup_size(64)
 fn main(
@@ -36,13 +40,13 @@ fn main(
     let first_column = tile.columns * ${COLUMNS}u;
     let last_column = columns() - 1u;
 
-    // This invocation's share of loading A.
 #if BACKWARD_WEIGHT
     let tap = tap_at(first_group + lane % ${ROWS}u, tile.part);
 #else
-#for j in 0..ROWS / 4
-    let pixel$j = pixel_at(first_group * 4u + lane / 4u + ${16 * j}u, tile.part);
+#for j in 0..ROWS / 16
+    pixels[lane + ${64 * j}u] = pixel_at(first_group * 4u + lane + ${64 * j}u, tile.part);
 #endfor
+    workgroupBarrier();
 #endif
     // Its place in the tile of C.
     let down = lane / ${ACROSS}u;
@@ -71,7 +75,7 @@ fn main(
 #for j in 0..ROWS / 4
         {
             let row = lane / 4u + ${16 * j}u;
-            tile_a[(row % 4u * 4u + lane % 4u) * ${PITCH_A}u + row / 4u] = load_a(pixel$j, tap);
+            tile_a[(row % 4u * 4u + lane % 4u) * ${PITCH_A}u + row / 4u] = load_a(pixels[row], tap);
         }
 #endfor
 #endif
@@ -94,25 +98,27 @@ fn main(
         workgroupBarrier();
 
         for (var group = 0u; group < 4u; group++) {
-#for h in 0..2
-#for i in 0..4
-            let a${h}_$i = tile_a[(${4 * i}u + group) * ${PITCH_A}u + down + ${DOWN * h}u];
-#endfor
-#if BACKWARD_WEIGHT
-            let rows$h = transpose(mat4x4<f32>(a${h}_0, a${h}_1, a${h}_2, a${h}_3));
-#else
-            let rows$h = mat4x4<f32>(a${h}_0, a${h}_1, a${h}_2, a${h}_3);
-#endif
-#endfor
 #for v in 0..2
+#for i in 0..4
+            let b${v}_$i = tile_b[(${4 * i}u + group) * ${PITCH_B}u + across + ${ACROSS * v}u];
+#endfor
+            let block$v = block_b(b${v}_0, b${v}_1, b${v}_2, b${v}_3);
+#endfor
+#for h in 0..2
             {
 #for i in 0..4
-                let b$i = tile_b[(${4 * i}u + group) * ${PITCH_B}u + across + ${ACROSS * v}u];
+                let a$i = tile_a[(${4 * i}u + group) * ${PITCH_A}u + down + ${DOWN * h}u];
 #endfor
-                let block = block_b(b0, b1, b2, b3);
+#if BACKWARD_WEIGHT
+                let rows = transpose(mat4x4<f32>(a0, a1, a2, a3));
+#else
+                let rows = mat4x4<f32>(a0, a1, a2, a3);
+#endif
+#for r in 0..4
+#for v in 0..2
 #for i in 0..4
-#for r in 0..8
-                acc${r}_$v += rows${r / 4}[${r % 4}][$i] * block[$i];
+                acc${4 * h + r}_$v += rows[$r][$i] * block$v[$i];
+#endfor
 #endfor
 #endfor
             }

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::exec::cpu::Precision;
 use crate::gpu::{Binding, Gpu, Program, Step};
 use crate::op::{
-    Bind, Case, Entries, Entry, Family, Fill, Init, Kernel, Lowered, OPS, Op, Operand, Profile, Role, Target, spec_of,
+    Bind, Case, Entries, Entry, Family, Fill, Init, Kernel, OPS, Op, Operand, Profile, Role, Target, spec_of,
 };
 use crate::real::{ROUNDING, Real, Tracked};
 use crate::rng::{Purpose, stream, uniforms};
@@ -83,7 +83,11 @@ impl fmt::Display for Line {
         let Self { tensor, index, got, want, error, limit, share, fault } = self;
         let verdict = if self.passed() { "ok" } else { "FAILED" };
         write!(f, "{verdict:6} {tensor}[{index}]: got {got:.9e}, want {want:.9e}, error {error:.2e}, ")?;
-        write!(f, "limit {limit:.2e}, {:.0} % used", share.min(1e6))?;
+        write!(f, "limit {limit:.2e}, ")?;
+        match share {
+            0.0..1e4 => write!(f, "{share:.0} % used")?,
+            _ => f.write_str("far over")?,
+        }
         fault.as_ref().map_or(Ok(()), |fault| write!(f, "; {fault}"))
     }
 }
@@ -291,10 +295,11 @@ impl Subject {
         patch: Option<&Patch<'_>>,
     ) -> Result<Outcome> {
         let op = self.op();
-        let lowered = op.lower(entry.name, &Target { profile: gpu.profile(), variant: Some(variant), accumulate })?;
-        if let Some(why) = lacking(gpu.profile(), &lowered) {
-            return Ok(Outcome::NotApplicable(why));
-        }
+        let lowered = match op.lower(entry.name, &Target { profile: gpu.profile(), variant: Some(variant), accumulate })
+        {
+            Err(lacking @ Error::Unsupported { .. }) => return Ok(Outcome::NotApplicable(lacking.to_string())),
+            lowered => lowered?,
+        };
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let expected = self.expected(&mut numbers, entry)?;
         let mut tensors: BTreeMap<&str, Guarded> = BTreeMap::new();
@@ -558,12 +563,6 @@ fn compiled(gpu: &Gpu, steps: &[Step<'_>], patch: Option<&Patch<'_>>) -> Result<
     }
 }
 
-/// What a device of this profile lacks to run the dispatches, if anything.
-fn lacking(profile: &Profile, lowered: &Lowered) -> Option<String> {
-    let subgroups = lowered.dispatches.iter().any(|d| d.kernel.subgroups);
-    (subgroups && profile.subgroup.is_none()).then(|| "the device has no subgroup operations".into())
-}
-
 /// One check of the table of operations.
 #[derive(Clone, Debug)]
 pub struct Check {
@@ -610,8 +609,10 @@ impl Check {
     pub fn not_applicable(&self, profile: &Profile) -> Result<Option<String>> {
         let Kind::Gpu { entry, variant } = self.kind else { return Ok(None) };
         let target = Target { profile, variant: Some(variant), accumulate: &[] };
-        let lowered = self.subject.op().lower(entry, &target)?;
-        Ok(lacking(profile, &lowered))
+        match self.subject.op().lower(entry, &target) {
+            Err(lacking @ Error::Unsupported { .. }) => Ok(Some(lacking.to_string())),
+            lowered => lowered.map(|_| None),
+        }
     }
 
     /// Runs the check; one that needs a device is not applicable without.

@@ -47,6 +47,14 @@ pub enum Error {
         /// The way out.
         hint: String,
     },
+    /// The device lacks something that was asked for by name.
+    #[error("{what} needs {needs}, which the device does not have")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What it needs.
+        needs: String,
+    },
     /// The device reported an error or was lost.
     #[error("device: {context}: {message}")]
     Device {
@@ -72,6 +80,27 @@ pub enum Error {
         tensor: String,
         /// Step, from 0.
         step: u64,
+    },
+    /// A data set that is missing, damaged or of another kind.
+    #[error("{file}: {what}; {hint}")]
+    Data {
+        /// File, folder or member of an archive.
+        file: String,
+        /// What was found there (with its offset, where it has one) and what was expected.
+        what: String,
+        /// The way out.
+        hint: String,
+    },
+    /// A download that failed; its cause is the source.
+    #[error("cannot download {url}; {hint}")]
+    Download {
+        /// What was asked for.
+        url: String,
+        /// The way out, without a network too.
+        hint: String,
+        /// What went wrong last.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A name that does not exist in a table of names.
     #[error("unknown {kind} `{name}`: expected one of {known}")]
@@ -136,6 +165,11 @@ impl Error {
     /// A [`Error::Device`] from anything printable.
     pub fn device(context: impl fmt::Display, message: impl fmt::Display) -> Self {
         Self::Device { context: context.to_string(), message: message.to_string() }
+    }
+
+    /// A [`Error::Data`] from anything printable.
+    pub fn data(file: impl fmt::Display, what: impl fmt::Display, hint: impl fmt::Display) -> Self {
+        Self::Data { file: file.to_string(), what: what.to_string(), hint: hint.to_string() }
     }
 
     /// Turns an I/O error into an [`Error::File`]: `fs::read(path).map_err(Error::file("read", path))`.

@@ -14,7 +14,7 @@
 //! | --- | --- |
 //! | 6 | `cli` |
 //! | 5 | [`checkpoint`]; [`report`] |
-//! | 4 | [`check`], [`mod@bench`], [`files`] |
+//! | 4 | [`check`], [`mod@bench`], [`files`], [`data`] (its parsing, drawing and augmentation touch no files) |
 //! | 3 | [`exec`] |
 //! | 2 | [`gpu`]; [`graph`], [`model`] |
 //! | 1 | [`op`] |
@@ -36,6 +36,7 @@ pub mod model;
 
 pub mod exec;
 
+pub mod data;
 pub mod files;
 
 pub mod checkpoint;

@@ -15,7 +15,7 @@ use crate::op::{
     PositionNorm, PositionNormConfig, Profile, Reparameterize, Upsample,
 };
 use crate::rng::{self, Purpose};
-use crate::shape::{Shape, Spec};
+use crate::shape::{MAX_ELEMENTS, Shape, Spec};
 
 /// Which normalisation stands before every ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,21 +167,29 @@ impl VaeConfig {
             let plan = plan::plan(&graph, profile, options)?;
             Ok((graph, plan))
         };
-        build(batch).map_err(|error| match error {
-            Error::DoesNotFit { what, needed, limit, .. } => {
-                let (mut fits, mut fails) = (0, batch);
-                while fails - fits > 1 {
-                    let middle = fits + (fails - fits) / 2;
-                    if build(middle).is_ok() { fits = middle } else { fails = middle }
-                }
-                let hint = match fits {
-                    0 => "not even a batch of 1 fits: use fewer channels".to_owned(),
-                    _ => format!("the largest batch that fits is {fits}"),
-                };
-                Error::DoesNotFit { what: format!("{what} of batch {batch}"), needed, limit, hint }
+        let error = match build(batch) {
+            Err(error) if batch > 1 || matches!(error, Error::DoesNotFit { .. }) => error,
+            result => return result,
+        };
+        let (what, needed, limit) = match (error, build(1)) {
+            (Error::DoesNotFit { what, needed, limit, .. }, _) => (what, needed, limit),
+            // What fails at this batch and not at 1 is a tensor with more elements than can be counted.
+            (Error::Shape { .. }, Ok((_, one))) => {
+                let needed = one.memory.largest.saturating_mul(batch as u64);
+                ("the largest tensor".to_owned(), needed, MAX_ELEMENTS as u64 * 4)
             }
-            other => other,
-        })
+            (error, _) => return Err(error),
+        };
+        let (mut fits, mut fails) = (0, batch);
+        while fails - fits > 1 {
+            let middle = fits + (fails - fits) / 2;
+            if build(middle).is_ok() { fits = middle } else { fails = middle }
+        }
+        let hint = match fits {
+            0 => "not even a batch of 1 fits: use fewer channels".to_owned(),
+            _ => format!("the largest batch that fits is {fits}"),
+        };
+        Err(Error::DoesNotFit { what: format!("{what} of batch {batch}"), needed, limit, hint })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Random numbers: one seekable ChaCha8 stream for each purpose, positioned by seed and step alone, so that a run can be
 //! resumed at any step and draws the same numbers on every device.
 
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
 
@@ -19,6 +19,10 @@ pub enum Purpose {
     Noise,
     /// Checks and benches.
     Check,
+    /// Random flips and crops of training images, one sub-stream an epoch.
+    Augment,
+    /// The built-in pictures, one sub-stream a picture.
+    Shapes,
 }
 
 /// A generator for `purpose`, placed at `index` (a step, an epoch, a tensor's number). Equal arguments give equal numbers.
@@ -29,6 +33,8 @@ pub fn stream(seed: u64, purpose: Purpose, index: u64) -> ChaCha8Rng {
         Purpose::Shuffle => 2,
         Purpose::Noise => 3,
         Purpose::Check => 4,
+        Purpose::Augment => 5,
+        Purpose::Shapes => 6,
     };
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -49,6 +55,23 @@ pub fn uniforms(rng: &mut ChaCha8Rng, len: usize, bound: f32) -> Result<Vec<f32>
     Ok((0..len).map(|_| range.sample(rng)).collect())
 }
 
+/// A whole number uniform in `[0, bound)`; 0 for a bound of 0. Written out here (Lemire's method) so that no change of a
+/// library changes what a seed means.
+pub fn below(rng: &mut ChaCha8Rng, bound: u32) -> u32 {
+    let reject = bound.wrapping_neg().checked_rem(bound).unwrap_or(0);
+    loop {
+        let product = u64::from(rng.next_u32()) * u64::from(bound);
+        if product as u32 >= reject {
+            return (product >> 32) as u32;
+        }
+    }
+}
+
+/// A number uniform in `[0, 1)`, a multiple of 2^-24.
+pub fn unit(rng: &mut ChaCha8Rng) -> f32 {
+    (rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +83,17 @@ mod tests {
         for other in [draw(2, Purpose::Noise, 5), draw(1, Purpose::Init, 5), draw(1, Purpose::Noise, 6)] {
             assert_ne!(draw(1, Purpose::Noise, 5), other);
         }
+    }
+
+    #[test]
+    fn numbers_below_a_bound_are_even_and_complete() {
+        let mut rng = stream(7, Purpose::Check, 0);
+        let mut counts = [0u32; 6];
+        for _ in 0..60_000 {
+            counts[below(&mut rng, 6) as usize] += 1;
+        }
+        assert!(counts.iter().all(|&c| c.abs_diff(10_000) < 500), "{counts:?}");
+        assert_eq!((below(&mut rng, 0), below(&mut rng, 1)), (0, 0));
+        assert!((0..1000).map(|_| unit(&mut rng)).all(|u| (0.0..1.0).contains(&u)));
     }
 }

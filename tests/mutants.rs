@@ -3,13 +3,14 @@
 //! A row edits the expanded text of one kernel and names a case that must notice. That the unedited kernel passes the same
 //! case is what `tests/ops.rs` shows.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use vae_wgpu::check::{Line, Outcome, Patch, Subject};
+use vae_wgpu::check::{Check, Kind, Line, Outcome, Patch, Subject, suite};
 use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::{Case, Cost, Entries, Entry, Lowered, OPS, Op, Operand, Role, Target};
+use vae_wgpu::op::{Case, Cost, Entries, Entry, Lowered, Op, Operand, Role, Target};
 use vae_wgpu::real::Real;
 use vae_wgpu::shape::{Shape, Spec};
 use vae_wgpu::{Error, Result};
@@ -24,7 +25,7 @@ struct Mutant {
     fault: &'static str,
     /// `family/case/entry/variant` of the check that must notice.
     check: &'static str,
-    /// Name of the kernel, in the same variant.
+    /// `kernel`, or `kernel/variant` where a kernel's variant is not the entry's.
     kernel: &'static str,
     /// What is replaced, and by what.
     find: &'static str,
@@ -77,17 +78,35 @@ const MUTANTS: &[Mutant] = &[
     mutant("stale statistics in the gradient", "batch_norm/odd_training/backward/columns", "batch_norm.backward.gradient", "xhat * mean.b", "xhat * 0.0"),
     mutant("decay forgotten", "adam/odd/forward/vec4", "adam.forward", "(1.0 - lr * step[4])", "1.0"),
     mutant("moment not stored", "adam/odd/forward/vec4", "adam.forward", "m[i] = first;", ""),
+    mutant("missing bias", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_32x8", "product + bias_of(column)", "product"),
+    mutant("missing bias", "conv2d/3x3_stride2_odd/forward/naive", "conv2d.forward", "if HAS_BIAS {", "if HAS_BIAS && false {"),
+    mutant("flipped kernel", "conv2d/3x3_stride2_odd/forward/naive", "conv2d.forward", "((ky * KW + kx) * X_C4 + i)", "(((KH - 1u - ky) * KW + (KW - 1u - kx)) * X_C4 + i)"),
+    mutant("kernel rows for columns", "conv2d/3x3_stride2_odd/forward/lanes_plain", "conv2d.forward/lanes_plain_4", "Tap(i32(tap / KW), i32(tap % KW),", "Tap(i32(tap % KW), i32(tap / KW),"),
+    mutant("missing halo", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_32x8", "y < X_H && x < X_W", "y < X_H && x < X_W - 1u"),
+    mutant("missing halo", "conv2d/3x3_stride2_odd/backward_weight/naive", "conv2d.backward_weight", "if iy < X_H && ix < X_W {", "if iy < X_H && ix < X_W && iy > 0u {"),
+    mutant("halo read instead of zero", "conv2d/from_rgb/forward/naive", "conv2d.forward", "if iy < X_H && ix < X_W {", "if iy < X_H {"),
+    mutant("off-by-one stride", "conv2d/3x3_stride2_odd/forward/lanes_plain", "conv2d.forward/lanes_plain_4", "pixel % Y_W * STRIDE", "pixel % Y_W * (STRIDE - 1u)"),
+    mutant("padding off by one", "conv2d/3x3_stride2_odd/backward_input/naive", "conv2d.backward_input", "kx == ix + PAD", "kx == ix + PAD + 1u"),
+    mutant("swapped channels", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_32x8", "ld_b((k * 4u + i) * Y_C4", "ld_b((k * 4u + (i ^ 1u)) * Y_C4"),
+    mutant("phases exchanged", "conv2d/3x3_stride2_odd/backward_input/tiled", "conv2d.backward_input/tiled_32x8", "let kx = (x + PAD) % STRIDE;", "let kx = (x + PAD + 1u) % STRIDE;"),
+    mutant("half of each block loaded", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_32x8", "min(k + group, range.y - 1u)", "min(k + (group & 1u), range.y - 1u)"),
+    mutant("k beyond the last tap", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_32x8", "tap.y = NOWHERE;", ""),
+    mutant("wrong lane handed round", "conv2d/3x3_stride2_odd/forward/lanes", "conv2d.forward/lanes_4", "subgroup_lane % 4u", "subgroup_lane % 2u"),
+    mutant("last split cut short", "conv2d/3x3_stride2_tails/backward_weight/tiled", "conv2d.backward_weight/tiled_16x16", "(p.pixels + 3u) / 4u", "p.pixels / 4u"),
+    mutant("accumulates instead of storing", "conv2d/3x3_stride2_odd/backward_input/tiled", "conv2d.backward_input/tiled_32x8", "if ACC {", "if true {"),
+    mutant("stores instead of accumulating", "conv2d/3x3_stride2_odd/backward_bias/column_sum", "column_sum/vec4", "if ACC {", "if ACC && false {"),
+    mutant("wrong reduction tail", "conv2d/1x1_odd/backward_bias/column_sum", "column_sum/vec4", "while i < end {", "while i + stride < end {"),
+    mutant("transposed kernel flipped", "conv_transpose2d/4x4_stride2_odd/forward/naive", "conv2d.backward_input", "((ky * KW + kx) * X_C4 + i)", "(((KH - 1u - ky) * KW + (KW - 1u - kx)) * X_C4 + i)"),
+    mutant("transposed without bias", "conv_transpose2d/4x4_stride2_odd/forward/lanes_plain", "conv2d.backward_input/lanes_plain_4", "product + bias_of(column)", "product"),
+    mutant("last row of a tile unwritten", "linear/tails/forward/tiled", "conv2d.forward/tiled_16x16", "!row.exists ||", "!row.exists || row.first + Y_C4 >= p.rows * Y_C4 ||"),
 ];
 
 /// A check that noticed says how.
-fn is_noticed(gpu: &Gpu, mutant: &Mutant) -> Result<String> {
-    let unknown = || Error::bug(format!("no check is called {}", mutant.check));
-    let parts: Vec<_> = mutant.check.split('/').collect();
-    let &[family, case, entry, variant] = parts.as_slice() else { return Err(unknown()) };
-    let family = OPS.iter().find(|f| f.name == family).ok_or_else(unknown)?;
-    let case = (family.cases)()?.into_iter().find(|c| c.name == case).ok_or_else(unknown)?;
-    let patch = Patch { kernel: mutant.kernel, variant, find: mutant.find, replace: mutant.replace };
-    match Subject::new(case).gpu_vs_reference(gpu, entry, variant, Some(&patch))? {
+fn is_noticed(gpu: &Gpu, check: &Check, mutant: &Mutant) -> Result<String> {
+    let Kind::Gpu { entry, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
+    let (kernel, kernel_variant) = mutant.kernel.split_once('/').unwrap_or((mutant.kernel, variant));
+    let patch = Patch { kernel, variant: kernel_variant, find: mutant.find, replace: mutant.replace };
+    match check.subject.gpu_vs_reference(gpu, entry, variant, Some(&patch))? {
         Outcome::Ran(lines) => match lines.iter().find(|line| !line.passed()) {
             Some(line) => Ok(line.to_string()),
             None => {
@@ -157,10 +176,10 @@ fn finite_differences_are_sharp() -> Result<(), Failed> {
 }
 
 /// A patch that changes nothing because its text or its kernel is not there must not look like one that was noticed.
-fn a_patch_without_effect_is_an_error(gpu: &Gpu) -> Result<(), Failed> {
+fn a_patch_without_effect_is_an_error(gpu: &Gpu, check: &Check) -> Result<(), Failed> {
     let [relu, ..] = MUTANTS else { return Err("no mutants".into()) };
     for broken in [Mutant { find: "no such text", ..*relu }, Mutant { kernel: "add.forward", ..*relu }] {
-        match is_noticed(gpu, &broken) {
+        match is_noticed(gpu, check, &broken) {
             Err(Error::Bug(_)) => {}
             other => return Err(Failed::from(format!("{other:?}"))),
         }
@@ -169,7 +188,6 @@ fn a_patch_without_effect_is_an_error(gpu: &Gpu) -> Result<(), Failed> {
 }
 
 /// The adapter at its best, and one that folds grids early.
-#[derive(Clone)]
 struct Devices {
     best: Arc<Gpu>,
     folded: Arc<Gpu>,
@@ -182,34 +200,47 @@ impl Devices {
     }
 }
 
+/// A trial on a device; ignored without one, or where the device lacks what the kernel needs.
 fn trial(
     name: String,
-    devices: Option<Devices>,
-    run: impl FnOnce(&Devices) -> Result<(), Failed> + Send + 'static,
-) -> Trial {
-    match devices {
-        Some(devices) => Trial::test(name, move || run(&devices)),
-        None => Trial::test(name, || Err("no adapter".into())).with_kind("no adapter").with_ignored_flag(true),
-    }
+    gpu: Option<&Arc<Gpu>>,
+    check: &Check,
+    run: impl FnOnce(&Gpu, &Check) -> Result<(), Failed> + Send + 'static,
+) -> Result<Trial> {
+    let lacking = gpu.map(|gpu| check.not_applicable(gpu.profile())).transpose()?.flatten();
+    Ok(match gpu {
+        None => Trial::test(name, || Ok(())).with_kind("no adapter").with_ignored_flag(true),
+        Some(_) if lacking.is_some() => {
+            Trial::test(name, || Ok(())).with_kind("not applicable").with_ignored_flag(true)
+        }
+        Some(gpu) => {
+            let (gpu, check) = (Arc::clone(gpu), check.clone());
+            Trial::test(name, move || run(&gpu, &check))
+        }
+    })
 }
 
-fn main() -> ExitCode {
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::from_args();
     let devices = Devices::open();
     let mut trials = common::announce(&devices, |devices| devices.best.facts().to_string());
     let devices = devices.ok();
     trials.push(Trial::test("finite_differences_are_sharp", finite_differences_are_sharp));
-    let patches = |devices: &Devices| a_patch_without_effect_is_an_error(&devices.best);
-    trials.push(trial("a_patch_without_effect_is_an_error".into(), devices.clone(), patches));
-    for mutant in MUTANTS {
+    let checks: BTreeMap<String, Check> = suite()?.into_iter().map(|check| (check.to_string(), check)).collect();
+    for (i, mutant) in MUTANTS.iter().enumerate() {
+        let check =
+            checks.get(mutant.check).ok_or_else(|| Error::bug(format!("no check is called {}", mutant.check)))?;
+        let gpu = devices.as_ref().map(|devices| if mutant.folded { &devices.folded } else { &devices.best });
+        if i == 0 {
+            let name = "a_patch_without_effect_is_an_error".into();
+            trials.push(trial(name, gpu, check, a_patch_without_effect_is_an_error)?);
+        }
         let name = format!("{} in {}", mutant.fault, mutant.kernel);
-        let run = move |devices: &Devices| {
-            let gpu = if mutant.folded { &devices.folded } else { &devices.best };
-            let noticed = is_noticed(gpu, mutant)?;
-            println!("{} in {}: {noticed}", mutant.fault, mutant.kernel);
+        let run = move |gpu: &Gpu, check: &Check| {
+            is_noticed(gpu, check, mutant)?;
             Ok(())
         };
-        trials.push(trial(name, devices.clone(), run));
+        trials.push(trial(name, gpu, check, run)?);
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    Ok(libtest_mimic::run(&arguments, trials).exit_code())
 }

@@ -3,6 +3,8 @@
 //! The double-precision reference must reproduce PyTorch's double-precision results to the rounding of the stored float32; single
 //! precision gets the tolerance of the fixture. Every line shows the largest share of its limit that a tensor used.
 
+#![expect(clippy::neg_cmp_op_on_partial_ord, reason = "a comparison with NaN must fail")]
+
 #[path = "common/entry.rs"]
 mod entry;
 #[path = "common/gpu.rs"]
@@ -42,11 +44,14 @@ struct Round {
     expect: Vec<Expect>,
 }
 
+/// From an operand to a fixture's tensor.
+type Map = Box<dyn Fn(&[f64]) -> Vec<f64>>;
+
 /// A fixture's tensor is a function of one operand.
 struct Expect {
     tensor: String,
     operand: &'static str,
-    map: Box<dyn Fn(&[f64]) -> Vec<f64>>,
+    map: Map,
     /// The size of the numbers that the tensor is a difference of, where it is one: single precision has their rounding.
     scale: f64,
 }

@@ -1,5 +1,7 @@
 //! Whole training steps on the adapter: against the CPU reference, bit for bit against themselves, and without leaks.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 #[path = "common/gpu.rs"]
 mod common;
 

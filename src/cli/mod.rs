@@ -17,6 +17,7 @@ use crate::model::{Norm, VaeConfig};
 
 mod bench;
 mod check;
+mod data;
 mod devices;
 mod info;
 
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),
+    /// Download a data set where it is missing, verify it, and describe it.
+    Data(data::DataArgs),
     /// Hold every kernel against the CPU reference on this machine's adapter.
     Check(check::CheckArgs),
     /// Print layers, parameters, work and memory plan of a model.
@@ -52,6 +55,7 @@ pub fn main() -> ExitCode {
     };
     let result = match &cli.command {
         Command::Devices(args) => args.run(),
+        Command::Data(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Info(args) => args.run(),
         Command::Bench(args) => args.run(),

@@ -2,9 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use super::Gpu;
 use crate::error::{Error, Result};
+
+/// How long a copy may take to be announced after it has been made.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A ring of staging buffers.
 ///
@@ -96,9 +100,20 @@ impl Ring {
 
     /// All outstanding copies, as (ticket, bytes), oldest first. Waits for them.
     pub fn drain(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
-        gpu.wait()?;
-        let done = self.collect()?;
-        if self.pending.is_empty() { Ok(done) } else { Err(Error::device("reading back", "a copy did not arrive")) }
+        let start = Instant::now();
+        let mut done = Vec::new();
+        loop {
+            gpu.wait()?;
+            done.extend(self.collect()?);
+            if self.pending.is_empty() {
+                return Ok(done);
+            }
+            // The copies have been made, but another thread that polls the device has yet to say so.
+            if start.elapsed() > PATIENCE {
+                return Err(Error::device("reading back", "a copy did not arrive"));
+            }
+            std::thread::yield_now();
+        }
     }
 
     fn collect(&mut self) -> Result<Vec<(u64, Vec<u8>)>> {

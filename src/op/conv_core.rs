@@ -282,10 +282,10 @@ fn variant_for(product: Product, geometry: &Geometry, target: &Target<'_>) -> Re
         Some("tiled") => Ok(Variant::Tiled),
         Some("lanes_plain") => Ok(Variant::LanesPlain),
         Some("lanes") if has_lanes(target.profile) => Ok(Variant::Lanes),
-        Some("lanes") => Err(Error::device(
-            "variant `lanes`",
-            format!("needs subgroup operations on at least {LANES} invocations; `lanes_plain` does without"),
-        )),
+        Some("lanes") => Err(Error::Unsupported {
+            what: "variant `lanes`".into(),
+            needs: format!("subgroup operations on at least {LANES} invocations"),
+        }),
         Some(name) => Err(unknown_variant(name, VARIANTS)),
     }
 }
@@ -411,13 +411,14 @@ type Kernels = [Kernel; 9];
 /// Writes the table of a product's kernels. TILE_ROWS and COLUMNS are the size of a workgroup's tile of C, in rows and quadruples.
 macro_rules! kernels {
     ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, width $width:literal,
-     $bindings:expr, $overrides:expr) => {
-        kernels!(@table $name, $entry, $input, $weight, $width, $bindings, $overrides;
+     $naive_bindings:expr, $bindings:expr, $overrides:expr) => {
+        kernels!(@table $name, $entry, $input, $weight, $width, $naive_bindings, $bindings, $overrides;
             tiled 16 16, tiled 32 8,
             lanes 1 8, lanes 1 4, lanes 1 1,
             lanes 0 8, lanes 0 4, lanes 0 1)
     };
-    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $width:literal, $bindings:expr, $overrides:expr;
+    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $width:literal, $naive_bindings:expr, $bindings:expr,
+     $overrides:expr;
      $($file:ident $x:literal $columns:literal),+) => {
         [
             Kernel {
@@ -427,7 +428,7 @@ macro_rules! kernels {
                 source: include_str!("../../shaders/conv2d.naive.wgsl"),
                 entry: $entry,
                 defines: &[],
-                bindings: $bindings,
+                bindings: $naive_bindings,
                 params: Params::FIELDS,
                 overrides: $overrides,
                 workgroup: [64, 1, 1],
@@ -486,17 +487,19 @@ macro_rules! kernels {
 const PRODUCT_BINDINGS: &[(&str, Access)] =
     &[("a", Access::Read), ("b", Access::Read), ("bias", Access::Read), ("c", Access::ReadWrite)];
 const WEIGHT_BINDINGS: &[(&str, Access)] = &[("a", Access::Read), ("b", Access::Read), ("c", Access::ReadWrite)];
+const NAIVE_WEIGHT_BINDINGS: &[(&str, Access)] =
+    &[("a", Access::Read), ("b", Access::Read), ("dweight", Access::ReadWrite)];
 const WEIGHT_OVERRIDES: &[&str] = &["ACC", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4"];
 const PRODUCT_OVERRIDES: &[&str] =
     &["ACC", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH", "HAS_BIAS"];
 
 static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, width 32,
-    PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
+    PRODUCT_BINDINGS, PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
 static BACKWARD_INPUT: Kernels = kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, width 32,
-    PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
+    PRODUCT_BINDINGS, PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
 // Few rows and no more lanes than a software adapter's subgroup has, so that none of them idles.
 static BACKWARD_WEIGHT: Kernels = kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, width 8,
-    WEIGHT_BINDINGS, WEIGHT_OVERRIDES);
+    NAIVE_WEIGHT_BINDINGS, WEIGHT_BINDINGS, WEIGHT_OVERRIDES);
 
 /// All kernels of the convolution family.
 pub(crate) fn all_kernels() -> Vec<&'static Kernel> {

@@ -18,13 +18,35 @@ use crate::oracle::{OracleCase, OracleTensor};
 const PROGRAM: ProgramId = ProgramId(0);
 const EVALUATION: ProgramId = ProgramId(1);
 
-/// Results, and the share of the limit that each used.
-#[derive(Default)]
-struct Shares(Vec<String>);
+/// Compares results with a case's tensors, those that it has: a small set leaves the large ones out.
+struct Shares<'a> {
+    case: &'a OracleCase,
+    /// Tensors compared, and the percent of the limit that each used.
+    used: BTreeMap<String, f64>,
+}
 
-impl Shares {
+impl<'a> Shares<'a> {
+    fn new(case: &'a OracleCase) -> Self {
+        Self { case, used: BTreeMap::new() }
+    }
+
+    /// What each tensor used of its limit. An error if an output of the fixture was not compared.
+    fn report(self) -> Result<String> {
+        let outputs = self.case.tensors.iter().filter(|(_, tensor)| tensor.is_output());
+        let missed: Vec<_> = outputs.map(|(name, _)| name).filter(|name| !self.used.contains_key(*name)).collect();
+        ensure!(missed.is_empty() && !self.used.is_empty(), "not compared: {missed:?}");
+        Ok(self.used.iter().map(|(name, share)| format!("{name} {share:.0} %")).collect::<Vec<_>>().join(", "))
+    }
+
     /// Every element within the tolerance of the fixture; in double precision, `relative` of the largest.
-    fn elements(&mut self, found: &[f32], expected: &OracleTensor, name: &str, relative: Option<f64>) -> Result<()> {
+    fn elements(&mut self, found: &[f32], name: &str, relative: Option<f64>) -> Result<()> {
+        match self.case.tensors.get(name) {
+            Some(expected) => self.elements_of(found, expected, name, relative),
+            None => Ok(()),
+        }
+    }
+
+    fn elements_of(&mut self, found: &[f32], expected: &OracleTensor, name: &str, relative: Option<f64>) -> Result<()> {
         ensure!(!found.is_empty() && found.len() == expected.data.len(), "{name}: {} numbers", found.len());
         let mut worst = 0.0f64;
         for (i, (&found, &want)) in found.iter().zip(&expected.data).enumerate() {
@@ -39,12 +61,13 @@ impl Shares {
             }
             worst = worst.max(share);
         }
-        self.0.push(format!("{name} {:.0} %", 100.0 * worst));
+        self.used.insert(name.to_owned(), 100.0 * worst);
         Ok(())
     }
 
     /// A tensor after several steps: its distance in l2 against what it moved.
-    fn update(&mut self, found: &[f32], expected: &OracleTensor, name: &str) -> Result<()> {
+    fn update(&mut self, found: &[f32], name: &str) -> Result<()> {
+        let Some(expected) = self.case.tensors.get(name) else { return Ok(()) };
         ensure!(!found.is_empty() && found.len() == expected.data.len(), "{name}: {} numbers", found.len());
         let squares = found.iter().zip(&expected.data).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
         let distance = squares.sum::<f64>().sqrt();
@@ -52,7 +75,7 @@ impl Shares {
         if !(distance <= limit) {
             bail!("{name}: {distance:e} away in l2, {:.0} % of the limit {limit:e}", 100.0 * distance / limit);
         }
-        self.0.push(format!("{name} {:.0} %", 100.0 * distance / limit));
+        self.used.insert(name.to_owned(), 100.0 * distance / limit);
         Ok(())
     }
 }
@@ -103,9 +126,9 @@ pub(crate) fn block(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
     exec.write(PROGRAM, "dy", Data::F32(&case.tensor("dy")?.data))?;
     exec.run(PROGRAM, &[])?;
     let tight = matches!(engine, Engine::F64).then_some(2e-7);
-    let mut shares = Shares::default();
+    let mut shares = Shares::new(case);
     for name in ["y", "dx"] {
-        shares.elements(&exec.read(PROGRAM, name)?, case.tensor(name)?, name, tight)?;
+        shares.elements(&exec.read(PROGRAM, name)?, name, tight)?;
     }
     let grads = exec.download(Region::Grads)?;
     for (i, (param, grad)) in graph.params().iter().zip(&grads).enumerate() {
@@ -115,7 +138,7 @@ pub(crate) fn block(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
         }
         // A null gradient is rounding noise in the fixture.
         let tight = tight.filter(|_| !graph.null_params().contains(&i));
-        shares.elements(grad, case.tensor(&name)?, &name, tight)?;
+        shares.elements(grad, &name, tight)?;
     }
     for (state, found) in graph.states().iter().zip(exec.download(Region::States)?) {
         let name = format!("after/{}", state.name);
@@ -128,9 +151,9 @@ pub(crate) fn block(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
             let batch = after.data.iter().zip(&before.data).map(|(a, b)| (a - 0.9 * b) / 0.1).fold(0.0, f32::max);
             expected.raise_scale(0.1 * f64::from(batch).sqrt());
         }
-        shares.elements(&found, &expected, &name, tight)?;
+        shares.elements_of(&found, &expected, &name, tight)?;
     }
-    Ok(shares.0.join(", "))
+    shares.report()
 }
 
 /// A model: the first step in detail, five steps of training, evaluation.
@@ -176,7 +199,7 @@ pub(crate) fn model(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
         StepScalars { lr, beta: 1.0, bias_correction1, bias_correction2, weight_decay: weight_decay as f32, clip: 0.0 }
     };
     let tight = matches!(engine, Engine::F64).then_some(5e-7);
-    let mut shares = Shares::default();
+    let mut shares = Shares::new(case);
     let mut losses = Vec::new();
     for (step, eps) in eps.iter().enumerate() {
         exec.write(PROGRAM, "images", Data::U8(&images))?;
@@ -189,27 +212,27 @@ pub(crate) fn model(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
             continue;
         }
         let (mu, log_std) = halves(&exec.read(PROGRAM, "h")?, config.latent_dim);
-        shares.elements(&mu, case.tensor("mu1")?, "mu1", tight)?;
-        shares.elements(&log_std, case.tensor("log_std1")?, "log_std1", tight)?;
-        shares.elements(&exec.read(PROGRAM, "mean")?, case.tensor("mu_x1")?, "mu_x1", tight)?;
+        shares.elements(&mu, "mu1", tight)?;
+        shares.elements(&log_std, "log_std1", tight)?;
+        shares.elements(&exec.read(PROGRAM, "mean")?, "mu_x1", tight)?;
         for name in modules.keys() {
             let name_in_file = format!("act1/{name}");
-            shares.elements(&exec.read(PROGRAM, name)?, case.tensor(&name_in_file)?, &name_in_file, tight)?;
+            shares.elements(&exec.read(PROGRAM, name)?, &name_in_file, tight)?;
         }
         for (i, (param, grad)) in graph.params().iter().zip(exec.download(Region::Grads)?).enumerate() {
             let name = format!("grad1/{}", param.name);
             if graph.null_params().contains(&i) {
                 ensure!(grad.iter().all(|g| *g == 0.0), "{name} is not left alone");
             }
-            shares.elements(&grad, case.tensor(&name)?, &name, tight)?;
+            shares.elements(&grad, &name, tight)?;
         }
     }
-    shares.elements(&losses, case.tensor("losses")?, "losses", None)?;
+    shares.elements(&losses, "losses", None)?;
     null_params(case, &graph)?;
     for region in [Region::Params, Region::States] {
         for (tensor, found) in graph.tensors(region).iter().zip(exec.download(region)?) {
             let name = format!("final/{}", tensor.name);
-            shares.update(&found, case.tensor(&name)?, &name)?;
+            shares.update(&found, &name)?;
         }
     }
     exec.write(EVALUATION, "images", Data::U8(&images))?;
@@ -217,10 +240,10 @@ pub(crate) fn model(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
     exec.write(EVALUATION, "step", Data::F32(&scalars(0).to_array()))?;
     exec.run(EVALUATION, &[])?;
     let (mu, log_std) = halves(&exec.read(EVALUATION, "h")?, config.latent_dim);
-    shares.elements(&mu, case.tensor("eval_mu")?, "eval_mu", None)?;
-    shares.elements(&log_std, case.tensor("eval_log_std")?, "eval_log_std", None)?;
-    shares.elements(&exec.read(EVALUATION, "mean")?, case.tensor("eval_mu_x")?, "eval_mu_x", None)?;
-    shares.elements(&exec.read(EVALUATION, "terms")?, case.tensor("eval_losses")?, "eval_losses", None)?;
+    shares.elements(&mu, "eval_mu", None)?;
+    shares.elements(&log_std, "eval_log_std", None)?;
+    shares.elements(&exec.read(EVALUATION, "mean")?, "eval_mu_x", None)?;
+    shares.elements(&exec.read(EVALUATION, "terms")?, "eval_losses", None)?;
 
     if let (Engine::Gpu(_), Some(gpu)) = (engine, gpu) {
         // What `train` runs is the same to the bit.
@@ -238,7 +261,7 @@ pub(crate) fn model(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
         ensure!(by_runner == losses, "the runner's losses differ: {by_runner:?} and {losses:?}");
         ensure!(runner.download(Region::Params)? == exec.download(Region::Params)?, "the runner's weights differ");
     }
-    Ok(shares.0.join(", "))
+    shares.report()
 }
 
 /// The parameters that the graph leaves alone are those whose gradient PyTorch finds to be zero.

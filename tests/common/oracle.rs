@@ -33,6 +33,11 @@ impl OracleTensor {
         self.facts["max_abs"] = self.fact("max_abs").max(size).into();
     }
 
+    /// Whether this is a result.
+    pub(crate) fn is_output(&self) -> bool {
+        self.facts["role"] == "output"
+    }
+
     /// The error that a correct single-precision implementation may have.
     pub(crate) fn tolerance(&self) -> f64 {
         (8.0 * self.fact("f32_err")).max(4e-7 * self.fact("max_abs"))

@@ -1,0 +1,176 @@
+//! The commands, on the real binary: what they print, where, and their exit codes.
+
+#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Whether there is an adapter. Where one is required, its absence fails here.
+fn has_adapter() -> bool {
+    let found = run(&["devices", "--json"]).status.success();
+    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
+    assert!(found || !required, "VAE_WGPU_REQUIRE_GPU is set and there is no adapter");
+    found
+}
+
+#[test]
+fn devices_json_is_an_array_with_profiles() {
+    let output = run(&["devices", "--json"]);
+    let devices: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let devices = devices.as_array().unwrap();
+    assert_eq!(output.status.code(), Some(i32::from(devices.is_empty())));
+    for device in devices {
+        assert!(device["name"].is_string() && device["backend"].is_string(), "{device}");
+        assert!(device["profile"]["max_binding"].as_u64().unwrap() >= 128 << 20, "{device}");
+    }
+}
+
+#[test]
+fn no_adapter_at_all_is_said_with_the_way_out() {
+    let none = |args: &[&str]| {
+        // No driver is found in an empty list of drivers.
+        let mut command = command(args);
+        command.env("VK_DRIVER_FILES", "/nonexistent.json").env("VK_ICD_FILENAMES", "/nonexistent.json");
+        command.env("WGPU_BACKEND", "vulkan").output().unwrap()
+    };
+    let output = none(&["bench", "step", "--steps", "1", "--warmup", "0", "--batch", "1", "--channels", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no usable GPU adapter"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("mesa-vulkan-drivers"), "{}", stderr(&output));
+    assert_eq!(none(&["devices", "--json"]).status.code(), Some(1));
+}
+
+#[test]
+fn an_unknown_device_is_refused_with_those_there_are() {
+    let output = run(&["check", "relu", "--device", "voodoo2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("voodoo2"), "{}", stderr(&output));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn info_prints_the_model_and_its_plan() {
+    let output = run(&["info"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in ["encoder.stem.weight", "parameters: 1721891", "activations, gradients", "left alone: 79 biases"] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_fit_names_the_largest_that_does() {
+    for args in [["info", "--batch", "100000"].as_slice(), &["info", "--batch", "128", "--memory-limit", "300"]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("the largest batch that fits is"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn nonsense_is_a_usage_error_or_a_clear_failure() {
+    for (args, code, part) in [
+        (["info", "--batch", "-1"].as_slice(), 2, "-1"),
+        (&["info", "--batch", "0"], 1, "1 to"),
+        (&["info", "--batch", "99999999999999999999"], 2, "--batch"),
+        (&["info", "--batch", "18446744073709551615"], 1, "the largest batch that fits is"),
+        (&["info", "--channels", "3"], 1, "even"),
+        (&["info", "--channels", "0"], 1, "even"),
+        (&["info", "--blocks", "0"], 1, "blocks"),
+        (&["info", "--latent-dim", "0"], 1, "latent"),
+        (&["info", "--norm", "group"], 2, "batch, position"),
+        (&["info", "--variant", "conv2d"], 2, "OP=NAME"),
+        (&["info", "--variant", "conv3d=naive"], 2, "conv2d"),
+        (&["info", "--variant", "conv2d.forward=fastest"], 2, "naive"),
+        (&["bench", "step", "--steps", "0"], 1, "--steps"),
+        (&["frobnicate"], 2, "frobnicate"),
+        (&[], 2, "Usage"),
+        (&["check", "--device", "cpu", "no such check"], 1, "no check matches"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("panicked"), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn help_and_version_go_to_stdout() {
+    for args in [["--help"], ["--version"]] {
+        let output = run(&args);
+        assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_a_quiet_success() {
+    let mut child = command(&["info"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("panicked") && !stderr(&output).contains("Broken"), "{}", stderr(&output));
+}
+
+#[test]
+fn check_runs_on_the_reference_and_on_the_adapter() {
+    let output = run(&["check", "relu", "--device", "cpu"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains(" 0 failed"), "{}", stdout(&output));
+    if has_adapter() {
+        let output = run(&["check", "relu/odd", "--json"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let lines: Vec<Value> = stdout(&output).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert!(lines.len() >= 3);
+        for line in lines {
+            assert_eq!(line["verdict"], "ok", "{line}");
+            assert!(!line["tensors"].as_array().unwrap().is_empty(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn bench_step_prints_the_line_that_other_programs_print() {
+    let device = if has_adapter() { "auto" } else { "cpu" };
+    let output = run(&[
+        "bench",
+        "step",
+        "--batch",
+        "4",
+        "--steps",
+        "2",
+        "--warmup",
+        "1",
+        "--channels",
+        "4",
+        "--blocks",
+        "1",
+        "--device",
+        device,
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let line: Value = serde_json::from_str(stdout(&output).trim()).unwrap();
+    assert_eq!(line["peer"], "vae-wgpu");
+    for field in ["warmup_s", "step_ms_median", "step_ms_min", "images_per_s", "loss_first", "loss_last", "encode_ms"] {
+        assert!(line[field].as_f64().unwrap().is_finite(), "{field}: {line}");
+    }
+}
