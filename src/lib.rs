@@ -12,8 +12,9 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 5 | `cli` |
-//! | 4 | [`check`], [`mod@bench`], [`data`] (its parsing, drawing and augmentation touch no files) |
+//! | 6 | `cli` |
+//! | 5 | [`checkpoint`]; [`report`] |
+//! | 4 | [`check`], [`mod@bench`], [`files`], [`data`] (its parsing, drawing and augmentation touch no files) |
 //! | 3 | [`exec`] |
 //! | 2 | [`gpu`]; [`graph`], [`model`] |
 //! | 1 | [`op`] |

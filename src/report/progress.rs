@@ -199,7 +199,7 @@ impl Observer for Bar {
         self.run.note(event);
         match event {
             Event::Started(start) => {
-                let template = "{bar:28.cyan/blue} {pos}/{len}  {msg}  {eta} left";
+                let template = "{bar:24.cyan/blue} {pos}/{len}  {eta} left  {wide_msg}";
                 let style = ProgressStyle::with_template(template).map_err(Error::bug)?;
                 self.bar.set_style(style.progress_chars("━━─"));
                 self.bar.set_length(start.steps);
