@@ -237,8 +237,8 @@ impl<'a> Trainer<'a> {
             under_way: Vec::new(),
             last_report: Instant::now(),
         };
-        trainer.save_checkpoint()?;
         trainer.pictures(0)?;
+        trainer.save_checkpoint()?;
         Ok(trainer)
     }
 

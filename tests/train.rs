@@ -1,0 +1,287 @@
+//! `vae-wgpu train` on the real binary: a whole run, resumed runs to the bit, Ctrl-C, kills, poison and mistakes.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where it fails")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use vae_wgpu::rng::{self, Purpose};
+
+/// 100 pictures in batches of 32: three whole steps and a short one an epoch.
+const STEPS_PER_EPOCH: usize = 4;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Arguments of a small run into `out`.
+fn small<'a>(out: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
+    let mut args = vec!["train", "--data", "shapes", "--train-limit", "100", "--val-limit", "40", "--batch-size", "32"];
+    args.extend(["--channels", "2", "--blocks", "1", "--latent-dim", "3", "--warmup", "4", "--flip", "--crop"]);
+    args.extend(["--device", device, "--epochs", epochs, "--out", out]);
+    args
+}
+
+fn resume<'a>(run: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
+    vec!["train", "--resume", run, "--device", device, "--epochs", epochs]
+}
+
+fn ok(args: &[&str]) -> Output {
+    let output = command(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Name of a run folder in `dir`.
+fn run_in(dir: &TempDir, name: &str) -> String {
+    dir.path().join(name).to_str().unwrap().to_owned()
+}
+
+/// `auto` where there is an adapter, else `cpu`; where one is required, its absence fails here.
+fn device() -> &'static str {
+    let found = command(&["devices", "--json"]).output().unwrap().status.success();
+    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
+    assert!(found || !required, "VAE_WGPU_REQUIRE_GPU is set and there is no adapter");
+    if found { "auto" } else { "cpu" }
+}
+
+/// A table without its last column, which is a time.
+fn rows(run: &str, table: &str) -> Vec<String> {
+    let text = fs::read_to_string(Path::new(run).join(table)).unwrap();
+    text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
+}
+
+/// Runs are the same: weights to the byte, rows but for their times.
+fn assert_same(a: &str, b: &str) {
+    let bytes = |run: &str, file: &str| fs::read(Path::new(run).join(file)).unwrap();
+    assert!(bytes(a, "model.safetensors") == bytes(b, "model.safetensors"), "model.safetensors differs");
+    for table in ["metrics.csv", "epochs.csv"] {
+        assert_eq!(rows(a, table), rows(b, table));
+    }
+    for picture in ["reconstruction_history.png", "samples/epoch_03.png"] {
+        assert!(bytes(a, picture) == bytes(b, picture), "{picture} differs");
+    }
+}
+
+#[test]
+fn a_run_leaves_everything_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let output = ok(&small(&run, device(), "2"));
+    let said = text(&output.stderr);
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    for part in ["device", "parameters", "epoch  2/2", "active units", "done: 2 epochs, 8 steps"] {
+        assert!(said.contains(part), "{part} is missing:\n{said}");
+    }
+    assert_eq!(rows(&run, "metrics.csv").len(), 1 + 2 * STEPS_PER_EPOCH);
+    assert_eq!(rows(&run, "epochs.csv").len(), 1 + 2);
+    let path = |name: &str| Path::new(&run).join(name);
+    for (picture, width, height) in [
+        ("reconstruction_history.png", 3 * 66 + 2, 10 * 66 + 2),
+        ("samples/epoch_01.png", 7 * 66 + 2, 7 * 66 + 2),
+        ("samples/epoch_02.png", 7 * 66 + 2, 7 * 66 + 2),
+    ] {
+        let found = image::image_dimensions(path(picture)).unwrap();
+        assert_eq!(found, (width, height), "{picture}");
+    }
+    for picture in ["training_loss.png", "grad_norm.png", "learning_rate.png"] {
+        let (width, height) = image::image_dimensions(path(picture)).unwrap();
+        assert!(width >= 600 && height >= 300, "{picture}");
+    }
+    let config: Value = serde_json::from_slice(&fs::read(path("config.json")).unwrap()).unwrap();
+    assert_eq!(config["settings"]["batch_size"], 32, "{config}");
+    assert!(config["device"].is_string() && config["kernels"].is_object(), "{config}");
+    assert!(path("model.safetensors").is_file() && path("checkpoint.safetensors").is_file());
+}
+
+#[test]
+fn one_go_and_two_parts_give_the_same_bytes() {
+    for device in [device(), "cpu"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+        ok(&small(&whole, device, "3"));
+        ok(&small(&parts, device, "1"));
+        ok(&resume(&parts, device, "3"));
+        assert_same(&whole, &parts);
+        // A run that is done has nothing more to do.
+        ok(&resume(&parts, device, "3"));
+        assert_same(&whole, &parts);
+    }
+}
+
+/// Starts a run and waits until `steps` of its steps have been reported.
+fn start(args: &[&str], steps: usize) -> Child {
+    let mut args = args.to_vec();
+    args.push("--json");
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..steps {
+        while !lines.next().expect("the run ended early").unwrap().contains("\"event\":\"step\"") {}
+    }
+    // Nobody reads on: a broken pipe must not stop the run.
+    child
+}
+
+#[cfg(unix)]
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_the_run_goes_on_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    ok(&small(&whole, "cpu", "3"));
+    let mut child = start(&small(&parts, "cpu", "3"), 6);
+    signal(&child, "-INT");
+    let status = child.wait().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    // A quick machine may have been through before the signal came.
+    assert!(matches!(status.code(), Some(130 | 0)), "{status:?}: {said}");
+    ok(&resume(&parts, "cpu", "3"));
+    assert_same(&whole, &parts);
+}
+
+/// Twenty kills at random moments, each followed by another go.
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, killed) = (run_in(&dir, "whole"), run_in(&dir, "killed"));
+    const EPOCHS: &str = "24";
+    ok(&small(&whole, "cpu", EPOCHS));
+    let mut moments = rng::stream(3, Purpose::Check, 0);
+    let mut kills = 0;
+    let mut child = start(&small(&killed, "cpu", EPOCHS), 1);
+    while kills < 20 {
+        let wait = rng::below(&mut moments, 120);
+        std::thread::sleep(Duration::from_millis(u64::from(wait)));
+        if child.try_wait().unwrap().is_none() {
+            signal(&child, "-KILL");
+            kills += 1;
+        }
+        child.wait().unwrap();
+        child = command(&resume(&killed, "cpu", EPOCHS)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        if kills < 20 && rows(&killed, "epochs.csv").len() > 24 {
+            break; // through before the twentieth kill
+        }
+    }
+    child.wait().unwrap();
+    assert!(kills >= 10, "only {kills} kills hit a running process");
+    ok(&resume(&killed, "cpu", EPOCHS));
+    assert_same(&whole, &killed);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_before_the_update() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let mut args = small(&run, "cpu", "2");
+    args.extend(["--lr", "1e38"]);
+    let output = command(&args).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains("non-finite value in") && said.contains("at step"), "{said}");
+    let bytes = fs::read(Path::new(&run).join("checkpoint.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (name, tensor) in file.tensors() {
+        let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
+        assert!(numbers.iter().all(|v| v.is_finite()), "{name}");
+    }
+}
+
+#[test]
+fn json_is_one_object_an_event_and_quiet_says_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (json, quiet) = (run_in(&dir, "json"), run_in(&dir, "quiet"));
+    let mut args = small(&json, "cpu", "1");
+    args.push("--json");
+    let events: Vec<Value> =
+        text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["started", "step", "step", "step", "step", "epoch", "finished"]);
+    assert_eq!(events[0]["parameters"].as_u64().unwrap(), {
+        let config = vae_wgpu::model::VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..Default::default() };
+        config.graph(1, vae_wgpu::model::Mode::Evaluate).unwrap().parameter_count() as u64
+    });
+    for field in ["train_total", "val_total", "val_recon", "val_kl", "val_mse", "active_units"] {
+        assert!(events[5][field].is_number(), "{field}: {}", events[5]);
+    }
+    let mut args = small(&quiet, "cpu", "1");
+    args.push("--quiet");
+    let output = ok(&args);
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn weights_to_start_from_are_checked_before_anything_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second, third) = (run_in(&dir, "first"), run_in(&dir, "second"), run_in(&dir, "third"));
+    ok(&small(&first, "cpu", "1"));
+    let model = format!("{first}/model.safetensors");
+    let mut args = small(&second, "cpu", "1");
+    args.extend(["--init", &model]);
+    ok(&args);
+    // Other numbers to start from, other numbers to end with.
+    assert_ne!(rows(&first, "metrics.csv"), rows(&second, "metrics.csv"));
+    let mut args = small(&third, "cpu", "1");
+    let at = args.iter().position(|a| *a == "--channels").unwrap();
+    args[at + 1] = "4";
+    args.extend(["--init", &model]);
+    let output = command(&args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("encoder.stem.weight"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn mistakes_are_told_in_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&small(&run, "cpu", "1"));
+    let nowhere = run_in(&dir, "nowhere");
+    let with = |more: &[&'static str]| {
+        let mut args = small(&nowhere, "cpu", "1");
+        args.extend(more);
+        args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>()
+    };
+    let words = |args: &[&str]| args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+    for (args, code, part) in [
+        (words(&small(&run, "cpu", "1")), 1, "--force"),
+        (words(&resume(&nowhere, "cpu", "2")), 1, "config.json"),
+        (words(&["train", "--resume", &run, "--lr", "0.1"]), 2, "--lr"),
+        (with(&["--lr", "nan"]), 1, "lr"),
+        (with(&["--lr", "quick"]), 2, "--lr"),
+        (with(&["--weight-decay=-1"]), 1, "weight-decay"),
+        (with(&["--init", "no-such-file"]), 1, "no-such-file"),
+        (with(&["--schedule", "wavy"]), 2, "cosine"),
+        (words(&["train", "--data", "/no/such/folder", "--device", "cpu", "--out", &nowhere]), 1, "/no/such/folder"),
+        (words(&["train", "--data", "shapes", "--train-limit", "0", "--out", &nowhere]), 2, "--train-limit"),
+        (words(&["train", "--data", "shapes", "--epochs", "0", "--device", "cpu", "--out", &nowhere]), 1, "epochs"),
+        (words(&["train", "--data", "shapes", "--batch-size", "0", "--device", "cpu", "--out", &nowhere]), 1, "batch-size"),
+    ] {
+        let output = command(&args.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(part), "{args:?}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+    assert!(!Path::new(&nowhere).join("checkpoint.safetensors").exists());
+    // --force takes the folder over.
+    let mut args = small(&run, "cpu", "1");
+    args.push("--force");
+    ok(&args);
+}
