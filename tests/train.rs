@@ -210,8 +210,7 @@ fn json_is_one_object_an_event_and_quiet_says_nothing() {
     let (json, quiet) = (run_in(&dir, "json"), run_in(&dir, "quiet"));
     let mut args = small(&json, "cpu", "1");
     args.push("--json");
-    let events: Vec<Value> =
-        text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<Value> = text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
     assert_eq!(names, ["started", "step", "step", "step", "step", "epoch", "finished"]);
     assert_eq!(events[0]["parameters"].as_u64().unwrap(), {
@@ -271,7 +270,11 @@ fn mistakes_are_told_in_a_line() {
         (words(&["train", "--data", "/no/such/folder", "--device", "cpu", "--out", &nowhere]), 1, "/no/such/folder"),
         (words(&["train", "--data", "shapes", "--train-limit", "0", "--out", &nowhere]), 2, "--train-limit"),
         (words(&["train", "--data", "shapes", "--epochs", "0", "--device", "cpu", "--out", &nowhere]), 1, "epochs"),
-        (words(&["train", "--data", "shapes", "--batch-size", "0", "--device", "cpu", "--out", &nowhere]), 1, "batch-size"),
+        (
+            words(&["train", "--data", "shapes", "--batch-size", "0", "--device", "cpu", "--out", &nowhere]),
+            1,
+            "batch-size",
+        ),
     ] {
         let output = command(&args.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap();
         let said = text(&output.stderr);
