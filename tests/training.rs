@@ -217,7 +217,8 @@ fn webgpus_default_limits_are_enough(_: &Arc<Gpu>) {
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let tests: [(&str, fn(&Arc<Gpu>)); 10] = [
+    type Test = fn(&Arc<Gpu>);
+    let tests: [(&str, Test); 10] = [
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
