@@ -41,7 +41,7 @@ impl Precision for Tracked {
 /// Runs graphs through the references of their operations.
 pub struct CpuExecutor<T: Precision = f32> {
     programs: Vec<Program<T>>,
-    regions: [Vec<Vec<T>>; 5],
+    regions: [Vec<Vec<T>>; Region::ALL.len()],
     reports: Vec<Report>,
     tickets: u64,
 }
@@ -217,6 +217,9 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         check_tensors(&self.programs[0].graph, region, tensors)?;
         let number = |v: &Vec<f32>| v.iter().map(|&x| T::of(f64::from(x))).collect();
         self.regions[region as usize] = tensors.iter().map(number).collect();
+        if region == Region::States {
+            self.regions[Region::Accepted as usize] = self.regions[region as usize].clone();
+        }
         Ok(())
     }
 
