@@ -1,4 +1,5 @@
-//! The reference as a device: the same graph, run node by node in logical order. Slow and simple on purpose.
+//! The reference as a device: the same graph, run node by node in logical order. Slow and simple on purpose. Convolutions use all
+//! cores; the number of threads never changes a bit.
 
 use std::fmt;
 
