@@ -12,17 +12,19 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 6 | `cli` |
+//! | 7 | `cli` |
+//! | 6 | [`train`] |
 //! | 5 | [`checkpoint`]; [`report`] |
 //! | 4 | [`check`], [`mod@bench`], [`files`], [`data`] (its parsing, drawing and augmentation touch no files) |
 //! | 3 | [`exec`] |
 //! | 2 | [`gpu`]; [`graph`], [`model`] |
 //! | 1 | [`op`] |
-//! | 0 | [`error`], [`shape`], [`real`], [`rng`], [`shader`] |
+//! | 0 | [`error`], [`shape`], [`real`], [`rng`], [`shader`], `parallel` |
 
 #![warn(missing_docs)]
 
 pub mod error;
+mod parallel;
 pub mod real;
 pub mod rng;
 pub mod shader;

@@ -78,6 +78,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("stale statistics in the gradient", "batch_norm/odd_training/backward/columns", "batch_norm.backward.gradient", "xhat * mean.b", "xhat * 0.0"),
     mutant("decay forgotten", "adam/odd/forward/vec4", "adam.forward", "(1.0 - lr * step[4])", "1.0"),
     mutant("moment not stored", "adam/odd/forward/vec4", "adam.forward", "m[i] = first;", ""),
+    mutant("a refused step kept", "rollback/refused/forward/vec4", "rollback.forward", "norm[1] == 1.0", "norm[1] <= 1.0"),
     mutant("missing bias", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_32x8", "product + bias_of(column)", "product"),
     mutant("missing bias", "conv2d/3x3_stride2_odd/forward/naive", "conv2d.forward", "if HAS_BIAS {", "if HAS_BIAS && false {"),
     mutant("flipped kernel", "conv2d/3x3_stride2_odd/forward/naive", "conv2d.forward", "((ky * KW + kx) * X_C4 + i)", "(((KH - 1u - ky) * KW + (KW - 1u - kx)) * X_C4 + i)"),

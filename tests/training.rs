@@ -136,19 +136,33 @@ fn objects_do_not_pile_up(_: &Arc<Gpu>) {
 }
 
 fn a_poisoned_step_changes_nothing(device: &Arc<Gpu>) {
-    for (poison, norm) in [(f32::NAN, Norm::Batch), (f32::INFINITY, Norm::Position)] {
-        let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
+    for (poison, norm, tensor, device) in [
+        (f32::NAN, Norm::Batch, "decoder.out.weight", gpu(device)),
+        (f32::INFINITY, Norm::Position, "decoder.out.weight", gpu(device)),
+        // In front of all norms: every activation and every batch statistic behind it is poisoned too.
+        (f32::NAN, Norm::Batch, "encoder.stem.weight", gpu(device)),
+        (f32::NAN, Norm::Batch, "encoder.stem.weight", Device::Cpu),
+    ] {
+        let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &device, &Options::default());
+        let healthy = runner.download(Region::Params).unwrap();
         train(&mut runner, BATCH, 1);
-        let graph = runner.graph().unwrap().clone();
-        let (_, at) = graph.tensor("decoder.out.weight").unwrap();
+        let (_, at) = runner.graph().unwrap().tensor(tensor).unwrap();
         let mut params = runner.download(Region::Params).unwrap();
         params[at][1] = poison;
         runner.upload(Region::Params, &params).unwrap();
+        let kept = |runner: &mut Runner| {
+            [Region::Params, Region::Moment1, Region::Moment2, Region::States]
+                .map(|region| bits(&runner.download(region).unwrap()))
+        };
+        let before = kept(&mut runner);
         let report = train(&mut runner, BATCH, 1).pop().unwrap();
         assert!(!report.finite, "{report:?}");
-        assert_eq!(bits(&params), bits(&runner.download(Region::Params).unwrap()));
-        let named = runner.first_non_finite().unwrap();
-        assert_eq!(named.as_deref(), Some("decoder.out.weight"));
+        assert_eq!(before, kept(&mut runner));
+        assert_eq!(runner.first_non_finite().unwrap().as_deref(), Some(tensor));
+        // The cause removed, training goes on.
+        runner.upload(Region::Params, &healthy).unwrap();
+        assert!(train(&mut runner, BATCH, 1).pop().unwrap().finite);
+        assert_ne!(before, kept(&mut runner));
     }
 }
 

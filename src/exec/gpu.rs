@@ -30,7 +30,7 @@ pub struct GpuExecutor {
 /// Buffers that all programs use.
 struct Shared {
     slots: Vec<wgpu::Buffer>,
-    regions: [Option<wgpu::Buffer>; 5],
+    regions: [Option<wgpu::Buffer>; Region::ALL.len()],
 }
 
 struct Compiled {
@@ -129,7 +129,7 @@ impl Shared {
         }
         let slots =
             sizes.iter().enumerate().map(|(i, &b)| gpu.buffer(&format!("slot {i}"), b)).collect::<Result<_>>()?;
-        let mut regions = [const { None }; 5];
+        let mut regions = [const { None }; Region::ALL.len()];
         for region in Region::ALL {
             let used = |graph: &Graph| {
                 let here = |home: Home| matches!(home, Home::Tensor(r, _) | Home::Whole(r) if r == region);
@@ -232,7 +232,11 @@ impl Executor for GpuExecutor {
                 .ok_or_else(|| Error::bug(format!("`{}` outside its region", tensor.name)))?
                 .copy_from_slice(&packed);
         }
-        self.gpu.write(buffer, 0, &bytes)
+        self.gpu.write(buffer, 0, &bytes)?;
+        match &self.buffers.regions[Region::Accepted as usize] {
+            Some(accepted) if region == Region::States => self.gpu.write(accepted, 0, &bytes),
+            _ => Ok(()),
+        }
     }
 
     fn download(&mut self, region: Region) -> Result<Vec<Vec<f32>>> {

@@ -59,7 +59,8 @@ pub trait Executor: fmt::Debug {
     /// An output of the last run of a program, in logical order. Waits.
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>>;
 
-    /// Replaces the tensors of a region, each in logical order.
+    /// Replaces the tensors of a region, each in logical order. Running statistics count as accepted: a refused step goes back
+    /// to them.
     fn upload(&mut self, region: Region, tensors: &[Vec<f32>]) -> Result<()>;
 
     /// The tensors of a region, each in logical order. Waits.

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Gpu, Timer, lock};
 use crate::error::{Error, Result};
 use crate::op::kernel::{Access, Dispatch, Kernel};
+use crate::parallel;
 
 /// A range of a buffer, bound to a kernel.
 #[derive(Clone, Copy, Debug)]
@@ -269,7 +269,7 @@ fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Resul
         }
     }
     let missing: Vec<_> = missing.into_iter().collect();
-    modules.extend(parallel(&missing, |(key, kernel)| Ok((*key, module(gpu, kernel, rewrite)?)))?);
+    modules.extend(parallel::map(&missing, |(key, kernel)| Ok((*key, module(gpu, kernel, rewrite)?)))?);
 
     let mut missing: HashMap<&PipelineKey, &Dispatch> = HashMap::new();
     for (key, step) in keys.iter().zip(steps) {
@@ -278,7 +278,7 @@ fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Resul
         }
     }
     let missing: Vec<_> = missing.into_iter().collect();
-    let made = parallel(&missing, |(key, dispatch)| {
+    let made = parallel::map(&missing, |(key, dispatch)| {
         let module = modules.get(&key.module).ok_or_else(|| Error::bug("a shader module went missing"))?;
         Ok(((*key).clone(), Arc::new(pipeline(gpu, dispatch, module)?)))
     })?;
@@ -340,32 +340,4 @@ fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Resu
         });
         Pipeline { pipeline, layout }
     })
-}
-
-/// `f` of every item, on all cores, in order.
-fn parallel<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
-    if threads < 2 {
-        return items.iter().map(f).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let work = || -> Vec<(usize, Result<R>)> {
-        std::iter::from_fn(|| {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            items.get(i).map(|item| (i, f(item)))
-        })
-        .collect()
-    };
-    let mut done: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| {
-                // A panic in a worker is a panic here.
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    });
-    done.sort_by_key(|(i, _)| *i);
-    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role, spec_of};
+use crate::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role, Rollback, spec_of};
 use crate::shape::{Shape, Spec};
 
 pub mod plan;
@@ -21,7 +21,8 @@ pub use transpose::Root;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ValueId(pub(crate) usize);
 
-/// The flat buffers that outlive a step: every parameter has the same offset in the first four.
+/// The flat buffers that outlive a step: every parameter has the same offset in the first four, every running statistic in the
+/// last two.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Region {
     /// Weights and biases.
@@ -34,11 +35,13 @@ pub enum Region {
     Moment2,
     /// Running statistics.
     States,
+    /// Running statistics as the last accepted step left them: what a refused step goes back to.
+    Accepted,
 }
 
 impl Region {
     /// All regions.
-    pub const ALL: [Self; 5] = [Self::Params, Self::Grads, Self::Moment1, Self::Moment2, Self::States];
+    pub const ALL: [Self; 6] = [Self::Params, Self::Grads, Self::Moment1, Self::Moment2, Self::States, Self::Accepted];
 }
 
 impl fmt::Display for Region {
@@ -49,6 +52,7 @@ impl fmt::Display for Region {
             Self::Moment1 => "first moments",
             Self::Moment2 => "second moments",
             Self::States => "running statistics",
+            Self::Accepted => "accepted statistics",
         })
     }
 }
@@ -180,7 +184,7 @@ impl Graph {
     /// The tensors of a region, in order.
     #[must_use]
     pub fn tensors(&self, region: Region) -> &[Tensor] {
-        if region == Region::States { &self.states } else { &self.params }
+        if matches!(region, Region::States | Region::Accepted) { &self.states } else { &self.params }
     }
 
     /// Size of a region on the device in bytes.
@@ -254,8 +258,8 @@ impl Graph {
         self
     }
 
-    /// Appends the gradient norm and Adam over all parameters; needs the input `step` and the output `terms`, and adds the
-    /// output `norm` (global norm, finite flag).
+    /// Appends the gradient norm, Adam over all parameters, and the rollback of the running statistics for a step that is refused;
+    /// needs the input `step` and the output `terms`, and adds the output `norm` (global norm, finite flag).
     pub fn with_adam(mut self, config: AdamConfig) -> Result<Self> {
         let len = (self.region_bytes(Region::Params) / 4) as usize;
         let [params, grads, m, v] =
@@ -267,6 +271,15 @@ impl Graph {
         self.push_forward("grad_norm", Arc::new(grad_norm), bound)?;
         let bound = vec![("grads", grads), ("norm", norm), ("step", step), ("params", params), ("m", m), ("v", v)];
         self.push_forward("adam", Arc::new(Adam::new(len, config)?), bound)?;
+        if !self.states.is_empty() {
+            let len = (self.region_bytes(Region::States) / 4) as usize;
+            let bound = vec![
+                ("norm", norm),
+                ("states", self.whole(Region::States)),
+                ("accepted", self.whole(Region::Accepted)),
+            ];
+            self.push_forward("rollback", Arc::new(Rollback::new(len)?), bound)?;
+        }
         Ok(self.with_output("norm", norm))
     }
 

@@ -80,8 +80,8 @@ pub struct Plan {
 /// Device memory of a plan in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Parameters, gradients, two moments and running statistics.
-    pub regions: [u64; 5],
+    /// Those of [`Region::ALL`], in that order.
+    pub regions: [u64; Region::ALL.len()],
     /// Inputs of a step.
     pub inputs: u64,
     /// Activations, their gradients and scratch: the slots.

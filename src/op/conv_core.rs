@@ -8,6 +8,7 @@ use super::column_sum;
 use super::kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile, workgroups};
 use super::{Cost, Entries, Entry, Op, Target};
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::real::Real;
 use crate::shape::Shape;
 
@@ -103,17 +104,6 @@ impl Geometry {
         }
     }
 
-    /// Calls `f(n, i, o)` for every image and pair of channels.
-    fn for_planes(&self, mut f: impl FnMut(usize, usize, usize)) {
-        for n in 0..self.y.n {
-            for o in 0..self.y.c {
-                for i in 0..self.x.c {
-                    f(n, i, o);
-                }
-            }
-        }
-    }
-
     /// Elements of a plane of `x`, a plane of `y` and a window.
     fn plane_sizes(&self) -> (usize, usize, usize) {
         (self.x.h * self.x.w, self.y.h * self.y.w, self.kernel.0 * self.kernel.1)
@@ -122,20 +112,22 @@ impl Geometry {
     /// `y[n, o] = bias[o] + sum over i of x[n, i] * weight[o, i]`, `*` being the windowed product.
     pub(crate) fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: Option<&[T]>, y: &mut [T]) {
         let (xs, ys, ks) = self.plane_sizes();
-        y.fill(T::zero());
-        self.for_planes(|n, i, o| {
-            let x = &x[(n * self.x.c + i) * xs..][..xs];
-            let y = &mut y[(n * self.y.c + o) * ys..][..ys];
-            let weight = &weight[(o * self.x.c + i) * ks..][..ks];
-            self.for_rows(|k, xi, yi, len| {
-                let w = weight[k];
-                let y = &mut y[yi..][..len];
-                if self.stride == 1 {
-                    y.iter_mut().zip(&x[xi..]).for_each(|(y, x)| *y += *x * w);
-                } else {
-                    y.iter_mut().zip(x[xi..].iter().step_by(self.stride)).for_each(|(y, x)| *y += *x * w);
-                }
-            });
+        parallel::for_parts(y, ys, self.macs(), |plane, y| {
+            let (n, o) = (plane / self.y.c, plane % self.y.c);
+            y.fill(T::zero());
+            for i in 0..self.x.c {
+                let x = &x[(n * self.x.c + i) * xs..][..xs];
+                let weight = &weight[(o * self.x.c + i) * ks..][..ks];
+                self.for_rows(|k, xi, yi, len| {
+                    let w = weight[k];
+                    let y = &mut y[yi..][..len];
+                    if self.stride == 1 {
+                        y.iter_mut().zip(&x[xi..]).for_each(|(y, x)| *y += *x * w);
+                    } else {
+                        y.iter_mut().zip(x[xi..].iter().step_by(self.stride)).for_each(|(y, x)| *y += *x * w);
+                    }
+                });
+            }
         });
         add_bias(y, bias, self.y.c, ys);
     }
@@ -143,20 +135,22 @@ impl Geometry {
     /// The adjoint of [`Self::forward`] in `x`, with a bias for each channel of `x` where it is a transposed convolution's.
     pub(crate) fn backward_input<T: Real>(&self, dy: &[T], weight: &[T], bias: Option<&[T]>, dx: &mut [T]) {
         let (xs, ys, ks) = self.plane_sizes();
-        dx.fill(T::zero());
-        self.for_planes(|n, i, o| {
-            let dx = &mut dx[(n * self.x.c + i) * xs..][..xs];
-            let dy = &dy[(n * self.y.c + o) * ys..][..ys];
-            let weight = &weight[(o * self.x.c + i) * ks..][..ks];
-            self.for_rows(|k, xi, yi, len| {
-                let w = weight[k];
-                let dy = &dy[yi..][..len];
-                if self.stride == 1 {
-                    dx[xi..].iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
-                } else {
-                    dx[xi..].iter_mut().step_by(self.stride).zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
-                }
-            });
+        parallel::for_parts(dx, xs, self.macs(), |plane, dx| {
+            let (n, i) = (plane / self.x.c, plane % self.x.c);
+            dx.fill(T::zero());
+            for o in 0..self.y.c {
+                let dy = &dy[(n * self.y.c + o) * ys..][..ys];
+                let weight = &weight[(o * self.x.c + i) * ks..][..ks];
+                self.for_rows(|k, xi, yi, len| {
+                    let w = weight[k];
+                    let dy = &dy[yi..][..len];
+                    if self.stride == 1 {
+                        dx[xi..].iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
+                    } else {
+                        dx[xi..].iter_mut().step_by(self.stride).zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
+                    }
+                });
+            }
         });
         add_bias(dx, bias, self.x.c, xs);
     }
@@ -164,12 +158,15 @@ impl Geometry {
     /// `dweight[o, i]`: the windowed products of `x[n, i]` and `dy[n, o]`, summed over the images.
     pub(crate) fn backward_weight<T: Real>(&self, x: &[T], dy: &[T], dweight: &mut [T]) {
         let (xs, ys, ks) = self.plane_sizes();
-        dweight.fill(T::zero());
-        self.for_planes(|n, i, o| {
-            let x = &x[(n * self.x.c + i) * xs..][..xs];
-            let dy = &dy[(n * self.y.c + o) * ys..][..ys];
-            let dweight = &mut dweight[(o * self.x.c + i) * ks..][..ks];
-            self.for_rows(|k, xi, yi, len| dweight[k] += dot(&x[xi..], self.stride, &dy[yi..][..len]));
+        parallel::for_parts(dweight, self.x.c * ks, self.macs(), |o, dweight| {
+            dweight.fill(T::zero());
+            for n in 0..self.y.n {
+                let dy = &dy[(n * self.y.c + o) * ys..][..ys];
+                for (i, dweight) in dweight.chunks_exact_mut(ks).enumerate() {
+                    let x = &x[(n * self.x.c + i) * xs..][..xs];
+                    self.for_rows(|k, xi, yi, len| dweight[k] += dot(&x[xi..], self.stride, &dy[yi..][..len]));
+                }
+            }
         });
     }
 }

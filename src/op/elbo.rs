@@ -229,10 +229,9 @@ pub static FAMILY: Family = Family {
     name: "elbo",
     kernels: || vec![&PIXELS, &PIXELS_SEEDS, &FINISH, &FINISH_SEEDS],
     cases: || {
-        // Gradients of the total alone: the unit test below differentiates it.
         let case = |name: &str, x: Shape, latent: usize, seeds: bool| {
             let elbo = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), seeds)?;
-            Ok(Case::new(name, elbo).fill("step", Fill::Values(&STEP)).not_differentiated())
+            Ok(Case::new(name, elbo).fill("step", Fill::Values(&STEP)))
         };
         Ok(vec![
             case("one", Shape::new(1, 1, 1, 1), 1, true)?,
@@ -252,38 +251,6 @@ const STEP: [f32; StepScalars::LEN] =
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, normals, stream};
-
-    #[test]
-    fn the_seeds_are_the_gradient_of_the_total() {
-        let x_shape = Shape::new(2, 3, 2, 2);
-        let op = Elbo::new(x_shape, x_shape, Shape::new(2, 10, 1, 1), true).unwrap();
-        let mut rng = stream(1, Purpose::Check, 0);
-        let mut draw = |len| normals(&mut rng, len).into_iter().map(f64::from).collect::<Vec<_>>();
-        let (x, mean, h) = (draw(24), draw(24), draw(20));
-        let step = STEP.map(f64::from);
-        let run = |mean: &[f64], h: &[f64]| {
-            let (mut terms, mut seed_mean, mut seed_h) = (vec![0.0; 3], vec![0.0; 24], vec![0.0; 20]);
-            let writes: &mut [&mut [f64]] = &mut [&mut terms, &mut seed_mean, &mut seed_h];
-            op.reference("forward", &[&x, mean, h, &step], writes).unwrap();
-            (terms[0], seed_mean, seed_h)
-        };
-        let (_, seed_mean, seed_h) = run(&mean, &h);
-        let eps = 1e-5;
-        let moved = |v: &[f64], i: usize, by: f64| {
-            let mut v = v.to_vec();
-            v[i] += by;
-            v
-        };
-        for (i, seed) in seed_mean.into_iter().enumerate() {
-            let slope = (run(&moved(&mean, i, eps), &h).0 - run(&moved(&mean, i, -eps), &h).0) / (2.0 * eps);
-            assert!((slope - seed).abs() < 1e-9, "mean {i}: {slope} {seed}");
-        }
-        for (i, seed) in seed_h.into_iter().enumerate() {
-            let slope = (run(&mean, &moved(&h, i, eps)).0 - run(&mean, &moved(&h, i, -eps)).0) / (2.0 * eps);
-            assert!((slope - seed).abs() < 1e-9, "h {i}: {slope} {seed}");
-        }
-    }
 
     #[test]
     fn shapes_are_checked() {

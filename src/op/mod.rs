@@ -26,6 +26,7 @@ pub mod pixels;
 pub mod position_norm;
 pub mod relu;
 pub mod reparameterize;
+pub mod rollback;
 pub mod step;
 pub mod upsample;
 
@@ -43,6 +44,7 @@ pub use pixels::Pixels;
 pub use position_norm::{PositionNorm, PositionNormConfig};
 pub use relu::Relu;
 pub use reparameterize::Reparameterize;
+pub use rollback::Rollback;
 pub use upsample::Upsample;
 
 /// What an operand is to its operation.
@@ -348,4 +350,5 @@ pub static OPS: &[&Family] = &[
     &elbo::FAMILY,
     &grad_norm::FAMILY,
     &adam::FAMILY,
+    &rollback::FAMILY,
 ];
