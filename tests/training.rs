@@ -239,10 +239,12 @@ fn webgpus_default_limits_are_enough(_: &Arc<Gpu>) {
     assert!(report.finite && report.total > 0.5 && report.total < 3.0, "{report:?}");
 }
 
+type Test = (&'static str, fn(&Arc<Gpu>));
+
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let tests: [(&str, fn(&Arc<Gpu>)); 11] = [
+    let tests: [Test; 11] = [
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
