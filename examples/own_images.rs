@@ -11,7 +11,7 @@ use vae_wgpu::rng::{self, Purpose};
 fn main() -> vae_wgpu::Result<()> {
     // 256 grey 16x16 pictures of bars, bright and dark to different degrees: any `[u8]` in the order [image, channel, row,
     // column] will do.
-    let pixel = |i: usize, y: usize| (if y / 4 % 2 == 0 { 255 - i % 16 * 8 } else { i / 16 * 8 }) as u8;
+    let pixel = |i: usize, y: usize| (if (y / 4).is_multiple_of(2) { 255 - i % 16 * 8 } else { i / 16 * 8 }) as u8;
     let pixels = (0..256 * 256).map(|p| pixel(p / 256, p / 16 % 16)).collect();
     let images = Memory::new((1, 16, 16), vec!["bars".into()], vec![0; 256], pixels)?;
 

@@ -56,6 +56,9 @@ pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
     Ok(found)
 }
 
+/// Operands of up to so many numbers are scalars of a step and flags: ones, so that Adam does not take the update for poisoned.
+const SCALARS: usize = 8;
+
 /// An entry with buffers of its own, ready to run again and again.
 #[derive(Debug)]
 pub struct Rig<'a> {
@@ -83,7 +86,12 @@ impl<'a> Rig<'a> {
         };
         let mut operands = Vec::new();
         for name in entry.reads.iter().chain(entry.writes).chain(entry.updates) {
-            operands.push(filled(name, spec_of(op, name)?.device_bytes())?);
+            let spec = spec_of(op, name)?;
+            let operand = filled(name, spec.device_bytes())?;
+            if spec.len() <= SCALARS {
+                gpu.write(&operand.1, 0, &1.0f32.to_le_bytes().repeat(spec.device_bytes() / 4))?;
+            }
+            operands.push(operand);
         }
         let scratch = lowered.scratch.iter().map(|&bytes| filled("scratch", bytes)).collect::<Result<Vec<_>>>()?;
         let steps = lowered.dispatches.iter().map(|dispatch| {

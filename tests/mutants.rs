@@ -214,7 +214,7 @@ fn trial(
 ) -> Result<Trial> {
     let lacking = gpu.map(|gpu| check.not_applicable(gpu.profile())).transpose()?.flatten();
     Ok(match gpu {
-        None => Trial::test(name, || Ok(())).with_kind("no adapter").with_ignored_flag(true),
+        None => common::without_adapter(name),
         Some(_) if lacking.is_some() => {
             Trial::test(name, || Ok(())).with_kind("not applicable").with_ignored_flag(true)
         }

@@ -24,20 +24,18 @@ fn devices() -> vae_wgpu::Result<Vec<(&'static str, Arc<Gpu>)>> {
 
 fn trial(check: Check, suffix: &str, gpu: Option<Arc<Gpu>>) -> Trial {
     let not_applicable = gpu.as_ref().and_then(|gpu| check.not_applicable(gpu.profile()).ok().flatten());
-    let kind = match (&not_applicable, &gpu, check.needs_gpu()) {
-        (Some(_), _, _) => "not applicable".to_owned(),
-        (_, None, true) => "no adapter".to_owned(),
-        _ => String::new(),
-    };
-    let ignored = !kind.is_empty();
     let name = format!("{check}{suffix}");
+    if gpu.is_none() && check.needs_gpu() {
+        return gpu::without_adapter(name);
+    }
+    let kind = if not_applicable.is_some() { "not applicable" } else { "" };
     let run = move || match check.run(gpu.as_deref()) {
         Ok(Outcome::Ran(lines)) if !lines.is_empty() && lines.iter().all(|line| line.passed()) => Ok(()),
         Ok(Outcome::Ran(lines)) => Err(Failed::from(lines.iter().map(|line| format!("{line}\n")).collect::<String>())),
         Ok(Outcome::NotApplicable(why)) => Err(Failed::from(format!("not applicable: {why}"))),
         Err(error) => Err(Failed::from(error)),
     };
-    Trial::test(name, run).with_kind(kind).with_ignored_flag(ignored)
+    Trial::test(name, run).with_kind(kind).with_ignored_flag(not_applicable.is_some())
 }
 
 fn main() -> vae_wgpu::Result<ExitCode> {

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use vae_wgpu::gpu::{Gpu, Options};
 use vae_wgpu::op::step::StepScalars;
 use vae_wgpu::op::{
@@ -348,9 +348,7 @@ fn trials() -> Result<Vec<Trial>> {
                 let (gpu, inner) = (Arc::clone(gpu), Arc::clone(&case));
                 trial(name("gpu"), Arc::clone(&case), move || run(&inner, Engine::Gpu(&gpu), Some(&gpu)))
             }
-            Err(_) => Trial::test(name("gpu"), || Err(Failed::from("no adapter")))
-                .with_kind("no adapter")
-                .with_ignored_flag(true),
+            Err(_) => gpu::without_adapter(name("gpu")),
         });
     }
     Ok(trials)

@@ -15,13 +15,23 @@ pub(crate) fn announce<T>(devices: &vae_wgpu::Result<T>, name: impl Fn(&T) -> St
         }
         Err(error) => {
             eprintln!("{error}");
-            if std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_none_or(|v| v == "0") {
+            if !required() {
                 return Vec::new();
             }
             let message = error.to_string();
             vec![Trial::test("an_adapter_is_there", || Err(Failed::from(message)))]
         }
     }
+}
+
+/// Whether tests that need an adapter fail where there is none.
+pub(crate) fn required() -> bool {
+    std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0")
+}
+
+/// What becomes of a test that needs an adapter where there is none: ignored with the reason, or failed.
+pub(crate) fn without_adapter(name: impl Into<String>) -> Trial {
+    Trial::test(name, || Err(Failed::from("no adapter"))).with_kind("no adapter").with_ignored_flag(!required())
 }
 
 /// A trial for a function that panics on failure.
@@ -31,6 +41,6 @@ pub(crate) fn trial(name: &str, gpu: Option<Arc<Gpu>>, test: fn(&Arc<Gpu>)) -> T
             test(&gpu);
             Ok(())
         }),
-        None => Trial::test(name, || Err(Failed::from("no adapter"))).with_kind("no adapter").with_ignored_flag(true),
+        None => without_adapter(name),
     }
 }
