@@ -157,6 +157,24 @@ fn the_gradient_of_a_whole_network_is_its_directional_derivative() {
     }
 }
 
+#[test]
+fn an_output_is_only_read_from_the_last_run() {
+    let graph = || {
+        let mut b = Builder::new();
+        let x = b.input("x", Spec::nhwc(Shape::new(1, 1, 1, 1))).unwrap();
+        let y = b.apply("relu", &[x], |s| Relu::new(s[0])).unwrap();
+        b.output("y", y).build()
+    };
+    let mut exec = CpuExecutor::<f32>::new(vec![graph(), graph()]).unwrap();
+    for (program, x) in [(ProgramId(0), 2.0), (ProgramId(1), 3.0)] {
+        assert!(exec.read(program, "y").is_err());
+        exec.write(program, "x", Data::F32(&[x])).unwrap();
+        exec.run(program, &[]).unwrap();
+        assert_eq!(exec.read(program, "y").unwrap(), [x]);
+    }
+    assert!(exec.read(ProgramId(0), "y").unwrap_err().to_string().contains("last run"));
+}
+
 /// A random graph of convolutions, norms, ReLUs and adds over values of one shape, with all gradients.
 fn random_graph(choices: &[(u8, usize, usize)]) -> Graph {
     let shape = Shape::new(2, 5, 4, 3);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use libtest_mimic::Arguments;
 
+use vae_wgpu::check::bisect;
 use vae_wgpu::exec::{Device, Runner, StepInput, StepReport};
 use vae_wgpu::gpu::{Gpu, Options as GpuOptions};
 use vae_wgpu::graph::Region;
@@ -220,6 +221,16 @@ fn every_variant_trains_alike(device: &Arc<Gpu>) {
     }
 }
 
+fn no_tensor_of_a_step_is_off(device: &Arc<Gpu>) {
+    for norm in [Norm::Batch, Norm::Position] {
+        let distances = bisect(device, &small(norm), BATCH, &Options::default()).unwrap();
+        assert!(distances.len() > 100);
+        for distance in distances {
+            assert!(distance.passed(), "{distance}");
+        }
+    }
+}
+
 fn webgpus_default_limits_are_enough(_: &Arc<Gpu>) {
     let plain = Gpu::open(&GpuOptions { webgpu_defaults: true, ..GpuOptions::default() }).unwrap();
     let device = Device::Gpu(Arc::new(plain));
@@ -228,11 +239,12 @@ fn webgpus_default_limits_are_enough(_: &Arc<Gpu>) {
     assert!(report.finite && report.total > 0.5 && report.total < 3.0, "{report:?}");
 }
 
+type Test = (&'static str, fn(&Arc<Gpu>));
+
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    type Test = fn(&Arc<Gpu>);
-    let tests: [(&str, Test); 10] = [
+    let tests: [Test; 11] = [
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
@@ -245,6 +257,7 @@ fn main() -> ExitCode {
         ("programs_of_several_sizes_share_parameters", programs_of_several_sizes_share_parameters),
         ("one_batch_is_learned_by_heart", one_batch_is_learned_by_heart),
         ("every_variant_trains_alike", every_variant_trains_alike),
+        ("no_tensor_of_a_step_is_off", no_tensor_of_a_step_is_off),
         ("webgpus_default_limits_are_enough", webgpus_default_limits_are_enough),
     ];
     for (name, test) in tests {

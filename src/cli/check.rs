@@ -1,13 +1,17 @@
 //! `vae-wgpu check`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
 use super::{DeviceArgs, out};
-use crate::check::{Outcome, suite};
+use crate::check::{Outcome, bisect, suite};
 use crate::exec::Device;
+use crate::gpu::Gpu;
+use crate::graph::plan;
+use crate::model::VaeConfig;
 
 /// Hold every kernel against the CPU reference on this machine's adapter, and the reference against finite differences.
 #[derive(Args, Debug)]
@@ -23,6 +27,9 @@ pub(super) struct CheckArgs {
     /// Print one JSON object a check.
     #[arg(long)]
     json: bool,
+    /// Instead, run a whole training step of the default model, and name the first tensor at which adapter and reference part.
+    #[arg(long, conflicts_with = "filter")]
+    bisect: bool,
 }
 
 impl CheckArgs {
@@ -37,6 +44,10 @@ impl CheckArgs {
                 Some(gpu) => out(format_args!("adapter: {}", gpu.facts()))?,
                 None => out("no adapter: the reference alone is checked")?,
             }
+        }
+        if self.bisect {
+            let gpu = gpu.ok_or_else(|| anyhow::anyhow!("--bisect needs an adapter to hold against the reference"))?;
+            return self.bisect(&gpu);
         }
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for check in suite()? {
@@ -79,4 +90,24 @@ impl CheckArgs {
         }
         Ok(ExitCode::from(u8::from(failed > 0)))
     }
+
+    fn bisect(&self, gpu: &Arc<Gpu>) -> anyhow::Result<ExitCode> {
+        let distances = bisect(gpu, &VaeConfig::default(), BISECT_BATCH, &plan::Options::default())?;
+        for distance in distances.iter().filter(|_| self.verbose) {
+            out(distance)?;
+        }
+        let first = distances.iter().find(|distance| !distance.passed());
+        if self.json {
+            out(json!({ "tensors": distances.len(), "first": first }))?;
+        } else {
+            match first {
+                Some(first) => out(format_args!("adapter and reference part at {first}"))?,
+                None => out(format_args!("all {} tensors of a training step agree", distances.len()))?,
+            }
+        }
+        Ok(ExitCode::from(u8::from(first.is_some() || distances.is_empty())))
+    }
 }
+
+/// Pictures in the training step of `--bisect`: few, for the sake of the reference.
+const BISECT_BATCH: usize = 4;

@@ -45,6 +45,7 @@ pub struct CpuExecutor<T: Precision = f32> {
     regions: [Vec<Vec<T>>; Region::ALL.len()],
     reports: Vec<Report>,
     tickets: u64,
+    last: Option<ProgramId>,
 }
 
 struct Program<T> {
@@ -71,7 +72,7 @@ impl<T: Precision> CpuExecutor<T> {
             .into_iter()
             .map(|graph| Program { lifetimes: lifetimes(&graph), values: vec![vec![]; graph.values().len()], graph })
             .collect();
-        Ok(Self { programs, regions, reports: Vec::new(), tickets: 0 })
+        Ok(Self { programs, regions, reports: Vec::new(), tickets: 0, last: None })
     }
 
     /// A value of the last run in full precision: an output, an input or a tensor of a region.
@@ -198,6 +199,7 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         for (index, node) in nodes.iter().enumerate() {
             self.node(program, index, node)?;
         }
+        self.last = Some(program);
         let values = report.iter().map(|name| self.read(program, name)).collect::<Result<_>>()?;
         let ticket = self.tickets;
         self.tickets += 1;
@@ -211,6 +213,9 @@ impl<T: Precision> Executor for CpuExecutor<T> {
 
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
         let id = self.graph(program)?.output(output)?;
+        if self.last != Some(program) {
+            return Err(Error::Graph(format!("`{output}` was asked for, but the last run was not of this program")));
+        }
         Ok(self.value(program, id)?.iter().map(|v| v.value() as f32).collect())
     }
 

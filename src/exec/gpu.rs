@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
 use crate::error::{Error, Result};
 use crate::gpu::{Binding, Gpu, Program, Ring, Step};
-use crate::graph::plan::{self, BufferId, Place, Plan};
+use crate::graph::plan::{self, BufferId, Place, Placed, Plan};
 use crate::graph::{Graph, Home, Region, Tensor, ValueId};
 use crate::shape::{Layout, Spec};
 
@@ -25,6 +25,8 @@ pub struct GpuExecutor {
     pending: Vec<(u64, Vec<Spec>)>,
     /// Reports that have arrived and were not asked for yet.
     ready: Vec<Report>,
+    /// What ran last: its outputs are still there, those of the others have been written over.
+    last: Option<ProgramId>,
 }
 
 /// Buffers that all programs use.
@@ -69,7 +71,7 @@ impl GpuExecutor {
             programs.push(Compiled { graph, plan, inputs, program });
         }
         let ring = Ring::new(&gpu, REPORT_BYTES, REPORT_DEPTH)?;
-        Ok(Self { gpu, programs, buffers, ring, pending: Vec::new(), ready: Vec::new() })
+        Ok(Self { gpu, programs, buffers, ring, pending: Vec::new(), ready: Vec::new(), last: None })
     }
 
     /// The plan of a program.
@@ -81,6 +83,23 @@ impl GpuExecutor {
     #[must_use]
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Runs a single node of a program, by number: for looking at a step from inside.
+    pub fn run_node(&mut self, program: ProgramId, node: usize) -> Result<()> {
+        let compiled = self.compiled(program)?;
+        let of_node = |(i, placed): (usize, &Placed)| (placed.node == node).then_some(i);
+        compiled.program.submit_steps(&self.gpu, compiled.plan.dispatches.iter().enumerate().filter_map(of_node))
+    }
+
+    /// What the place of a value holds now, in logical order (flat regions: with their padding). Waits.
+    pub fn value(&self, program: ProgramId, value: ValueId) -> Result<Vec<f32>> {
+        let compiled = self.compiled(program)?;
+        let missing = || Error::bug(format!("value {} has no place", value.0));
+        let place = compiled.plan.places.get(value.0).copied().flatten().ok_or_else(missing)?;
+        let binding = self.buffers.binding(&compiled.inputs, &place)?;
+        let bytes = self.gpu.read(binding.buffer, binding.offset, binding.size)?;
+        compiled.graph.value(value).spec.unpack(&bytes)
     }
 
     fn compiled(&self, program: ProgramId) -> Result<&Compiled> {
@@ -201,6 +220,7 @@ impl Executor for GpuExecutor {
         let slot = self.ring.encode_copy(&mut encoder, &sources)?;
         self.pending.push((slot.ticket(), outputs.into_iter().map(|(spec, _)| spec).collect()));
         self.gpu.submit(encoder)?;
+        self.last = Some(program);
         let ticket = slot.ticket();
         self.ring.map(slot)?;
         Ok(ticket)
@@ -213,6 +233,9 @@ impl Executor for GpuExecutor {
     }
 
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
+        if self.last != Some(program) {
+            return Err(Error::Graph(format!("`{output}` was asked for, but the last run was not of this program")));
+        }
         let (spec, binding) = self.buffers.output(self.compiled(program)?, output)?;
         spec.unpack(&self.gpu.read(binding.buffer, binding.offset, binding.size)?)
     }

@@ -56,7 +56,7 @@ pub trait Executor: fmt::Debug {
     /// Reports that are ready, oldest first; with `wait`, those of all runs so far.
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>>;
 
-    /// An output of the last run of a program, in logical order. Waits.
+    /// An output of the last run, in logical order. Waits. Programs share memory: an error if another one ran since.
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>>;
 
     /// Replaces the tensors of a region, each in logical order. Running statistics count as accepted: a refused step goes back
@@ -78,7 +78,6 @@ pub(crate) fn check_same_tensors(graphs: &[Graph]) -> Result<()> {
                     a.name, b.name
                 )));
             }
-            // A graph for inference may leave out running statistics, never have others.
             if first.len() != other.len() {
                 return Err(Error::Graph(format!("graphs with {} and {} {region}", first.len(), other.len())));
             }

@@ -269,9 +269,16 @@ mod tests {
     use crate::op::{Bind, Op, Target};
     use crate::shape::Shape;
 
-    /// A device, or nothing on a machine without one: `tests/ops.rs` is where that is loud.
+    /// A device, or nothing on a machine without one, said on stderr; where one is required that is a failure.
     fn gpu() -> Option<Gpu> {
-        Gpu::open(&Options::default()).ok()
+        let opened = Gpu::open(&Options::default());
+        let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
+        match opened {
+            Err(error) if required => panic!("{error}"),
+            Err(error) => eprintln!("NOT TESTED: {error}"),
+            Ok(gpu) => return Some(gpu),
+        }
+        None
     }
 
     #[test]

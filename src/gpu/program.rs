@@ -171,6 +171,19 @@ impl Program {
         encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(&self.label), timestamp_writes })
     }
 
+    /// Encodes and submits some of the dispatches, by number.
+    pub fn submit_steps(&self, gpu: &Gpu, steps: impl Iterator<Item = usize>) -> Result<()> {
+        let mut encoder = gpu.encoder(&self.label);
+        let mut pass = self.pass(&mut encoder, None);
+        for step in steps {
+            let ready =
+                self.steps.get(step).ok_or_else(|| Error::bug(format!("{}: no dispatch {step}", self.label)))?;
+            ready.encode(&mut pass, None);
+        }
+        drop(pass);
+        gpu.submit(encoder)
+    }
+
     /// Encodes and submits once.
     pub fn submit(&self, gpu: &Gpu) -> Result<()> {
         let mut encoder = gpu.encoder(&self.label);
