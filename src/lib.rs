@@ -12,7 +12,8 @@
 //!
 //! | floor | modules |
 //! | --- | --- |
-//! | 6 | `cli` |
+//! | 7 | `cli` |
+//! | 6 | [`train`]; [`trained`] |
 //! | 5 | [`checkpoint`]; [`report`] |
 //! | 4 | [`check`], [`mod@bench`], [`files`], [`data`] (its parsing, drawing and augmentation touch no files) |
 //! | 3 | [`exec`] |
@@ -43,6 +44,7 @@ pub mod checkpoint;
 pub mod report;
 
 pub mod train;
+pub mod trained;
 
 pub mod bench;
 pub mod check;
