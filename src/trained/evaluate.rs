@@ -210,7 +210,12 @@ mod tests {
                 -log_prior_over_posterior(&h, &draw(&h, &eps), &eps)
             })
             .sum();
-        assert!((sum / f64::from(draws) - divergence(&h)).abs() < 0.01, "{} {}", sum / f64::from(draws), divergence(&h));
+        assert!(
+            (sum / f64::from(draws) - divergence(&h)).abs() < 0.01,
+            "{} {}",
+            sum / f64::from(draws),
+            divergence(&h)
+        );
     }
 
     #[test]

@@ -55,7 +55,13 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`Runner::new`]; [`Error::Shape`] for a batch of 0.
-    pub fn on(&self, device: &Device, options: &plan::Options, batch: usize, work: &[(Mode, usize)]) -> Result<Trained> {
+    pub fn on(
+        &self,
+        device: &Device,
+        options: &plan::Options,
+        batch: usize,
+        work: &[(Mode, usize)],
+    ) -> Result<Trained> {
         if batch == 0 {
             return Err(Error::shape("model", "pictures at once", "at least 1", 0));
         }
@@ -90,7 +96,8 @@ fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
                 what: "metadata".into(),
                 expected: "`config`, the sizes of the model".into(),
                 found: "none".into(),
-                hint: "only files that vae-wgpu wrote have it; other weights can start a run: vae-wgpu train --init".into(),
+                hint: "only files that vae-wgpu wrote have it; other weights can start a run: vae-wgpu train --init"
+                    .into(),
             });
         }
     };
@@ -186,7 +193,10 @@ pub fn check_size(config: &VaeConfig, images: &dyn Images) -> Result<()> {
 }
 
 /// Calls `each` with the bytes of `size` pictures after `size` pictures, in order; the last call may get fewer.
-fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+///
+/// # Errors
+/// Those of `each`.
+pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut pixels = Vec::new();
     for first in (0..images.len()).step_by(size.max(1)) {
         let indices: Vec<u32> = (first as u32..images.len().min(first + size) as u32).collect();

@@ -65,6 +65,12 @@ impl Pca {
         Err(Error::bug("an iteration without end"))
     }
 
+    /// Number of components.
+    #[must_use]
+    pub fn components(&self) -> usize {
+        self.components.ncols()
+    }
+
     /// Mean squared error per dimension (pixels from -1 to 1) of pictures projected on the components.
     ///
     /// # Errors
