@@ -81,6 +81,12 @@ pub enum Error {
         /// Step, from 0.
         step: u64,
     },
+    /// A trained model whose numbers are finite gives numbers that are not.
+    #[error("{what} is not finite: the model has diverged; go back to an earlier one")]
+    Diverged {
+        /// What was computed with it.
+        what: String,
+    },
     /// A data set that is missing, damaged or of another kind.
     #[error("{file}: {what}; {hint}")]
     Data {

@@ -13,7 +13,7 @@
 //! | floor | modules |
 //! | --- | --- |
 //! | 7 | `cli` |
-//! | 6 | [`train`] |
+//! | 6 | [`train`]; [`trained`] |
 //! | 5 | [`checkpoint`]; [`report`] |
 //! | 4 | [`check`], [`mod@bench`], [`files`], [`data`] (its parsing, drawing and augmentation touch no files) |
 //! | 3 | [`exec`] |
@@ -45,6 +45,7 @@ pub mod checkpoint;
 pub mod report;
 
 pub mod train;
+pub mod trained;
 
 pub mod bench;
 pub mod check;

@@ -23,6 +23,8 @@ pub enum Purpose {
     Augment,
     /// The built-in pictures, one sub-stream a picture.
     Shapes,
+    /// Latent numbers drawn with a trained model: from the prior, or draw k of every picture's posterior from sub-stream k.
+    Sample,
 }
 
 /// A generator for `purpose`, placed at `index` (a step, an epoch, a tensor's number). Equal arguments give equal numbers.
@@ -35,6 +37,7 @@ pub fn stream(seed: u64, purpose: Purpose, index: u64) -> ChaCha8Rng {
         Purpose::Check => 4,
         Purpose::Augment => 5,
         Purpose::Shapes => 6,
+        Purpose::Sample => 7,
     };
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());

@@ -268,6 +268,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("checkpoint", 7),
     ("report", 7),
     ("train", 8),
+    ("trained", 8),
     ("cli", 9),
 ];
 

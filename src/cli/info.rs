@@ -1,6 +1,7 @@
 //! `vae-wgpu info`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,10 +10,14 @@ use super::{ModelArgs, PlanArgs, out};
 use crate::gpu::{Gpu, Options, Select};
 use crate::model::Mode;
 use crate::op::Profile;
+use crate::trained::Model;
 
 /// Print layers, parameters, work and memory plan of a model.
 #[derive(Args, Debug)]
 pub(super) struct InfoArgs {
+    /// A trained model instead of one given by options: its run folder or its model.safetensors.
+    #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm"])]
+    trained: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -30,7 +35,14 @@ pub(super) struct InfoArgs {
 
 impl InfoArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let config = self.model.config()?;
+        let config = match &self.trained {
+            Some(path) => {
+                let model = Model::load(path)?;
+                out(format_args!("model: {}", model.path.display()))?;
+                model.config
+            }
+            None => self.model.config()?,
+        };
         let profile = match &self.device {
             Some(select) => *Gpu::open(&Options { select: select.clone(), ..Options::default() })?.profile(),
             None => Profile::WEBGPU,

@@ -17,10 +17,18 @@ use crate::model::{Norm, VaeConfig};
 
 mod bench;
 mod check;
+mod completions;
 mod data;
 mod devices;
+mod encode;
+mod eval;
 mod info;
+mod interpolate;
+mod reconstruct;
+mod sample;
 mod train;
+mod trained;
+mod traverse;
 
 /// Trains a ResNet U-Net VAE with hand-written WGSL kernels on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser, Debug)]
@@ -34,6 +42,18 @@ struct Cli {
 enum Command {
     /// Train the model, from nothing to weights and pictures.
     Train(Box<train::TrainArgs>),
+    /// Draw new pictures from a trained model.
+    Sample(sample::SampleArgs),
+    /// Put pictures beside what a trained model makes of them.
+    Reconstruct(reconstruct::ReconstructArgs),
+    /// Turn one picture into another through the latent space.
+    Interpolate(interpolate::InterpolateArgs),
+    /// See what each latent number does: a row each, from -3 to 3, the others kept.
+    Traverse(traverse::TraverseArgs),
+    /// Encode pictures: the mean and log standard deviation of each one's latent numbers.
+    Encode(encode::EncodeArgs),
+    /// Measure a trained model on the test pictures.
+    Eval(eval::EvalArgs),
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),
     /// Download a data set where it is missing, verify it, and describe it.
@@ -44,6 +64,8 @@ enum Command {
     Info(info::InfoArgs),
     /// Measure the training step.
     Bench(bench::BenchArgs),
+    /// Print a script with which a shell completes this command.
+    Completions(completions::CompletionsArgs),
 }
 
 /// Entry point of the binary.
@@ -58,11 +80,18 @@ pub fn main() -> ExitCode {
     };
     let result = match &cli.command {
         Command::Train(args) => args.run(),
+        Command::Sample(args) => args.run(),
+        Command::Reconstruct(args) => args.run(),
+        Command::Interpolate(args) => args.run(),
+        Command::Traverse(args) => args.run(),
+        Command::Encode(args) => args.run(),
+        Command::Eval(args) => args.run(),
         Command::Devices(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Info(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Completions(args) => args.run(),
     };
     match result {
         Ok(code) => code,
@@ -82,7 +111,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::NonFinite { .. }) => 3,
+        Some(Error::NonFinite { .. } | Error::Diverged { .. }) => 3,
         Some(Error::Unknown { .. }) => 2,
         _ => 1,
     }
