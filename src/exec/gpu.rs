@@ -51,8 +51,14 @@ impl fmt::Debug for GpuExecutor {
 impl GpuExecutor {
     /// Plans the graphs, allocates their buffers (slots are shared: one program runs at a time) and compiles their kernels.
     pub fn new(gpu: Arc<Gpu>, graphs: Vec<Graph>, options: &plan::Options) -> Result<Self> {
-        check_same_tensors(&graphs)?;
         let plans = graphs.iter().map(|g| plan::plan(g, gpu.profile(), options)).collect::<Result<Vec<_>>>()?;
+        Self::planned(gpu, graphs.into_iter().zip(plans).collect())
+    }
+
+    /// The same for graphs with their plans for this device.
+    pub fn planned(gpu: Arc<Gpu>, planned: Vec<(Graph, Plan)>) -> Result<Self> {
+        let (graphs, plans): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
+        check_same_tensors(&graphs)?;
         let buffers = Shared::new(&gpu, &graphs, &plans)?;
         let mut programs = Vec::new();
         for (i, (graph, plan)) in graphs.into_iter().zip(plans).enumerate() {
@@ -218,8 +224,9 @@ impl Executor for GpuExecutor {
         let mut encoder = self.gpu.encoder("run");
         compiled.program.encode(&mut encoder, None);
         let slot = self.ring.encode_copy(&mut encoder, &sources)?;
-        self.pending.push((slot.ticket(), outputs.into_iter().map(|(spec, _)| spec).collect()));
+        let specs = outputs.into_iter().map(|(spec, _)| spec).collect();
         self.gpu.submit(encoder)?;
+        self.pending.push((slot.ticket(), specs));
         self.last = Some(program);
         let ticket = slot.ticket();
         self.ring.map(slot)?;

@@ -85,7 +85,7 @@ impl Runner {
                 (Box::new(CpuExecutor::<f32>::new(graphs)?), None, 0)
             }
             Device::Gpu(gpu) => {
-                let mut graphs = Vec::new();
+                let mut planned = Vec::new();
                 let mut memory = None::<Memory>;
                 let mut dispatches = 0;
                 for &(batch, mode) in programs {
@@ -101,9 +101,9 @@ impl Runner {
                         memory = Some(plan.memory);
                         dispatches = plan.dispatches.len();
                     }
-                    graphs.push(graph);
+                    planned.push((graph, plan));
                 }
-                (Box::new(GpuExecutor::new(Arc::clone(gpu), graphs, options)?), memory, dispatches)
+                (Box::new(GpuExecutor::planned(Arc::clone(gpu), planned)?), memory, dispatches)
             }
         };
         Ok(Self {

@@ -326,7 +326,8 @@ impl Graph {
                 Role::Input | Role::Constant => {
                     let missing = || Error::shape(family, "inputs", format!("one for `{}`", operand.name), "none");
                     let value = *given.next().ok_or_else(missing).map_err(|e| e.at_node(name))?;
-                    let found = self.value(value).spec;
+                    let foreign = || Error::Graph(format!("{name}: `{}` is a value of another graph", operand.name));
+                    let found = self.values.get(value.0).ok_or_else(foreign)?.spec;
                     if found.device_bytes() != operand.spec.device_bytes() || found.len() != operand.spec.len() {
                         return Err(Error::shape(family, operand.name, operand.spec, found).at_node(name));
                     }
@@ -468,10 +469,10 @@ impl Builder {
         outputs.first().copied().ok_or_else(|| Error::bug(format!("{path} has no output")))
     }
 
-    /// Shape of a value.
+    /// Shape of a value; an empty one, which every operation refuses, for a value of another graph.
     #[must_use]
     pub fn shape(&self, value: ValueId) -> Shape {
-        self.graph.value(value).spec.shape
+        self.graph.values.get(value.0).map_or(Shape::new(0, 0, 0, 0), |v| v.spec.shape)
     }
 
     /// Keeps a value for the host under `name`.
