@@ -206,3 +206,14 @@ impl PlanArgs {
 fn out(text: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout().lock(), "{text}")?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn options_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

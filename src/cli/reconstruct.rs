@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::trained::{ImagesArgs, TrainedArgs, check_grid, dims, from_file, prepare, save_grid};
+use super::trained::{ImagesArgs, TrainedArgs, check_grid, dims, from_file, prepare, save_grid, square};
 use crate::data;
 use crate::model::Mode;
 use crate::report::Pictures;
@@ -49,7 +49,7 @@ impl ReconstructArgs {
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
         let h = trained.encode(&pixels)?;
         let reconstructions = Pictures::from_floats(&trained.decode(&means(&h, config.latent_dim))?, dims)?;
-        let pairs = count.isqrt() + usize::from(count.isqrt().pow(2) < count);
+        let pairs = square(count);
         let what = "originals and, right of each, its reconstruction";
         save_grid(&self.out, 2 * pairs, &originals.beside(reconstructions)?, what)?;
         Ok(ExitCode::SUCCESS)

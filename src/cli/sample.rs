@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::trained::{TrainedArgs, check_grid, dims, prepare, save_grid, say};
+use super::trained::{TrainedArgs, check_grid, dims, prepare, save_grid, say, square};
 use crate::checkpoint::{Array, TensorFile};
 use crate::files;
 use crate::model::Mode;
@@ -59,7 +59,7 @@ impl SampleArgs {
             say(format_args!("{count} samples: {}", out.display()));
         } else {
             let pictures = Pictures::from_floats(&means, dims(&model.config))?;
-            save_grid(out, count.isqrt() + usize::from(count.isqrt().pow(2) < count), &pictures, "samples")?;
+            save_grid(out, square(count), &pictures, "samples")?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -175,6 +175,12 @@ pub(super) fn check_grid(pictures: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Columns of a grid as high as wide.
+pub(super) fn square(count: usize) -> usize {
+    let side = count.isqrt();
+    side + usize::from(side * side < count)
+}
+
 /// Writes pictures as a grid and says where it is.
 pub(super) fn save_grid(out: &Path, columns: usize, pictures: &Pictures, what: &str) -> anyhow::Result<()> {
     save_png(out, &Grid { columns, ..Grid::default() }.draw(pictures)?)?;
