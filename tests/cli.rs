@@ -131,20 +131,10 @@ fn a_closed_pipe_is_a_quiet_success() {
 }
 
 #[test]
-fn check_runs_on_the_reference_and_on_the_adapter() {
+fn check_runs_on_the_reference_alone() {
     let output = run(&["check", "relu", "--device", "cpu"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stdout(&output).contains(" 0 failed"), "{}", stdout(&output));
-    if has_adapter() {
-        let output = run(&["check", "relu/odd", "--json"]);
-        assert!(output.status.success(), "{}", stderr(&output));
-        let lines: Vec<Value> = stdout(&output).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert!(lines.len() >= 3);
-        for line in lines {
-            assert_eq!(line["verdict"], "ok", "{line}");
-            assert!(!line["tensors"].as_array().unwrap().is_empty(), "{line}");
-        }
-    }
 }
 
 #[test]
