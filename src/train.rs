@@ -438,6 +438,9 @@ impl<'a> Trainer<'a> {
             let saved = self.save_model();
             self.tolerate(saved)?;
         }
+        let drawn = self.pictures(epoch).and_then(|()| self.plots());
+        self.tolerate(drawn)?;
+        // Last: what a kill before this leaves out is made again, to the same bytes, when the epoch is.
         let last = epoch == self.settings.epochs;
         let saved = self.save_checkpoint();
         if last {
@@ -445,8 +448,6 @@ impl<'a> Trainer<'a> {
         } else {
             self.tolerate(saved)?
         }
-        let drawn = self.pictures(epoch).and_then(|()| self.plots());
-        self.tolerate(drawn)?;
         self.observer.observe(&Event::Epoch { row: &row, best })
     }
 

@@ -64,7 +64,10 @@ fn rows(run: &str, table: &str) -> Vec<String> {
 
 /// Runs are the same: weights to the byte, rows but for their times.
 fn assert_same(a: &str, b: &str) {
-    let bytes = |run: &str, file: &str| fs::read(Path::new(run).join(file)).unwrap();
+    let bytes = |run: &str, file: &str| {
+        let path = Path::new(run).join(file);
+        fs::read(&path).map_err(|e| format!("{}: {e}", path.display())).unwrap()
+    };
     assert!(bytes(a, "model.safetensors") == bytes(b, "model.safetensors"), "model.safetensors differs");
     for table in ["metrics.csv", "epochs.csv"] {
         assert_eq!(rows(a, table), rows(b, table));
