@@ -52,6 +52,7 @@ pub struct Gpu {
     sink: Arc<Mutex<Sink>>,
     modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
+    stages: Mutex<Vec<program::Stage>>,
     // Dropped last.
     instance: wgpu::Instance,
 }
@@ -99,8 +100,8 @@ impl Gpu {
                 lock(&lost).lost = Some(message);
             }
         });
-        let (modules, pipelines) = Default::default();
-        Ok(Self { device, queue, facts, sink, modules, pipelines, instance })
+        let (modules, pipelines, stages) = Default::default();
+        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, instance })
     }
 
     /// What is known of the adapter.

@@ -27,6 +27,7 @@ pub mod position_norm;
 pub mod relu;
 pub mod reparameterize;
 pub mod rollback;
+pub mod staging;
 pub mod step;
 pub mod upsample;
 
