@@ -17,6 +17,7 @@
 
 #import grid
 #import columns
+#import moments
 
 #let STATISTICS = 0
 #let NORMALIZE = 1
@@ -57,40 +58,6 @@ fn inverse_std(variance: vec4<f32>, group: u32) -> vec4<f32> {
     let channel = 4u * group + vec4<u32>(0u, 1u, 2u, 3u);
     return select(vec4<f32>(), inverseSqrt(variance + EPS), channel < vec4<u32>(p.channels));
 }
-
-#if STAGE == STATISTICS || STAGE == NORMALIZE
-// Count, mean and sum of squared deviations from the mean of some pixels.
-struct Moments {
-    count: f32,
-    mean: vec4<f32>,
-    squares: vec4<f32>,
-}
-
-// Chan, Golub and LeVeque's merge. Either may be empty.
-fn merge(a: Moments, b: Moments) -> Moments {
-    let count = a.count + b.count;
-    let share = b.count / max(count, 1.0);
-    let d = b.mean - a.mean;
-    return Moments(count, a.mean + d * share, a.squares + b.squares + d * d * (a.count * share));
-}
-
-var<workgroup> row_moments: array<Moments, 64>;
-
-// The moments of all rows, valid in all invocations.
-fn merge_rows(lane: u32, mine: Moments) -> Moments {
-    row_moments[lane] = mine;
-    workgroupBarrier();
-    if lane < GROUPS {
-        var all = mine;
-        for (var other = lane + GROUPS; other < 64u; other += GROUPS) {
-            all = merge(all, row_moments[other]);
-        }
-        row_moments[lane] = all;
-    }
-    workgroupBarrier();
-    return row_moments[lane % GROUPS];
-}
-#endif
 
 #if STAGE == STATISTICS
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;

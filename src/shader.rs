@@ -24,6 +24,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("conv_fused", include_str!("../shaders/lib/conv_fused.wgsl")),
     ("conv_product", include_str!("../shaders/lib/conv_product.wgsl")),
     ("grid", include_str!("../shaders/lib/grid.wgsl")),
+    ("moments", include_str!("../shaders/lib/moments.wgsl")),
     ("texture", include_str!("../shaders/lib/texture.wgsl")),
     ("tree_sum", include_str!("../shaders/lib/tree_sum.wgsl")),
 ];

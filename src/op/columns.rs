@@ -40,6 +40,18 @@ impl Columns {
         Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span }
     }
 
+    /// For chunks of `span` pixels.
+    pub(crate) fn spanning(shape: Shape, span: usize) -> Self {
+        let lanes = shape.c.div_ceil(4).next_power_of_two().min(MAX_GROUPS);
+        let tiles = shape.c.div_ceil(4).div_ceil(lanes);
+        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span }
+    }
+
+    /// The same tiles for `chunks` partial results, however many pixels each stands for.
+    pub(crate) fn with_chunks(self, chunks: usize) -> Self {
+        Self { chunks, ..self }
+    }
+
     /// Channel groups: `ceil(c / 4)`.
     pub(crate) fn groups(&self) -> usize {
         self.shape.c.div_ceil(4)

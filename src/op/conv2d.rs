@@ -1,8 +1,8 @@
 //! Two-dimensional convolution with bias.
 
-use super::conv_core::{self, Geometry, Operands, Product};
+use super::conv_core::{self, Geometry, Layer, Operands, Product};
 use super::kernel::Lowered;
-use super::{Case, Cost, Entries, Entry, Family, Init, Op, Operand, Role, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, FusedConv, Fusible, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::shape::{Shape, Spec};
@@ -87,6 +87,10 @@ impl Op for Conv2d {
 
     fn shift_param(&self) -> Option<&'static str> {
         Some("bias")
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::Conv(FusedConv::plain(Layer { geometry: self.geometry, transposed: false }))
     }
 
     crate::reference!();

@@ -10,7 +10,7 @@ use super::{Cost, Entries, Entry, Op, Target};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::real::Real;
-use crate::shape::Shape;
+use crate::shape::{Shape, Spec};
 
 /// A convolution of `x` to `y`, both `[n, c, h, w]`: windows of `kernel` (height, width), `stride` apart, the first one
 /// beginning at `-padding`.
@@ -21,6 +21,58 @@ pub(crate) struct Geometry {
     pub(crate) kernel: (usize, usize),
     pub(crate) stride: usize,
     pub(crate) padding: usize,
+}
+
+/// A convolution, or the transposed one that is its adjoint: then x and y are exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layer {
+    pub(crate) geometry: Geometry,
+    pub(crate) transposed: bool,
+}
+
+impl Layer {
+    pub(crate) fn x(&self) -> Shape {
+        if self.transposed { self.geometry.y } else { self.geometry.x }
+    }
+
+    pub(crate) fn y(&self) -> Shape {
+        if self.transposed { self.geometry.x } else { self.geometry.y }
+    }
+
+    /// Shape and layout of the weight, and how many of its numbers PyTorch counts as meeting in one output.
+    pub(crate) fn weight(&self) -> (Spec, usize) {
+        let Geometry { x, y, kernel: (kh, kw), .. } = self.geometry;
+        (Spec::conv_weight(y.c, x.c, kh, kw), x.c * kh * kw)
+    }
+
+    pub(crate) fn forward_product(&self) -> Product {
+        if self.transposed { Product::BackwardInput } else { Product::Forward }
+    }
+
+    pub(crate) fn backward_product(&self) -> Product {
+        if self.transposed { Product::Forward } else { Product::BackwardInput }
+    }
+
+    pub(crate) fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: &[T], y: &mut [T]) {
+        if self.transposed {
+            self.geometry.backward_input(x, weight, Some(bias), y);
+        } else {
+            self.geometry.forward(x, weight, Some(bias), y);
+        }
+    }
+
+    pub(crate) fn backward_input<T: Real>(&self, dy: &[T], weight: &[T], dx: &mut [T]) {
+        if self.transposed {
+            self.geometry.forward(dy, weight, None, dx);
+        } else {
+            self.geometry.backward_input(dy, weight, None, dx);
+        }
+    }
+
+    pub(crate) fn backward_weight<T: Real>(&self, x: &[T], dy: &[T], dweight: &mut [T]) {
+        let (a, b) = if self.transposed { (dy, x) } else { (x, dy) };
+        self.geometry.backward_weight(a, b, dweight);
+    }
 }
 
 /// The three sums of products of a convolution, as `A B = C`.
@@ -275,7 +327,7 @@ fn has_lanes(profile: &Profile) -> bool {
 }
 
 /// The variant that was asked for, or the best one.
-fn variant_for(product: Product, geometry: &Geometry, target: &Target<'_>) -> Result<Variant> {
+pub(crate) fn variant_for(product: Product, geometry: &Geometry, target: &Target<'_>) -> Result<Variant> {
     match target.variant {
         None => Ok(choose(product, geometry, target.profile)),
         Some("naive") => Ok(Variant::Naive),

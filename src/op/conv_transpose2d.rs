@@ -1,8 +1,8 @@
 //! Two-dimensional transposed convolution with bias: the adjoint of a convolution, its three products with roles exchanged.
 
-use super::conv_core::{self, Geometry, Operands, Product};
+use super::conv_core::{self, Geometry, Layer, Operands, Product};
 use super::kernel::Lowered;
-use super::{Case, Cost, Entries, Entry, Family, Init, Op, Operand, Role, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, FusedConv, Fusible, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::shape::{Shape, Spec};
@@ -90,6 +90,10 @@ impl Op for ConvTranspose2d {
 
     fn shift_param(&self) -> Option<&'static str> {
         Some("bias")
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::Conv(FusedConv::plain(Layer { geometry: self.adjoint, transposed: true }))
     }
 
     crate::reference!();
