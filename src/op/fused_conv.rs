@@ -67,6 +67,16 @@ impl FusedConv {
         Self { y_partials: true, ..self }
     }
 
+    /// Whether something is added to the result.
+    pub(crate) fn has_residual(&self) -> bool {
+        self.residual
+    }
+
+    /// Whether it looks at x for statistics that the operation before could hand on.
+    pub(crate) fn takes_statistics(&self) -> bool {
+        self.training() && !self.partials
+    }
+
     /// Shape and layout of the statistics of a tensor.
     fn partials_of(x: Shape) -> Spec {
         Spec::nhwc(Shape::new(x.pixels().div_ceil(CHUNK) * STATISTICS_ROWS, x.c, 1, 1))

@@ -34,6 +34,12 @@ pub struct PositionNorm {
 }
 
 impl PositionNorm {
+    /// The same with the ReLU behind it.
+    #[must_use]
+    pub(crate) fn with_relu(self) -> Self {
+        Self { config: PositionNormConfig { relu: true, ..self.config }, ..self }
+    }
+
     /// For an input of this shape. Refuses an `eps` that is not above zero.
     pub fn new(x: Shape, config: PositionNormConfig) -> Result<Self> {
         let x = x.checked(FAMILY.name, "x")?;
