@@ -78,7 +78,7 @@ fn statistics(
     let here = place(workgroup, lane, p);
     let shift = x[here.group];
     var mine = Moments();
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let v = x[pixel * p.groups + here.group] - shift;
         let d = v - mine.mean;
         mine.count += 1.0;
@@ -127,7 +127,7 @@ fn normalize_batch(
     let variance = all.squares / f32(p.pixels);
     let c = Channels(x[g], all.mean, inverse_std(variance, g), weight[g], bias[g]);
 
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         y[at] = output(x[at], c);
     }
@@ -164,7 +164,7 @@ fn evaluate(
     let here = place(workgroup, lane, p);
     let g = here.group;
     let c = Channels(running_mean[g], vec4<f32>(), inverse_std(running_var[g], g), weight[g], bias[g]);
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         y[at] = output(x[at], c);
     }
@@ -208,7 +208,7 @@ fn sums(
     let g = here.group;
     let c = channels(g);
     var mine = Sums();
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         let xhat = normalized(x[at], c);
         let d = select(dy[at], vec4<f32>(), cut(xhat, c));
@@ -276,7 +276,7 @@ fn gradient(
     if TRAINING {
         mean = Sums(all.a / f32(p.pixels), all.b / f32(p.pixels));
     }
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         let xhat = normalized(x[at], c);
         var d = select(dy[at], vec4<f32>(), cut(xhat, c));

@@ -3,25 +3,23 @@
 //
 // C = A B with the operands of lib/conv_product.wgsl.
 //
-// One invocation: 4 rows of C by 4 * COLUMNS columns, in registers. One workgroup: WIDTH invocations below each other, all with
-// the same columns. A step of the innermost loop adds 4 k: each lane loads the four vec4s of its block of A. The COLUMNS blocks of B
+// One invocation: ROWS rows of C by 4 * COLUMNS columns, in registers (4 by 32, or 8 by 16 or 4). One workgroup: WIDTH invocations below each other, all with
+// the same columns. A step of the innermost loop adds 4 k: each lane loads the ROWS vec4s of its block of A. The COLUMNS blocks of B
 // are the same for all lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for
 // subgroups of 8 and more, full or not, as lanes 0 to 7 exist and never leave before the others; no data of the rows is exchanged.
-// The columns are the outer loop within a step, so that the 4 accumulators of a column stay in registers for its 64 multiply-adds.
+// The columns are the outer loop within a step, so that the accumulators of a column stay in registers for its multiply-adds.
 //
 // Order of summation: k upwards, one by one.
 //
 // PARTIALS asks for sums over the rows of the tile, for each column, of what was stored:
 //   1  statistics, three rows of `partials` a tile: the tile's first value (shift), mean - shift, sum of squared deviations
 //   2  gradient of the norm, two rows a tile: sum of c, sum of c * xhat, where xhat is aux normalized
-// Lanes are summed by a butterfly over eight, then (without SHUFFLE: at once) in workgroup memory, upwards.
+// This takes subgroups of exactly eight: lanes are summed upwards, then the subgroups in workgroup memory.
 
 #import grid
 #import conv_product
 
-#if !BACKWARD_WEIGHT
-#let ENTRIES = WIDTH / (1 + 7 * SHUFFLE)
-
+#if SHUFFLE && !BACKWARD_WEIGHT
 override PARTIALS: u32;
 
 const STATISTICS = 1u;
@@ -33,44 +31,46 @@ struct Entry {
     b: vec4<f32>,
 }
 
-// For each of ENTRIES sets of rows, that of each column; and how many rows it has.
-var<workgroup> entries: array<Entry, ${ENTRIES * COLUMNS}>;
-var<workgroup> counts: array<f32, $ENTRIES>;
+#let SUBGROUPS = WIDTH / 8
 
-#if SHUFFLE
-// The sum over eight lanes, in all of them.
+// Those of each column, for each subgroup; and how many rows a subgroup has.
+var<workgroup> entries: array<Entry, ${SUBGROUPS * COLUMNS}>;
+var<workgroup> counts: array<f32, $SUBGROUPS>;
+
+// The sum over the eight lanes, in all of them. Constant lanes: a software driver shuffles those in registers.
 fn sum8(v: vec4<f32>) -> vec4<f32> {
-    let v4 = v + subgroupShuffleXor(v, 4u);
-    let v2 = v4 + subgroupShuffleXor(v4, 2u);
-    return v2 + subgroupShuffleXor(v2, 1u);
+    var sum = subgroupShuffle(v, 0u);
+#for l in 1..8
+    sum += subgroupShuffle(v, ${l}u);
+#endfor
+    return sum;
 }
-#endif
 
-fn store_partials(tile: Tile, column: u32) {
+// Merges the subgroups and stores what belongs to a column.
+fn store_partials(tile: Tile, index: u32) {
+    let column = tile.columns * ${COLUMNS}u + index;
     if column >= columns() {
         return;
     }
-    let mine = column % ${COLUMNS}u;
+    var all = entries[index];
     if PARTIALS == GRADIENT {
-        var sums = entries[mine];
-#for e in 1..ENTRIES
-        sums.a += entries[${e * COLUMNS}u + mine].a;
-        sums.b += entries[${e * COLUMNS}u + mine].b;
-#endfor
+        for (var s = 1u; s < ${SUBGROUPS}u; s++) {
+            all.a += entries[s * ${COLUMNS}u + index].a;
+            all.b += entries[s * ${COLUMNS}u + index].b;
+        }
         let row = (tile.rows * p.parts + tile.part) * 2u * columns() + column;
-        partials[row] = sums.a;
-        partials[row + columns()] = sums.b;
+        partials[row] = all.a;
+        partials[row + columns()] = all.b;
         return;
     }
     // Chan, Golub and LeVeque's merge, of means relative to the first shift.
-    var all = entries[mine];
     var count = counts[0];
-    for (var e = 1u; e < ${ENTRIES}u; e++) {
-        let other = entries[e * ${COLUMNS}u + mine];
-        let total = count + counts[e];
-        let share = counts[e] / max(total, 1.0);
+    for (var s = 1u; s < ${SUBGROUPS}u; s++) {
+        let other = entries[s * ${COLUMNS}u + index];
+        let total = count + counts[s];
+        let share = counts[s] / max(total, 1.0);
         // Where there are no rows, the shift is no number of the tensor.
-        let d = select(vec4<f32>(), (other.shift - all.shift) + other.a - all.a, vec4<bool>(counts[e] > 0.0));
+        let d = select(vec4<f32>(), (other.shift - all.shift) + other.a - all.a, vec4<bool>(counts[s] > 0.0));
         all.a += d * share;
         all.b += other.b + d * d * (count * share);
         count = total;
@@ -92,7 +92,7 @@ fn main(
 #endif
 ) {
     let tile = tile_of(flat_workgroup(wid, wgs), ${COLUMNS}u);
-    if tile.rows * ${4 * WIDTH}u >= p.rows {
+    if tile.rows * ${ROWS * WIDTH}u >= p.rows {
         return;
     }
     let group = tile.rows * ${WIDTH}u + lane;
@@ -106,7 +106,7 @@ fn main(
 #endfor
 #endif
 #for v in 0..COLUMNS
-#for r in 0..4
+#for r in 0..ROWS
     var acc${r}_$v = vec4<f32>();
 #endfor
 #endfor
@@ -126,27 +126,29 @@ fn main(
         let a$i = load_a(site_of(pixel_at(k * 4u + ${i}u, tile.part), tap), channel, norm_a);
 #endfor
         let rows = transpose(mat4x4<f32>(a0, a1, a2, a3));
+#for r in 0..4
+        let row_a$r = rows[$r];
+#endfor
 #if SHUFFLE
 #for v in 0..(COLUMNS + 1) / 2
         let pair$v = load_b(k, column_b$v, part_b, norm_b$v);
 #endfor
 #endif
 #else
-#for r in 0..4
-    let pixel$r = pixel_at(group * 4u + ${r}u, tile.part);
+#for r in 0..ROWS
+    let pixel$r = pixel_at(group * ${ROWS}u + ${r}u, tile.part);
 #endfor
     for (var t = 0u; t < taps(tile.part); t++) {
     let tap = tap_at(t, tile.part);
-#for r in 0..4
+#for r in 0..ROWS
     let site$r = site_of(pixel$r, tap);
 #endfor
     let weights = weights_at(t, tile.part);
     for (var channel = 0u; channel < depth(); channel++) {
         let norm_a = affine_a(channel);
-#for r in 0..4
-        let a$r = load_a(site$r, channel, norm_a);
+#for r in 0..ROWS
+        let row_a$r = load_a(site$r, channel, norm_a);
 #endfor
-        let rows = mat4x4<f32>(a0, a1, a2, a3);
 #if SHUFFLE
 #for v in 0..(COLUMNS + 1) / 2
         let pair$v = load_b(weights, channel, column_b$v, part_b);
@@ -170,9 +172,9 @@ fn main(
 #endif
 #endfor
             let block = block_b(b0, b1, b2, b3);
-#for r in 0..4
+#for r in 0..ROWS
 #for i in 0..4
-            acc${r}_$v += rows[$r][$i] * block[$i];
+            acc${r}_$v += row_a$r[$i] * block[$i];
 #endfor
 #endfor
         }
@@ -182,22 +184,26 @@ fn main(
 #endif
     }
 
-#for r in 0..4
-    let row$r = row_of(group * 4u + ${r}u, tile.part);
+#for r in 0..ROWS
+    let row$r = row_of(group * ${ROWS}u + ${r}u, tile.part);
 #endfor
 #if BACKWARD_WEIGHT
-#for r in 0..4
+#for r in 0..ROWS
 #for v in 0..COLUMNS
     store(row$r, column + ${v}u, acc${r}_$v);
 #endfor
 #endfor
 }
 #else
+#if SHUFFLE
+    // Lane l of eight keeps what belongs to column l.
+    var mine = Entry();
+#endif
 #for v in 0..COLUMNS
     {
         let at = column + ${v}u;
         let norm_c = affine_c(min(at, last_column), columns());
-#for r in 0..4
+#for r in 0..ROWS
         let i$r = row$r.first + at;
         let live$r = row$r.exists && at <= last_column;
         var x$r = vec4<f32>();
@@ -207,15 +213,12 @@ fn main(
             c[i$r] = acc${r}_$v;
         }
 #endfor
+#if SHUFFLE
         if PARTIALS != 0u {
             var entry = Entry();
             if PARTIALS == STATISTICS {
-#if SHUFFLE
                 entry.shift = subgroupShuffle(acc0_$v, 0u);
-#else
-                entry.shift = acc0_$v;
-#endif
-#for r in 0..4
+#for r in 0..ROWS
                 let d$r = select(vec4<f32>(), acc${r}_$v - entry.shift, vec4<bool>(row$r.exists));
                 entry.a += d$r;
                 entry.b += d$r * d$r;
@@ -223,48 +226,42 @@ fn main(
             } else {
                 let offset = ld_stats(columns() + min(at, last_column));
                 let rstd = ld_stats(2u * columns() + min(at, last_column));
-#for r in 0..4
+#for r in 0..ROWS
                 let g$r = select(vec4<f32>(), acc${r}_$v, vec4<bool>(live$r));
                 entry.a += g$r;
                 entry.b += g$r * (((x$r - norm_c.shift) - offset) * rstd);
 #endfor
             }
-#if SHUFFLE
             entry.a = sum8(entry.a);
             entry.b = sum8(entry.b);
-            if lane % 8u == 0u {
-                entries[lane / 8u * ${COLUMNS}u + ${v}u] = entry;
+            if lane % 8u == ${v}u {
+                mine = entry;
             }
-#else
-            entries[lane * ${COLUMNS}u + ${v}u] = entry;
-#endif
         }
+#endif
     }
 #endfor
-    if PARTIALS != 0u {
-        let mine = f32(row0.exists) + f32(row1.exists) + f32(row2.exists) + f32(row3.exists);
 #if SHUFFLE
-        let count = sum8(vec4<f32>(mine)).x;
-        let slot = lane / 8u;
-        let first = lane % 8u == 0u;
-#else
-        let count = mine;
-        let slot = lane;
-        let first = true;
-#endif
-        // From sums of differences from the shift to mean and squared deviations.
-        if first && PARTIALS == STATISTICS {
-            counts[slot] = count;
-            for (var v = 0u; v < ${COLUMNS}u; v++) {
-                let sums = entries[slot * ${COLUMNS}u + v];
-                let mean = sums.a / max(count, 1.0);
-                entries[slot * ${COLUMNS}u + v] = Entry(sums.shift, mean, max(sums.b - sums.a * mean, vec4<f32>()));
-            }
+    if PARTIALS != 0u {
+        var count = 0.0;
+#for r in 0..ROWS
+        count += f32(row$r.exists);
+#endfor
+        count = sum8(vec4<f32>(count)).x;
+        if PARTIALS == STATISTICS {
+            // From sums of differences from the shift to mean and squared deviations.
+            let mean = mine.a / max(count, 1.0);
+            mine = Entry(mine.shift, mean, max(mine.b - mine.a * mean, vec4<f32>()));
+        }
+        if lane % 8u < ${COLUMNS}u {
+            entries[lane / 8u * ${COLUMNS}u + lane % 8u] = mine;
+            counts[lane / 8u] = count;
         }
         workgroupBarrier();
         if lane < ${COLUMNS}u {
-            store_partials(tile, column + lane);
+            store_partials(tile, lane);
         }
     }
+#endif
 }
 #endif

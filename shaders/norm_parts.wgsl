@@ -44,7 +44,7 @@ fn statistics(
     let here = place(workgroup, lane, p);
     let shift = x[here.chunk * p.span * p.groups + here.group];
     var mine = Sums();
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let d = x[pixel * p.groups + here.group] - shift;
         mine.a += d;
         mine.b += d * d;
@@ -170,7 +170,7 @@ fn sums(
     let offset = stats[here.group + p.groups];
     let rstd = stats[here.group + 2u * p.groups];
     var mine = Sums();
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + here.group;
         mine.a += g[at];
         mine.b += g[at] * (((x[at] - shift) - offset) * rstd);
@@ -237,28 +237,20 @@ override ACC_DX: bool;
 #if TEXTURES
 #import texture
 
+// Staged for the convolution's kernels anyway.
 @group(0) @binding(0) var x: texture_storage_2d<rgba32float, read>;
-@group(0) @binding(1) var g: texture_storage_2d<rgba32float, read>;
 
 fn ld_x(i: u32) -> vec4<f32> {
     return textureLoad(x, texel(i));
 }
-
-fn ld_g(i: u32) -> vec4<f32> {
-    return textureLoad(g, texel(i));
-}
 #else
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> g: array<vec4<f32>>;
 
 fn ld_x(i: u32) -> vec4<f32> {
     return x[i];
 }
-
-fn ld_g(i: u32) -> vec4<f32> {
-    return g[i];
-}
 #endif
+@group(0) @binding(1) var<storage, read> g: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> stats: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> totals: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
@@ -281,9 +273,9 @@ fn gradient(
     let scale = stats[here.group + 3u * p.groups];
     let mean_g = totals[here.group] / f32(p.pixels);
     let mean_gx = totals[here.group + p.groups] / f32(p.pixels);
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + here.group;
-        var d = ld_g(at);
+        var d = g[at];
         if TRAINING {
             d = (d - mean_g) - (((ld_x(at) - shift) - offset) * rstd) * mean_gx;
         }

@@ -101,7 +101,7 @@ fn ld_aux(i: u32) -> vec4<f32> {
 
 @group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> c: array<vec4<f32>>;
-#if LANES
+#if PARTIALS
 @group(0) @binding(6) var<storage, read_write> partials: array<vec4<f32>>;
 @group(0) @binding(7) var<uniform> p: Params;
 #else

@@ -434,9 +434,10 @@ impl Geometry {
     /// For a kernel that sums over the rows of its tiles: the number of tiles, and of phases among them.
     pub(crate) fn tiles(&self, product: Product, target: &Target<'_>) -> Result<Option<(usize, usize)>> {
         let variant = variant_for(product, self, target)?;
-        let lanes = matches!(variant, Variant::Lanes | Variant::LanesBuffers | Variant::LanesPlain);
+        let eight = target.profile.subgroup == Some((LANES, LANES));
+        let lanes = matches!(variant, Variant::Lanes | Variant::LanesBuffers);
         let (rows, phases) = self.rows(product, variant);
-        Ok((lanes && product != Product::BackwardWeight).then(|| (rows.div_ceil(CHUNK) * phases, phases)))
+        Ok((lanes && eight && product != Product::BackwardWeight).then(|| (rows.div_ceil(CHUNK) * phases, phases)))
     }
 
     /// The dispatches of a product.
@@ -560,14 +561,14 @@ type Kernels = [Kernel; 12];
 
 /// Writes the table of a product's kernels. TILE_ROWS and COLUMNS are the size of a workgroup's tile of C, in rows and quadruples.
 macro_rules! kernels {
-    ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, width $width:literal, $interface:expr) => {
-        kernels!(@table $name, $entry, $input, $weight, $width, $interface;
+    ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, $interface:expr) => {
+        kernels!(@table $name, $entry, $input, $weight, $interface;
             tiled 16 16, tiled 32 8;
             "lanes", 1 1, 8 4 1;
             "lanes_buffers", 0 1, 8 4 1;
             "lanes_plain", 0 0, 8 4 1)
     };
-    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $width:literal, $interface:expr;
+    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $interface:expr;
      tiled $rows1:literal $columns1:literal, tiled $rows2:literal $columns2:literal;
      $($variant:literal, $textures:literal $shuffle:literal, $w1:literal $w2:literal $w3:literal);+) => {
         [
@@ -587,9 +588,9 @@ macro_rules! kernels {
             kernels!(@tiled $name, $input, $weight, $rows1, $columns1, $interface),
             kernels!(@tiled $name, $input, $weight, $rows2, $columns2, $interface),
             $(
-                kernels!(@lanes $name, $variant, $input, $weight, $width, $textures, $shuffle, $w1, $interface),
-                kernels!(@lanes $name, $variant, $input, $weight, $width, $textures, $shuffle, $w2, $interface),
-                kernels!(@lanes $name, $variant, $input, $weight, $width, $textures, $shuffle, $w3, $interface)
+                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w1, $interface),
+                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w2, $interface),
+                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w3, $interface)
             ),+
         ]
     };
@@ -604,7 +605,7 @@ macro_rules! kernels {
                 ("BACKWARD_INPUT", $input),
                 ("BACKWARD_WEIGHT", $weight),
                 ("TEXTURES", 0),
-                ("LANES", 0),
+                ("PARTIALS", 0),
                 ("ROWS", $rows),
                 ("TILE_ROWS", 4 * $rows),
                 ("COLUMNS", $columns),
@@ -616,7 +617,7 @@ macro_rules! kernels {
             subgroups: false,
         }
     };
-    (@lanes $name:literal, $variant:literal, $input:literal, $weight:literal, $width:literal, $textures:literal, $shuffle:literal,
+    (@lanes $name:literal, $variant:literal, $input:literal, $weight:literal, $textures:literal, $shuffle:literal,
      $columns:literal, $interface:expr) => {
         Kernel {
             name: $name,
@@ -628,19 +629,36 @@ macro_rules! kernels {
                 ("BACKWARD_INPUT", $input),
                 ("BACKWARD_WEIGHT", $weight),
                 ("TEXTURES", $textures),
-                ("LANES", 1),
+                ("PARTIALS", $shuffle),
                 ("SHUFFLE", $shuffle),
-                ("WIDTH", $width),
-                ("TILE_ROWS", 4 * $width),
+                ("WIDTH", lanes_width($weight, $columns)),
+                ("ROWS", lanes_rows($weight, $columns)),
+                ("TILE_ROWS", lanes_rows($weight, $columns) * lanes_width($weight, $columns)),
                 ("COLUMNS", $columns),
             ],
-            bindings: if $textures == 1 { $interface.textures } else { $interface.lanes },
+            bindings: match ($textures, $shuffle) {
+                (1, _) => $interface.textures,
+                (_, 1) => $interface.lanes,
+                _ => $interface.bindings,
+            },
             params: Params::FIELDS,
-            overrides: $interface.lanes_overrides,
-            workgroup: [$width, 1, 1],
+            overrides: if $shuffle == 1 { $interface.lanes_overrides } else { $interface.overrides },
+            workgroup: [lanes_width($weight, $columns) as u32, 1, 1],
             subgroups: $shuffle == 1,
         }
     };
+}
+
+/// Rows of C in an invocation of a `lanes` kernel: with few columns more of them share what is loaded of B. A weight gradient's four
+/// are the channels of a vec4.
+const fn lanes_rows(weight: i64, columns: i64) -> i64 {
+    if weight == 1 || columns == 8 { 4 } else { 8 }
+}
+
+/// Invocations of a workgroup of a `lanes` kernel: tiles of [`CHUNK`] rows. A weight gradient has few rows, so no more lanes than a
+/// software adapter's subgroup has, that none of them idles.
+const fn lanes_width(weight: i64, columns: i64) -> i64 {
+    if weight == 1 { 8 } else { CHUNK as i64 / lanes_rows(weight, columns) }
 }
 
 /// Bindings and overrides of the kernels of a product: of all, of the `lanes` kernels, and of those with textures.
@@ -700,12 +718,9 @@ const WEIGHT: Interface = Interface {
 const WEIGHT_OVERRIDES: &[&str] =
     &["ACC", "NORM", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "NORM_B"];
 
-static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, width 32, PRODUCT);
-static BACKWARD_INPUT: Kernels =
-    kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, width 32, PRODUCT);
-// Few rows and no more lanes than a software adapter's subgroup has, so that none of them idles.
-static BACKWARD_WEIGHT: Kernels =
-    kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, width 8, WEIGHT);
+static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, PRODUCT);
+static BACKWARD_INPUT: Kernels = kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, PRODUCT);
+static BACKWARD_WEIGHT: Kernels = kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, WEIGHT);
 
 /// All kernels of the convolution family.
 pub(crate) fn all_kernels() -> Vec<&'static Kernel> {

@@ -397,8 +397,8 @@ impl Op for FusedConv {
                 };
                 geometry.lower_into(&mut lowered, product, &operands, target, 0.0)?;
                 let acc = [0, 1, 2].map(|i| target.acc(i));
-                let textures = conv_core::variant_for(product, geometry, target)? == Variant::Lanes;
-                norm.gradient(&mut lowered, g, sums, acc, textures);
+                let texture = conv_core::variant_for(product, geometry, target)? == Variant::Lanes;
+                norm.gradient(&mut lowered, g, sums, acc, texture);
             }
             "backward_weight" => {
                 let side = if layer.transposed { Side::B } else { Side::A };

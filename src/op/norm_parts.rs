@@ -24,7 +24,7 @@ pub(crate) struct NormParts {
 
 impl NormParts {
     pub(crate) fn new(x: Shape, config: BatchNormConfig, profile: &Profile) -> Self {
-        Self { config, chunked: Columns::spanning(x, CHUNK), whole: Columns::new(x, profile) }
+        Self { config, chunked: Columns::spanning(x, CHUNK, profile), whole: Columns::new(x, profile) }
     }
 
     /// Appends the statistics of the chunks of `x`.
@@ -59,14 +59,14 @@ impl NormParts {
 
     /// Appends the gradients of `x` and of the norm's parameters from `g`, the gradient behind the norm where the ReLU passes it.
     /// `sums`: those of g's chunks, with their number, where a convolution has made them. `acc`: whether to add to `dx`,
-    /// `dnorm_weight`, `dnorm_bias`. `textures`: whether to read x and g from there.
+    /// `dnorm_weight`, `dnorm_bias`. `texture`: whether to read x from one.
     pub(crate) fn gradient(
         &self,
         lowered: &mut Lowered,
         g: Bind,
         sums: Option<(Bind, usize)>,
         acc: [f64; 3],
-        textures: bool,
+        texture: bool,
     ) {
         let operand = Bind::Operand;
         let (x, stats) = (operand("x"), operand("stats"));
@@ -81,7 +81,7 @@ impl NormParts {
         let bindings = vec![sums, totals, operand("dnorm_weight"), operand("dnorm_bias")];
         let overrides = vec![("ACC_DWEIGHT", acc[1]), ("ACC_DBIAS", acc[2])];
         self.push(lowered, &MERGE_SUMS, &merged, bindings, overrides, merged.tiles());
-        let kernel = if textures { &GRADIENT_TEXTURES } else { &GRADIENT };
+        let kernel = if texture { &GRADIENT_TEXTURE } else { &GRADIENT };
         let training = f64::from(u8::from(self.config.training));
         let overrides = vec![("TRAINING", training), ("ACC_DX", acc[0])];
         let bindings = vec![x, g, stats, totals, operand("dx")];
@@ -104,7 +104,7 @@ impl NormParts {
 
 /// All kernels.
 pub(crate) fn kernels() -> [&'static Kernel; 7] {
-    [&STATISTICS, &MERGE, &RUNNING, &SUMS, &MERGE_SUMS, &GRADIENT, &GRADIENT_TEXTURES]
+    [&STATISTICS, &MERGE, &RUNNING, &SUMS, &MERGE_SUMS, &GRADIENT, &GRADIENT_TEXTURE]
 }
 
 static STATISTICS: Kernel = Kernel {
@@ -189,12 +189,12 @@ static GRADIENT: Kernel = Kernel {
     ..STATISTICS
 };
 
-static GRADIENT_TEXTURES: Kernel = Kernel {
-    variant: "columns_textures",
+static GRADIENT_TEXTURE: Kernel = Kernel {
+    variant: "columns_texture",
     defines: &[("STAGE", 5), ("TEXTURES", 1)],
     bindings: &[
         ("x", Access::Texture),
-        ("g", Access::Texture),
+        ("g", Access::Read),
         ("stats", Access::Read),
         ("totals", Access::Read),
         ("dx", Access::ReadWrite),
