@@ -4,13 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
-use naga::{AddressSpace, Block, Expression, Function, Module, Statement, StorageAccess, TypeInner};
+use naga::{
+    AddressSpace, Block, Expression, Function, ImageClass, ImageDimension, Module, Statement, StorageAccess, StorageFormat,
+    TypeInner,
+};
 use vae_wgpu::error::Error;
 use vae_wgpu::gpu::probes;
 use vae_wgpu::op::{Access, Bind, Class, Dispatch, Entry, Kernel, OPS, Op, Profile, Target};
 
 /// What WebGPU's default limits allow a kernel.
 const MAX_STORAGE_BUFFERS: usize = 8;
+const MAX_STORAGE_TEXTURES: usize = 4;
 const MAX_INVOCATIONS: u32 = 256;
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
@@ -77,7 +81,9 @@ fn reflect(kernel: &Kernel) -> Check {
 
     same("workgroup size", kernel.workgroup, entry.workgroup_size)?;
     at_most("invocations", entry.workgroup_size.iter().product::<u32>(), MAX_INVOCATIONS)?;
-    at_most("storage buffers", kernel.bindings.len() as u64, MAX_STORAGE_BUFFERS as u64)?;
+    let textures = kernel.bindings.iter().filter(|(_, access)| *access == Access::Texture).count();
+    at_most("storage textures", textures as u64, MAX_STORAGE_TEXTURES as u64)?;
+    at_most("storage buffers", (kernel.bindings.len() - textures) as u64, MAX_STORAGE_BUFFERS as u64)?;
 
     let mut bindings = BTreeMap::new();
     let mut params = Vec::new();
@@ -107,6 +113,16 @@ fn reflect(kernel: &Kernel) -> Check {
                     same("bytes of a field of Params", 4, module.types[member.ty].inner.size(module.to_ctx()))?;
                     params.push((member.name.clone().unwrap_or_default(), member.offset));
                 }
+            }
+            AddressSpace::Handle => {
+                let binding = global.binding.ok_or("a texture without binding")?;
+                same("group", 0, binding.group)?;
+                let TypeInner::Image { dim: ImageDimension::D2, arrayed: false, class } = *ty else {
+                    return Err(format!("`{name}` is no two-dimensional texture"));
+                };
+                let expected = ImageClass::Storage { format: StorageFormat::Rgba32Float, access: StorageAccess::LOAD };
+                same("class of a texture", expected, class)?;
+                bindings.insert(binding.binding, (name, Access::Texture));
             }
             other => return Err(format!("`{name}` lies in {other:?}")),
         }

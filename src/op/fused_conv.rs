@@ -484,6 +484,7 @@ pub static FAMILY: Family = Family {
             BatchNorm::new(x, BatchNormConfig { training, relu: true, ..BatchNormConfig::default() })
         };
         let (small, tails, wide) = (Shape::new(2, 5, 5, 7), Shape::new(3, 36, 9, 9), Shape::new(5, 64, 8, 8));
+        let to_rgb = Shape::new(2, 8, 12, 12);
         let kept_out = |case: Case| case.not_differentiated();
         Ok(vec![
             Case::new("norm_3x3", conv(small, 6, 3, 1)?.with_norm(norm(small, true)?)?),
@@ -493,6 +494,7 @@ pub static FAMILY: Family = Family {
             Case::new("norm_evaluation", conv(small, 6, 3, 1)?.with_norm(norm(small, false)?)?.with_residual())
                 .fill("running_var", Fill::Uniform(0.5, 2.0)),
             Case::new("residual", conv(small, 5, 3, 1)?.with_residual()),
+            Case::new("norm_to_rgb", conv(to_rgb, 3, 3, 1)?.with_norm(norm(to_rgb, true)?)?),
             kept_out(Case::new("stem_statistics", conv(Shape::new(3, 3, 8, 8), 33, 3, 1)?.with_y_partials())),
             // Statistics come as numbers of their own here: nothing that a difference in x could move.
             kept_out(
