@@ -9,7 +9,7 @@ use std::cell::{Cell, OnceCell};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use vae_wgpu::bench::{Line, Rig, Subject, subjects};
+use vae_wgpu::bench::{Line, Rig, Subject, Summary, subjects};
 use vae_wgpu::gpu::{Gpu, Options, roof};
 use vae_wgpu::model::{Mode, VaeConfig};
 
@@ -69,5 +69,8 @@ fn main() {
     println!("{}", Line::heading());
     for line in &lines {
         println!("{line}");
+    }
+    if let Some(summary) = Summary::of(&lines) {
+        println!("{summary}");
     }
 }

@@ -5,6 +5,8 @@
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use vae_wgpu::bench::subjects;
+use vae_wgpu::model::{Mode, VaeConfig};
 
 fn run(args: &[&str]) -> Output {
     command(args).output().unwrap()
@@ -163,4 +165,61 @@ fn bench_step_prints_the_line_that_other_programs_print() {
     for field in ["warmup_s", "step_ms_median", "step_ms_min", "images_per_s", "loss_first", "loss_last", "encode_ms"] {
         assert!(line[field].as_f64().unwrap().is_finite(), "{field}: {line}");
     }
+    if device == "auto" {
+        assert!(line["roof_pct"].as_f64().unwrap() > 0.0, "{line}");
+    } else {
+        assert!(line["roof_pct"].is_null(), "{line}");
+    }
+}
+
+const TINY: [&str; 6] = ["--batch", "2", "--channels", "4", "--blocks", "1"];
+
+#[test]
+fn bench_kernels_has_a_row_for_every_shape_and_a_summary() {
+    let none = run(&[["bench", "kernels", "--device", "cpu"].as_slice(), &TINY].concat());
+    assert_eq!(none.status.code(), Some(1));
+    assert!(stderr(&none).contains("vae-wgpu devices"), "{}", stderr(&none));
+    let none = run(&["bench", "kernels", "--only", "conv3d"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(stderr(&none).contains("no kernel matches `conv3d`"), "{}", stderr(&none));
+    if !has_adapter() {
+        return;
+    }
+    let json = run(&[["bench", "kernels", "--json"].as_slice(), &TINY].concat());
+    assert!(json.status.success(), "{}", stderr(&json));
+    let lines: Vec<Value> = stdout(&json).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (first, kernels) = lines.split_first().unwrap();
+    assert!(first["adapter"].is_string() && first["roof"]["gflops"].as_f64().unwrap() > 0.0, "{first}");
+    let config = VaeConfig { channels: 4, blocks: 1, ..VaeConfig::default() };
+    let subjects = subjects(&config.graph(2, Mode::Train).unwrap()).unwrap();
+    assert_eq!(kernels.len(), subjects.len());
+    for (kernel, subject) in kernels.iter().zip(&subjects) {
+        assert_eq!((&kernel["name"], &kernel["count"]), (&subject.name.as_str().into(), &subject.count.into()));
+        for field in ["ms", "gb_s", "roof_pct"] {
+            assert!(kernel[field].as_f64().unwrap() > 0.0, "{field}: {kernel}");
+        }
+        assert!(kernel["gflops"].is_number() && !kernel["variant"].as_str().unwrap().is_empty(), "{kernel}");
+    }
+
+    let only = ["bench", "kernels", "--only", "linear.forward", "--variant", "linear=naive"];
+    let table = run(&[only.as_slice(), &TINY].concat());
+    assert!(table.status.success(), "{}", stderr(&table));
+    let text = stdout(&table);
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("linear.forward")).collect();
+    assert!(rows.len() == 2 && rows.iter().all(|row| row.contains(" naive ")), "{text}");
+    assert!(text.contains("adapter: ") && text.contains("roof: "), "{text}");
+    assert!(text.lines().last().unwrap().starts_with("2 convolutions and linear layers: median "), "{text}");
+}
+
+#[test]
+fn a_closed_pipe_ends_bench_kernels_quietly() {
+    if !has_adapter() {
+        return;
+    }
+    let args = [["bench", "kernels"].as_slice(), &TINY].concat();
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(output.stderr.is_empty() || !stderr(&output).contains("error"), "{}", stderr(&output));
 }

@@ -62,7 +62,7 @@ enum Command {
     Check(check::CheckArgs),
     /// Print layers, parameters, work and memory plan of a model.
     Info(info::InfoArgs),
-    /// Measure the training step.
+    /// Measure the training step and its kernels.
     Bench(bench::BenchArgs),
     /// Print a script with which a shell completes this command.
     Completions(completions::CompletionsArgs),

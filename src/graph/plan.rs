@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Graph, Home, Node, Region, ValueId};
+use super::{Graph, Home, Region, ValueId};
 use crate::error::{Error, Result};
-use crate::op::{Bind, Dispatch, Profile, Target};
+use crate::op::{Bind, Dispatch, Entry, Op, Profile, Target, spec_of};
 
 /// A buffer of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -51,7 +51,8 @@ pub struct Placed {
 pub struct Options {
     /// Share slots between values; without it every value has its own buffer (same results, more memory: for checks).
     pub share: bool,
-    /// Variants asked for, by operation (`conv2d`) or entry (`conv2d.forward`).
+    /// Variants asked for, by entry (`conv2d.forward`), by operation (`conv2d`), or by entry and shapes ([`key`]): the first of these
+    /// that says something decides.
     pub variants: BTreeMap<String, String>,
     /// Most device memory to use in bytes, where the user set a bound.
     pub budget: Option<u64>,
@@ -62,6 +63,34 @@ impl Default for Options {
     fn default() -> Self {
         Self { share: true, variants: BTreeMap::new(), budget: None }
     }
+}
+
+impl Options {
+    /// The variant that is asked for, if any is.
+    pub fn variant(&self, op: &dyn Op, entry: &Entry) -> Result<Option<&str>> {
+        if self.variants.is_empty() {
+            return Ok(None);
+        }
+        let by_entry = self.variants.get(&format!("{}.{}", op.family(), entry.name));
+        // A variant given for a whole operation goes to those of its entries that have it.
+        let has = |variant: &&String| op.variants(entry.name).contains(&variant.as_str());
+        let found = by_entry.or_else(|| self.variants.get(op.family()).filter(has));
+        Ok(match found {
+            Some(variant) => Some(variant),
+            None => self.variants.get(&key(op, entry)?),
+        }
+        .map(String::as_str))
+    }
+}
+
+/// What a choice for one shape is filed under: the entry with the shapes of all that it reads and writes.
+pub fn key(op: &dyn Op, entry: &Entry) -> Result<String> {
+    let shapes = |names: &mut dyn Iterator<Item = &&str>| {
+        let shapes = names.map(|name| Ok(spec_of(op, name)?.to_string())).collect::<Result<Vec<_>>>();
+        Ok::<_, Error>(shapes?.join(", "))
+    };
+    let (from, to) = (shapes(&mut entry.reads.iter())?, shapes(&mut entry.writes.iter().chain(entry.updates))?);
+    Ok(format!("{}.{} {from} -> {to}", op.family(), entry.name))
 }
 
 /// Where everything lies and what runs.
@@ -186,9 +215,8 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
     }
     let mut lowered = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate() {
-        let low = node
-            .op
-            .lower(node.entry.name, &Target { profile, variant: variant(node, options), accumulate: &node.accumulate });
+        let variant = options.variant(node.op.as_ref(), &node.entry)?;
+        let low = node.op.lower(node.entry.name, &Target { profile, variant, accumulate: &node.accumulate });
         let low = low.map_err(|e| e.at_node(&node.name))?;
         let first_scratch = requests.len();
         requests.extend(low.scratch.iter().map(|&bytes| Request { bytes: bytes as u64, lifetime: (i, i) }));
@@ -240,16 +268,6 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
     let plan = Plan { slots, places, dispatches, memory };
     plan.check(profile, options)?;
     Ok(plan)
-}
-
-fn variant<'a>(node: &Node, options: &'a Options) -> Option<&'a str> {
-    let by_entry = format!("{}.{}", node.op.family(), node.entry.name);
-    let found = options.variants.get(&by_entry).or_else(|| {
-        let known = node.op.variants(node.entry.name);
-        // A variant given for a whole operation goes to those of its entries that have it.
-        options.variants.get(node.op.family()).filter(|v| known.contains(&v.as_str()))
-    });
-    found.map(String::as_str)
 }
 
 fn uses(graph: &Graph, region: Region) -> bool {
