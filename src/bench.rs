@@ -273,8 +273,7 @@ mod tests {
 
     #[test]
     fn every_node_is_counted_once_and_products_are_told_from_sums() {
-        let config = VaeConfig { channels: 4, blocks: 2, ..VaeConfig::default() };
-        let graph = config.graph(2, Mode::Train).unwrap();
+        let graph = VaeConfig::default().graph(2, Mode::Train).unwrap();
         let subjects = subjects(&graph).unwrap();
         assert_eq!(subjects.iter().map(|s| s.count).sum::<usize>(), graph.nodes().len());
         let flop: f64 = subjects.iter().map(|s| s.cost.flop * s.count as f64).sum();

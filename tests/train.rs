@@ -230,6 +230,58 @@ fn json_is_one_object_an_event_and_quiet_says_nothing() {
 }
 
 #[test]
+fn a_profiled_step_is_one_of_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, profiled, cpu) = (run_in(&dir, "plain"), run_in(&dir, "profiled"), run_in(&dir, "cpu"));
+    let trace = run_in(&dir, "new/trace.json");
+    let mut args = small(&cpu, "cpu", "1");
+    args.extend(["--trace", &trace]);
+    let output = command(&args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("profiling needs a GPU adapter"), "{}", text(&output.stderr));
+    assert!(!Path::new(&cpu).exists());
+    let device = device();
+    if device == "cpu" {
+        return;
+    }
+    ok(&small(&plain, device, "3"));
+    let mut args = small(&profiled, device, "3");
+    args.extend(["--profile", "--trace", &trace]);
+    let said = text(&ok(&args).stderr);
+    assert_same(&plain, &profiled);
+    if said.contains("no timestamp queries") {
+        return;
+    }
+    // The fourth step is the short one at the end of the first epoch.
+    for part in ["profile of step 5", "dispatches", "conv2d.forward", "total on the device", "host: prepare "] {
+        assert!(said.contains(part), "{part} is missing:\n{said}");
+    }
+    let trace: Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    let events: Vec<&Value> = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
+    let track = |tid: u32| events.iter().filter(move |e| e["tid"] == tid);
+    assert_eq!(
+        track(2).map(|e| e["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["prepare", "encode and submit", "wait"]
+    );
+    assert!(track(1).any(|e| e["name"].as_str().unwrap().starts_with("encoder.stem/conv2d.forward")), "{trace}");
+    for event in &events {
+        assert!(event["ts"].as_f64().unwrap() >= 0.0 && event["dur"].as_f64().unwrap() >= 0.0, "{event}");
+    }
+    assert!(track(1).all(|e| e["args"]["kernel"].is_string() && e["args"]["variant"].is_string()), "{trace}");
+
+    // As an event among the others, and in a run that goes on; a run that is done has no step left.
+    let mut args = resume(&profiled, device, "4");
+    args.extend(["--profile", "--json"]);
+    let events: Vec<Value> = text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let profile = events.iter().find(|e| e["event"] == "profile").unwrap();
+    assert_eq!(profile["step"], 15, "{profile}");
+    assert!(profile["kernels"].as_array().unwrap().iter().all(|k| k["ms"].as_f64().unwrap() > 0.0), "{profile}");
+    let mut args = resume(&profiled, device, "4");
+    args.push("--profile");
+    assert!(text(&ok(&args).stderr).contains("no step left"));
+}
+
+#[test]
 fn weights_to_start_from_are_checked_before_anything_else() {
     let dir = tempfile::tempdir().unwrap();
     let (first, second, third) = (run_in(&dir, "first"), run_in(&dir, "second"), run_in(&dir, "third"));

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
+use super::trained::prepare;
 use super::{DeviceArgs, ModelArgs, PlanArgs};
+use crate::exec::Device;
 use crate::report::progress::observer;
 use crate::report::run_folder::RunFolder;
 use crate::train::{Outcome, Schedule, Settings, Stage, Trainer};
@@ -74,6 +76,14 @@ pub(super) struct TrainArgs {
     /// Move training images by up to 4 pixels at random.
     #[arg(long)]
     crop: bool,
+    /// Time the dispatches of one training step on the device, after a few to warm up, and print a table on stderr: each kernel's number of
+    /// dispatches, time and share (with --json an event; with --quiet only --trace says anything). The numbers of the run stay the same.
+    #[arg(long)]
+    profile: bool,
+    /// Write the times of that step, dispatch by dispatch and with the host's side, to this file: JSON for https://ui.perfetto.dev.
+    /// Implies --profile.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print one JSON object an event on stdout.
     #[arg(long)]
     json: bool,
@@ -98,6 +108,13 @@ impl TrainArgs {
         let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
         let dataset = dataset.open(self.quiet || self.json)?;
         let device = self.device.open()?;
+        let profile = self.profile || self.trace.is_some();
+        if profile && matches!(device, Device::Cpu) {
+            anyhow::bail!("profiling needs a GPU adapter: the CPU reference runs no kernels (see `vae-wgpu devices`)");
+        }
+        if let Some(trace) = &self.trace {
+            prepare(trace, &["json"])?;
+        }
         let plan = self.plan.options()?;
         let mut observer = observer(self.json, self.quiet);
         ctrlc::set_handler(|| {
@@ -113,6 +130,9 @@ impl TrainArgs {
                 Trainer::new(settings, folder, self.init.as_deref(), stage)?
             }
         };
+        if profile {
+            trainer.profile(self.trace.clone());
+        }
         Ok(match trainer.run()? {
             Outcome::Finished => ExitCode::SUCCESS,
             Outcome::Interrupted => ExitCode::from(INTERRUPTED),
