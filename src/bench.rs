@@ -3,6 +3,8 @@
 //! The work of an entry comes from its operation ([`crate::op::Op::cost`]), so that FLOP and bytes are counted in one place, all operands
 //! included. Times are of many dispatches in one submission, divided: submission and wake-up are shared between them.
 
+pub mod tune;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

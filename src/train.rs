@@ -73,6 +73,9 @@ pub struct Settings {
     pub flip: bool,
     /// Move training images at random.
     pub crop: bool,
+    /// Variants of kernels that were asked for, as [`plan::Options::variants`] has them: they decide the order of sums.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variants: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
@@ -95,6 +98,7 @@ impl Default for Settings {
             beta_warmup: 0,
             flip: false,
             crop: false,
+            variants: BTreeMap::new(),
         }
     }
 }
@@ -223,9 +227,9 @@ impl std::fmt::Debug for Stage<'_> {
 
 impl<'a> Trainer<'a> {
     /// A new run in `folder`; `init` gives weights to start from instead of random ones.
-    pub fn new(settings: Settings, folder: RunFolder, init: Option<&Path>, stage: Stage<'a>) -> Result<Self> {
+    pub fn new(mut settings: Settings, folder: RunFolder, init: Option<&Path>, stage: Stage<'a>) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&settings, &stage)?;
+        let mut runner = runner(&mut settings, &stage)?;
         runner.init(settings.seed)?;
         if let Some(path) = init {
             let weights = Weights::load(path, Inventory::of(runner.graph()?))?;
@@ -265,10 +269,11 @@ impl<'a> Trainer<'a> {
         serde_json::from_str(&progress.settings).map_err(|e| Error::garbled("understand the settings in", &path, e))
     }
 
-    /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs).
-    pub fn resume(settings: Settings, folder: RunFolder, stage: Stage<'a>) -> Result<Self> {
+    /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs) and its choice of
+    /// kernels, unless the stage's plan has another.
+    pub fn resume(mut settings: Settings, folder: RunFolder, stage: Stage<'a>) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&settings, &stage)?;
+        let mut runner = runner(&mut settings, &stage)?;
         let path = folder.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =
             Checkpoint::load(&path, Inventory::of(runner.graph()?))?;
@@ -631,8 +636,13 @@ struct Validation {
     active_units: u64,
 }
 
-/// The model on its device with a program for every batch size of the run.
-fn runner(settings: &Settings, stage: &Stage<'_>) -> Result<Runner> {
+/// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of
+/// the settings and becomes theirs.
+fn runner(settings: &mut Settings, stage: &Stage<'_>) -> Result<Runner> {
+    if !stage.plan.variants.is_empty() {
+        settings.variants.clone_from(&stage.plan.variants);
+    }
+    let plan = plan::Options { variants: settings.variants.clone(), ..stage.plan.clone() };
     let (train, test) = (stage.dataset.train.as_ref(), stage.dataset.test.as_ref());
     let (c, h, w) = train.size();
     let model = &settings.model;
@@ -653,7 +663,7 @@ fn runner(settings: &Settings, stage: &Stage<'_>) -> Result<Runner> {
             programs.push(program);
         }
     }
-    Runner::new(*model, &programs, stage.device, stage.plan)
+    Runner::new(*model, &programs, stage.device, &plan)
 }
 
 /// Noise for `count` pictures; a shorter batch gets the beginning of the same numbers.

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use vae_wgpu::bench::subjects;
+use vae_wgpu::bench::tune::Table;
 use vae_wgpu::model::{Mode, VaeConfig};
 
 fn run(args: &[&str]) -> Output {
@@ -222,4 +223,70 @@ fn a_closed_pipe_ends_bench_kernels_quietly() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(output.stderr.is_empty() || !stderr(&output).contains("error"), "{}", stderr(&output));
+}
+
+#[test]
+fn tune_makes_a_table_and_nothing_uses_it_unasked() {
+    let none = run(&[["tune", "--device", "cpu"].as_slice(), &TINY].concat());
+    assert_eq!(none.status.code(), Some(1));
+    assert!(stderr(&none).contains("no variants to choose from"), "{}", stderr(&none));
+    if !has_adapter() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new/table.json");
+    let file = path.to_str().unwrap();
+    let none = run(&[["tune", "--only", "relu"].as_slice(), &TINY].concat());
+    assert_eq!(none.status.code(), Some(1), "{}", stdout(&none));
+    let tuned = run(&[["tune", "--only", "linear.forward", "--out", file].as_slice(), &TINY].concat());
+    assert!(tuned.status.success(), "{}", stderr(&tuned));
+    assert!(stdout(&tuned).contains("of 2 kernels gain"), "{}", stdout(&tuned));
+    assert!(stderr(&tuned).contains("--variants"), "{}", stderr(&tuned));
+
+    let mut table = Table::from_json(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(table.entries.len(), 2);
+    assert!(table.entries.iter().all(|e| e.key.starts_with("linear.forward [2, ") && e.ms > 0.0), "{table:?}");
+    let info = |more: &[&str]| {
+        let output = run(&[["info", "--device", "auto", "--dispatches"].as_slice(), &TINY, more].concat());
+        assert!(output.status.success(), "{more:?}: {}", stderr(&output));
+        // Software drivers may talk.
+        let said = stderr(&output).lines().filter(|l| l.starts_with("warning")).collect::<String>();
+        let forward = |name| {
+            let line = stdout(&output).lines().find(|l| l.starts_with(name)).unwrap().to_owned();
+            line.split(' ').next().unwrap().rsplit('.').next().unwrap().to_owned()
+        };
+        ([forward("encoder.fc/conv2d.forward"), forward("decoder.fc/conv2d.forward")], said)
+    };
+    assert_eq!(info(&["--variants", file]).1, "");
+    // A variant for each of the two shapes.
+    for (choice, variant) in table.entries.iter_mut().zip(["naive", "tiled"]) {
+        choice.variant = variant.into();
+    }
+    std::fs::write(&path, table.to_json().unwrap()).unwrap();
+    let ([encoder, decoder], said) = info(&["--variants", file]);
+    assert!(encoder == "naive" && decoder.starts_with("tiled") && said.is_empty(), "{encoder} {decoder} {said}");
+    // What is said on the command line goes first.
+    for variant in ["linear=naive", "linear.forward=naive"] {
+        assert_eq!(info(&["--variants", file, "--variant", variant]).0, ["naive", "naive"]);
+    }
+    // It may be of use where it was not made, or for nothing: both are told.
+    table.adapter = "Voodoo 2".into();
+    std::fs::write(&path, table.to_json().unwrap()).unwrap();
+    let ([_, decoder], said) = info(&["--variants", file]);
+    assert!(decoder.starts_with("tiled"), "{decoder}");
+    assert!(said.contains("Voodoo 2") && said.contains("this is ") && said.contains(file), "{said}");
+    let other = run(&["info", "--channels", "4", "--blocks", "1", "--batch", "3", "--variants", file]);
+    assert!(other.status.success() && stderr(&other).contains("batches of 3"), "{}", stderr(&other));
+
+    table.entries[0].variant = "quickest".into();
+    std::fs::write(&path, table.to_json().unwrap()).unwrap();
+    for args in [["info", "--variants", file].as_slice(), &["bench", "step", "--variants", file]] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains(file) && stderr(&output).contains("`quickest`"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("naive"), "{}", stderr(&output));
+    }
+    let missing = run(&["info", "--variants", "/no/such/table.json"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(stderr(&missing).contains("/no/such/table.json"), "{}", stderr(&missing));
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, ModelArgs, PlanArgs, out};
+use super::{DeviceArgs, ModelArgs, PlanArgs, adapter, out};
 use crate::bench::{Line, Rig, Summary, median, subjects};
 use crate::exec::{Device, Runner, StepInput};
 use crate::gpu::roof;
@@ -91,7 +91,9 @@ impl StepArgs {
         let started = Instant::now();
         let config = self.model.config()?;
         let device = self.device.open()?;
-        let mut runner = Runner::new(config, &[(self.batch, Mode::Train)], &device, &self.plan.options()?)?;
+        let programs = [(self.batch, Mode::Train)];
+        let options = self.plan.options(adapter(&device), &config, &programs)?;
+        let mut runner = Runner::new(config, &programs, &device, &options)?;
         runner.init(0)?;
         let mut noise = rng::stream(1, Purpose::Check, 0);
         let pixels = config.images(self.batch).len();
@@ -165,8 +167,8 @@ const SAMPLE: Duration = Duration::from_millis(20);
 
 impl KernelsArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let graph = self.model.config()?.graph(self.batch, Mode::Train)?;
-        let options = self.plan.options()?;
+        let config = self.model.config()?;
+        let graph = config.graph(self.batch, Mode::Train)?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
         let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
         if subjects.is_empty() {
@@ -175,6 +177,7 @@ impl KernelsArgs {
         let Device::Gpu(gpu) = self.device.open()? else {
             anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
         };
+        let options = self.plan.options(Some(gpu.facts()), &config, &[(self.batch, Mode::Train)])?;
         let roof = roof(&gpu)?;
         if self.json {
             out(serde_json::json!({

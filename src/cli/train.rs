@@ -8,8 +8,9 @@ use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::trained::prepare;
-use super::{DeviceArgs, ModelArgs, PlanArgs};
+use super::{DeviceArgs, ModelArgs, PlanArgs, adapter};
 use crate::exec::Device;
+use crate::model::Mode;
 use crate::report::progress::observer;
 use crate::report::run_folder::RunFolder;
 use crate::train::{Outcome, Schedule, Settings, Stage, Trainer};
@@ -31,7 +32,8 @@ pub(super) struct TrainArgs {
     /// Overwrite the run in --out.
     #[arg(long)]
     force: bool,
-    /// Go on with a run, with its settings; --epochs gives a new total.
+    /// Go on with a run, with its settings and its choice of kernels; --epochs gives a new total, and --variant or --variants replace the
+    /// choice.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "flip", "crop", "channels", "blocks", "latent_dim", "norm",
@@ -115,7 +117,8 @@ impl TrainArgs {
         if let Some(trace) = &self.trace {
             prepare(trace, &["json"])?;
         }
-        let plan = self.plan.options()?;
+        let batch = settings.batch_size.min(dataset.train.len());
+        let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
         let mut observer = observer(self.json, self.quiet);
         ctrlc::set_handler(|| {
             if STOP.swap(true, Ordering::Relaxed) {
@@ -170,6 +173,8 @@ impl TrainArgs {
             beta_warmup: self.beta_warmup,
             flip: self.flip,
             crop: self.crop,
+            // Those of the plan, which the trainer adds.
+            ..Settings::default()
         };
         if let Some(init) = self.init.as_deref() {
             exists(init)?;
