@@ -290,3 +290,40 @@ fn tune_makes_a_table_and_nothing_uses_it_unasked() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("/no/such/table.json"), "{}", stderr(&missing));
 }
+
+/// The user's cache can be put elsewhere on Linux.
+#[cfg(target_os = "linux")]
+#[test]
+fn compiled_kernels_are_kept_and_a_damaged_file_is_made_again() {
+    if !has_adapter() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let step = |cache: &str, more: &[&str]| {
+        let steps = ["--steps", "1", "--warmup", "0"];
+        let mut command = command(&[["bench", "step"].as_slice(), &TINY, &steps, more].concat());
+        let output = command.env("XDG_CACHE_HOME", dir.path()).env("VAE_WGPU_PIPELINE_CACHE", cache).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        output
+    };
+    let folder = dir.path().join("vae-wgpu/pipelines");
+    let output = step("off", &["--json"]);
+    assert!(!folder.exists() && !stderr(&output).contains("compiling"), "{}", stderr(&output));
+    let output = step("on", &[]);
+    assert_eq!(stderr(&output).matches("compiling kernels").count(), 1, "{}", stderr(&output));
+    let devices: Value = serde_json::from_slice(&run(&["devices", "--json"]).stdout).unwrap();
+    if !devices[0]["features"].as_array().unwrap().contains(&"pipeline_cache".into()) {
+        return;
+    }
+    let files = || std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    let [file] = files().try_into().unwrap();
+    let first = std::fs::read(&file).unwrap();
+    for damaged in [b"".as_slice(), b"nonsense", &first[..first.len() - 1]] {
+        std::fs::write(&file, damaged).unwrap();
+        step("on", &["--json"]);
+        assert_eq!(files(), std::slice::from_ref(&file));
+        let again = std::fs::read(&file).unwrap();
+        assert!(again.starts_with(b"vae-wgpu pipelines 1\n") && again != damaged);
+    }
+    step("on", &["--json"]);
+}

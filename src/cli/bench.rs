@@ -90,7 +90,7 @@ impl StepArgs {
         }
         let started = Instant::now();
         let config = self.model.config()?;
-        let device = self.device.open()?;
+        let device = self.device.open_for_models(!self.json)?;
         let programs = [(self.batch, Mode::Train)];
         let options = self.plan.options(adapter(&device), &config, &programs)?;
         let mut runner = Runner::new(config, &programs, &device, &options)?;

@@ -27,6 +27,7 @@ mod encode;
 mod eval;
 mod info;
 mod interpolate;
+mod kernels;
 mod reconstruct;
 mod sample;
 mod train;
@@ -137,11 +138,23 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// For a few kernels at a time.
     fn open(&self) -> anyhow::Result<Device> {
+        self.open_with(|_| {})
+    }
+
+    /// For whole models: what their kernels become is kept for the next time, and `tell` says whether anything is said meanwhile.
+    fn open_for_models(&self, tell: bool) -> anyhow::Result<Device> {
+        self.open_with(|gpu| kernels::watch(gpu, tell))
+    }
+
+    fn open_with(&self, prepare: impl FnOnce(&mut Gpu)) -> anyhow::Result<Device> {
         if self.device.eq_ignore_ascii_case("cpu") {
             return Ok(Device::Cpu);
         }
-        Ok(Device::Gpu(Arc::new(Gpu::open(&Options { select: self.select()?, ..Options::default() })?)))
+        let mut gpu = Gpu::open(&Options { select: self.select()?, ..Options::default() })?;
+        prepare(&mut gpu);
+        Ok(Device::Gpu(Arc::new(gpu)))
     }
 
     fn select(&self) -> anyhow::Result<Select> {

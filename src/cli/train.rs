@@ -109,7 +109,7 @@ impl TrainArgs {
         settings.check()?;
         let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
         let dataset = dataset.open(self.quiet || self.json)?;
-        let device = self.device.open()?;
+        let device = self.device.open_for_models(!self.quiet && !self.json)?;
         let profile = self.profile || self.trace.is_some();
         if profile && matches!(device, Device::Cpu) {
             anyhow::bail!("profiling needs a GPU adapter: the CPU reference runs no kernels (see `vae-wgpu devices`)");

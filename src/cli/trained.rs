@@ -41,7 +41,12 @@ impl TrainedArgs {
 
     /// Puts it on the device, with programs for `work`.
     pub(super) fn start(&self, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
-        let (device, batch) = (self.device.open()?, self.batch_size.get());
+        self.start_telling(true, model, work)
+    }
+
+    /// The same; `tell` says whether anything is said while kernels are compiled.
+    pub(super) fn start_telling(&self, tell: bool, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
+        let (device, batch) = (self.device.open_for_models(tell)?, self.batch_size.get());
         let programs: Vec<_> = work.iter().map(|&(mode, count)| (batch.min(count), mode)).collect();
         let options = self.plan.options(adapter(&device), &model.config, &programs)?;
         Ok(model.on(&device, &options, batch, work)?)

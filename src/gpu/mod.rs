@@ -5,6 +5,7 @@
 //! looks into: both come back as an [`Error`].
 
 mod adapter;
+mod pipeline_cache;
 mod program;
 mod readback;
 mod roof;
@@ -15,6 +16,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapter::{AdapterFacts, Select, adapters};
+pub use pipeline_cache::Compiled;
 pub use program::{Binding, Program, Rewrite, Step};
 pub use readback::{Ring, Slot};
 pub use roof::{Roof, probes, roof};
@@ -52,6 +54,7 @@ pub struct Gpu {
     sink: Arc<Mutex<Sink>>,
     modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
+    cache: pipeline_cache::Cache,
     // Dropped last.
     instance: wgpu::Instance,
 }
@@ -100,7 +103,8 @@ impl Gpu {
             }
         });
         let (modules, pipelines) = Default::default();
-        Ok(Self { device, queue, facts, sink, modules, pipelines, instance })
+        let cache = pipeline_cache::Cache::of(&device, &adapter);
+        Ok(Self { device, queue, facts, sink, modules, pipelines, cache, instance })
     }
 
     /// What is known of the adapter.
