@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use vae_wgpu::gpu::{Gpu, Options};
 use vae_wgpu::graph::plan;
 use vae_wgpu::model::{Mode, VaeConfig};
 use vae_wgpu::rng::{self, Purpose};
@@ -135,7 +136,9 @@ fn a_run_goes_on_with_the_kernels_that_it_was_started_with() {
     let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
     // One shape alone, from a table, and a whole operation.
     let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
-    let graph = config.graph(32, Mode::Train).unwrap();
+    let gpu = Gpu::open(&Options::default()).unwrap();
+    let (graph, _) = config.plan(32, Mode::Train, gpu.profile(), &plan::Options::default()).unwrap();
+    drop(gpu);
     let stem = graph.nodes().iter().find(|n| n.name == "encoder.stem").unwrap();
     let key = plan::key(stem.op.as_ref(), &stem.entry).unwrap();
     let table = serde_json::json!({

@@ -249,7 +249,6 @@ mod tests {
 
     #[test]
     fn every_choice_of_a_model_has_a_default_and_a_key_of_its_own() {
-        let graph = VaeConfig::default().graph(4, Mode::Train).unwrap();
         let profiles = [
             Profile::WEBGPU,
             Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU },
@@ -257,6 +256,8 @@ mod tests {
         ];
         let known = known().unwrap();
         for profile in profiles {
+            let options = plan::Options::default();
+            let (graph, _) = VaeConfig::default().plan(4, Mode::Train, &profile, &options).unwrap();
             let mut keys = BTreeSet::new();
             for subject in subjects(&graph).unwrap() {
                 let candidates = candidates(&profile, &subject).unwrap();

@@ -168,16 +168,16 @@ const SAMPLE: Duration = Duration::from_millis(20);
 impl KernelsArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
         let config = self.model.config()?;
-        let graph = config.graph(self.batch, Mode::Train)?;
+        let Device::Gpu(gpu) = self.device.open()? else {
+            anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
+        };
+        let options = self.plan.options(Some(gpu.facts()), &config, &[(self.batch, Mode::Train)])?;
+        let (graph, _) = config.plan(self.batch, Mode::Train, gpu.profile(), &options)?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
         let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
         if subjects.is_empty() {
             anyhow::bail!("no kernel matches `{}`", self.only.as_deref().unwrap_or_default());
         }
-        let Device::Gpu(gpu) = self.device.open()? else {
-            anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
-        };
-        let options = self.plan.options(Some(gpu.facts()), &config, &[(self.batch, Mode::Train)])?;
         let roof = roof(&gpu)?;
         if self.json {
             out(serde_json::json!({

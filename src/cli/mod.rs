@@ -16,6 +16,7 @@ use crate::exec::Device;
 use crate::gpu::{AdapterFacts, Gpu, Options, Select};
 use crate::graph::plan;
 use crate::model::{Mode, Norm, VaeConfig};
+use crate::op::Profile;
 use crate::{Error, files};
 
 mod bench;
@@ -257,9 +258,12 @@ impl PlanArgs {
             warn(&format!("{foreign}: its choices may not be the best here"));
         }
         let variants: BTreeMap<_, _> = table.entries.into_iter().map(|choice| (choice.key, choice.variant)).collect();
+        let profile = adapter.map_or(Profile::WEBGPU, |facts| facts.profile);
         let mut used = false;
         for &(batch, mode) in programs {
-            for subject in subjects(&config.graph(batch, mode)?)? {
+            // What cannot be planned is refused elsewhere, with what was asked for.
+            let Ok((graph, _)) = config.plan(batch, mode, &profile, &plan::Options::default()) else { continue };
+            for subject in subjects(&graph)? {
                 used |= variants.contains_key(&plan::key(subject.op.as_ref(), &subject.entry)?);
             }
         }

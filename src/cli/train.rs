@@ -82,8 +82,8 @@ pub(super) struct TrainArgs {
     /// dispatches, time and share (with --json an event; with --quiet only --trace says anything). The numbers of the run stay the same.
     #[arg(long)]
     profile: bool,
-    /// Write the times of that step, dispatch by dispatch and with the host's side, to this file: JSON for https://ui.perfetto.dev.
-    /// Implies --profile.
+    /// Write the times of that step, dispatch by dispatch and with the host's side, to this file: JSON for Perfetto
+    /// (ui.perfetto.dev). Implies --profile.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Print one JSON object an event on stdout.

@@ -12,6 +12,7 @@ use crate::bench::subjects;
 use crate::bench::tune::{MARGIN, Table, candidates, tune};
 use crate::exec::Device;
 use crate::files::save_atomic;
+use crate::graph::plan;
 use crate::model::Mode;
 
 /// Time every variant of every kernel of a training step on this machine, for a table of the best.
@@ -38,9 +39,7 @@ const SAMPLE: Duration = Duration::from_millis(20);
 
 impl TuneArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let graph = self.model.config()?.graph(self.batch, Mode::Train)?;
-        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-        let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        let config = self.model.config()?;
         if let Some(file) = &self.out {
             prepare(file, &["json"])?;
         }
@@ -49,8 +48,10 @@ impl TuneArgs {
                 "the CPU reference has no variants to choose from: choose an adapter (see `vae-wgpu devices`)"
             )
         };
+        let (graph, _) = config.plan(self.batch, Mode::Train, gpu.profile(), &plan::Options::default())?;
+        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
         let mut choices = Vec::new();
-        for subject in subjects {
+        for subject in subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)) {
             if candidates(gpu.profile(), &subject)?.is_some() {
                 choices.push(subject);
             }

@@ -60,6 +60,8 @@ pub struct Summary {
     pub dispatches: usize,
     /// Time of all of them in milliseconds.
     pub ms: f64,
+    /// From the beginning of the first to the end of the last: with what is between them, copies and gaps.
+    pub elapsed_ms: f64,
     /// Dispatches for which the device's clock gave nothing possible; they are in no row and no sum.
     pub impossible: usize,
     /// The host's side: what, and milliseconds.
@@ -71,12 +73,13 @@ impl Profile {
     #[must_use]
     pub fn summary(&self) -> Summary {
         let mut kernels: Vec<Row> = Vec::new();
-        let (mut dispatches, mut ms, mut impossible) = (0, 0.0, 0);
-        for Span { kernel, variant, ns, .. } in &self.spans {
-            let Some(ns) = ns else {
+        let (mut dispatches, mut ms, mut last, mut impossible) = (0, 0.0, 0.0f64, 0);
+        for Span { kernel, variant, begin_ns, ns, .. } in &self.spans {
+            let (Some(begin), Some(ns)) = (begin_ns, ns) else {
                 impossible += 1;
                 continue;
             };
+            last = last.max(begin + ns);
             dispatches += 1;
             ms += ns / 1e6;
             match kernels.iter_mut().find(|row| (row.kernel, row.variant) == (*kernel, *variant)) {
@@ -92,7 +95,7 @@ impl Profile {
         }
         kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         let host = self.host.iter().map(|span| (span.name, span.ns / 1e6)).collect();
-        Summary { step: self.step, kernels, dispatches, ms, impossible, host }
+        Summary { step: self.step, kernels, dispatches, ms, elapsed_ms: last / 1e6, impossible, host }
     }
 
     /// Writes a trace in Chrome's JSON format, which Perfetto and `chrome://tracing` open: the device on one track, the host on another.
@@ -148,7 +151,11 @@ impl fmt::Display for Summary {
         for Row { kernel, variant, dispatches, ms, share } in &self.kernels {
             writeln!(f, "{kernel:<34} {variant:<16} {dispatches:>10} {ms:>10.3} {share:>5.1} %")?;
         }
-        writeln!(f, "{:<34} {:<16} {:>10} {:>10.3}", "total on the device", "", self.dispatches, self.ms)?;
+        writeln!(
+            f,
+            "{:<34} {:<16} {:>10} {:>10.3} of {:.3} ms from first to last",
+            "total on the device", "", self.dispatches, self.ms, self.elapsed_ms
+        )?;
         if self.impossible > 0 {
             writeln!(f, "not counted: {} dispatches with impossible times", self.impossible)?;
         }
@@ -183,11 +190,15 @@ mod tests {
         let summary = profile().summary();
         let row = |kernel, dispatches, ms, share| Row { kernel, variant: "tiled", dispatches, ms, share };
         assert_eq!(summary.kernels, [row("conv2d.forward", 2, 3.0, 75.0), row("relu.forward", 1, 1.0, 25.0)]);
-        assert_eq!((summary.dispatches, summary.ms, summary.impossible), (3, 4.0, 1));
+        assert_eq!((summary.dispatches, summary.ms, summary.elapsed_ms, summary.impossible), (3, 4.0, 5.0, 1));
         let text = summary.to_string();
-        for part in
-            ["step 4", "75.0 %", "not counted: 1 ", "host: prepare 2.000 ms, encode and submit 1.000 ms, wait 6.000 ms"]
-        {
+        for part in [
+            "step 4",
+            "4.000 of 5.000 ms",
+            "75.0 %",
+            "not counted: 1 ",
+            "host: prepare 2.000 ms, encode and submit 1.000 ms, wait 6.000 ms",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         let nothing = Profile { spans: vec![], ..profile() }.summary();
