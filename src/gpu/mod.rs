@@ -51,10 +51,10 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     facts: AdapterFacts,
+    cache: pipeline_cache::Cache,
     sink: Arc<Mutex<Sink>>,
     modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
-    cache: pipeline_cache::Cache,
     // Dropped last.
     instance: wgpu::Instance,
 }

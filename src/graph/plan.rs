@@ -51,8 +51,7 @@ pub struct Placed {
 pub struct Options {
     /// Share slots between values; without it every value has its own buffer (same results, more memory: for checks).
     pub share: bool,
-    /// Variants asked for, by entry (`conv2d.forward`), by operation (`conv2d`), or by entry and shapes ([`key`]): the first of these
-    /// that says something decides.
+    /// Variants asked for, by operation (`conv2d`) or entry (`conv2d.forward`).
     pub variants: BTreeMap<String, String>,
     /// Most device memory to use in bytes, where the user set a bound.
     pub budget: Option<u64>,
@@ -66,7 +65,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The variant that is asked for, if any is.
+    /// The variant that is asked for, if any is: by entry, by operation, or by entry and shapes ([`key`]). The first of these that says
+    /// something decides.
     pub fn variant(&self, op: &dyn Op, entry: &Entry) -> Result<Option<&str>> {
         if self.variants.is_empty() {
             return Ok(None);
