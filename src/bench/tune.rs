@@ -78,6 +78,23 @@ pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'
     Ok(default.filter(|_| able.len() > 1).map(|default| (able, default)))
 }
 
+/// What there is to choose of a model: of subjects that touch the same shapes in the same entry, and so share a choice, the first, for
+/// all of them.
+pub fn choices(profile: &Profile, subjects: Vec<Subject>) -> Result<Vec<Subject>> {
+    let mut chosen: Vec<(String, Subject)> = Vec::new();
+    for subject in subjects {
+        if candidates(profile, &subject)?.is_none() {
+            continue;
+        }
+        let key = plan::key(subject.op.as_ref(), &subject.entry)?;
+        match chosen.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, first)) => first.count += subject.count,
+            None => chosen.push((key, subject)),
+        }
+    }
+    Ok(chosen.into_iter().map(|(_, subject)| subject).collect())
+}
+
 /// Times the variants of a subject, one after the other in every round, so that what disturbs the machine disturbs them alike.
 pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Result<Option<Tuned>> {
     let Some((variants, default)) = candidates(gpu.profile(), subject)? else { return Ok(None) };
@@ -176,24 +193,15 @@ impl Table {
             );
             return Err(message.into());
         }
-        let known = known()?;
+        let known = Known::new()?;
         for Choice { key, variant, .. } in &table.entries {
             let (entry, shapes) = key.split_once(' ').unwrap_or((key, ""));
-            let variants = known.get(entry).ok_or_else(|| Error::Unknown {
-                kind: "operation and entry",
-                name: entry.to_owned(),
-                known: known.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
-            })?;
+            known.check_entry(entry, variant)?;
             if shapes.is_empty() {
                 return Err(format!(
                     "`{key}` says nothing of shapes: for all of them there is --variant {key}={variant}"
                 )
                 .into());
-            }
-            if !variants.contains(variant.as_str()) {
-                let known = variants.iter().copied().collect::<Vec<_>>().join(", ");
-                let kind = "variant";
-                return Err(Error::Unknown { kind, name: format!("{variant}` of `{entry}"), known }.into());
             }
         }
         Ok(table)
@@ -214,20 +222,52 @@ fn driver(facts: &AdapterFacts) -> String {
 }
 
 /// The variants of each entry that some case of its operation has.
-fn known() -> Result<BTreeMap<String, BTreeSet<&'static str>>> {
-    let mut known: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
-    for family in OPS {
-        for case in (family.cases)()? {
-            let entries = case.op.entries();
-            for entry in std::iter::once(&entries.forward).chain(entries.backward) {
-                known
-                    .entry(format!("{}.{}", family.name, entry.name))
-                    .or_default()
-                    .extend(case.op.variants(entry.name));
+#[derive(Debug)]
+pub struct Known(BTreeMap<String, BTreeSet<&'static str>>);
+
+impl Known {
+    /// From the cases of all operations.
+    pub fn new() -> Result<Self> {
+        let mut known: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+        for family in OPS {
+            for case in (family.cases)()? {
+                let entries = case.op.entries();
+                for entry in std::iter::once(&entries.forward).chain(entries.backward) {
+                    let variants = known.entry(format!("{}.{}", family.name, entry.name)).or_default();
+                    variants.extend(case.op.variants(entry.name));
+                }
             }
         }
+        Ok(Self(known))
     }
-    Ok(known)
+
+    /// Refuses an operation (`conv2d`), an entry (`conv2d.forward`) or a variant that does not exist.
+    pub fn check(&self, name: &str, variant: &str) -> Result<()> {
+        if name.contains('.') {
+            return self.check_entry(name, variant);
+        }
+        if !OPS.iter().any(|family| family.name == name) {
+            let known = OPS.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
+            return Err(Error::Unknown { kind: "operation", name: name.to_owned(), known });
+        }
+        let of_family = |entry: &&String| entry.split_once('.').is_some_and(|(family, _)| family == name);
+        let variants = self.0.iter().filter(|(entry, _)| of_family(entry)).flat_map(|(_, variants)| variants);
+        one_of(variants.copied().collect(), name, variant)
+    }
+
+    fn check_entry(&self, entry: &str, variant: &str) -> Result<()> {
+        let known = || self.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let unknown = || Error::Unknown { kind: "operation and entry", name: entry.to_owned(), known: known() };
+        one_of(self.0.get(entry).ok_or_else(unknown)?.clone(), entry, variant)
+    }
+}
+
+fn one_of(variants: BTreeSet<&'static str>, of: &str, variant: &str) -> Result<()> {
+    if variants.contains(variant) {
+        return Ok(());
+    }
+    let known = variants.into_iter().collect::<Vec<_>>().join(", ");
+    Err(Error::Unknown { kind: "variant", name: format!("{variant}` of `{of}"), known })
 }
 
 #[cfg(test)]
@@ -254,19 +294,26 @@ mod tests {
             Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU },
             Profile { class: Class::Software, ..Profile::WEBGPU },
         ];
-        let known = known().unwrap();
+        let known = Known::new().unwrap();
         for profile in profiles {
             let options = plan::Options::default();
             let (graph, _) = VaeConfig::default().plan(4, Mode::Train, &profile, &options).unwrap();
-            let mut keys = BTreeSet::new();
-            for subject in subjects(&graph).unwrap() {
-                let candidates = candidates(&profile, &subject).unwrap();
+            let all = subjects(&graph).unwrap();
+            let mut nodes = 0;
+            for subject in &all {
+                let candidates = candidates(&profile, subject).unwrap();
                 assert!(candidates.is_some() || !subject.is_product(), "{}", subject.name);
-                let Some((variants, default)) = candidates else { continue };
+                nodes += candidates.map_or(0, |_| subject.count);
+            }
+            let choices = choices(&profile, all).unwrap();
+            assert_eq!(choices.iter().map(|s| s.count).sum::<usize>(), nodes);
+            let mut keys = BTreeSet::new();
+            for subject in choices {
+                let (variants, default) = candidates(&profile, &subject).unwrap().unwrap();
                 assert!(variants.contains(&default));
                 let key = plan::key(subject.op.as_ref(), &subject.entry).unwrap();
                 let (entry, _) = key.split_once(' ').unwrap();
-                assert!(variants.iter().all(|v| known[entry].contains(v)), "{key}");
+                assert!(variants.iter().all(|v| known.check(entry, v).is_ok()), "{key}");
                 assert!(keys.insert(key.clone()), "{key} twice");
             }
             assert!(keys.len() > 20);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::subjects;
-use crate::bench::tune::Table;
+use crate::bench::tune::{Known, Table};
 use crate::exec::Device;
 use crate::gpu::{AdapterFacts, Gpu, Options, Select};
 use crate::graph::plan;
@@ -225,17 +225,14 @@ impl PlanArgs {
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<plan::Options> {
         let mut variants = self.table(adapter, config, programs)?;
+        let known = Known::new()?;
         for given in &self.variant {
             let (op, name) = given.split_once('=').ok_or_else(|| Error::Unknown {
                 kind: "variant",
                 name: given.clone(),
                 known: "OP=NAME, e.g. conv2d=naive".to_owned(),
             })?;
-            let family = op.split('.').next().unwrap_or(op);
-            if !crate::op::OPS.iter().any(|f| f.name == family) {
-                let known = crate::op::OPS.iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
-                return Err(Error::Unknown { kind: "operation", name: family.to_owned(), known }.into());
-            }
+            known.check(op, name)?;
             variants.insert(op.to_owned(), name.to_owned());
         }
         // For checks: the same results with every value in a buffer of its own.

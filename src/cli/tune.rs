@@ -9,7 +9,7 @@ use clap::Args;
 use super::trained::{prepare, say};
 use super::{DeviceArgs, ModelArgs, out};
 use crate::bench::subjects;
-use crate::bench::tune::{MARGIN, Table, candidates, tune};
+use crate::bench::tune::{MARGIN, Table, choices, tune};
 use crate::exec::Device;
 use crate::files::save_atomic;
 use crate::graph::plan;
@@ -50,12 +50,8 @@ impl TuneArgs {
         };
         let (graph, _) = config.plan(self.batch, Mode::Train, gpu.profile(), &plan::Options::default())?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-        let mut choices = Vec::new();
-        for subject in subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)) {
-            if candidates(gpu.profile(), &subject)?.is_some() {
-                choices.push(subject);
-            }
-        }
+        let subjects = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        let choices = choices(gpu.profile(), subjects)?;
         if choices.is_empty() {
             anyhow::bail!("no kernel with a choice of variants matches `{}`", self.only.as_deref().unwrap_or_default());
         }
