@@ -17,6 +17,7 @@
 
 #import grid
 #import columns
+#import moments
 
 #let STATISTICS = 0
 #let NORMALIZE = 1
@@ -58,40 +59,6 @@ fn inverse_std(variance: vec4<f32>, group: u32) -> vec4<f32> {
     return select(vec4<f32>(), inverseSqrt(variance + EPS), channel < vec4<u32>(p.channels));
 }
 
-#if STAGE == STATISTICS || STAGE == NORMALIZE
-// Count, mean and sum of squared deviations from the mean of some pixels.
-struct Moments {
-    count: f32,
-    mean: vec4<f32>,
-    squares: vec4<f32>,
-}
-
-// Chan, Golub and LeVeque's merge. Either may be empty.
-fn merge(a: Moments, b: Moments) -> Moments {
-    let count = a.count + b.count;
-    let share = b.count / max(count, 1.0);
-    let d = b.mean - a.mean;
-    return Moments(count, a.mean + d * share, a.squares + b.squares + d * d * (a.count * share));
-}
-
-var<workgroup> row_moments: array<Moments, 64>;
-
-// The moments of all rows, valid in all invocations.
-fn merge_rows(lane: u32, mine: Moments) -> Moments {
-    row_moments[lane] = mine;
-    workgroupBarrier();
-    if lane < GROUPS {
-        var all = mine;
-        for (var other = lane + GROUPS; other < 64u; other += GROUPS) {
-            all = merge(all, row_moments[other]);
-        }
-        row_moments[lane] = all;
-    }
-    workgroupBarrier();
-    return row_moments[lane % GROUPS];
-}
-#endif
-
 #if STAGE == STATISTICS
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> partials: array<vec4<f32>>;
@@ -111,7 +78,7 @@ fn statistics(
     let here = place(workgroup, lane, p);
     let shift = x[here.group];
     var mine = Moments();
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let v = x[pixel * p.groups + here.group] - shift;
         let d = v - mine.mean;
         mine.count += 1.0;
@@ -160,7 +127,7 @@ fn normalize_batch(
     let variance = all.squares / f32(p.pixels);
     let c = Channels(x[g], all.mean, inverse_std(variance, g), weight[g], bias[g]);
 
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         y[at] = output(x[at], c);
     }
@@ -197,7 +164,7 @@ fn evaluate(
     let here = place(workgroup, lane, p);
     let g = here.group;
     let c = Channels(running_mean[g], vec4<f32>(), inverse_std(running_var[g], g), weight[g], bias[g]);
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         y[at] = output(x[at], c);
     }
@@ -241,7 +208,7 @@ fn sums(
     let g = here.group;
     let c = channels(g);
     var mine = Sums();
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         let xhat = normalized(x[at], c);
         let d = select(dy[at], vec4<f32>(), cut(xhat, c));
@@ -309,7 +276,7 @@ fn gradient(
     if TRAINING {
         mean = Sums(all.a / f32(p.pixels), all.b / f32(p.pixels));
     }
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + g;
         let xhat = normalized(x[at], c);
         var d = select(dy[at], vec4<f32>(), cut(xhat, c));

@@ -1,18 +1,86 @@
-// Convolution for devices on which the number of loads decides: software adapters. Variants `lanes` and `lanes_plain`.
+// Convolution for devices on which the number of loads decides: software adapters. Variants `lanes` (operands staged in
+// textures), `lanes_buffers`, and `lanes_plain` (without subgroup operations).
 //
 // C = A B with the operands of lib/conv_product.wgsl.
 //
-// One invocation: 4 rows of C by 4 * COLUMNS columns, in registers. One workgroup: WIDTH invocations below each other, all with
-// the same columns. No workgroup memory.
-// A step of the loop adds 4 k: each lane loads the four vec4s of its block of A. The COLUMNS blocks of B are the same for all
-// lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for subgroups of 8
-// and more, full or not, as lanes 0 to 7 exist and never leave before the others; no data of the rows is exchanged.
-// The columns are the outer loop, so that the 4 accumulators of a column stay in registers for its 64 multiply-adds.
+// One invocation: ROWS rows of C by 4 * COLUMNS columns, in registers (4 by 32, or 8 by 16 or 4). One workgroup: WIDTH invocations below each other, all with
+// the same columns. A step of the innermost loop adds 4 k: each lane loads the ROWS vec4s of its block of A. The COLUMNS blocks of B
+// are the same for all lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for
+// subgroups of 8 and more, full or not, as lanes 0 to 7 exist and never leave before the others; no data of the rows is exchanged.
+// The columns are the outer loop within a step, so that the accumulators of a column stay in registers for its multiply-adds.
 //
 // Order of summation: k upwards, one by one.
+//
+// PARTIALS asks for sums over the rows of the tile, for each column, of what was stored:
+//   1  statistics, three rows of `partials` a tile: the tile's first value (shift), mean - shift, sum of squared deviations
+//   2  gradient of the norm, two rows a tile: sum of c, sum of c * xhat, where xhat is aux normalized
+// This takes subgroups of exactly eight: lanes are summed upwards, then the subgroups in workgroup memory.
 
 #import grid
 #import conv_product
+
+#if SHUFFLE && !BACKWARD_WEIGHT
+override PARTIALS: u32;
+
+const STATISTICS = 1u;
+const GRADIENT = 2u;
+
+struct Entry {
+    shift: vec4<f32>,
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+
+#let SUBGROUPS = WIDTH / 8
+
+// Those of each column, for each subgroup; and how many rows a subgroup has.
+var<workgroup> entries: array<Entry, ${SUBGROUPS * COLUMNS}>;
+var<workgroup> counts: array<f32, $SUBGROUPS>;
+
+// The sum over the eight lanes, in all of them. Constant lanes: a software driver shuffles those in registers.
+fn sum8(v: vec4<f32>) -> vec4<f32> {
+    var sum = subgroupShuffle(v, 0u);
+#for l in 1..8
+    sum += subgroupShuffle(v, ${l}u);
+#endfor
+    return sum;
+}
+
+// Merges the subgroups and stores what belongs to a column.
+fn store_partials(tile: Tile, index: u32) {
+    let column = tile.columns * ${COLUMNS}u + index;
+    if column >= columns() {
+        return;
+    }
+    var all = entries[index];
+    if PARTIALS == GRADIENT {
+        for (var s = 1u; s < ${SUBGROUPS}u; s++) {
+            all.a += entries[s * ${COLUMNS}u + index].a;
+            all.b += entries[s * ${COLUMNS}u + index].b;
+        }
+        let row = (tile.rows * p.parts + tile.part) * 2u * columns() + column;
+        partials[row] = all.a;
+        partials[row + columns()] = all.b;
+        return;
+    }
+    // Chan, Golub and LeVeque's merge, of means relative to the first shift.
+    var count = counts[0];
+    for (var s = 1u; s < ${SUBGROUPS}u; s++) {
+        let other = entries[s * ${COLUMNS}u + index];
+        let total = count + counts[s];
+        let share = counts[s] / max(total, 1.0);
+        // Where there are no rows, the shift is no number of the tensor.
+        let d = select(vec4<f32>(), (other.shift - all.shift) + other.a - all.a, vec4<bool>(counts[s] > 0.0));
+        all.a += d * share;
+        all.b += other.b + d * d * (count * share);
+        count = total;
+    }
+    let row = tile.rows * 3u * columns() + column;
+    partials[row] = all.shift;
+    partials[row + columns()] = all.a;
+    partials[row + 2u * columns()] = all.b;
+}
+#endif
 
 @compute @workgroup_size($WIDTH)
 fn main(
@@ -24,68 +92,176 @@ fn main(
 #endif
 ) {
     let tile = tile_of(flat_workgroup(wid, wgs), ${COLUMNS}u);
-    if tile.rows * ${4 * WIDTH}u >= p.rows {
+    if tile.rows * ${ROWS * WIDTH}u >= p.rows {
         return;
     }
     let group = tile.rows * ${WIDTH}u + lane;
     let last_column = columns() - 1u;
     let column = tile.columns * ${COLUMNS}u;
-#if BACKWARD_WEIGHT
-    let tap = tap_at(group, tile.part);
-#else
-#for r in 0..4
-    let pixel$r = pixel_at(group * 4u + ${r}u, tile.part);
+#if SHUFFLE
+    // What the lane loads of B: vec4 number `part_b` of every second block.
+    let part_b = subgroup_lane % 4u;
+#for v in 0..(COLUMNS + 1) / 2
+    let column_b$v = min(column + ${2 * v}u + subgroup_lane % 8u / 4u, last_column);
 #endfor
 #endif
 #for v in 0..COLUMNS
-#for r in 0..4
+#for r in 0..ROWS
     var acc${r}_$v = vec4<f32>();
 #endfor
 #endfor
 
-    let range = k_range(tile.part);
-    for (var k = range.x; k < range.y; k++) {
 #if BACKWARD_WEIGHT
-#for i in 0..4
-        let a$i = load_a(pixel_at(k * 4u + ${i}u, tile.part), tap);
-#endfor
-        let rows = transpose(mat4x4<f32>(a0, a1, a2, a3));
-#else
-        let tap = tap_at(k, tile.part);
-#for r in 0..4
-        let a$r = load_a(pixel$r, tap);
-#endfor
-        let rows = mat4x4<f32>(a0, a1, a2, a3);
-#endif
+    let tap = tap_at(group / X_C4, tile.part);
+    let channel = group % X_C4;
+    let norm_a = affine_a(channel);
 #if SHUFFLE
 #for v in 0..(COLUMNS + 1) / 2
-        let pair$v =
-            load_b(k, min(column + ${2 * v}u + subgroup_lane % 8u / 4u, last_column), subgroup_lane % 4u, tile.part);
+    let norm_b$v = affine_b(column_b$v);
 #endfor
+#endif
+    let range = k_range(tile.part);
+    for (var k = range.x; k < range.y; k++) {
+#for i in 0..4
+        let a$i = load_a(site_of(pixel_at(k * 4u + ${i}u, tile.part), tap), channel, norm_a);
+#endfor
+        let rows = transpose(mat4x4<f32>(a0, a1, a2, a3));
+#for r in 0..4
+        let row_a$r = rows[$r];
+#endfor
+#if SHUFFLE
+#for v in 0..(COLUMNS + 1) / 2
+        let pair$v = load_b(k, column_b$v, part_b, norm_b$v);
+#endfor
+#endif
+#else
+#for r in 0..ROWS
+    let pixel$r = pixel_at(group * ${ROWS}u + ${r}u, tile.part);
+#endfor
+    for (var t = 0u; t < taps(tile.part); t++) {
+    let tap = tap_at(t, tile.part);
+#for r in 0..ROWS
+    let site$r = site_of(pixel$r, tap);
+#endfor
+    let weights = weights_at(t, tile.part);
+    for (var channel = 0u; channel < depth(); channel++) {
+        let norm_a = affine_a(channel);
+#for r in 0..ROWS
+        let row_a$r = load_a(site$r, channel, norm_a);
+#endfor
+#if SHUFFLE
+#for v in 0..(COLUMNS + 1) / 2
+        let pair$v = load_b(weights, channel, column_b$v, part_b);
+#endfor
+#endif
 #endif
 #for v in 0..COLUMNS
         {
+#if !SHUFFLE
+            let source = min(column + ${v}u, last_column);
+#endif
 #for i in 0..4
 #if SHUFFLE
             let b$i = subgroupShuffle(pair${v / 2}, ${v % 2 * 4 + i}u);
 #else
-            let b$i = load_b(k, min(column + ${v}u, last_column), ${i}u, tile.part);
+#if BACKWARD_WEIGHT
+            let b$i = load_b(k, source, ${i}u, affine_b(source));
+#else
+            let b$i = load_b(weights, channel, source, ${i}u);
+#endif
 #endif
 #endfor
             let block = block_b(b0, b1, b2, b3);
-#for r in 0..4
+#for r in 0..ROWS
 #for i in 0..4
-            acc${r}_$v += rows[$r][$i] * block[$i];
+            acc${r}_$v += row_a$r[$i] * block[$i];
 #endfor
 #endfor
         }
 #endfor
+#if !BACKWARD_WEIGHT
+    }
+#endif
     }
 
-#for r in 0..4
-    let row$r = row_of(group * 4u + ${r}u, tile.part);
+#for r in 0..ROWS
+    let row$r = row_of(group * ${ROWS}u + ${r}u, tile.part);
+#endfor
+#if BACKWARD_WEIGHT
+#for r in 0..ROWS
 #for v in 0..COLUMNS
     store(row$r, column + ${v}u, acc${r}_$v);
 #endfor
 #endfor
 }
+#else
+#if SHUFFLE
+    // Lane l of eight keeps what belongs to column l.
+    var mine = Entry();
+#endif
+#for v in 0..COLUMNS
+    {
+        let at = column + ${v}u;
+        let norm_c = affine_c(min(at, last_column), columns());
+#for r in 0..ROWS
+        let i$r = row$r.first + at;
+        let live$r = row$r.exists && at <= last_column;
+        var x$r = vec4<f32>();
+        if live$r {
+            x$r = aux_at(i$r);
+            acc${r}_$v = finished(acc${r}_$v, i$r, at, x$r, norm_c);
+            c[i$r] = acc${r}_$v;
+        }
+#endfor
+#if SHUFFLE
+        if PARTIALS != 0u {
+            var entry = Entry();
+            if PARTIALS == STATISTICS {
+                entry.shift = subgroupShuffle(acc0_$v, 0u);
+#for r in 0..ROWS
+                let d$r = select(vec4<f32>(), acc${r}_$v - entry.shift, vec4<bool>(row$r.exists));
+                entry.a += d$r;
+                entry.b += d$r * d$r;
+#endfor
+            } else {
+                let offset = ld_stats(columns() + min(at, last_column));
+                let rstd = ld_stats(2u * columns() + min(at, last_column));
+#for r in 0..ROWS
+                let g$r = select(vec4<f32>(), acc${r}_$v, vec4<bool>(live$r));
+                entry.a += g$r;
+                entry.b += g$r * (((x$r - norm_c.shift) - offset) * rstd);
+#endfor
+            }
+            entry.a = sum8(entry.a);
+            entry.b = sum8(entry.b);
+            if lane % 8u == ${v}u {
+                mine = entry;
+            }
+        }
+#endif
+    }
+#endfor
+#if SHUFFLE
+    if PARTIALS != 0u {
+        var count = 0.0;
+#for r in 0..ROWS
+        count += f32(row$r.exists);
+#endfor
+        count = sum8(vec4<f32>(count)).x;
+        if PARTIALS == STATISTICS {
+            // From sums of differences from the shift to mean and squared deviations.
+            let mean = mine.a / max(count, 1.0);
+            mine = Entry(mine.shift, mean, max(mine.b - mine.a * mean, vec4<f32>()));
+        }
+        if lane % 8u < ${COLUMNS}u {
+            entries[lane / 8u * ${COLUMNS}u + lane % 8u] = mine;
+            counts[lane / 8u] = count;
+        }
+        workgroupBarrier();
+        if lane < ${COLUMNS}u {
+            store_partials(tile, lane);
+        }
+    }
+#endif
+}
+#endif

@@ -6,8 +6,7 @@
 //                                             where oy S - P + ky = iy and ox S - P + kx = ix
 //   backward_weight   dw[ky, kx, i, o]      = sum over n, oy, ox of x[n, oy S - P + ky, ox S - P + kx, i] dy[n, oy, ox, o]
 //
-// (+ what is there, where ACC is set; the bias of the second is a transposed convolution's, and without HAS_BIAS there is
-// none and something else that is only read is bound in its place.)
+// (the bias of the second is a transposed convolution's; what else happens to operands and sums is in lib/conv_fused.wgsl)
 //
 // x, dx: [n][X_H][X_W][X_C4] vec4, y, dy: [n][Y_H][Y_W][Y_C4] vec4, weight, dweight: [KH][KW][4 * X_C4][Y_C4] vec4.
 // `rows` rows of C: pixels of y, pixels of dx, or KH * KW * 4 * X_C4. One workgroup: 64 vec4s, channels fastest.
@@ -32,34 +31,54 @@ override X_C4: u32;
 override Y_H: u32;
 override Y_W: u32;
 override Y_C4: u32;
-override HAS_BIAS: bool;
-override ACC: bool;
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> stats: array<vec4<f32>>;
+#if BACKWARD_WEIGHT
 @group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
 @group(0) @binding(4) var<uniform> p: Params;
 
-fn ld_a(i: u32) -> vec4<f32> {
+override NORM_B: bool;
+#else
+@group(0) @binding(3) var<storage, read> aux: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> c: array<vec4<f32>>;
+@group(0) @binding(6) var<uniform> p: Params;
+
+fn ld_aux(i: u32) -> vec4<f32> {
+    return aux[i];
+}
+#endif
+
+fn ld_stats(i: u32) -> vec4<f32> {
+    return stats[i];
+}
+
+#import conv_fused
+
+// Operand vec4 number i of channel group `channel` among `channels`.
+fn ld_a(i: u32, channel: u32, channels: u32) -> vec4<f32> {
+    if NORM {
+        return activated(a[i], affine(channel, channels));
+    }
     return a[i];
 }
 
+#if BACKWARD_WEIGHT
+fn ld_b(i: u32, channel: u32) -> vec4<f32> {
+    if NORM_B {
+        return activated(b[i], affine(channel, Y_C4));
+    }
+    return b[i];
+}
+#else
 fn ld_b(i: u32) -> vec4<f32> {
     return b[i];
 }
+#endif
 
-fn store(i: u32, sum: vec4<f32>, column: u32) {
-    var value = sum;
-    if HAS_BIAS {
-        value += bias[column];
-    }
-    if ACC {
-        value += c[i];
-    }
-    c[i] = value;
-}
-
+#if !BACKWARD_WEIGHT
 @compute @workgroup_size(64)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -82,7 +101,7 @@ fn forward(
             let ix = ox * STRIDE + kx - PAD;
             if iy < X_H && ix < X_W {
                 for (var i = 0u; i < X_C4; i++) {
-                    let x = ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i);
+                    let x = ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i, i, X_C4);
                     let w = ((ky * KW + kx) * X_C4 + i) * 4u * Y_C4 + o;
                     sum += x.x * ld_b(w);
                     sum += x.y * ld_b(w + Y_C4);
@@ -92,7 +111,7 @@ fn forward(
             }
         }
     }
-    store(index, sum, o);
+    c[index] = finished(sum, index, o, aux_at(index), affine_c(o, Y_C4));
 }
 
 @compute @workgroup_size(64)
@@ -116,7 +135,7 @@ fn backward_input(
             let ox = (ix + PAD - kx) / STRIDE;
             if oy < Y_H && ox < Y_W && oy * STRIDE + ky == iy + PAD && ox * STRIDE + kx == ix + PAD {
                 for (var o = 0u; o < Y_C4; o++) {
-                    let dy = ld_a(((n * Y_H + oy) * Y_W + ox) * Y_C4 + o);
+                    let dy = ld_a(((n * Y_H + oy) * Y_W + ox) * Y_C4 + o, o, Y_C4);
                     let w = ((ky * KW + kx) * X_C4 + i) * 4u * Y_C4 + o;
                     sum += vec4<f32>(
                         dot(dy, ld_b(w)),
@@ -128,11 +147,10 @@ fn backward_input(
             }
         }
     }
-    store(index, sum, i);
+    c[index] = finished(sum, index, i, aux_at(index), affine_c(i, X_C4));
 }
 
-@group(0) @binding(2) var<storage, read_write> dweight: array<vec4<f32>>;
-@group(0) @binding(3) var<uniform> pw: Params;
+#else
 
 @compute @workgroup_size(64)
 fn backward_weight(
@@ -141,7 +159,7 @@ fn backward_weight(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let index = flat_workgroup(wid, wgs) * 64u + lane;
-    if index >= pw.rows * Y_C4 {
+    if index >= p.rows * Y_C4 {
         return;
     }
     let o = index % Y_C4;
@@ -149,16 +167,19 @@ fn backward_weight(
     let kx = index / (Y_C4 * 4u * X_C4) % KW;
     let ky = index / (Y_C4 * 4u * X_C4 * KW);
     var sum = vec4<f32>();
-    for (var pixel = 0u; pixel < pw.pixels; pixel++) {
+    for (var pixel = 0u; pixel < p.pixels; pixel++) {
         let iy = pixel / Y_W % Y_H * STRIDE + ky - PAD;
         let ix = pixel % Y_W * STRIDE + kx - PAD;
         let n = pixel / (Y_W * Y_H);
         if iy < X_H && ix < X_W {
-            sum += ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i / 4u)[i % 4u] * ld_b(pixel * Y_C4 + o);
+            let x = ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i / 4u, i / 4u, X_C4)[i % 4u];
+            sum += x * ld_b(pixel * Y_C4 + o, o);
         }
     }
     if ACC {
-        sum += dweight[index];
+        sum += c[index];
     }
-    dweight[index] = sum;
+    c[index] = sum;
 }
+
+#endif

@@ -41,7 +41,10 @@ fn main(
     let last_column = columns() - 1u;
 
 #if BACKWARD_WEIGHT
-    let tap = tap_at(first_group + lane % ${ROWS}u, tile.part);
+    let row_group = first_group + lane % ${ROWS}u;
+    let tap = tap_at(row_group / X_C4, tile.part);
+    let channel = row_group % X_C4;
+    let norm_a = affine_a(channel);
 #else
 #for j in 0..ROWS / 16
     pixels[lane + ${64 * j}u] = pixel_at(first_group * 4u + lane + ${64 * j}u, tile.part);
@@ -64,18 +67,21 @@ fn main(
         {
             let step = lane / ${ROWS}u + ${64 / ROWS * j}u;
             tile_a[(step % 4u * 4u + step / 4u) * ${PITCH_A}u + lane % ${ROWS}u] =
-                load_a(pixel_at(k * 4u + step, tile.part), tap);
+                load_a(site_of(pixel_at(k * 4u + step, tile.part), tap), channel, norm_a);
         }
 #endfor
 #else
-        var tap = tap_at(k + lane % 4u, tile.part);
+        var tap = tap_at((k + lane % 4u) / depth(), tile.part);
         if k + lane % 4u >= range.y {
             tap.y = NOWHERE;
         }
+        let channel = (k + lane % 4u) % depth();
+        let norm_a = affine_a(channel);
 #for j in 0..ROWS / 4
         {
             let row = lane / 4u + ${16 * j}u;
-            tile_a[(row % 4u * 4u + lane % 4u) * ${PITCH_A}u + row / 4u] = load_a(pixels[row], tap);
+            tile_a[(row % 4u * 4u + lane % 4u) * ${PITCH_A}u + row / 4u] =
+                load_a(site_of(pixels[row], tap), channel, norm_a);
         }
 #endfor
 #endif
@@ -91,8 +97,14 @@ fn main(
             let i = n / ${COLUMNS}u % 4u;
             let column = n % ${COLUMNS}u;
 #endif
+            let source = min(first_column + column, last_column);
+            let at = min(k + group, range.y - 1u);
+#if BACKWARD_WEIGHT
+            tile_b[(i * 4u + group) * ${PITCH_B}u + column] = load_b(at, source, i, affine_b(source));
+#else
             tile_b[(i * 4u + group) * ${PITCH_B}u + column] =
-                load_b(min(k + group, range.y - 1u), min(first_column + column, last_column), i, tile.part);
+                load_b(weights_at(at / depth(), tile.part), at % depth(), source, i);
+#endif
         }
 #endfor
         workgroupBarrier();

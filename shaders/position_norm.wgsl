@@ -155,7 +155,7 @@ fn sums(
     let w = weight[here.group];
     let b = bias[here.group];
     var mine = Sums();
-    for (var pixel = here.first; pixel < here.end; pixel += rows()) {
+    for (var pixel = here.first; pixel < here.end; pixel += p.step) {
         let at = pixel * p.groups + here.group;
         let xhat = normalized(x[at], stats[pixel]);
         let d = masked(dy[at], xhat, w, b);

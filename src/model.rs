@@ -12,7 +12,7 @@ use crate::graph::{Builder, Graph, Root, ValueId};
 use crate::op::step::StepScalars;
 use crate::op::{
     AdamConfig, Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, Init, Linear, Pixels,
-    PositionNorm, PositionNormConfig, Profile, Reparameterize, Upsample,
+    PositionNorm, PositionNormConfig, Profile, Relu, Reparameterize, Upsample,
 };
 use crate::rng::{self, Purpose};
 use crate::shape::{MAX_ELEMENTS, Shape, Spec};
@@ -125,7 +125,16 @@ impl VaeConfig {
     /// (`[batch, latent]`), `z` (likewise), `step` ([`StepScalars`]). Outputs likewise: `terms` (total, recon, kl), `h`
     /// (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite flag).
     pub fn graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
+        self.finish(self.forward(batch, mode)?, mode)
+    }
+
+    /// The same with fused operations: [`Graph::fused`].
+    pub fn fused_graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
         let (graph, loss) = self.forward(batch, mode)?;
+        self.finish((graph.fused()?, loss), mode)
+    }
+
+    fn finish(&self, (graph, loss): (Graph, ValueId), mode: Mode) -> Result<Graph> {
         match mode {
             Mode::Train => graph.with_gradients(&[Root::Loss(loss)], &[])?.with_adam(AdamConfig::default()),
             Mode::Evaluate => Ok(graph),
@@ -163,7 +172,7 @@ impl VaeConfig {
     /// The graph and plan for a device, or the refusal that names the largest batch that fits.
     pub fn plan(&self, batch: usize, mode: Mode, profile: &Profile, options: &plan::Options) -> Result<(Graph, Plan)> {
         let build = |batch: usize| {
-            let graph = self.graph(batch, mode)?;
+            let graph = if options.fuse { self.fused_graph(batch, mode)? } else { self.graph(batch, mode)? };
             let plan = plan::plan(&graph, profile, options)?;
             Ok((graph, plan))
         };
@@ -220,16 +229,17 @@ pub enum Scale {
 /// A normalisation with the ReLU behind it: parameters `name.weight` and `name.bias`, with [`Norm::Batch`] also the running
 /// statistics, which are used and not updated unless `training`.
 pub fn norm_relu(b: &mut Builder, name: &str, x: ValueId, norm: Norm, training: bool) -> Result<ValueId> {
-    match norm {
+    let y = match norm {
         Norm::Batch => {
-            let config = BatchNormConfig { eps: NORM_EPS, momentum: NORM_MOMENTUM, training, relu: true };
-            b.apply(name, &[x], |s| BatchNorm::new(s[0], config))
+            let config = BatchNormConfig { eps: NORM_EPS, momentum: NORM_MOMENTUM, training, relu: false };
+            b.apply(name, &[x], |s| BatchNorm::new(s[0], config))?
         }
         Norm::Position => {
-            let config = PositionNormConfig { eps: NORM_EPS, relu: true };
-            b.apply(name, &[x], |s| PositionNorm::new(s[0], config))
+            let config = PositionNormConfig { eps: NORM_EPS, relu: false };
+            b.apply(name, &[x], |s| PositionNorm::new(s[0], config))?
         }
-    }
+    };
+    b.apply(&format!("{name}.relu"), &[y], |s| Relu::new(s[0]))
 }
 
 /// A pre-activation bottleneck block to `out` channels:

@@ -21,8 +21,11 @@ use crate::error::{Error, Result};
 /// The library files that `#import` knows.
 const LIBRARY: &[(&str, &str)] = &[
     ("columns", include_str!("../shaders/lib/columns.wgsl")),
+    ("conv_fused", include_str!("../shaders/lib/conv_fused.wgsl")),
     ("conv_product", include_str!("../shaders/lib/conv_product.wgsl")),
     ("grid", include_str!("../shaders/lib/grid.wgsl")),
+    ("moments", include_str!("../shaders/lib/moments.wgsl")),
+    ("texture", include_str!("../shaders/lib/texture.wgsl")),
     ("tree_sum", include_str!("../shaders/lib/tree_sum.wgsl")),
 ];
 

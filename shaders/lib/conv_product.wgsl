@@ -18,6 +18,9 @@
 // A phase of backward_input is the pixels of dx that are equal modulo the stride: they see the same taps, so a phase is a dense
 // convolution of stride 1. A split of backward_weight is a range of pixels; C is then one partial sum for each split.
 // Phases and splits are called parts.
+//
+// With TEXTURES the operands that are read often are staged in textures (see lib/texture.wgsl). What happens to operands and sums
+// beside the product is in lib/conv_fused.wgsl.
 
 override KH: u32;
 override KW: u32;
@@ -29,7 +32,6 @@ override X_C4: u32;
 override Y_H: u32;
 override Y_W: u32;
 override Y_C4: u32;
-override ACC: bool;
 
 struct Params {
     rows: u32,   // rows of C in one part
@@ -38,8 +40,30 @@ struct Params {
     chunk: u32,  // k groups in a split
 }
 
+#if TEXTURES
+#import texture
+
+@group(0) @binding(0) var a: texture_storage_2d<rgba32float, read>;
+@group(0) @binding(1) var b: texture_storage_2d<rgba32float, read>;
+@group(0) @binding(2) var stats: texture_storage_2d<rgba32float, read>;
+
+fn ld_a(i: u32) -> vec4<f32> {
+    return textureLoad(a, texel(i));
+}
+
+fn ld_b(i: u32) -> vec4<f32> {
+    return textureLoad(b, texel(i));
+}
+
+fn ld_stats(i: u32) -> vec4<f32> {
+    return textureLoad(stats, texel(i));
+}
+
+#else
+
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> stats: array<vec4<f32>>;
 
 fn ld_a(i: u32) -> vec4<f32> {
     return a[i];
@@ -49,32 +73,44 @@ fn ld_b(i: u32) -> vec4<f32> {
     return b[i];
 }
 
-#if BACKWARD_WEIGHT
-
-@group(0) @binding(2) var<storage, read_write> c: array<vec4<f32>>;
-@group(0) @binding(3) var<uniform> p: Params;
-
-fn bias_of(column: u32) -> vec4<f32> {
-    return vec4<f32>();
-}
-
-#else
-
-// Where there is no bias, something else that is only read is bound in its place.
-override HAS_BIAS: bool;
-
-@group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
-@group(0) @binding(4) var<uniform> p: Params;
-
-fn bias_of(column: u32) -> vec4<f32> {
-    if HAS_BIAS {
-        return bias[column];
-    }
-    return vec4<f32>();
+fn ld_stats(i: u32) -> vec4<f32> {
+    return stats[i];
 }
 
 #endif
+#if BACKWARD_WEIGHT
+
+@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
+@group(0) @binding(4) var<uniform> p: Params;
+
+#else
+
+#if TEXTURES
+@group(0) @binding(3) var aux: texture_storage_2d<rgba32float, read>;
+
+fn ld_aux(i: u32) -> vec4<f32> {
+    return textureLoad(aux, texel(i));
+}
+#else
+@group(0) @binding(3) var<storage, read> aux: array<vec4<f32>>;
+
+fn ld_aux(i: u32) -> vec4<f32> {
+    return aux[i];
+}
+#endif
+
+@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> c: array<vec4<f32>>;
+#if PARTIALS
+@group(0) @binding(6) var<storage, read_write> partials: array<vec4<f32>>;
+@group(0) @binding(7) var<uniform> p: Params;
+#else
+@group(0) @binding(6) var<uniform> p: Params;
+#endif
+
+#endif
+
+#import conv_fused
 
 // Where the window of a pixel begins: the first row of its image, then row and column within the image.
 struct Pixel {
@@ -83,11 +119,16 @@ struct Pixel {
     x: i32,
 }
 
-// Where in a window to look, and in which channel quadruple.
+// Where in a window to look.
 struct Tap {
     y: i32,
     x: i32,
-    channel: u32,
+}
+
+// Where in A to read, and whether there is anything but zero.
+struct Site {
+    first: u32,
+    inside: bool,
 }
 
 // A row outside every image.
@@ -139,28 +180,41 @@ fn pixel_at(row: u32, part: u32) -> Pixel {
     return Pixel(row / (width * height) * Y_H, select(NOWHERE, y, row < p.rows), x);
 }
 
-fn tap_at(k: u32, part: u32) -> Tap {
+fn tap_at(tap: u32, part: u32) -> Tap {
     let across = max(phase_of(part).taps_x, 1u);
-    let tap = k / Y_C4;
-    return Tap(-i32(tap / across), -i32(tap % across), k % Y_C4);
+    return Tap(-i32(tap / across), -i32(tap % across));
 }
 
-fn load_a(pixel: Pixel, tap: Tap) -> vec4<f32> {
+// Channel groups of A.
+fn depth() -> u32 {
+    return Y_C4;
+}
+
+fn taps(part: u32) -> u32 {
+    let phase = phase_of(part);
+    return phase.taps_y * phase.taps_x;
+}
+
+// First channel group of A at a tap of a pixel's window.
+fn site_of(pixel: Pixel, tap: Tap) -> Site {
     let y = u32(pixel.y + tap.y);
     let x = u32(pixel.x + tap.x);
     let inside = y < Y_H && x < Y_W;
-    let i = ((pixel.image + y) * Y_W + x) * Y_C4 + tap.channel;
-    return select(vec4<f32>(), ld_a(select(0u, i, inside)), inside);
+    return Site(select(0u, ((pixel.image + y) * Y_W + x) * Y_C4, inside), inside);
 }
 
-// Vec4 number i of a block of B lies along k and belongs to column i of the block.
-fn load_b(k: u32, column: u32, i: u32, part: u32) -> vec4<f32> {
+// First vec4 of the weights of a tap.
+fn weights_at(tap: u32, part: u32) -> u32 {
     let phase = phase_of(part);
     let across = max(phase.taps_x, 1u);
-    let tap = k / Y_C4;
     let ky = phase.ky + tap / across * STRIDE;
     let kx = phase.kx + tap % across * STRIDE;
-    return ld_b((((ky * KW + kx) * X_C4 + column) * 4u + i) * Y_C4 + k % Y_C4);
+    return (ky * KW + kx) * X_C4 * 4u * Y_C4;
+}
+
+// Vec4 number i of the block of B at channel group `channel` of A lies along k and belongs to column i of the block.
+fn load_b(weights: u32, channel: u32, column: u32, i: u32) -> vec4<f32> {
+    return ld_b(weights + (column * 4u + i) * Y_C4 + channel);
 }
 
 fn row_of(row: u32, part: u32) -> Row {
@@ -179,12 +233,21 @@ fn columns() -> u32 {
     return Y_C4;
 }
 
-fn load_a(pixel: Pixel, tap: Tap) -> vec4<f32> {
+// Channel groups of A.
+fn depth() -> u32 {
+    return X_C4;
+}
+
+fn taps(part: u32) -> u32 {
+    return KH * KW;
+}
+
+// First channel group of A at a tap of a pixel's window.
+fn site_of(pixel: Pixel, tap: Tap) -> Site {
     let y = u32(pixel.y + tap.y);
     let x = u32(pixel.x + tap.x);
     let inside = y < X_H && x < X_W;
-    let i = ((pixel.image + y) * X_W + x) * X_C4 + tap.channel;
-    return select(vec4<f32>(), ld_a(select(0u, i, inside)), inside);
+    return Site(select(0u, ((pixel.image + y) * X_W + x) * X_C4, inside), inside);
 }
 
 fn pixel_at(pixel: u32, part: u32) -> Pixel {
@@ -193,9 +256,8 @@ fn pixel_at(pixel: u32, part: u32) -> Pixel {
     return Pixel(pixel / (Y_W * Y_H) * X_H, select(NOWHERE, y, pixel < p.pixels), x);
 }
 
-fn tap_at(index: u32, part: u32) -> Tap {
-    let tap = index / X_C4;
-    return Tap(i32(tap / KW), i32(tap % KW), index % X_C4);
+fn tap_at(tap: u32, part: u32) -> Tap {
+    return Tap(i32(tap / KW), i32(tap % KW));
 }
 
 #if BACKWARD_WEIGHT
@@ -204,9 +266,16 @@ fn k_range(part: u32) -> vec2<u32> {
     return vec2<u32>(part * p.chunk, min((part + 1u) * p.chunk, (p.pixels + 3u) / 4u));
 }
 
-// Vec4 number i of a block of B is its row i: a pixel. Behind the last pixel, where A is zero, anything will do.
-fn load_b(k: u32, column: u32, i: u32, part: u32) -> vec4<f32> {
-    return ld_b(min(k * 4u + i, p.pixels - 1u) * Y_C4 + column);
+override NORM_B: bool;
+
+// Vec4 number i of a block of B is its row i: a pixel. Behind the last pixel, where A is zero, anything will do. A norm stands
+// before B in the weight gradient of a transposed convolution.
+fn load_b(k: u32, column: u32, i: u32, n: Affine) -> vec4<f32> {
+    let v = ld_b(min(k * 4u + i, p.pixels - 1u) * Y_C4 + column);
+    if NORM_B {
+        return activated(v, n);
+    }
+    return v;
 }
 
 fn row_of(row: u32, part: u32) -> Row {
@@ -219,9 +288,14 @@ fn k_range(part: u32) -> vec2<u32> {
     return vec2<u32>(0u, KH * KW * X_C4);
 }
 
-// Vec4 number i of a block of B is its row i: a tap and a channel of x.
-fn load_b(k: u32, column: u32, i: u32, part: u32) -> vec4<f32> {
-    return ld_b((k * 4u + i) * Y_C4 + column);
+// First vec4 of the weights of a tap.
+fn weights_at(tap: u32, part: u32) -> u32 {
+    return tap * X_C4 * 4u * Y_C4;
+}
+
+// Vec4 number i of the block of B at channel group `channel` of A is its row i: a channel of x.
+fn load_b(weights: u32, channel: u32, column: u32, i: u32) -> vec4<f32> {
+    return ld_b(weights + (channel * 4u + i) * Y_C4 + column);
 }
 
 fn row_of(row: u32, part: u32) -> Row {
@@ -230,6 +304,23 @@ fn row_of(row: u32, part: u32) -> Row {
 
 #endif
 #endif
+
+// What the product multiplies: A at a site, activated where a norm stands before it.
+fn load_a(site: Site, channel: u32, n: Affine) -> vec4<f32> {
+    var v = ld_a(site.first + channel);
+    if NORM {
+        v = activated(v, n);
+    }
+    return select(vec4<f32>(), v, site.inside);
+}
+
+// The norm before A in channel group `channel`; anything where there is none.
+fn affine_a(channel: u32) -> Affine {
+    if NORM {
+        return affine(channel, depth());
+    }
+    return Affine();
+}
 
 // A block of B by its rows, from the vec4s that load_b gives.
 fn block_b(b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>) -> mat4x4<f32> {
@@ -240,16 +331,33 @@ fn block_b(b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>) -> mat4x4
 #endif
 }
 
+#if BACKWARD_WEIGHT
+fn affine_b(column: u32) -> Affine {
+    if NORM_B {
+        return affine(column, columns());
+    }
+    return Affine();
+}
+
 fn store(row: Row, column: u32, product: vec4<f32>) {
     if !row.exists || column >= columns() {
         return;
     }
-    var sum = product + bias_of(column);
+    var sum = product;
     if ACC {
         sum += c[row.first + column];
     }
     c[row.first + column] = sum;
 }
+#else
+fn store(row: Row, column: u32, product: vec4<f32>) {
+    if !row.exists || column >= columns() {
+        return;
+    }
+    let i = row.first + column;
+    c[i] = finished(product, i, column, aux_at(i), affine_c(column, columns()));
+}
+#endif
 
 // What a workgroup computes: a tile of C, in one part.
 struct Tile {

@@ -237,7 +237,9 @@ impl PlanArgs {
         }
         // For checks: the same results with every value in a buffer of its own.
         let share = std::env::var("VAE_WGPU_PLANNER").map_or(true, |v| v != "off");
-        Ok(plan::Options { share, variants, budget: self.memory_limit.map(|mib| mib.saturating_mul(1 << 20)) })
+        // The same results, but for rounding, with every operation a node of its own.
+        let fuse = std::env::var("VAE_WGPU_FUSE").map_or(true, |v| v != "off");
+        Ok(plan::Options { share, fuse, variants, budget: self.memory_limit.map(|mib| mib.saturating_mul(1 << 20)) })
     }
 
     /// The choices of the table, if one was given. It is used as it is; that it may not fit is told.

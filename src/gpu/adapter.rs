@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Options;
 use crate::error::{Error, Result};
+use crate::op::kernel::TEXTURE_WIDTH;
 use crate::op::{Class, Profile};
 
 /// How an adapter is chosen.
@@ -169,6 +170,7 @@ fn profile(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Li
         max_binding: limits.max_storage_buffer_binding_size,
         max_buffer: limits.max_buffer_size,
         offset_alignment: limits.min_storage_buffer_offset_alignment,
+        max_texture: 16 * u64::from(TEXTURE_WIDTH) * u64::from(limits.max_texture_dimension_2d),
     }
 }
 

@@ -55,6 +55,7 @@ pub struct Gpu {
     sink: Arc<Mutex<Sink>>,
     modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
+    stages: Mutex<Vec<program::Stage>>,
     // Dropped last.
     instance: wgpu::Instance,
 }
@@ -102,9 +103,9 @@ impl Gpu {
                 lock(&lost).lost = Some(message);
             }
         });
-        let (modules, pipelines) = Default::default();
+        let (modules, pipelines, stages) = Default::default();
         let cache = pipeline_cache::Cache::of(&device, &adapter);
-        Ok(Self { device, queue, facts, sink, modules, pipelines, cache, instance })
+        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, cache, instance })
     }
 
     /// What is known of the adapter.

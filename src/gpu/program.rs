@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Gpu, Timer, lock};
 use crate::error::{Error, Result};
-use crate::op::kernel::{Access, Dispatch, Kernel};
+use crate::op::kernel::{Access, Dispatch, Kernel, TEXTURE_WIDTH};
+use crate::op::staging::{Range, stage};
 use crate::parallel;
 
 /// A range of a buffer, bound to a kernel.
@@ -23,6 +24,12 @@ pub struct Binding<'a> {
     pub size: u64,
 }
 
+impl<'a> Binding<'a> {
+    fn range(&self) -> Range<&'a wgpu::Buffer> {
+        Range { buffer: self.buffer, offset: self.offset, bytes: self.size }
+    }
+}
+
 /// One dispatch of a program with what its kernel is bound to.
 #[derive(Clone, Debug)]
 pub struct Step<'a> {
@@ -30,14 +37,14 @@ pub struct Step<'a> {
     pub label: String,
     /// What runs.
     pub dispatch: &'a Dispatch,
-    /// For each of the kernel's storage bindings in order.
+    /// For each of the kernel's bindings in order; what it reads as a texture is staged from here.
     pub bindings: Vec<Binding<'a>>,
 }
 
 /// A change of a kernel's expanded WGSL before it is compiled, for tests with deliberately broken kernels.
 pub type Rewrite<'a> = &'a (dyn Fn(&Kernel, String) -> Result<String> + Sync);
 
-/// A compiled list of dispatches.
+/// A compiled list of dispatches, with the copies between them that stage tensors in textures.
 #[derive(Debug)]
 pub struct Program {
     label: String,
@@ -58,6 +65,26 @@ struct Ready {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
+    stages: Vec<Copy>,
+}
+
+/// A copy of a tensor into the texture that a dispatch reads.
+#[derive(Debug)]
+struct Copy {
+    from: wgpu::Buffer,
+    offset: u64,
+    bytes: u64,
+    to: wgpu::Texture,
+    /// Whether it has to be made: not where an earlier dispatch of the program left it.
+    due: bool,
+}
+
+/// A texture that tensors are staged in.
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    texture: wgpu::Texture,
+    view: wgpu::TextureView,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -111,11 +138,25 @@ impl Program {
     fn build(gpu: &Gpu, label: &str, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Result<Self> {
         let pipelines = compile(gpu, steps, rewrite)?;
         let (params, offsets) = params_of(gpu, label, steps)?;
+        let staging = stage(steps.iter().map(|s| (s.dispatch.kernel, s.bindings.iter().map(Binding::range).collect())));
+        let stages = textures(gpu, &staging.textures)?;
         let mut ready = Vec::with_capacity(steps.len());
-        for ((step, pipeline), offset) in steps.iter().zip(pipelines).zip(offsets) {
+        for (((step, pipeline), offset), staged) in steps.iter().zip(pipelines).zip(offsets).zip(staging.steps) {
             let Kernel { name, variant, .. } = *step.dispatch.kernel;
+            let stages: Vec<_> = staged.textures.iter().map(|slot| slot.and_then(|slot| stages.get(slot))).collect();
+            let copy = |(binding, (from, to)): (usize, (&Binding<'_>, &Option<&Stage>))| {
+                let due = staged.copies.contains(&binding);
+                to.map(|to| Copy {
+                    from: from.buffer.clone(),
+                    offset: from.offset,
+                    bytes: from.size,
+                    to: to.texture.clone(),
+                    due,
+                })
+            };
             ready.push(Ready {
-                bind_group: bind_group(gpu, step, &pipeline.layout, params.as_ref().zip(offset))?,
+                stages: step.bindings.iter().zip(&stages).enumerate().filter_map(copy).collect(),
+                bind_group: bind_group(gpu, step, &stages, &pipeline.layout, params.as_ref().zip(offset))?,
                 grid: gpu.grid(step.dispatch.workgroups)?,
                 name: StepName { label: step.label.clone(), kernel: name, variant },
                 pipeline,
@@ -136,8 +177,8 @@ impl Program {
         self.steps.is_empty()
     }
 
-    /// Encodes all dispatches into one compute pass; with a timer on a device that cannot take timestamps inside passes, into
-    /// a pass each.
+    /// Encodes all dispatches into one compute pass, which only copies interrupt; with a timer on a device that cannot take
+    /// timestamps inside passes, into a pass each.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, mut timer: Option<&mut Timer>) {
         if let Some(timer) = timer.as_deref_mut().filter(|timer| !timer.inside_passes()) {
             for step in &self.steps {
@@ -146,6 +187,7 @@ impl Program {
                     beginning_of_pass_write_index: Some(at),
                     end_of_pass_write_index: Some(at + 1),
                 });
+                step.due().for_each(|copy| copy.encode(encoder));
                 step.encode(&mut self.pass(encoder, stamps), None);
             }
             return;
@@ -153,6 +195,12 @@ impl Program {
         let mut pass = self.pass(encoder, None);
         let mut bound = None;
         for step in &self.steps {
+            if step.due().next().is_some() {
+                drop(pass);
+                step.due().for_each(|copy| copy.encode(encoder));
+                pass = self.pass(encoder, None);
+                bound = None;
+            }
             let stamps = timer.as_deref_mut().and_then(|timer| timer.next(&step.name));
             if let Some((set, at)) = stamps {
                 pass.write_timestamp(set, at);
@@ -175,13 +223,15 @@ impl Program {
     /// Encodes and submits some of the dispatches, by number.
     pub fn submit_steps(&self, gpu: &Gpu, steps: impl Iterator<Item = usize>) -> Result<()> {
         let mut encoder = gpu.encoder(&self.label);
-        let mut pass = self.pass(&mut encoder, None);
         for step in steps {
             let ready =
                 self.steps.get(step).ok_or_else(|| Error::bug(format!("{}: no dispatch {step}", self.label)))?;
-            ready.encode(&mut pass, None);
+            // What earlier dispatches staged may be gone.
+            for stage in &ready.stages {
+                stage.encode(&mut encoder);
+            }
+            ready.encode(&mut self.pass(&mut encoder, None), None);
         }
-        drop(pass);
         gpu.submit(encoder)
     }
 
@@ -193,7 +243,38 @@ impl Program {
     }
 }
 
+impl Copy {
+    /// Whole rows of the texture, then the rest.
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        let row = 16 * u64::from(TEXTURE_WIDTH);
+        let rows = (self.bytes / row) as u32;
+        let rest = (self.bytes % row / 16) as u32;
+        for (y, width, height) in [(0, TEXTURE_WIDTH, rows), (rows, rest, 1)] {
+            if width == 0 || height == 0 {
+                continue;
+            }
+            let layout = wgpu::TexelCopyBufferLayout {
+                offset: self.offset + u64::from(y) * row,
+                bytes_per_row: Some(row as u32),
+                rows_per_image: None,
+            };
+            let from = wgpu::TexelCopyBufferInfo { buffer: &self.from, layout };
+            let to = wgpu::TexelCopyTextureInfo {
+                texture: &self.to,
+                mip_level: 0,
+                origin: wgpu::Origin3d { x: 0, y, z: 0 },
+                aspect: wgpu::TextureAspect::All,
+            };
+            encoder.copy_buffer_to_texture(from, to, wgpu::Extent3d { width, height, depth_or_array_layers: 1 });
+        }
+    }
+}
+
 impl Ready {
+    fn due(&self) -> impl Iterator<Item = &Copy> {
+        self.stages.iter().filter(|copy| copy.due)
+    }
+
     fn encode(&self, pass: &mut wgpu::ComputePass<'_>, before: Option<&Self>) {
         if before.is_none_or(|before| !Arc::ptr_eq(&before.pipeline, &self.pipeline)) {
             pass.set_pipeline(&self.pipeline.pipeline);
@@ -237,9 +318,44 @@ fn params_size(dispatch: &Dispatch) -> u64 {
     dispatch.params.len().next_multiple_of(16) as u64
 }
 
+/// Textures of at least these sizes in bytes, from the device's stock: the programs of a device run one after the other, and none
+/// counts on what another one staged.
+fn textures(gpu: &Gpu, sizes: &[u64]) -> Result<Vec<Stage>> {
+    let mut stock = lock(&gpu.stages);
+    for (i, &bytes) in sizes.iter().enumerate() {
+        if stock.get(i).is_some_and(|stage| stage.bytes >= bytes) {
+            continue;
+        }
+        let size = wgpu::Extent3d {
+            width: TEXTURE_WIDTH,
+            height: (bytes.div_ceil(16 * u64::from(TEXTURE_WIDTH)) as u32).max(1),
+            depth_or_array_layers: 1,
+        };
+        let descriptor = wgpu::TextureDescriptor {
+            label: Some("stage"),
+            size,
+            mip_level_count: 1,
+            sample_count: 1,
+            dimension: wgpu::TextureDimension::D2,
+            format: wgpu::TextureFormat::Rgba32Float,
+            usage: wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
+            view_formats: &[],
+        };
+        let texture = gpu.scoped("creating a texture", || gpu.device().create_texture(&descriptor))?;
+        let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
+        let stage = Stage { texture, view, bytes };
+        match stock.get_mut(i) {
+            Some(old) => *old = stage,
+            None => stock.push(stage),
+        }
+    }
+    Ok(stock.iter().take(sizes.len()).cloned().collect())
+}
+
 fn bind_group(
     gpu: &Gpu,
     step: &Step<'_>,
+    stages: &[Option<&Stage>],
     layout: &wgpu::BindGroupLayout,
     params: Option<(&wgpu::Buffer, u64)>,
 ) -> Result<wgpu::BindGroup> {
@@ -258,11 +374,12 @@ fn bind_group(
         .zip(bindings.iter().chain(&params))
         .map(|(binding, &Binding { buffer, offset, size })| wgpu::BindGroupEntry {
             binding,
-            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset,
-                size: NonZeroU64::new(size),
-            }),
+            resource: match stages.get(binding as usize).copied().flatten() {
+                Some(stage) => wgpu::BindingResource::TextureView(&stage.view),
+                None => {
+                    wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: NonZeroU64::new(size) })
+                }
+            },
         })
         .collect();
     let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
@@ -324,15 +441,28 @@ fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Resu
     if kernel.subgroups && gpu.profile().subgroup.is_none() {
         return Err(Error::device(label, "the kernel needs subgroup operations, which this device does not have"));
     }
-    let entry = |(binding, (ty, bytes)): (usize, (wgpu::BufferBindingType, u64))| wgpu::BindGroupLayoutEntry {
+    let entry = |(binding, ty): (usize, wgpu::BindingType)| wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
         visibility: wgpu::ShaderStages::COMPUTE,
-        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: NonZeroU64::new(bytes) },
+        ty,
         count: None,
     };
-    let storage =
-        |(_, access): &(&str, Access)| (wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, 0);
-    let uniform = (!dispatch.params.is_empty()).then(|| (wgpu::BufferBindingType::Uniform, params_size(dispatch)));
+    let buffer = |ty, bytes| wgpu::BindingType::Buffer {
+        ty,
+        has_dynamic_offset: false,
+        min_binding_size: NonZeroU64::new(bytes),
+    };
+    let storage = |(_, access): &(&str, Access)| match access {
+        Access::Texture => wgpu::BindingType::StorageTexture {
+            access: wgpu::StorageTextureAccess::ReadOnly,
+            format: wgpu::TextureFormat::Rgba32Float,
+            view_dimension: wgpu::TextureViewDimension::D2,
+        },
+        Access::Read => buffer(wgpu::BufferBindingType::Storage { read_only: true }, 0),
+        Access::ReadWrite => buffer(wgpu::BufferBindingType::Storage { read_only: false }, 0),
+    };
+    let uniform =
+        (!dispatch.params.is_empty()).then(|| buffer(wgpu::BufferBindingType::Uniform, params_size(dispatch)));
     let entries: Vec<_> = kernel.bindings.iter().map(storage).chain(uniform).enumerate().map(entry).collect();
     gpu.scoped(format!("compiling {label}"), || {
         let device = gpu.device();

@@ -1,7 +1,7 @@
 //! The static graph: values, nodes in order of execution, parameters and running statistics.
 //!
-//! A [`Builder`] makes the forward graph, with names from scopes and every shape checked. [`Graph::with_gradients`]
-//! (`transpose.rs`) appends the backward nodes, [`Graph::with_adam`] the optimizer; [`plan::plan`] turns the list into buffers and
+//! A [`Builder`] makes the forward graph, with names from scopes and every shape checked. [`Graph::fused`] (`fuse.rs`) rewrites it
+//! into fewer operations that compute the same. [`Graph::with_gradients`] (`transpose.rs`) appends the backward nodes, [`Graph::with_adam`] the optimizer; [`plan::plan`] turns the list into buffers and
 //! dispatches. A graph is plain data and never changes once built: it can be printed, costed, planned and run on any device.
 
 use std::collections::{BTreeMap, HashSet};
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role, Rollback, spec_of};
 use crate::shape::{Shape, Spec};
 
+mod fuse;
 pub mod plan;
 mod transpose;
 
@@ -116,6 +117,21 @@ pub struct Node {
 }
 
 impl Node {
+    fn new(
+        name: &str,
+        op: Arc<dyn Op>,
+        entry: Entry,
+        bound: Vec<(&'static str, ValueId)>,
+        accumulate: Vec<bool>,
+    ) -> Result<Self> {
+        let (reads, writes, updates) = Default::default();
+        let mut node = Self { name: name.to_owned(), op, entry, reads, writes, updates, accumulate, bound };
+        let all = |names: &[&str]| names.iter().map(|n| node.operand(n)).collect::<Result<Vec<_>>>();
+        let (reads, writes, updates) = (all(entry.reads)?, all(entry.writes)?, all(entry.updates)?);
+        (node.reads, node.writes, node.updates) = (reads, writes, updates);
+        Ok(node)
+    }
+
     /// `name: family.entry`.
     #[must_use]
     pub fn label(&self) -> String {
@@ -357,20 +373,7 @@ impl Graph {
         bound: Vec<(&'static str, ValueId)>,
         accumulate: Vec<bool>,
     ) -> Result<()> {
-        let mut node = Node {
-            name: name.to_owned(),
-            op,
-            entry,
-            reads: vec![],
-            writes: vec![],
-            updates: vec![],
-            accumulate,
-            bound,
-        };
-        let all = |names: &[&str]| names.iter().map(|n| node.operand(n)).collect::<Result<Vec<_>>>();
-        let (reads, writes, updates) = (all(entry.reads)?, all(entry.writes)?, all(entry.updates)?);
-        (node.reads, node.writes, node.updates) = (reads, writes, updates);
-        self.nodes.push(node);
+        self.nodes.push(Node::new(name, op, entry, bound, accumulate)?);
         Ok(())
     }
 

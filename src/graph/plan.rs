@@ -51,6 +51,9 @@ pub struct Placed {
 pub struct Options {
     /// Share slots between values; without it every value has its own buffer (same results, more memory: for checks).
     pub share: bool,
+    /// Fuse operations ([`Graph::fused`]); without it every operation is a node of its own (same results but for rounding: for
+    /// checks).
+    pub fuse: bool,
     /// Variants asked for, by operation (`conv2d`) or entry (`conv2d.forward`).
     pub variants: BTreeMap<String, String>,
     /// Most device memory to use in bytes, where the user set a bound.
@@ -58,9 +61,9 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Sharing on, variants chosen by shape and device, no bound.
+    /// Sharing and fusion on, variants chosen by shape and device, no bound.
     fn default() -> Self {
-        Self { share: true, variants: BTreeMap::new(), budget: None }
+        Self { share: true, fuse: true, variants: BTreeMap::new(), budget: None }
     }
 }
 

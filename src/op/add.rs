@@ -1,7 +1,7 @@
 //! Residual add: y = a + b. Its gradient is dy on both sides, which costs nothing.
 
 use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use super::{Case, Cost, Entries, Entry, Family, Op, Operand, Role, Shift, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, Fusible, Op, Operand, Role, Shift, Target, no_such_entry};
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::shape::{Shape, Spec};
@@ -80,6 +80,10 @@ impl Op for Add {
 
     fn shift(&self, _input: &str) -> Shift {
         Shift::Passes
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::Add
     }
 
     crate::reference!();

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::columns::{Columns, Params};
 use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered};
-use super::{Case, Cost, Entries, Entry, Family, Fill, Init, Op, Operand, Role, Shift, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, Fill, Fusible, Init, Op, Operand, Role, Shift, Target, no_such_entry};
 use crate::error::{Error, Result};
 use crate::real::{Real, blocked_sum};
 use crate::shape::{Shape, Spec};
@@ -57,6 +57,28 @@ impl BatchNorm {
         Ok(Self { shape: x, config })
     }
 
+    /// Shape of x and y.
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// How it normalizes.
+    pub(crate) fn config(&self) -> BatchNormConfig {
+        self.config
+    }
+
+    /// The same with the ReLU behind it.
+    #[must_use]
+    pub(crate) fn with_relu(self) -> Self {
+        Self { config: BatchNormConfig { relu: true, ..self.config }, ..self }
+    }
+
+    /// Moves a running statistic towards the batch's.
+    pub(crate) fn update<T: Real>(&self, running: &mut T, batch: T) {
+        let momentum = T::of(self.config.momentum);
+        *running = (T::of(1.0) - momentum) * *running + momentum * batch;
+    }
+
     /// The elements of a channel, image by image.
     fn planes(&self, channel: usize) -> impl Iterator<Item = Range<usize>> {
         let Shape { n, c, h, w } = self.shape;
@@ -64,7 +86,7 @@ impl BatchNorm {
     }
 
     /// Shift, offset and 1 / sqrt(variance + eps) of a channel in training, and its sum of squared deviations.
-    fn moments<T: Real>(&self, x: &[T], channel: usize) -> (T, T, T, T) {
+    pub(crate) fn moments<T: Real>(&self, x: &[T], channel: usize) -> (T, T, T, T) {
         let count = T::count(self.shape.pixels());
         let planes = || self.planes(channel).filter_map(|plane| x.get(plane)).flatten();
         let shift = planes().next().copied().unwrap_or_default();
@@ -75,7 +97,7 @@ impl BatchNorm {
         (shift, offset, self.inverse_std(squares / count), squares)
     }
 
-    fn inverse_std<T: Real>(&self, variance: T) -> T {
+    pub(crate) fn inverse_std<T: Real>(&self, variance: T) -> T {
         T::of(1.0) / (variance + T::of(self.config.eps)).sqrt()
     }
 
@@ -117,15 +139,13 @@ impl BatchNorm {
         let (c, relu) = (self.shape.c, self.config.relu);
         match (entry, reads, writes) {
             ("forward", [x, weight, bias], [y, stats, running_mean, running_var]) => {
-                let momentum = T::of(self.config.momentum);
-                let keep = T::of(1.0) - momentum;
                 for i in 0..c {
                     let (shift, offset, rstd, squares) = self.moments(x, i);
                     self.apply(i, &Channel { shift, offset, rstd, weight: weight[i], bias: bias[i], relu }, x, y);
                     (stats[i], stats[c + i], stats[2 * c + i]) = (shift, offset, rstd);
                     let unbiased = squares / T::count(self.shape.pixels() - 1);
-                    running_mean[i] = keep * running_mean[i] + momentum * (shift + offset);
-                    running_var[i] = keep * running_var[i] + momentum * unbiased;
+                    self.update(&mut running_mean[i], shift + offset);
+                    self.update(&mut running_var[i], unbiased);
                 }
             }
             ("forward", [x, weight, bias, mean, variance], [y]) => {
@@ -308,6 +328,10 @@ impl Op for BatchNorm {
 
     fn shift(&self, _input: &str) -> Shift {
         if self.config.training { Shift::Absorbs } else { Shift::Depends }
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::BatchNorm(*self)
     }
 
     crate::reference!();

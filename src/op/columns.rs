@@ -20,6 +20,7 @@ pub(crate) struct Columns {
     pub(crate) chunks: usize,
     /// Pixels of a chunk; the last one may have fewer.
     span: usize,
+    class: Class,
 }
 
 impl Columns {
@@ -37,7 +38,19 @@ impl Columns {
         let rows = LANES / lanes;
         let chunks = (workgroups / tiles).min(most).min(shape.pixels() / (rows * least)).max(1);
         let span = shape.pixels().div_ceil(chunks);
-        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span }
+        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span, class: profile.class }
+    }
+
+    /// For chunks of `span` pixels.
+    pub(crate) fn spanning(shape: Shape, span: usize, profile: &Profile) -> Self {
+        let lanes = shape.c.div_ceil(4).next_power_of_two().min(MAX_GROUPS);
+        let tiles = shape.c.div_ceil(4).div_ceil(lanes);
+        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span, class: profile.class }
+    }
+
+    /// The same tiles for `chunks` partial results, however many pixels each stands for.
+    pub(crate) fn with_chunks(self, chunks: usize) -> Self {
+        Self { chunks, ..self }
     }
 
     /// Channel groups: `ceil(c / 4)`.
@@ -67,6 +80,11 @@ impl Columns {
 
     /// The kernels' `Params`.
     pub(crate) fn params(&self) -> Params {
+        let rows = LANES / self.lanes;
+        let apart = match self.class {
+            Class::Gpu => 1,
+            Class::Software => self.span.div_ceil(rows),
+        };
         Params {
             pixels: self.shape.pixels() as u32,
             channels: self.shape.c as u32,
@@ -74,13 +92,15 @@ impl Columns {
             tiles: self.tiles as u32,
             chunks: self.chunks as u32,
             span: self.span as u32,
+            apart: apart as u32,
+            step: if apart == 1 { rows as u32 } else { 1 },
         }
     }
 }
 
 crate::kernel_params! {
     /// See `shaders/lib/columns.wgsl`.
-    Params { pixels: u32, channels: u32, groups: u32, tiles: u32, chunks: u32, span: u32 }
+    Params { pixels: u32, channels: u32, groups: u32, tiles: u32, chunks: u32, span: u32, apart: u32, step: u32 }
 }
 
 #[cfg(test)]

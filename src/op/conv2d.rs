@@ -1,8 +1,8 @@
 //! Two-dimensional convolution with bias.
 
-use super::conv_core::{self, Geometry, Names, Product};
+use super::conv_core::{self, Geometry, Layer, Operands, Product};
 use super::kernel::Lowered;
-use super::{Case, Cost, Entries, Entry, Family, Init, Op, Operand, Role, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, FusedConv, Fusible, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::shape::{Shape, Spec};
@@ -73,13 +73,9 @@ impl Op for Conv2d {
     fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.geometry;
         match entry {
-            "forward" => g.lower(Product::Forward, Names { a: "x", b: "weight", bias: Some("bias"), c: "y" }, target),
-            "backward_input" => {
-                g.lower(Product::BackwardInput, Names { a: "dy", b: "weight", bias: None, c: "dx" }, target)
-            }
-            "backward_weight" => {
-                g.lower(Product::BackwardWeight, Names { a: "x", b: "dy", bias: None, c: "dweight" }, target)
-            }
+            "forward" => g.lower(Product::Forward, &Operands::plain("x", "weight", Some("bias"), "y"), target),
+            "backward_input" => g.lower(Product::BackwardInput, &Operands::plain("dy", "weight", None, "dx"), target),
+            "backward_weight" => g.lower(Product::BackwardWeight, &Operands::plain("x", "dy", None, "dweight"), target),
             "backward_bias" => conv_core::lower_bias(g.y.pixels(), g.y.c.div_ceil(4), target),
             _ => Err(no_such_entry(self, entry)),
         }
@@ -91,6 +87,10 @@ impl Op for Conv2d {
 
     fn shift_param(&self) -> Option<&'static str> {
         Some("bias")
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::Conv(FusedConv::plain(Layer { geometry: self.geometry, transposed: false }))
     }
 
     crate::reference!();

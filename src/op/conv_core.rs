@@ -10,7 +10,7 @@ use super::{Cost, Entries, Entry, Op, Target};
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::real::Real;
-use crate::shape::Shape;
+use crate::shape::{Shape, Spec};
 
 /// A convolution of `x` to `y`, both `[n, c, h, w]`: windows of `kernel` (height, width), `stride` apart, the first one
 /// beginning at `-padding`.
@@ -21,6 +21,58 @@ pub(crate) struct Geometry {
     pub(crate) kernel: (usize, usize),
     pub(crate) stride: usize,
     pub(crate) padding: usize,
+}
+
+/// A convolution, or the transposed one that is its adjoint: then x and y are exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layer {
+    pub(crate) geometry: Geometry,
+    pub(crate) transposed: bool,
+}
+
+impl Layer {
+    pub(crate) fn x(&self) -> Shape {
+        if self.transposed { self.geometry.y } else { self.geometry.x }
+    }
+
+    pub(crate) fn y(&self) -> Shape {
+        if self.transposed { self.geometry.x } else { self.geometry.y }
+    }
+
+    /// Shape and layout of the weight, and how many of its numbers PyTorch counts as meeting in one output.
+    pub(crate) fn weight(&self) -> (Spec, usize) {
+        let Geometry { x, y, kernel: (kh, kw), .. } = self.geometry;
+        (Spec::conv_weight(y.c, x.c, kh, kw), x.c * kh * kw)
+    }
+
+    pub(crate) fn forward_product(&self) -> Product {
+        if self.transposed { Product::BackwardInput } else { Product::Forward }
+    }
+
+    pub(crate) fn backward_product(&self) -> Product {
+        if self.transposed { Product::Forward } else { Product::BackwardInput }
+    }
+
+    pub(crate) fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: &[T], y: &mut [T]) {
+        if self.transposed {
+            self.geometry.backward_input(x, weight, Some(bias), y);
+        } else {
+            self.geometry.forward(x, weight, Some(bias), y);
+        }
+    }
+
+    pub(crate) fn backward_input<T: Real>(&self, dy: &[T], weight: &[T], dx: &mut [T]) {
+        if self.transposed {
+            self.geometry.forward(dy, weight, None, dx);
+        } else {
+            self.geometry.backward_input(dy, weight, None, dx);
+        }
+    }
+
+    pub(crate) fn backward_weight<T: Real>(&self, x: &[T], dy: &[T], dweight: &mut [T]) {
+        let (a, b) = if self.transposed { (dy, x) } else { (x, dy) };
+        self.geometry.backward_weight(a, b, dweight);
+    }
 }
 
 /// The three sums of products of a convolution, as `A B = C`.
@@ -215,14 +267,16 @@ pub(crate) enum Variant {
     Naive,
     /// Tiles in workgroup memory: graphics processors.
     Tiled,
-    /// Register tiles, one operand handed round by subgroup operations: software adapters.
+    /// Register tiles, operands staged in textures, one of them handed round by subgroup operations: software adapters.
     Lanes,
-    /// The same tiles with plain loads.
+    /// The same with operands in buffers.
+    LanesBuffers,
+    /// The same tiles with plain loads from buffers.
     LanesPlain,
 }
 
 /// Names of the variants of a product.
-const VARIANTS: &[&str] = &["tiled", "lanes", "lanes_plain", "naive"];
+const VARIANTS: &[&str] = &["tiled", "lanes", "lanes_buffers", "lanes_plain", "naive"];
 
 /// Name of the one variant of a bias gradient.
 const BIAS_VARIANTS: &[&str] = &["column_sum"];
@@ -260,7 +314,8 @@ pub(crate) fn choose(product: Product, geometry: &Geometry, profile: &Profile) -
     let columns = geometry.columns(product);
     match profile.class {
         _ if geometry.macs() <= TINY => Variant::Naive,
-        Class::Software if has_lanes(profile) => Variant::Lanes,
+        Class::Software if has_lanes(profile) && geometry.can_stage(profile) => Variant::Lanes,
+        Class::Software if has_lanes(profile) => Variant::LanesBuffers,
         Class::Software => Variant::LanesPlain,
         Class::Gpu if columns <= NARROW && product != Product::BackwardWeight => Variant::Naive,
         Class::Gpu => Variant::Tiled,
@@ -272,28 +327,79 @@ fn has_lanes(profile: &Profile) -> bool {
 }
 
 /// The variant that was asked for, or the best one.
-fn variant_for(product: Product, geometry: &Geometry, target: &Target<'_>) -> Result<Variant> {
+pub(crate) fn variant_for(product: Product, geometry: &Geometry, target: &Target<'_>) -> Result<Variant> {
     match target.variant {
         None => Ok(choose(product, geometry, target.profile)),
         Some("naive") => Ok(Variant::Naive),
         Some("tiled") => Ok(Variant::Tiled),
         Some("lanes_plain") => Ok(Variant::LanesPlain),
-        Some("lanes") if has_lanes(target.profile) => Ok(Variant::Lanes),
-        Some("lanes") => Err(Error::Unsupported {
-            what: "variant `lanes`".into(),
+        Some(name @ ("lanes" | "lanes_buffers")) if !has_lanes(target.profile) => Err(Error::Unsupported {
+            what: format!("variant `{name}`"),
             needs: format!("subgroup operations on at least {LANES} invocations"),
         }),
+        Some("lanes") if !geometry.can_stage(target.profile) => Err(Error::Unsupported {
+            what: "variant `lanes`".into(),
+            needs: format!("tensors of at most {} bytes", target.profile.max_texture),
+        }),
+        Some("lanes") => Ok(Variant::Lanes),
+        Some("lanes_buffers") => Ok(Variant::LanesBuffers),
         Some(name) => Err(unknown_variant(name, VARIANTS)),
     }
 }
 
-/// The operands of a product by name.
+/// The operands of a product, and what happens to them on the way in and out: see `shaders/lib/conv_fused.wgsl`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Names {
-    pub(crate) a: &'static str,
-    pub(crate) b: &'static str,
-    pub(crate) bias: Option<&'static str>,
-    pub(crate) c: &'static str,
+pub(crate) struct Operands {
+    pub(crate) a: Bind,
+    pub(crate) b: Bind,
+    pub(crate) c: Bind,
+    pub(crate) bias: Option<Bind>,
+    /// Statistics of the norm in front of an operand, or of the one whose gradient C is.
+    pub(crate) stats: Option<Bind>,
+    /// Which operand the norm stands before.
+    pub(crate) norm: Option<Side>,
+    /// What is added to C.
+    pub(crate) residual: Option<Bind>,
+    /// What the norm whose gradient C is was applied to.
+    pub(crate) gate: Option<Bind>,
+    /// Sums over the rows of each tile, where [`Geometry::tiles`] says that the kernel makes them.
+    pub(crate) partials: Option<(Partials, Bind)>,
+}
+
+/// A side of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    A,
+    B,
+}
+
+/// What is summed over the rows of a tile of C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Partials {
+    /// Shift, mean - shift and squared deviations: three rows a tile.
+    Statistics = 1,
+    /// C, and C times the normalized gate: two rows a tile.
+    Gradient = 2,
+}
+
+/// Rows of C whose sums the statistics of one chunk are: those of a tile of the `lanes` kernels.
+pub(crate) const CHUNK: usize = 128;
+
+impl Operands {
+    /// A product and nothing else.
+    pub(crate) fn plain(a: &'static str, b: &'static str, bias: Option<&'static str>, c: &'static str) -> Self {
+        Self {
+            a: Bind::Operand(a),
+            b: Bind::Operand(b),
+            c: Bind::Operand(c),
+            bias: bias.map(Bind::Operand),
+            stats: None,
+            norm: None,
+            residual: None,
+            gate: None,
+            partials: None,
+        }
+    }
 }
 
 impl Geometry {
@@ -305,22 +411,55 @@ impl Geometry {
         }
     }
 
-    /// The dispatches of a product.
-    pub(crate) fn lower(&self, product: Product, names: Names, target: &Target<'_>) -> Result<Lowered> {
-        let variant = variant_for(product, self, target)?;
-        let columns = self.columns(product);
-        let kernel = kernel_for(product, variant, columns);
-        let taps = self.kernel.0 * self.kernel.1;
-        // Rows of C, for the tiled variants in one phase, and the number of phases.
-        let (rows, phases) = match (product, variant) {
+    /// Whether every operand can be read from a texture.
+    fn can_stage(&self, profile: &Profile) -> bool {
+        let bytes = |s: Shape| 16 * s.pixels() * s.c.div_ceil(4);
+        let weight = 64 * self.kernel.0 * self.kernel.1 * self.x.c.div_ceil(4) * self.y.c.div_ceil(4);
+        [bytes(self.x), bytes(self.y), weight].iter().all(|&bytes| bytes as u64 <= profile.max_texture)
+    }
+
+    /// Rows of C, for the tiled variants in one phase, and the number of phases.
+    fn rows(&self, product: Product, variant: Variant) -> (usize, usize) {
+        match (product, variant) {
             (Product::Forward, _) => (self.y.pixels(), 1),
             (Product::BackwardInput, Variant::Naive) => (self.x.pixels(), 1),
             (Product::BackwardInput, _) => (
                 self.x.n * self.x.h.div_ceil(self.stride) * self.x.w.div_ceil(self.stride),
                 self.stride.min(self.x.h) * self.stride.min(self.x.w),
             ),
-            (Product::BackwardWeight, _) => (taps * self.x.c.div_ceil(4) * 4, 1),
-        };
+            (Product::BackwardWeight, _) => (self.kernel.0 * self.kernel.1 * self.x.c.div_ceil(4) * 4, 1),
+        }
+    }
+
+    /// For a kernel that sums over the rows of its tiles: the number of tiles, and of phases among them.
+    pub(crate) fn tiles(&self, product: Product, target: &Target<'_>) -> Result<Option<(usize, usize)>> {
+        let variant = variant_for(product, self, target)?;
+        let eight = target.profile.subgroup == Some((LANES, LANES));
+        let lanes = matches!(variant, Variant::Lanes | Variant::LanesBuffers);
+        let (rows, phases) = self.rows(product, variant);
+        Ok((lanes && eight && product != Product::BackwardWeight).then(|| (rows.div_ceil(CHUNK) * phases, phases)))
+    }
+
+    /// The dispatches of a product.
+    pub(crate) fn lower(&self, product: Product, operands: &Operands, target: &Target<'_>) -> Result<Lowered> {
+        let mut lowered = Lowered::default();
+        self.lower_into(&mut lowered, product, operands, target, target.acc(0))?;
+        Ok(lowered)
+    }
+
+    /// Appends the dispatches of a product; `acc`: whether to add to C, as an override's value.
+    pub(crate) fn lower_into(
+        &self,
+        lowered: &mut Lowered,
+        product: Product,
+        operands: &Operands,
+        target: &Target<'_>,
+        acc: f64,
+    ) -> Result<()> {
+        let variant = variant_for(product, self, target)?;
+        let columns = self.columns(product);
+        let kernel = kernel_for(product, variant, columns);
+        let (rows, phases) = self.rows(product, variant);
         let tiles = match variant {
             Variant::Naive => workgroups(rows * columns, 64),
             _ => {
@@ -340,32 +479,43 @@ impl Geometry {
             chunk: chunk as u32,
         };
 
-        let mut lowered = Lowered::default();
-        let (a, b, c) = (Bind::Operand(names.a), Bind::Operand(names.b), Bind::Operand(names.c));
         let partial = splits > 1;
-        let result = if partial { Bind::Scratch(0) } else { c };
-        let bias = names.bias.map_or(b, Bind::Operand);
-        let acc = target.acc(0);
+        let result = if partial { lowered.new_scratch(16 * splits * rows * columns) } else { operands.c };
+        let makes_partials = kernel.bindings.iter().any(|(name, _)| *name == "partials");
+        // Kernels bind everything that they might use; where there is nothing, something that is read anyway.
+        let mut bindings = vec![operands.a, operands.b, operands.stats.unwrap_or(operands.b)];
+        if product != Product::BackwardWeight {
+            bindings.push(operands.residual.or(operands.gate).unwrap_or(operands.b));
+            bindings.push(operands.bias.unwrap_or(operands.b));
+        }
+        bindings.push(result);
+        if makes_partials {
+            bindings.push(operands.partials.map_or_else(|| lowered.new_scratch(16), |(_, bind)| bind));
+        } else if operands.partials.is_some() {
+            return Err(Error::bug(format!("{}/{} makes no partial sums", kernel.name, kernel.variant)));
+        }
+        let mut overrides = self.overrides(product, operands, if partial { 0.0 } else { acc });
+        if makes_partials {
+            overrides.push(("PARTIALS", operands.partials.map_or(0.0, |(what, _)| f64::from(what as u8))));
+        }
         lowered.dispatches.push(Dispatch {
             kernel,
-            bindings: match product {
-                Product::BackwardWeight => vec![a, b, result],
-                Product::Forward | Product::BackwardInput => vec![a, b, bias, result],
-            },
-            overrides: self.overrides(product, names.bias.is_some(), if partial { 0.0 } else { acc }),
+            bindings,
+            overrides,
             params: params.bytes(),
             workgroups: tiles * phases * splits,
         });
         if partial {
-            lowered.scratch.push(16 * splits * rows * columns);
-            lowered.column_sum(result, c, splits, rows * columns, acc);
+            lowered.column_sum(result, operands.c, splits, rows * columns, acc);
         }
-        Ok(lowered)
+        Ok(())
     }
 
-    fn overrides(&self, product: Product, has_bias: bool, acc: f64) -> Vec<(&'static str, f64)> {
+    fn overrides(&self, product: Product, operands: &Operands, acc: f64) -> Vec<(&'static str, f64)> {
+        let flag = |on: bool| f64::from(u8::from(on));
         let mut overrides = vec![
             ("ACC", acc),
+            ("NORM", flag(operands.norm == Some(Side::A))),
             ("KW", self.kernel.1 as f64),
             ("STRIDE", self.stride as f64),
             ("PAD", self.padding as f64),
@@ -376,9 +526,13 @@ impl Geometry {
             ("Y_W", self.y.w as f64),
             ("Y_C4", self.y.c.div_ceil(4) as f64),
         ];
-        if product != Product::BackwardWeight {
+        if product == Product::BackwardWeight {
+            overrides.push(("NORM_B", flag(operands.norm == Some(Side::B))));
+        } else {
             overrides.push(("KH", self.kernel.0 as f64));
-            overrides.push(("HAS_BIAS", f64::from(u8::from(has_bias))));
+            overrides.push(("HAS_BIAS", flag(operands.bias.is_some())));
+            overrides.push(("RESIDUAL", flag(operands.residual.is_some())));
+            overrides.push(("GATE", flag(operands.gate.is_some())));
         }
         overrides
     }
@@ -402,21 +556,21 @@ crate::kernel_params! {
     Params { rows: u32, parts: u32, pixels: u32, chunk: u32 }
 }
 
-/// The kernels of a product: `[naive, tiled, tiled narrow, lanes x 3 widths, lanes_plain x 3 widths]`.
-type Kernels = [Kernel; 9];
+/// The kernels of a product: naive, tiled and tiled narrow, then three widths each of `lanes`, `lanes_buffers` and `lanes_plain`.
+type Kernels = [Kernel; 12];
 
 /// Writes the table of a product's kernels. TILE_ROWS and COLUMNS are the size of a workgroup's tile of C, in rows and quadruples.
 macro_rules! kernels {
-    ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, width $width:literal,
-     $naive_bindings:expr, $bindings:expr, $overrides:expr) => {
-        kernels!(@table $name, $entry, $input, $weight, $width, $naive_bindings, $bindings, $overrides;
-            tiled 16 16, tiled 32 8,
-            lanes 1 8, lanes 1 4, lanes 1 1,
-            lanes 0 8, lanes 0 4, lanes 0 1)
+    ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, $interface:expr) => {
+        kernels!(@table $name, $entry, $input, $weight, $interface;
+            tiled 16 16, tiled 32 8;
+            "lanes", 1 1, 8 4 1;
+            "lanes_buffers", 0 1, 8 4 1;
+            "lanes_plain", 0 0, 8 4 1)
     };
-    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $width:literal, $naive_bindings:expr, $bindings:expr,
-     $overrides:expr;
-     $($file:ident $x:literal $columns:literal),+) => {
+    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $interface:expr;
+     tiled $rows1:literal $columns1:literal, tiled $rows2:literal $columns2:literal;
+     $($variant:literal, $textures:literal $shuffle:literal, $w1:literal $w2:literal $w3:literal);+) => {
         [
             Kernel {
                 name: $name,
@@ -424,18 +578,23 @@ macro_rules! kernels {
                 file: "conv2d.naive.wgsl",
                 source: include_str!("../../shaders/conv2d.naive.wgsl"),
                 entry: $entry,
-                defines: &[],
-                bindings: $naive_bindings,
+                defines: &[("BACKWARD_WEIGHT", $weight)],
+                bindings: $interface.bindings,
                 params: Params::FIELDS,
-                overrides: $overrides,
+                overrides: $interface.overrides,
                 workgroup: [64, 1, 1],
                 subgroups: false,
             },
-            $(kernels!(@$file $name, $input, $weight, $width, $x, $columns, $bindings, $overrides)),+
+            kernels!(@tiled $name, $input, $weight, $rows1, $columns1, $interface),
+            kernels!(@tiled $name, $input, $weight, $rows2, $columns2, $interface),
+            $(
+                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w1, $interface),
+                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w2, $interface),
+                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w3, $interface)
+            ),+
         ]
     };
-    (@tiled $name:literal, $input:literal, $weight:literal, $width:literal, $rows:literal, $columns:literal,
-     $bindings:expr, $overrides:expr) => {
+    (@tiled $name:literal, $input:literal, $weight:literal, $rows:literal, $columns:literal, $interface:expr) => {
         Kernel {
             name: $name,
             variant: concat!("tiled_", $rows, "x", $columns),
@@ -445,58 +604,123 @@ macro_rules! kernels {
             defines: &[
                 ("BACKWARD_INPUT", $input),
                 ("BACKWARD_WEIGHT", $weight),
+                ("TEXTURES", 0),
+                ("PARTIALS", 0),
                 ("ROWS", $rows),
                 ("TILE_ROWS", 4 * $rows),
                 ("COLUMNS", $columns),
             ],
-            bindings: $bindings,
+            bindings: $interface.bindings,
             params: Params::FIELDS,
-            overrides: $overrides,
+            overrides: $interface.overrides,
             workgroup: [64, 1, 1],
             subgroups: false,
         }
     };
-    (@lanes $name:literal, $input:literal, $weight:literal, $width:literal, $shuffle:literal, $columns:literal,
-     $bindings:expr, $overrides:expr) => {
+    (@lanes $name:literal, $variant:literal, $input:literal, $weight:literal, $textures:literal, $shuffle:literal,
+     $columns:literal, $interface:expr) => {
         Kernel {
             name: $name,
-            variant: if $shuffle == 1 { concat!("lanes_", $columns) } else { concat!("lanes_plain_", $columns) },
+            variant: concat!($variant, "_", $columns),
             file: "conv2d.lanes.wgsl",
             source: include_str!("../../shaders/conv2d.lanes.wgsl"),
             entry: "main",
             defines: &[
                 ("BACKWARD_INPUT", $input),
                 ("BACKWARD_WEIGHT", $weight),
+                ("TEXTURES", $textures),
+                ("PARTIALS", $shuffle),
                 ("SHUFFLE", $shuffle),
-                ("WIDTH", $width),
-                ("TILE_ROWS", 4 * $width),
+                ("WIDTH", lanes_width($weight, $columns)),
+                ("ROWS", lanes_rows($weight, $columns)),
+                ("TILE_ROWS", lanes_rows($weight, $columns) * lanes_width($weight, $columns)),
                 ("COLUMNS", $columns),
             ],
-            bindings: $bindings,
+            bindings: match ($textures, $shuffle) {
+                (1, _) => $interface.textures,
+                (_, 1) => $interface.lanes,
+                _ => $interface.bindings,
+            },
             params: Params::FIELDS,
-            overrides: $overrides,
-            workgroup: [$width, 1, 1],
+            overrides: if $shuffle == 1 { $interface.lanes_overrides } else { $interface.overrides },
+            workgroup: [lanes_width($weight, $columns) as u32, 1, 1],
             subgroups: $shuffle == 1,
         }
     };
 }
 
-const PRODUCT_BINDINGS: &[(&str, Access)] =
-    &[("a", Access::Read), ("b", Access::Read), ("bias", Access::Read), ("c", Access::ReadWrite)];
-const WEIGHT_BINDINGS: &[(&str, Access)] = &[("a", Access::Read), ("b", Access::Read), ("c", Access::ReadWrite)];
-const NAIVE_WEIGHT_BINDINGS: &[(&str, Access)] =
-    &[("a", Access::Read), ("b", Access::Read), ("dweight", Access::ReadWrite)];
-const WEIGHT_OVERRIDES: &[&str] = &["ACC", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4"];
-const PRODUCT_OVERRIDES: &[&str] =
-    &["ACC", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH", "HAS_BIAS"];
+/// Rows of C in an invocation of a `lanes` kernel: with few columns more of them share what is loaded of B. A weight gradient's four
+/// are the channels of a vec4.
+const fn lanes_rows(weight: i64, columns: i64) -> i64 {
+    if weight == 1 || columns == 8 { 4 } else { 8 }
+}
 
-static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, width 32,
-    PRODUCT_BINDINGS, PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
-static BACKWARD_INPUT: Kernels = kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, width 32,
-    PRODUCT_BINDINGS, PRODUCT_BINDINGS, PRODUCT_OVERRIDES);
-// Few rows and no more lanes than a software adapter's subgroup has, so that none of them idles.
-static BACKWARD_WEIGHT: Kernels = kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, width 8,
-    NAIVE_WEIGHT_BINDINGS, WEIGHT_BINDINGS, WEIGHT_OVERRIDES);
+/// Invocations of a workgroup of a `lanes` kernel: tiles of [`CHUNK`] rows. A weight gradient has few rows, so no more lanes than a
+/// software adapter's subgroup has, that none of them idles.
+const fn lanes_width(weight: i64, columns: i64) -> i64 {
+    if weight == 1 { 8 } else { CHUNK as i64 / lanes_rows(weight, columns) }
+}
+
+/// Bindings and overrides of the kernels of a product: of all, of the `lanes` kernels, and of those with textures.
+struct Interface {
+    bindings: &'static [(&'static str, Access)],
+    lanes: &'static [(&'static str, Access)],
+    textures: &'static [(&'static str, Access)],
+    overrides: &'static [&'static str],
+    lanes_overrides: &'static [&'static str],
+}
+
+const PRODUCT: Interface = Interface {
+    bindings: &[
+        ("a", Access::Read),
+        ("b", Access::Read),
+        ("stats", Access::Read),
+        ("aux", Access::Read),
+        ("bias", Access::Read),
+        ("c", Access::ReadWrite),
+    ],
+    lanes: &[
+        ("a", Access::Read),
+        ("b", Access::Read),
+        ("stats", Access::Read),
+        ("aux", Access::Read),
+        ("bias", Access::Read),
+        ("c", Access::ReadWrite),
+        ("partials", Access::ReadWrite),
+    ],
+    textures: &[
+        ("a", Access::Texture),
+        ("b", Access::Texture),
+        ("stats", Access::Texture),
+        ("aux", Access::Texture),
+        ("bias", Access::Read),
+        ("c", Access::ReadWrite),
+        ("partials", Access::ReadWrite),
+    ],
+    overrides: &[
+        "ACC", "NORM", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH", "HAS_BIAS", "RESIDUAL",
+        "GATE",
+    ],
+    lanes_overrides: &[
+        "ACC", "NORM", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH", "HAS_BIAS", "RESIDUAL",
+        "GATE", "PARTIALS",
+    ],
+};
+
+const WEIGHT: Interface = Interface {
+    bindings: &[("a", Access::Read), ("b", Access::Read), ("stats", Access::Read), ("c", Access::ReadWrite)],
+    lanes: &[("a", Access::Read), ("b", Access::Read), ("stats", Access::Read), ("c", Access::ReadWrite)],
+    textures: &[("a", Access::Texture), ("b", Access::Texture), ("stats", Access::Texture), ("c", Access::ReadWrite)],
+    overrides: WEIGHT_OVERRIDES,
+    lanes_overrides: WEIGHT_OVERRIDES,
+};
+
+const WEIGHT_OVERRIDES: &[&str] =
+    &["ACC", "NORM", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "NORM_B"];
+
+static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, PRODUCT);
+static BACKWARD_INPUT: Kernels = kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, PRODUCT);
+static BACKWARD_WEIGHT: Kernels = kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, WEIGHT);
 
 /// All kernels of the convolution family.
 pub(crate) fn all_kernels() -> Vec<&'static Kernel> {
@@ -505,21 +729,24 @@ pub(crate) fn all_kernels() -> Vec<&'static Kernel> {
 
 /// The kernel of a variant for a result of `columns` quadruples.
 fn kernel_for(product: Product, variant: Variant, columns: usize) -> &'static Kernel {
-    let [naive, square, narrow, lanes8, lanes4, lanes1, plain8, plain4, plain1] = match product {
+    let [naive, square, narrow, lanes @ ..] = match product {
         Product::Forward => &FORWARD,
         Product::BackwardInput => &BACKWARD_INPUT,
         Product::BackwardWeight => &BACKWARD_WEIGHT,
     };
-    match (variant, columns) {
-        (Variant::Naive, _) => naive,
-        (Variant::Tiled, 0..=8) => narrow,
-        (Variant::Tiled, _) => square,
-        (Variant::Lanes, 0..=1) => lanes1,
-        (Variant::Lanes, 2..=4) => lanes4,
-        (Variant::Lanes, _) => lanes8,
-        (Variant::LanesPlain, 0..=1) => plain1,
-        (Variant::LanesPlain, 2..=4) => plain4,
-        (Variant::LanesPlain, _) => plain8,
+    let [textures8, textures4, textures1, buffers8, buffers4, buffers1, plain8, plain4, plain1] = lanes;
+    let by_width = |eight: &'static Kernel, four, one| match columns {
+        0..=1 => one,
+        2..=4 => four,
+        _ => eight,
+    };
+    match variant {
+        Variant::Naive => naive,
+        Variant::Tiled if columns <= 8 => narrow,
+        Variant::Tiled => square,
+        Variant::Lanes => by_width(textures8, textures4, textures1),
+        Variant::LanesBuffers => by_width(buffers8, buffers4, buffers1),
+        Variant::LanesPlain => by_width(plain8, plain4, plain1),
     }
 }
 
@@ -554,17 +781,17 @@ mod tests {
 
     #[test]
     fn variants_are_found_by_name_or_refused() {
-        let names = Names { a: "x", b: "weight", bias: None, c: "y" };
+        let operands = Operands::plain("x", "weight", None, "y");
         let lower = |variant, subgroup| {
             let profile = Profile { subgroup, ..Profile::WEBGPU };
             let target = Target { profile: &profile, variant: Some(variant), accumulate: &[] };
-            conv(2, 8, 8, 8, 3).lower(Product::Forward, names, &target)
+            conv(2, 8, 8, 8, 3).lower(Product::Forward, &operands, &target)
         };
         for variant in VARIANTS {
             let lowered = lower(variant, Some((8, 32))).unwrap();
             assert!(lowered.dispatches[0].kernel.variant.starts_with(variant));
-            assert_eq!(lower(variant, Some((4, 4))).is_err(), *variant == "lanes");
-            assert_eq!(lower(variant, None).is_err(), *variant == "lanes");
+            assert_eq!(lower(variant, Some((4, 4))).is_err(), ["lanes", "lanes_buffers"].contains(variant));
+            assert_eq!(lower(variant, None).is_err(), ["lanes", "lanes_buffers"].contains(variant));
         }
         assert!(matches!(lower("best", None), Err(Error::Unknown { .. })));
     }

@@ -1,8 +1,8 @@
 //! Two-dimensional transposed convolution with bias: the adjoint of a convolution, its three products with roles exchanged.
 
-use super::conv_core::{self, Geometry, Names, Product};
+use super::conv_core::{self, Geometry, Layer, Operands, Product};
 use super::kernel::Lowered;
-use super::{Case, Cost, Entries, Entry, Family, Init, Op, Operand, Role, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, FusedConv, Fusible, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::shape::{Shape, Spec};
@@ -76,13 +76,9 @@ impl Op for ConvTranspose2d {
     fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.adjoint;
         match entry {
-            "forward" => {
-                g.lower(Product::BackwardInput, Names { a: "x", b: "weight", bias: Some("bias"), c: "y" }, target)
-            }
-            "backward_input" => g.lower(Product::Forward, Names { a: "dy", b: "weight", bias: None, c: "dx" }, target),
-            "backward_weight" => {
-                g.lower(Product::BackwardWeight, Names { a: "dy", b: "x", bias: None, c: "dweight" }, target)
-            }
+            "forward" => g.lower(Product::BackwardInput, &Operands::plain("x", "weight", Some("bias"), "y"), target),
+            "backward_input" => g.lower(Product::Forward, &Operands::plain("dy", "weight", None, "dx"), target),
+            "backward_weight" => g.lower(Product::BackwardWeight, &Operands::plain("dy", "x", None, "dweight"), target),
             "backward_bias" => conv_core::lower_bias(g.x.pixels(), g.x.c.div_ceil(4), target),
             _ => Err(no_such_entry(self, entry)),
         }
@@ -94,6 +90,10 @@ impl Op for ConvTranspose2d {
 
     fn shift_param(&self) -> Option<&'static str> {
         Some("bias")
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::Conv(FusedConv::plain(Layer { geometry: self.adjoint, transposed: true }))
     }
 
     crate::reference!();

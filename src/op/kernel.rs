@@ -3,14 +3,21 @@
 use crate::error::{Error, Result};
 use crate::shader;
 
-/// How a kernel uses a storage buffer.
+/// How a kernel uses a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
+    /// `texture_storage_2d<rgba32float, read>`, vec4 number i at (i % [`TEXTURE_WIDTH`], i / [`TEXTURE_WIDTH`]): a copy of the
+    /// tensor, made before the dispatch (see [`super::staging`]). On software drivers a load from there costs a sixth of one
+    /// from a buffer.
+    Texture,
     /// `var<storage, read>`.
     Read,
     /// `var<storage, read_write>`.
     ReadWrite,
 }
+
+/// Vec4s in a row of a staged tensor: 8 KiB, which WebGPU's rules for copies allow. `shaders/lib/texture.wgsl` has it too.
+pub const TEXTURE_WIDTH: u32 = 512;
 
 /// A field of a kernel's `Params` struct: name and byte offset. Every field is four bytes wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +45,7 @@ pub struct Kernel {
     pub entry: &'static str,
     /// Defines for the expander.
     pub defines: &'static [(&'static str, i64)],
-    /// Storage buffers at bindings 0, 1, ...: variable name and access.
+    /// Tensors at bindings 0, 1, ...: variable name and access.
     pub bindings: &'static [(&'static str, Access)],
     /// Fields of the uniform `Params`, bound after the storage buffers; empty when there is none.
     pub params: &'static [Field],
@@ -131,6 +138,12 @@ impl Lowered {
     pub fn one(dispatch: Dispatch) -> Self {
         Self { dispatches: vec![dispatch], scratch: Vec::new() }
     }
+
+    /// One more scratch buffer, of `bytes`.
+    pub fn new_scratch(&mut self, bytes: usize) -> Bind {
+        self.scratch.push(bytes);
+        Bind::Scratch(self.scratch.len() - 1)
+    }
 }
 
 /// Workgroups of `size` items each that cover `items`.
@@ -180,6 +193,8 @@ pub struct Profile {
     pub max_buffer: u64,
     /// Granule of buffer offsets in bindings, in bytes.
     pub offset_alignment: u32,
+    /// Largest tensor that can be staged in a texture, in bytes.
+    pub max_texture: u64,
 }
 
 impl Profile {
@@ -191,6 +206,7 @@ impl Profile {
         max_binding: 128 << 20,
         max_buffer: 256 << 20,
         offset_alignment: 256,
+        max_texture: 16 * TEXTURE_WIDTH as u64 * 8192,
     };
 }
 

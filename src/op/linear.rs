@@ -1,6 +1,6 @@
 //! Fully connected layer: on the device a 1x1 convolution of pictures of one pixel.
 
-use super::conv_core::{self, Geometry, Names, Product};
+use super::conv_core::{self, Geometry, Operands, Product};
 use super::kernel::Lowered;
 use super::{Case, Cost, Entries, Entry, Family, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::Result;
@@ -94,13 +94,9 @@ impl Op for Linear {
     fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.product;
         match entry {
-            "forward" => g.lower(Product::Forward, Names { a: "x", b: "weight", bias: Some("bias"), c: "y" }, target),
-            "backward_input" => {
-                g.lower(Product::BackwardInput, Names { a: "dy", b: "weight", bias: None, c: "dx" }, target)
-            }
-            "backward_weight" => {
-                g.lower(Product::BackwardWeight, Names { a: "x", b: "dy", bias: None, c: "dweight" }, target)
-            }
+            "forward" => g.lower(Product::Forward, &Operands::plain("x", "weight", Some("bias"), "y"), target),
+            "backward_input" => g.lower(Product::BackwardInput, &Operands::plain("dy", "weight", None, "dx"), target),
+            "backward_weight" => g.lower(Product::BackwardWeight, &Operands::plain("x", "dy", None, "dweight"), target),
             "backward_bias" => conv_core::lower_bias(g.y.n, g.y.c / 4, target),
             _ => Err(no_such_entry(self, entry)),
         }

@@ -18,15 +18,18 @@ pub mod conv2d;
 mod conv_core;
 pub mod conv_transpose2d;
 pub mod elbo;
+pub mod fused_conv;
 pub mod global_avg_pool;
 pub mod grad_norm;
 pub mod kernel;
 pub mod linear;
+mod norm_parts;
 pub mod pixels;
 pub mod position_norm;
 pub mod relu;
 pub mod reparameterize;
 pub mod rollback;
+pub mod staging;
 pub mod step;
 pub mod upsample;
 
@@ -36,6 +39,7 @@ pub use batch_norm::{BatchNorm, BatchNormConfig};
 pub use conv_transpose2d::ConvTranspose2d;
 pub use conv2d::Conv2d;
 pub use elbo::Elbo;
+pub use fused_conv::FusedConv;
 pub use global_avg_pool::GlobalAvgPool;
 pub use grad_norm::GradNorm;
 pub use kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
@@ -60,7 +64,7 @@ pub enum Role {
     State(f32),
     /// Given to other nodes.
     Output,
-    /// Written by `forward` for the backward entries alone.
+    /// Written by `forward` for the backward entries, or for a fused operation behind this one.
     Saved,
 }
 
@@ -163,6 +167,23 @@ pub enum Shift {
     Depends,
 }
 
+/// An operation that fusion knows.
+#[derive(Clone, Copy, Debug)]
+pub enum Fusible {
+    /// A convolution, transposed or not, and what is fused with it already.
+    Conv(FusedConv),
+    /// A batch norm, with or without the ReLU behind it.
+    BatchNorm(BatchNorm),
+    /// A position norm, likewise.
+    PositionNorm(PositionNorm),
+    /// A ReLU.
+    Relu,
+    /// A sum of two tensors.
+    Add,
+    /// Any other.
+    Other,
+}
+
 /// How an entry is to be put on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
@@ -213,6 +234,11 @@ pub trait Op: fmt::Debug + Send + Sync {
     /// A parameter that adds a per-channel constant to the output and does nothing else.
     fn shift_param(&self) -> Option<&'static str> {
         None
+    }
+
+    /// What [`Graph::fused`](crate::graph::Graph::fused) can do with it.
+    fn fusible(&self) -> Fusible {
+        Fusible::Other
     }
 
     /// [`reference!`](crate::reference) writes these from one generic function.
@@ -339,6 +365,7 @@ pub static OPS: &[&Family] = &[
     &conv2d::FAMILY,
     &conv_transpose2d::FAMILY,
     &linear::FAMILY,
+    &fused_conv::FAMILY,
     &batch_norm::FAMILY,
     &position_norm::FAMILY,
     &relu::FAMILY,

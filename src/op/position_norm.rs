@@ -2,7 +2,7 @@
 
 use super::columns::{Columns, Params};
 use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use super::{Case, Cost, Entries, Entry, Family, Fill, Init, Op, Operand, Role, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, Fill, Fusible, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
 use crate::real::Real;
 use crate::shape::{Shape, Spec};
@@ -34,6 +34,12 @@ pub struct PositionNorm {
 }
 
 impl PositionNorm {
+    /// The same with the ReLU behind it.
+    #[must_use]
+    pub(crate) fn with_relu(self) -> Self {
+        Self { config: PositionNormConfig { relu: true, ..self.config }, ..self }
+    }
+
     /// For an input of this shape. Refuses an `eps` that is not above zero.
     pub fn new(x: Shape, config: PositionNormConfig) -> Result<Self> {
         let x = x.checked(FAMILY.name, "x")?;
@@ -196,6 +202,10 @@ impl Op for PositionNorm {
         // Forward: difference, mean, squared deviation; normalize, scale and shift.
         let per_element = if entry.name == "forward" { 9.0 } else { 16.0 };
         Cost::of(self, entry, per_element * self.shape.len() as f64)
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::PositionNorm(*self)
     }
 
     crate::reference!();

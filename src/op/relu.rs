@@ -1,7 +1,7 @@
 //! Rectified linear unit: y = max(x, 0); the gradient at 0 is 0, as PyTorch has it.
 
 use super::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use super::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use super::{Case, Cost, Entries, Entry, Family, Fill, Fusible, Op, Operand, Role, Target, no_such_entry};
 use crate::error::Result;
 use crate::real::Real;
 use crate::shape::{Shape, Spec};
@@ -75,6 +75,10 @@ impl Op for Relu {
 
     fn cost(&self, entry: &Entry) -> Result<Cost> {
         Cost::of(self, entry, self.shape.len() as f64)
+    }
+
+    fn fusible(&self) -> Fusible {
+        Fusible::Relu
     }
 
     crate::reference!();
