@@ -225,45 +225,15 @@ impl Executor for GpuExecutor {
         let outputs = report.iter().map(|name| self.buffers.output(compiled, name)).collect::<Result<Vec<_>>>()?;
         let sources: Vec<_> = outputs.iter().map(|(_, b)| (b.buffer, b.offset, b.size)).collect();
         let mut encoder = self.gpu.encoder("run");
-<<<<<<< HEAD
         let [next, timed] = &mut self.timers;
         compiled.program.encode(&mut encoder, next.as_mut());
         if let Some(timer) = next.take() {
             timer.resolve(&mut encoder);
             *timed = Some(timer);
-=======
-        let mut timer = if std::env::var_os("HACKPROF").is_some() {
-            crate::gpu::Timer::new(&self.gpu, compiled.program.len())?
-        } else {
-            None
-        };
-        compiled.program.encode(&mut encoder, timer.as_mut());
-        if let Some(t) = &timer {
-            t.resolve(&mut encoder);
->>>>>>> f8d475309bbad9dc0449ddac3cb77d9296d28076
         }
         let slot = self.ring.encode_copy(&mut encoder, &sources)?;
         let specs = outputs.into_iter().map(|(spec, _)| spec).collect();
         self.gpu.submit(encoder)?;
-        if let Some(t) = &mut timer {
-            let spans = t.read(&self.gpu)?;
-            let mut by: std::collections::BTreeMap<String, (usize, f64)> = Default::default();
-            let detail = std::env::var("HACKPROF").unwrap_or_default() == "2";
-            for s in &spans {
-                let k =
-                    if detail { format!("{}/{}", s.label, s.variant) } else { format!("{}/{}", s.kernel, s.variant) };
-                let e = by.entry(k).or_default();
-                e.0 += 1;
-                e.1 += s.ns.unwrap_or(0.0) / 1e6;
-            }
-            let mut v: Vec<_> = by.into_iter().collect();
-            v.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
-            let total: f64 = v.iter().map(|x| x.1.1).sum();
-            eprintln!("TOTAL {total:.1}");
-            for (k, (n, ms)) in v.iter().take(900) {
-                eprintln!("{ms:9.2} ms {n:4} {k}");
-            }
-        }
         self.pending.push((slot.ticket(), specs));
         self.last = Some(program);
         let ticket = slot.ticket();
