@@ -9,8 +9,9 @@ use std::cell::{Cell, OnceCell};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use vae_wgpu::bench::{Line, Rig, Subject, subjects};
+use vae_wgpu::bench::{Line, Rig, Subject, Summary, subjects};
 use vae_wgpu::gpu::{Gpu, Options, roof};
+use vae_wgpu::graph::plan;
 use vae_wgpu::model::{Mode, VaeConfig};
 
 fn main() {
@@ -34,7 +35,9 @@ fn main() {
         .configure_from_args();
     let mut lines = Vec::new();
     for batch in if short { vec![8] } else { vec![32, 128] } {
-        let graph = VaeConfig::default().graph(batch, Mode::Train).expect("the default model");
+        let options = plan::Options::default();
+        let planned = VaeConfig::default().plan(batch, Mode::Train, gpu.profile(), &options);
+        let (graph, _) = planned.expect("the default model");
         let all = subjects(&graph).expect("its kernels");
         // The short mode only shows that everything runs: one shape of each entry.
         let mut seen = Vec::new();
@@ -69,5 +72,8 @@ fn main() {
     println!("{}", Line::heading());
     for line in &lines {
         println!("{line}");
+    }
+    if let Some(summary) = Summary::of(&lines) {
+        println!("{summary}");
     }
 }

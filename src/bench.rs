@@ -3,6 +3,8 @@
 //! The work of an entry comes from its operation ([`crate::op::Op::cost`]), so that FLOP and bytes are counted in one place, all operands
 //! included. Times are of many dispatches in one submission, divided: submission and wake-up are shared between them.
 
+pub mod tune;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +30,16 @@ pub struct Subject {
     pub entry: Entry,
     /// Its work.
     pub cost: Cost,
+}
+
+impl Subject {
+    /// Whether it is a matrix product at heart, bound by multiply-adds where the model is of a useful size: convolutions and linear
+    /// layers, but not their bias gradients, which are sums.
+    #[must_use]
+    pub fn is_product(&self) -> bool {
+        let family = self.op.family();
+        (family.contains("conv") || family.contains("linear")) && !self.entry.name.contains("bias")
+    }
 }
 
 /// The distinct entries of a graph, in order of first use.
@@ -138,7 +150,7 @@ impl<'a> Rig<'a> {
             samples.push(self.run(times)?.as_secs_f64() / times as f64);
         }
         samples.sort_by(f64::total_cmp);
-        samples.get(samples.len() / 2).copied().ok_or_else(|| Error::bug("no sample"))
+        median(&samples).ok_or_else(|| Error::bug("no sample"))
     }
 }
 
@@ -161,6 +173,10 @@ pub struct Line {
     pub roof_pct: f64,
     /// Which of the two binds.
     pub bound: &'static str,
+    /// Floating-point operations of one run.
+    pub flop: f64,
+    /// Whether it is a matrix product at heart ([`Subject::is_product`]).
+    pub product: bool,
 }
 
 impl Line {
@@ -180,6 +196,8 @@ impl Line {
             gb_s: bytes / seconds / 1e9,
             roof_pct: 100.0 * ideal / seconds,
             bound,
+            flop,
+            product: subject.is_product(),
         }
     }
 
@@ -200,5 +218,89 @@ impl std::fmt::Display for Line {
             "{:<74} {:<12} {:>5} {:>9.3} {:>9.2} {:>8.2} {:>6.1} {:<7}",
             self.name, self.variant, self.count, self.ms, self.gflops, self.gb_s, self.roof_pct, self.bound
         )
+    }
+}
+
+/// The rates of the products among some lines.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Summary {
+    /// How many lines are of products.
+    pub products: usize,
+    /// The median of their 10^9 floating-point operations a second.
+    pub median: f64,
+    /// The lowest.
+    pub min: f64,
+    /// The mean, weighted with the work of each in the model: all floating-point operations over all time.
+    pub mean: f64,
+}
+
+impl Summary {
+    /// `None` without products.
+    #[must_use]
+    pub fn of(lines: &[Line]) -> Option<Self> {
+        let products: Vec<&Line> = lines.iter().filter(|line| line.product).collect();
+        let mut rates: Vec<f64> = products.iter().map(|line| line.gflops).collect();
+        rates.sort_by(f64::total_cmp);
+        let sum = |of: fn(&Line) -> f64| products.iter().map(|line| line.count as f64 * of(line)).sum::<f64>();
+        Some(Self {
+            products: products.len(),
+            median: median(&rates)?,
+            min: *rates.first()?,
+            mean: sum(|line| line.flop) / sum(|line| line.ms) / 1e6,
+        })
+    }
+}
+
+impl std::fmt::Display for Summary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { products, median, min, mean } = self;
+        write!(
+            f,
+            "{products} convolutions and linear layers: median {median:.2} GFLOP/s, min {min:.2}, weighted by their work {mean:.2}"
+        )
+    }
+}
+
+/// The middle of sorted numbers, between the two middle ones where their count is even.
+#[must_use]
+pub fn median(sorted: &[f64]) -> Option<f64> {
+    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    Some(f64::midpoint(*low, *high))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Mode, VaeConfig};
+
+    #[test]
+    fn every_node_is_counted_once_and_products_are_told_from_sums() {
+        let graph = VaeConfig::default().graph(2, Mode::Train).unwrap();
+        let subjects = subjects(&graph).unwrap();
+        assert_eq!(subjects.iter().map(|s| s.count).sum::<usize>(), graph.nodes().len());
+        let flop: f64 = subjects.iter().map(|s| s.cost.flop * s.count as f64).sum();
+        assert!((flop / graph.cost().unwrap().flop - 1.0).abs() < 1e-12);
+        let products = subjects.iter().filter(|s| s.is_product()).map(|s| s.cost.flop * s.count as f64).sum::<f64>();
+        assert!(products > 0.8 * flop, "{products} of {flop}");
+    }
+
+    #[test]
+    fn the_summary_weighs_by_work() {
+        let line = |count, ms, flop, product| Line {
+            name: String::new(),
+            variant: String::new(),
+            count,
+            ms,
+            gflops: flop / ms / 1e6,
+            gb_s: 1.0,
+            roof_pct: 1.0,
+            bound: "compute",
+            flop,
+            product,
+        };
+        let lines = [line(3, 1.0, 1e6, true), line(1, 1.0, 5e6, true), line(9, 1.0, 9e6, false)];
+        let summary = Summary::of(&lines).unwrap();
+        assert_eq!(summary, Summary { products: 2, median: 3.0, min: 1.0, mean: 2.0 });
+        assert_eq!(Summary::of(&lines[2..]), None);
     }
 }

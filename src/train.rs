@@ -4,24 +4,28 @@
 //! bit. Reports come back from the device some steps late; nothing waits for them but the end of an epoch.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use self::feed::Batch;
 use crate::checkpoint::{Checkpoint, Inventory, Progress, Weights};
-use crate::data::{self, Augment, Dataset, Images};
+use crate::data::{self, Dataset, Images};
 use crate::error::{Error, Result};
 use crate::exec::{Device, Runner, StepInput};
 use crate::graph::{Region, plan};
 use crate::model::{Mode, VaeConfig};
 use crate::report::picture::{Grid, Pictures, save_png};
 use crate::report::plots;
+use crate::report::profile::{HostSpan, Profile};
 use crate::report::progress::{Event, Observer, Start};
 use crate::report::run_folder::{RunConfig, RunFolder};
 use crate::report::table::{EpochRow, StepRow, Table};
 use crate::rng::{self, Purpose};
+
+mod feed;
 
 /// How the learning rate goes on after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +73,9 @@ pub struct Settings {
     pub flip: bool,
     /// Move training images at random.
     pub crop: bool,
+    /// Variants of kernels that were asked for, as [`plan::Options::variants`] has them: they decide the order of sums.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variants: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
@@ -91,6 +98,7 @@ impl Default for Settings {
             beta_warmup: 0,
             flip: false,
             crop: false,
+            variants: BTreeMap::new(),
         }
     }
 }
@@ -147,6 +155,8 @@ pub enum Outcome {
 
 /// Steps under way on the device before the host waits for the oldest.
 const IN_FLIGHT: usize = 2;
+/// Steps of this part of a run before the one that is timed.
+const PROFILE_AFTER: u64 = 3;
 /// Time after which a checkpoint is written within an epoch.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 /// Pictures in `samples/epoch_NN.png`.
@@ -176,6 +186,14 @@ pub struct Trainer<'a> {
     /// Start of each step under way: number, images, time.
     under_way: Vec<(u64, usize, Instant)>,
     last_report: Instant,
+    /// A step to be timed.
+    profile: Option<ProfileAt>,
+}
+
+/// Which step is timed, and where its trace goes.
+struct ProfileAt {
+    step: u64,
+    trace: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Trainer<'_> {
@@ -209,9 +227,9 @@ impl std::fmt::Debug for Stage<'_> {
 
 impl<'a> Trainer<'a> {
     /// A new run in `folder`; `init` gives weights to start from instead of random ones.
-    pub fn new(settings: Settings, folder: RunFolder, init: Option<&Path>, stage: Stage<'a>) -> Result<Self> {
+    pub fn new(mut settings: Settings, folder: RunFolder, init: Option<&Path>, stage: Stage<'a>) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&settings, &stage)?;
+        let mut runner = runner(&mut settings, &stage)?;
         runner.init(settings.seed)?;
         if let Some(path) = init {
             let weights = Weights::load(path, Inventory::of(runner.graph()?))?;
@@ -236,6 +254,7 @@ impl<'a> Trainer<'a> {
             saved: Instant::now(),
             under_way: Vec::new(),
             last_report: Instant::now(),
+            profile: None,
         };
         trainer.pictures(0)?;
         trainer.save_checkpoint()?;
@@ -250,10 +269,11 @@ impl<'a> Trainer<'a> {
         serde_json::from_str(&progress.settings).map_err(|e| Error::garbled("understand the settings in", &path, e))
     }
 
-    /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs).
-    pub fn resume(settings: Settings, folder: RunFolder, stage: Stage<'a>) -> Result<Self> {
+    /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs) and its choice of
+    /// kernels, unless the stage's plan has another.
+    pub fn resume(mut settings: Settings, folder: RunFolder, stage: Stage<'a>) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&settings, &stage)?;
+        let mut runner = runner(&mut settings, &stage)?;
         let path = folder.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =
             Checkpoint::load(&path, Inventory::of(runner.graph()?))?;
@@ -285,6 +305,7 @@ impl<'a> Trainer<'a> {
             saved: Instant::now(),
             under_way: Vec::new(),
             last_report: Instant::now(),
+            profile: None,
         })
     }
 
@@ -296,6 +317,17 @@ impl<'a> Trainer<'a> {
     /// The model on its device, for what comes after training.
     pub fn runner(&mut self) -> &mut Runner {
         &mut self.runner
+    }
+
+    /// Times one of the steps to come on the device, the first whole batch after a few to warm up, and tells the observer; `trace`: where
+    /// to write it down in full. The numbers of the run stay what they are.
+    pub fn profile(&mut self, trace: Option<PathBuf>) {
+        let (first, per_epoch) = (self.runner.step(), self.steps_per_epoch());
+        let steps = per_epoch * self.settings.epochs;
+        let whole = |step: &u64| step % per_epoch + 1 < per_epoch;
+        let after = first + PROFILE_AFTER;
+        let step = (after..after + per_epoch.min(2)).find(whole).unwrap_or(after);
+        self.profile = Some(ProfileAt { step: step.min(steps.saturating_sub(1)), trace });
     }
 
     /// Trains until all epochs are done or the run is stopped.
@@ -323,6 +355,9 @@ impl<'a> Trainer<'a> {
             }
             self.end_of_epoch(epoch, epoch_begun)?;
         }
+        if self.profile.take().is_some() {
+            self.observer.observe(&Event::Warning { message: "no profile: there was no step left to time" })?;
+        }
         self.observer.observe(&Event::Finished {
             epochs: self.settings.epochs,
             steps: self.runner.step(),
@@ -334,41 +369,77 @@ impl<'a> Trainer<'a> {
     }
 
     fn epoch(&mut self, epoch: u64, steps: u64) -> Result<Outcome> {
-        let first = (epoch - 1) * self.steps_per_epoch();
-        let order = data::epoch_order(self.settings.seed, epoch, self.dataset.train.len());
-        let augment = Augment { flip: self.settings.flip, crop: self.settings.crop };
-        let size = self.dataset.train.size();
-        let mut pixels = Vec::new();
-        let done = (self.runner.step() - first) as usize;
-        for indices in order.chunks(self.settings.batch_size).skip(done) {
-            if self.stop.load(Ordering::Relaxed) {
-                self.collect(true)?;
-                self.save_checkpoint()?;
-                return Ok(Outcome::Interrupted);
+        let first_step = (epoch - 1) * self.steps_per_epoch();
+        let part = feed::Epoch { number: epoch, first_step, done: (self.runner.step() - first_step) as usize };
+        let (settings, images) = (self.settings.clone(), self.dataset.train.as_ref());
+        std::thread::scope(|scope| {
+            for batch in feed::start(scope, &settings, images, part) {
+                if self.stop.load(Ordering::Relaxed) {
+                    self.collect(true)?;
+                    self.save_checkpoint()?;
+                    return Ok(Outcome::Interrupted);
+                }
+                self.train(&batch?, steps)?;
+                if self.saved.elapsed() > CHECKPOINT_EVERY {
+                    self.collect(true)?;
+                    let saved = self.save_checkpoint();
+                    self.tolerate(saved)?;
+                }
             }
-            let step = self.runner.step();
-            data::batch(self.dataset.train.as_ref(), indices, &mut pixels)?;
-            augment.apply(self.settings.seed, epoch, indices, size, &mut pixels)?;
-            let eps = noise(&self.settings, step, indices.len());
-            self.under_way.push((step, indices.len(), Instant::now()));
-            let input = StepInput {
-                images: &pixels,
-                eps: &eps,
-                lr: self.settings.lr_at(step, steps),
-                weight_decay: self.settings.weight_decay,
-                beta: self.settings.beta_at(step),
-                clip: self.settings.clip_grad,
-            };
-            self.runner.train(indices.len(), &input)?;
-            self.collect(self.under_way.len() >= IN_FLIGHT)?;
-            if self.saved.elapsed() > CHECKPOINT_EVERY {
-                self.collect(true)?;
-                let saved = self.save_checkpoint();
-                self.tolerate(saved)?;
-            }
+            self.collect(true)?;
+            Ok(Outcome::Finished)
+        })
+    }
+
+    /// Starts the next step of a run of `steps`.
+    fn train(&mut self, batch: &Batch, steps: u64) -> Result<()> {
+        let step = self.runner.step();
+        let profile = self.profile_of(step)?;
+        let begun = Instant::now();
+        self.under_way.push((step, batch.len, begun));
+        let input = StepInput {
+            images: &batch.pixels,
+            eps: &batch.eps,
+            lr: self.settings.lr_at(step, steps),
+            weight_decay: self.settings.weight_decay,
+            beta: self.settings.beta_at(step),
+            clip: self.settings.clip_grad,
+        };
+        self.runner.train(batch.len, &input)?;
+        let submitted = Instant::now();
+        self.collect(profile.is_some() || self.under_way.len() >= IN_FLIGHT)?;
+        let Some(ProfileAt { trace, .. }) = profile else { return Ok(()) };
+        let span = |name, from: Instant, to: Instant| {
+            let begin = from.saturating_duration_since(submitted).as_nanos() as f64
+                - submitted.saturating_duration_since(from).as_nanos() as f64;
+            HostSpan { name, begin_ns: begin, ns: (to - from).as_nanos() as f64 }
+        };
+        let [prepared, ready] = batch.prepared;
+        let host = vec![
+            span("prepare", prepared, ready),
+            span("encode and submit", begun, submitted),
+            span("wait", submitted, Instant::now()),
+        ];
+        let profile = Profile { step, device: self.runner.describe(), spans: self.runner.spans()?, host };
+        self.observer.observe(&Event::Profile(&profile.summary()))?;
+        let Some(path) = trace else { return Ok(()) };
+        // A trace that cannot be written is no reason to end a run.
+        match profile.save_trace(&path) {
+            Err(error) => self.observer.observe(&Event::Warning { message: &format!("no trace: {error}") }),
+            Ok(()) => Ok(()),
         }
+    }
+
+    /// Makes ready for timing this step, if it is the one: nothing else is under way, and the device is told.
+    fn profile_of(&mut self, step: u64) -> Result<Option<ProfileAt>> {
+        let Some(profile) = self.profile.take_if(|profile| profile.step == step) else { return Ok(None) };
         self.collect(true)?;
-        Ok(Outcome::Finished)
+        if self.runner.time_next()? {
+            return Ok(Some(profile));
+        }
+        let message = "no profile: the device has no timestamp queries";
+        self.observer.observe(&Event::Warning { message })?;
+        Ok(None)
     }
 
     /// Takes in the reports that have come; a step that was not finite ends the run.
@@ -565,8 +636,13 @@ struct Validation {
     active_units: u64,
 }
 
-/// The model on its device with a program for every batch size of the run.
-fn runner(settings: &Settings, stage: &Stage<'_>) -> Result<Runner> {
+/// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of
+/// the settings and becomes theirs.
+fn runner(settings: &mut Settings, stage: &Stage<'_>) -> Result<Runner> {
+    if !stage.plan.variants.is_empty() {
+        settings.variants.clone_from(&stage.plan.variants);
+    }
+    let plan = plan::Options { variants: settings.variants.clone(), ..stage.plan.clone() };
     let (train, test) = (stage.dataset.train.as_ref(), stage.dataset.test.as_ref());
     let (c, h, w) = train.size();
     let model = &settings.model;
@@ -587,7 +663,7 @@ fn runner(settings: &Settings, stage: &Stage<'_>) -> Result<Runner> {
             programs.push(program);
         }
     }
-    Runner::new(*model, &programs, stage.device, stage.plan)
+    Runner::new(*model, &programs, stage.device, &plan)
 }
 
 /// Noise for `count` pictures; a shorter batch gets the beginning of the same numbers.

@@ -6,11 +6,11 @@
 mod common;
 
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use libtest_mimic::Arguments;
 use vae_wgpu::Error;
-use vae_wgpu::gpu::{Binding, Gpu, Options, Program, Ring, Step, Timer, roof};
+use vae_wgpu::gpu::{Binding, Compiled, Gpu, Options, Program, Ring, Step, Timer, roof};
 use vae_wgpu::op::{Add, Bind, Op, Target};
 use vae_wgpu::shape::Shape;
 
@@ -85,6 +85,49 @@ fn a_ring_gives_copies_back_in_order(gpu: &Arc<Gpu>) {
     assert_eq!(got, want);
 }
 
+fn what_the_driver_compiled_is_taken_back_and_anything_else_passed_over(gpu: &Arc<Gpu>) {
+    let add = |gpu: &Gpu| {
+        let shape = Shape::new(1, 4, 4, 4);
+        let op = Add::new(shape, shape).unwrap();
+        let lowered =
+            op.lower("forward", &Target { profile: gpu.profile(), variant: None, accumulate: &[false] }).unwrap();
+        let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 256).unwrap()));
+        gpu.write(&buffers[0].1, 0, bytemuck::cast_slice(&[1.5f32; 64])).unwrap();
+        let dispatch = &lowered.dispatches[0];
+        let binding = |bind: &Bind| {
+            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::Operand(name) == *bind).unwrap();
+            Binding { buffer, offset: 0, size: 256 }
+        };
+        let bindings = dispatch.bindings.iter().map(binding).collect();
+        Program::new(gpu, "add", &[Step { label: "add".into(), dispatch, bindings }]).unwrap().submit(gpu).unwrap();
+        assert_eq!(gpu.read(&buffers[2].1, 0, 4).unwrap(), 1.5f32.to_le_bytes());
+    };
+    let with = |data: Option<&[u8]>| {
+        let mut gpu = Gpu::open(&Options::default()).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&seen);
+        gpu.on_compiled(move |_, compiled| told.lock().unwrap().push(compiled));
+        gpu.use_pipeline_cache(data).unwrap();
+        add(&gpu);
+        // What is there already is not compiled again.
+        add(&gpu);
+        assert_eq!(*seen.lock().unwrap(), [Compiled { done: 1, total: 1 }]);
+        gpu.health().unwrap();
+        gpu.pipeline_cache_data()
+    };
+    assert!(gpu.pipeline_cache_data().is_none());
+    let first = with(None);
+    assert_eq!(first.is_some(), gpu.pipeline_cache_key().is_some());
+    let Some(data) = first else { return };
+    assert!(gpu.pipeline_cache_key().unwrap().chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+    assert!(with(Some(&data)).is_some());
+    let mut foreign = data.clone();
+    foreign[..16].iter_mut().for_each(|b| *b ^= 0x55);
+    for odd in [&[][..], b"hello", &data[..data.len() / 2], &foreign] {
+        assert!(with(Some(odd)).is_some());
+    }
+}
+
 fn the_roof_is_measured(gpu: &Arc<Gpu>) {
     let roof = roof(gpu).unwrap();
     assert!(roof.gflops > 0.1 && roof.copy_gb_s > 0.1, "{roof:?}");
@@ -106,7 +149,11 @@ fn main() -> ExitCode {
     let device = Gpu::open(&Options::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
     type Test = fn(&Arc<Gpu>);
-    let tests: [(&str, Test); 5] = [
+    let tests: [(&str, Test); 6] = [
+        (
+            "what_the_driver_compiled_is_taken_back_and_anything_else_passed_over",
+            what_the_driver_compiled_is_taken_back_and_anything_else_passed_over,
+        ),
         ("a_program_runs_is_timed_and_leaves_nothing_behind", a_program_runs_is_timed_and_leaves_nothing_behind),
         ("mistakes_and_oversized_buffers_are_errors", mistakes_and_oversized_buffers_are_errors),
         ("a_ring_gives_copies_back_in_order", a_ring_gives_copies_back_in_order),

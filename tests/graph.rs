@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use vae_wgpu::exec::{CpuExecutor, Data, Executor, ProgramId};
 use vae_wgpu::graph::plan::{self, Options};
-use vae_wgpu::graph::{Builder, Graph, Region, Root};
-use vae_wgpu::model::{Mode, Norm, VaeConfig};
-use vae_wgpu::op::{Add, BatchNorm, BatchNormConfig, Conv2d, Profile, Relu, Upsample};
+use vae_wgpu::graph::{Builder, Graph, Region, Root, ValueId};
+use vae_wgpu::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
+use vae_wgpu::op::{
+    Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, PositionNorm, PositionNormConfig, Profile, Relu, Upsample,
+};
 use vae_wgpu::rng::{self, Purpose};
 use vae_wgpu::shape::{Shape, Spec};
 
@@ -175,8 +177,193 @@ fn an_output_is_only_read_from_the_last_run() {
     assert!(exec.read(ProgramId(0), "y").unwrap_err().to_string().contains("last run"));
 }
 
+/// A graph to fuse, with the operations that it must be made of afterwards.
+type Rule = (&'static str, fn() -> vae_wgpu::Result<(Builder, ValueId)>, &'static [(&'static str, usize)]);
+
+fn norm(training: bool) -> BatchNormConfig {
+    BatchNormConfig { training, ..BatchNormConfig::default() }
+}
+
+fn of_input() -> vae_wgpu::Result<(Builder, ValueId)> {
+    let mut b = Builder::new();
+    let x = b.input("x", Spec::nhwc(Shape::new(3, 6, 8, 8)))?;
+    Ok((b, x))
+}
+
+fn of_block(scale: Scale, kind: Norm) -> vae_wgpu::Result<(Builder, ValueId)> {
+    let (mut b, x) = of_input()?;
+    let out = match scale {
+        Scale::Same => 6,
+        Scale::Down => 12,
+        Scale::Up => 4,
+    };
+    let y = residual_block(&mut b, x, out, scale, kind, true)?;
+    Ok((b, y))
+}
+
+/// One graph for each rule of fusion, then all of them together in residual blocks.
+const RULES: &[Rule] = &[
+    (
+        "norm and ReLU",
+        || {
+            let (mut b, x) = of_input()?;
+            let y = b.apply("norm", &[x], |s| BatchNorm::new(s[0], norm(true)))?;
+            let y = b.apply("relu", &[y], |s| Relu::new(s[0]))?;
+            Ok((b, y))
+        },
+        &[("batch_norm", 1)],
+    ),
+    (
+        "position norm and ReLU",
+        || {
+            let (mut b, x) = of_input()?;
+            let y = b.apply("norm", &[x], |s| PositionNorm::new(s[0], PositionNormConfig { eps: 1e-5, relu: false }))?;
+            let y = b.apply("relu", &[y], |s| Relu::new(s[0]))?;
+            Ok((b, y))
+        },
+        &[("position_norm", 1)],
+    ),
+    (
+        "load",
+        || {
+            let (mut b, x) = of_input()?;
+            let y = b.apply("norm", &[x], |s| BatchNorm::new(s[0], norm(true)))?;
+            let y = b.apply("relu", &[y], |s| Relu::new(s[0]))?;
+            let y = b.apply("conv", &[y], |s| Conv2d::new(s[0], 5, 3, 2, 1))?;
+            Ok((b, y))
+        },
+        &[("fused_conv", 1)],
+    ),
+    (
+        "load of a transposed convolution, in evaluation",
+        || {
+            let (mut b, x) = of_input()?;
+            let y = b.apply("norm", &[x], |s| BatchNorm::new(s[0], norm(false)))?;
+            let y = b.apply("relu", &[y], |s| Relu::new(s[0]))?;
+            let y = b.apply("conv", &[y], |s| ConvTranspose2d::new(s[0], 5, 4, 2, 1))?;
+            Ok((b, y))
+        },
+        &[("fused_conv", 1)],
+    ),
+    (
+        "store",
+        || {
+            let (mut b, x) = of_input()?;
+            let y = b.apply("conv", &[x], |s| Conv2d::new(s[0], 6, 3, 1, 1))?;
+            let y = b.apply("add", &[x, y], |s| Add::new(s[0], s[1]))?;
+            Ok((b, y))
+        },
+        &[("fused_conv", 1)],
+    ),
+    (
+        "statistics, shared by two norms",
+        || {
+            let (mut b, x) = of_input()?;
+            let stem = b.apply("stem", &[x], |s| Conv2d::new(s[0], 7, 3, 1, 1))?;
+            let mut branches = Vec::new();
+            for name in ["left", "right"] {
+                b.scope_in(name);
+                let h = norm_relu(&mut b, "norm", stem, Norm::Batch, true)?;
+                branches.push(b.apply("conv", &[h], |s| Conv2d::new(s[0], 4, 1, 1, 0))?);
+                b.scope_out();
+            }
+            let y = b.apply("add", &branches, |s| Add::new(s[0], s[1]))?;
+            Ok((b, y))
+        },
+        &[("fused_conv", 3)],
+    ),
+    (
+        "an activation that something else reads stays",
+        || {
+            let (mut b, x) = of_input()?;
+            let h = norm_relu(&mut b, "norm", x, Norm::Batch, true)?;
+            let y = b.apply("conv", &[h], |s| Conv2d::new(s[0], 6, 3, 1, 1))?;
+            let y = b.apply("again", &[y, h], |s| Add::new(s[0], s[1]))?;
+            Ok((b, y))
+        },
+        &[("batch_norm", 1), ("fused_conv", 1)],
+    ),
+    ("block that keeps the size", || of_block(Scale::Same, Norm::Batch), &[("fused_conv", 3)]),
+    ("block that halves it", || of_block(Scale::Down, Norm::Batch), &[("fused_conv", 4)]),
+    ("block that doubles it", || of_block(Scale::Up, Norm::Batch), &[("fused_conv", 4), ("upsample", 1)]),
+    (
+        "block with position norm",
+        || of_block(Scale::Same, Norm::Position),
+        &[("position_norm", 3), ("conv2d", 2), ("fused_conv", 1)],
+    ),
+];
+
+/// Outputs, gradients of all parameters and of x, and running statistics of a graph, in double precision.
+fn results(graph: &Graph, seed: u64) -> Vec<Vec<f64>> {
+    let mut noise = rng::stream(seed, Purpose::Check, 0);
+    let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
+    for region in [Region::Params, Region::States] {
+        exec.upload(region, &vae_wgpu::model::initial(graph, region, seed).unwrap()).unwrap();
+    }
+    for (name, id) in graph.inputs() {
+        exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len()))).unwrap();
+    }
+    exec.run(ProgramId(0), &[]).unwrap();
+    let mut found: Vec<_> =
+        ["y", "dx"].iter().map(|o| exec.value(ProgramId(0), graph.output(o).unwrap()).unwrap().to_vec()).collect();
+    for region in [Region::Grads, Region::States] {
+        found.extend(exec.tensors(region).iter().cloned());
+    }
+    found
+}
+
+fn assert_same(what: &str, fused: &[Vec<f64>], unfused: &[Vec<f64>]) {
+    assert_eq!(fused.len(), unfused.len(), "{what}");
+    for (i, (a, b)) in fused.iter().zip(unfused).enumerate() {
+        let scale = b.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+        assert_eq!(a.len(), b.len(), "{what}");
+        for (a, b) in a.iter().zip(b) {
+            let error = (a - b).abs();
+            assert!(error <= 1e-10 * scale + 1e-13, "{what}, tensor {i}: {a} fused, {b} as defined");
+        }
+    }
+}
+
+#[test]
+fn every_rule_of_fusion_computes_what_the_graph_is_defined_to() {
+    for (what, make, expected) in RULES {
+        let build = |fuse: bool| {
+            let (mut b, y) = make().unwrap();
+            let dy = b.input("dy", Spec::nhwc(b.shape(y))).unwrap();
+            let graph = b.output("y", y).build();
+            let graph = if fuse { graph.fused().unwrap() } else { graph };
+            let mut counts = BTreeMap::new();
+            for node in graph.nodes() {
+                *counts.entry(node.op.family()).or_insert(0) += 1;
+            }
+            (graph.with_gradients(&[Root::Seeded(y, dy)], &["x"]).unwrap(), counts)
+        };
+        let ((fused, counts), (unfused, _)) = (build(true), build(false));
+        assert_eq!(counts, expected.iter().copied().collect(), "{what}");
+        assert_eq!(fused.params(), unfused.params(), "{what}");
+        assert_eq!(fused.null_params(), unfused.null_params(), "{what}");
+        for seed in 0..3 {
+            assert_same(what, &results(&fused, seed), &results(&unfused, seed));
+        }
+    }
+}
+
+#[test]
+fn fusion_moves_less_and_keeps_less() {
+    let model = VaeConfig::default();
+    let plan = |fuse| {
+        let options = Options { fuse, ..Options::default() };
+        model.plan(128, Mode::Train, &Profile::WEBGPU, &options).unwrap().1
+    };
+    let (fused, unfused) = (plan(true), plan(false));
+    let (less, more) = (fused.traffic(), unfused.traffic());
+    assert!(less.total() as f64 <= 0.6 * more.total() as f64, "{} of {} bytes moved", less.total(), more.total());
+    assert!(2 * fused.memory.slots <= unfused.memory.unshared);
+    assert!(fused.dispatches.len() < unfused.dispatches.len());
+}
+
 /// A random graph of convolutions, norms, ReLUs and adds over values of one shape, with all gradients.
-fn random_graph(choices: &[(u8, usize, usize)]) -> Graph {
+fn random_graph(choices: &[(u8, usize, usize)], fuse: bool) -> Graph {
     let shape = Shape::new(2, 5, 4, 3);
     let mut b = Builder::new();
     let dy = b.input("dy", Spec::nhwc(shape)).unwrap();
@@ -186,7 +373,7 @@ fn random_graph(choices: &[(u8, usize, usize)]) -> Graph {
     for (i, &(kind, a, c)) in choices.iter().enumerate() {
         let (a, c) = (values[a % values.len()], values[c % values.len()]);
         let name = format!("n{i}");
-        let relu = BatchNormConfig { eps: 1e-5, momentum: 0.1, training: true, relu: true };
+        let relu = BatchNormConfig { eps: 1e-5, momentum: 0.1, training: true, relu: kind % 8 < 4 };
         values.push(match kind % 4 {
             0 => b.apply(&name, &[a], |s| Conv2d::new(s[0], 5, 3, 1, 1)).unwrap(),
             1 => b.apply(&name, &[a], |s| BatchNorm::new(s[0], relu)).unwrap(),
@@ -198,7 +385,9 @@ fn random_graph(choices: &[(u8, usize, usize)]) -> Graph {
     for (i, value) in values.iter().enumerate().skip(1) {
         sum = b.apply(&format!("sum{i}"), &[sum, *value], |s| Add::new(s[0], s[1])).unwrap();
     }
-    b.output("y", sum).build().with_gradients(&[Root::Seeded(sum, dy)], &["x"]).unwrap()
+    let graph = b.output("y", sum).build();
+    let graph = if fuse { graph.fused().unwrap() } else { graph };
+    graph.with_gradients(&[Root::Seeded(sum, dy)], &["x"]).unwrap()
 }
 
 proptest! {
@@ -206,18 +395,26 @@ proptest! {
 
     #[test]
     fn plans_of_random_graphs_never_alias(choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..24)) {
-        let graph = random_graph(&choices);
-        for share in [true, false] {
+        for (fuse, share) in [(true, true), (true, false), (false, true), (false, false)] {
+            let graph = random_graph(&choices, fuse);
             let plan = plan::plan(&graph, &Profile::WEBGPU, &Options { share, ..Options::default() }).unwrap();
             plan.verify(&graph).unwrap();
         }
     }
 
     #[test]
+    fn random_graphs_compute_the_same_fused(
+        choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..16), seed in any::<u64>()
+    ) {
+        let (fused, unfused) = (random_graph(&choices, true), random_graph(&choices, false));
+        assert_same("a random graph", &results(&fused, seed), &results(&unfused, seed));
+    }
+
+    #[test]
     fn gradients_of_random_graphs_are_linear_in_their_seed_and_match_differences(
         choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..10), seed in any::<u64>()
     ) {
-        let graph = random_graph(&choices);
+        let graph = random_graph(&choices, false);
         let len = Shape::new(2, 5, 4, 3).len();
         let mut noise = rng::stream(seed, Purpose::Check, 0);
         let (x, dy) = (rng::normals(&mut noise, len), rng::normals(&mut noise, len));

@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use vae_wgpu::gpu::{Gpu, Options};
+use vae_wgpu::graph::plan;
+use vae_wgpu::model::{Mode, VaeConfig};
 use vae_wgpu::rng::{self, Purpose};
 
 /// 100 pictures in batches of 32: three whole steps and a short one an epoch.
@@ -123,6 +126,53 @@ fn one_go_and_two_parts_give_the_same_bytes() {
     }
 }
 
+#[test]
+fn a_run_goes_on_with_the_kernels_that_it_was_started_with() {
+    let device = device();
+    if device == "cpu" {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    // One shape alone, from a table, and a whole operation.
+    let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
+    let gpu = Gpu::open(&Options::default()).unwrap();
+    let (graph, _) = config.plan(32, Mode::Train, gpu.profile(), &plan::Options::default()).unwrap();
+    drop(gpu);
+    let stem = graph.nodes().iter().find(|n| n.name == "encoder.stem").unwrap();
+    let key = plan::key(stem.op.as_ref(), &stem.entry).unwrap();
+    let table = serde_json::json!({
+        "format": 1, "version": "0.1.0", "adapter": "Voodoo 2", "driver": "",
+        "entries": [{"key": key, "variant": "naive", "ms": 1.0}],
+    });
+    let file = run_in(&dir, "table.json");
+    fs::write(&file, table.to_string()).unwrap();
+    let with = |run: &str, epochs: &str| {
+        let mut args: Vec<String> = small(run, device, epochs).into_iter().map(str::to_owned).collect();
+        args.extend(["--variants", &file, "--variant", "linear=naive"].map(str::to_owned));
+        let output = ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(text(&output.stderr).contains("made on Voodoo 2"), "{}", text(&output.stderr));
+    };
+    with(&whole, "3");
+    with(&parts, "1");
+    let config =
+        || -> Value { serde_json::from_slice(&fs::read(Path::new(&parts).join("config.json")).unwrap()).unwrap() };
+    let asked = serde_json::json!({"linear": "naive", key.as_str(): "naive"});
+    assert_eq!(config()["settings"]["variants"], asked);
+    let kernels = config()["kernels"].clone();
+    assert!(kernels["conv2d.forward"].as_str().unwrap().split(", ").any(|v| v == "naive"), "{kernels}");
+    // Nothing is said of variants, and the table may be gone.
+    fs::remove_file(&file).unwrap();
+    ok(&resume(&parts, device, "3"));
+    assert_same(&whole, &parts);
+    assert_eq!((&config()["settings"]["variants"], &config()["kernels"]), (&asked, &kernels));
+    let mut args = resume(&parts, device, "4");
+    args.extend(["--variant", "conv2d=naive"]);
+    ok(&args);
+    assert_eq!(config()["settings"]["variants"], serde_json::json!({"conv2d": "naive"}));
+    assert_ne!(config()["kernels"], kernels);
+}
+
 /// Starts a run and waits until `steps` of its steps have been reported.
 fn start(args: &[&str], steps: usize) -> Child {
     let mut args = args.to_vec();
@@ -217,8 +267,8 @@ fn json_is_one_object_an_event_and_quiet_says_nothing() {
     let names: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
     assert_eq!(names, ["started", "step", "step", "step", "step", "epoch", "finished"]);
     assert_eq!(events[0]["parameters"].as_u64().unwrap(), {
-        let config = vae_wgpu::model::VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..Default::default() };
-        config.graph(1, vae_wgpu::model::Mode::Evaluate).unwrap().parameter_count() as u64
+        let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..Default::default() };
+        config.graph(1, Mode::Evaluate).unwrap().parameter_count() as u64
     });
     for field in ["train_total", "val_total", "val_recon", "val_kl", "val_mse", "active_units"] {
         assert!(events[5][field].is_number(), "{field}: {}", events[5]);
@@ -227,6 +277,58 @@ fn json_is_one_object_an_event_and_quiet_says_nothing() {
     args.push("--quiet");
     let output = ok(&args);
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_profiled_step_is_one_of_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, profiled, cpu) = (run_in(&dir, "plain"), run_in(&dir, "profiled"), run_in(&dir, "cpu"));
+    let trace = run_in(&dir, "new/trace.json");
+    let mut args = small(&cpu, "cpu", "1");
+    args.extend(["--trace", &trace]);
+    let output = command(&args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("profiling needs a GPU adapter"), "{}", text(&output.stderr));
+    assert!(!Path::new(&cpu).exists());
+    let device = device();
+    if device == "cpu" {
+        return;
+    }
+    ok(&small(&plain, device, "3"));
+    let mut args = small(&profiled, device, "3");
+    args.extend(["--profile", "--trace", &trace]);
+    let said = text(&ok(&args).stderr);
+    assert_same(&plain, &profiled);
+    if said.contains("no timestamp queries") {
+        return;
+    }
+    // The fourth step is the short one at the end of the first epoch.
+    for part in ["profile of step 5", "dispatches", "conv2d.forward", "total on the device", "host: prepare "] {
+        assert!(said.contains(part), "{part} is missing:\n{said}");
+    }
+    let trace: Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    let events: Vec<&Value> = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
+    let track = |tid: u32| events.iter().filter(move |e| e["tid"] == tid);
+    assert_eq!(
+        track(2).map(|e| e["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["prepare", "encode and submit", "wait"]
+    );
+    assert!(track(1).any(|e| e["name"].as_str().unwrap().starts_with("encoder.stem/conv2d.forward")), "{trace}");
+    for event in &events {
+        assert!(event["ts"].as_f64().unwrap() >= 0.0 && event["dur"].as_f64().unwrap() >= 0.0, "{event}");
+    }
+    assert!(track(1).all(|e| e["args"]["kernel"].is_string() && e["args"]["variant"].is_string()), "{trace}");
+
+    // As an event among the others, and in a run that goes on; a run that is done has no step left.
+    let mut args = resume(&profiled, device, "4");
+    args.extend(["--profile", "--json"]);
+    let events: Vec<Value> = text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let profile = events.iter().find(|e| e["event"] == "profile").unwrap();
+    assert_eq!(profile["step"], 15, "{profile}");
+    assert!(profile["kernels"].as_array().unwrap().iter().all(|k| k["ms"].as_f64().unwrap() > 0.0), "{profile}");
+    let mut args = resume(&profiled, device, "4");
+    args.push("--profile");
+    assert!(text(&ok(&args).stderr).contains("no step left"));
 }
 
 #[test]

@@ -241,10 +241,44 @@ fn webgpus_default_limits_are_enough(_: &Arc<Gpu>) {
 
 type Test = (&'static str, fn(&Arc<Gpu>));
 
+fn a_run_is_timed_on_request_and_gives_the_same_bits(device: &Arc<Gpu>) {
+    let config = small(Norm::Batch);
+    let programs = [(BATCH, Mode::Train)];
+    let plain = {
+        let mut runner = runner(config, &programs, &gpu(device), &Options::default());
+        let reports = train(&mut runner, BATCH, 3);
+        assert!(runner.spans().unwrap().is_empty());
+        (reports, bits(&runner.download(Region::Params).unwrap()))
+    };
+    for timestamps in [true, false] {
+        let options = GpuOptions { timestamps, ..GpuOptions::default() };
+        let other = Arc::new(Gpu::open(&options).unwrap());
+        let able = other.device().features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        assert!(timestamps || !able);
+        let mut runner = runner(config, &programs, &gpu(&other), &Options::default());
+        let mut reports = train(&mut runner, BATCH, 1);
+        assert_eq!(runner.time_next().unwrap(), able);
+        reports.extend(train(&mut runner, BATCH, 2));
+        // The first of the two steps alone was timed.
+        let spans = runner.spans().unwrap();
+        assert_eq!(spans.len(), if able { runner.dispatches() } else { 0 });
+        for span in &spans {
+            assert_eq!(span.ns.is_some(), span.begin_ns.is_some());
+            assert!(
+                span.ns.is_none_or(|ns| ns > 0.0 && ns < 1e10) && span.begin_ns.is_none_or(|ns| ns >= 0.0),
+                "{span:?}"
+            );
+        }
+        assert!(runner.spans().unwrap().is_empty());
+        assert_eq!((reports, bits(&runner.download(Region::Params).unwrap())), plain);
+    }
+}
+
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let tests: [Test; 11] = [
+    let tests: [Test; 12] = [
+        ("a_run_is_timed_on_request_and_gives_the_same_bits", a_run_is_timed_on_request_and_gives_the_same_bits),
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),

@@ -1,16 +1,18 @@
 //! `vae-wgpu bench`.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, ModelArgs, PlanArgs, out};
-use crate::exec::{Runner, StepInput};
+use super::{DeviceArgs, ModelArgs, PlanArgs, adapter, out};
+use crate::bench::{Line, Rig, Summary, median, subjects};
+use crate::exec::{Device, Runner, StepInput};
+use crate::gpu::roof;
 use crate::model::Mode;
 use crate::rng::{self, Purpose};
 
-/// Measure the training step.
+/// Measure the training step and its kernels.
 #[derive(Args, Debug)]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -21,6 +23,11 @@ pub(super) struct BenchArgs {
 enum What {
     /// Time whole training steps on random pictures, the loss read back after each.
     Step(StepArgs),
+    /// Time every kernel that a training step runs, alone, at each of its shapes, against the measured roof of the device.
+    ///
+    /// A row is an operation, a direction and the shapes of its first operand and its result; `count` is how often a step runs it, `roof%`
+    /// the share of what binds it: the measured rate of multiply-adds, or the measured bandwidth of a copy.
+    Kernels(KernelsArgs),
 }
 
 #[derive(Args, Debug)]
@@ -48,10 +55,30 @@ struct StepArgs {
     json: bool,
 }
 
+#[derive(Args, Debug)]
+struct KernelsArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Pictures in a batch.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Only rows whose name contains this, e.g. conv2d or backward_weight.
+    #[arg(long, value_name = "FILTER")]
+    only: Option<String>,
+    /// Print JSON: a line with the adapter and its roof, then an object a kernel.
+    #[arg(long)]
+    json: bool,
+}
+
 impl BenchArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         match &self.what {
             What::Step(args) => args.run(),
+            What::Kernels(args) => args.run(),
         }
     }
 }
@@ -63,8 +90,10 @@ impl StepArgs {
         }
         let started = Instant::now();
         let config = self.model.config()?;
-        let device = self.device.open()?;
-        let mut runner = Runner::new(config, &[(self.batch, Mode::Train)], &device, &self.plan.options()?)?;
+        let device = self.device.open_for_models(!self.json)?;
+        let programs = [(self.batch, Mode::Train)];
+        let options = self.plan.options(adapter(&device), &config, &programs)?;
+        let mut runner = Runner::new(config, &programs, &device, &options)?;
         runner.init(0)?;
         let mut noise = rng::stream(1, Purpose::Check, 0);
         let pixels = config.images(self.batch).len();
@@ -94,30 +123,87 @@ impl StepArgs {
             anyhow::bail!("no step was timed")
         };
         let first = first.unwrap_or(first_timed);
-        let median = |mut v: Vec<f64>| {
-            v.sort_by(f64::total_cmp);
-            f64::midpoint(v[(v.len() - 1) / 2], v[v.len() / 2])
+        let middle = |part: fn(&(f64, f64, f32)) -> f64| {
+            let mut values: Vec<f64> = timed.iter().map(part).collect();
+            values.sort_by(f64::total_cmp);
+            median(&values).unwrap_or(f64::NAN)
         };
-        let ms = median(timed.iter().map(|t| t.0).collect());
+        let ms = middle(|t| t.0);
         let min = timed.iter().map(|t| t.0).fold(f64::INFINITY, f64::min);
-        let encode = median(timed.iter().map(|t| t.1).collect());
+        let encode = middle(|t| t.1);
         let gflops = runner.graph()?.cost()?.flop / ms / 1e6;
         let dispatches = runner.dispatches();
+        let peak_rss_mb = peak_rss_mb();
+        // Measured last: its buffers are large and its work is heavy.
+        let roof_pct = match &device {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(100.0 * gflops / roof(gpu)?.gflops),
+        };
         if self.json {
             out(serde_json::json!({
                 "peer": "vae-wgpu", "version": env!("CARGO_PKG_VERSION"), "backend": runner.describe(), "batch": self.batch,
                 "warmup_s": warmup_s, "step_ms_median": ms, "step_ms_min": min,
-                "images_per_s": self.batch as f64 / ms * 1e3, "peak_rss_mb": peak_rss_mb(),
+                "images_per_s": self.batch as f64 / ms * 1e3, "peak_rss_mb": peak_rss_mb,
                 "loss_first": first, "loss_last": last, "steps": self.steps,
-                "dispatches": dispatches, "encode_ms": encode, "gflops": gflops,
+                "dispatches": dispatches, "encode_ms": encode, "gflops": gflops, "roof_pct": roof_pct,
             }))?;
         } else {
+            let roof = roof_pct.map(|pct| format!(" ({pct:.1} % of the multiply-add roof)")).unwrap_or_default();
             out(format_args!(
-                "{}: batch {}, step median {ms:.1} ms, min {min:.1} ms, {:.1} images/s, {gflops:.1} GFLOP/s, encoding {encode:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {first:.4} -> {last:.4}",
+                "{}: batch {}, step median {ms:.1} ms, min {min:.1} ms, {:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {first:.4} -> {last:.4}",
                 runner.describe(),
                 self.batch,
                 self.batch as f64 / ms * 1e3
             ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Samples of a kernel, of which the median counts.
+const SAMPLES: usize = 5;
+/// Length of a sample.
+const SAMPLE: Duration = Duration::from_millis(20);
+
+impl KernelsArgs {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let config = self.model.config()?;
+        let Device::Gpu(gpu) = self.device.open()? else {
+            anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
+        };
+        let options = self.plan.options(Some(gpu.facts()), &config, &[(self.batch, Mode::Train)])?;
+        let (graph, _) = config.plan(self.batch, Mode::Train, gpu.profile(), &options)?;
+        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+        let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        if subjects.is_empty() {
+            anyhow::bail!("no kernel matches `{}`", self.only.as_deref().unwrap_or_default());
+        }
+        let roof = roof(&gpu)?;
+        if self.json {
+            out(serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.facts().to_string(), "roof": roof, "batch": self.batch,
+            }))?;
+        } else {
+            out(format_args!("adapter: {}", gpu.facts()))?;
+            out(format_args!(
+                "roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write); batch {}",
+                roof.gflops, roof.copy_gb_s, self.batch
+            ))?;
+            out(Line::heading())?;
+        }
+        let mut lines = Vec::new();
+        for subject in &subjects {
+            let rig = Rig::new(&gpu, subject, options.variant(subject.op.as_ref(), &subject.entry)?)?;
+            let line = Line::new(subject, &rig.variant, rig.time(SAMPLES, SAMPLE)?, &roof);
+            if self.json {
+                out(serde_json::to_string(&line)?)?;
+            } else {
+                out(&line)?;
+            }
+            lines.push(line);
+        }
+        if let (false, Some(summary)) = (self.json, Summary::of(&lines)) {
+            out(summary)?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -60,7 +60,8 @@ impl EvalArgs {
         let model = self.trained.load()?;
         let dataset = self.trained.dataset(&self.dataset, &model.config)?;
         let count = dataset.test.len();
-        let mut trained = self.trained.start(&model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
+        let mut trained =
+            self.trained.start_telling(!self.json, &model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
         let bar = bar(count, "evaluating");
         let options = Options { seed: self.seed, iwae: self.iwae as usize };
         let evaluation = evaluate::evaluate(&mut trained, dataset.test.as_ref(), &options, &mut |done| {

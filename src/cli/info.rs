@@ -43,11 +43,14 @@ impl InfoArgs {
             }
             None => self.model.config()?,
         };
-        let profile = match &self.device {
-            Some(select) => *Gpu::open(&Options { select: select.clone(), ..Options::default() })?.profile(),
-            None => Profile::WEBGPU,
+        let gpu = match &self.device {
+            Some(select) => Some(Gpu::open(&Options { select: select.clone(), ..Options::default() })?),
+            None => None,
         };
-        let (graph, plan) = config.plan(self.batch, Mode::Train, &profile, &self.plan.options()?)?;
+        let options = self.plan.options(gpu.as_ref().map(Gpu::facts), &config, &[(self.batch, Mode::Train)])?;
+        let profile = gpu.as_ref().map_or(Profile::WEBGPU, |gpu| *gpu.profile());
+        drop(gpu);
+        let (graph, plan) = config.plan(self.batch, Mode::Train, &profile, &options)?;
         out(format_args!("{:<58} {:<22} {:>10}", "tensor", "shape", "numbers"))?;
         for tensor in graph.params() {
             let dims = tensor.spec.torch_dims();

@@ -4,16 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::Error;
+use crate::bench::subjects;
+use crate::bench::tune::{Known, Table};
 use crate::exec::Device;
-use crate::gpu::{Gpu, Options, Select};
+use crate::gpu::{AdapterFacts, Gpu, Options, Select};
 use crate::graph::plan;
-use crate::model::{Norm, VaeConfig};
+use crate::model::{Mode, Norm, VaeConfig};
+use crate::op::Profile;
+use crate::{Error, files};
 
 mod bench;
 mod check;
@@ -24,11 +28,13 @@ mod encode;
 mod eval;
 mod info;
 mod interpolate;
+mod kernels;
 mod reconstruct;
 mod sample;
 mod train;
 mod trained;
 mod traverse;
+mod tune;
 
 /// Trains a ResNet U-Net VAE with hand-written WGSL kernels on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser, Debug)]
@@ -62,8 +68,14 @@ enum Command {
     Check(check::CheckArgs),
     /// Print layers, parameters, work and memory plan of a model.
     Info(info::InfoArgs),
-    /// Measure the training step.
+    /// Measure the training step and its kernels.
     Bench(bench::BenchArgs),
+    /// Time every variant of every kernel of a training step, for a table of the best.
+    ///
+    /// Without a table the variant of a kernel follows from its shapes and the kind of adapter; some adapters have better ones. A table is
+    /// for the batch size and the model that it was made with, and is used where --variants names it, never by itself. Other variants add
+    /// in another order: the numbers of a run differ in their last bits.
+    Tune(tune::TuneArgs),
     /// Print a script with which a shell completes this command.
     Completions(completions::CompletionsArgs),
 }
@@ -91,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => args.run(),
         Command::Info(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::Tune(args) => args.run(),
         Command::Completions(args) => args.run(),
     };
     match result {
@@ -126,15 +139,35 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// For a few kernels at a time.
     fn open(&self) -> anyhow::Result<Device> {
+        self.open_with(|_| {})
+    }
+
+    /// For whole models: what their kernels become is kept for the next time, and `tell` says whether anything is said meanwhile.
+    fn open_for_models(&self, tell: bool) -> anyhow::Result<Device> {
+        self.open_with(|gpu| kernels::watch(gpu, tell))
+    }
+
+    fn open_with(&self, prepare: impl FnOnce(&mut Gpu)) -> anyhow::Result<Device> {
         if self.device.eq_ignore_ascii_case("cpu") {
             return Ok(Device::Cpu);
         }
-        Ok(Device::Gpu(Arc::new(Gpu::open(&Options { select: self.select()?, ..Options::default() })?)))
+        let mut gpu = Gpu::open(&Options { select: self.select()?, ..Options::default() })?;
+        prepare(&mut gpu);
+        Ok(Device::Gpu(Arc::new(gpu)))
     }
 
     fn select(&self) -> anyhow::Result<Select> {
         Ok(self.device.parse::<Select>()?)
+    }
+}
+
+/// What is known of a device's adapter; the CPU reference has none.
+fn adapter(device: &Device) -> Option<&AdapterFacts> {
+    match device {
+        Device::Cpu => None,
+        Device::Gpu(gpu) => Some(gpu.facts()),
     }
 }
 
@@ -174,26 +207,32 @@ impl ModelArgs {
 struct PlanArgs {
     /// Use a variant of an operation's kernels, e.g. conv2d=naive or conv2d.forward=tiled; may be given several times.
     #[arg(long = "variant", value_name = "OP=NAME")]
-    variants: Vec<String>,
+    variant: Vec<String>,
+    /// Use the variants of a table that `vae-wgpu tune` made, for the shapes that are in it; --variant goes before it.
+    #[arg(long, value_name = "FILE")]
+    variants: Option<PathBuf>,
     /// Refuse a plan that needs more device memory than this.
     #[arg(long, value_name = "MIB")]
     memory_limit: Option<u64>,
 }
 
 impl PlanArgs {
-    fn options(&self) -> anyhow::Result<plan::Options> {
-        let mut variants = BTreeMap::new();
-        for given in &self.variants {
+    /// For programs of these batch sizes; `adapter` is where they will run.
+    fn options(
+        &self,
+        adapter: Option<&AdapterFacts>,
+        config: &VaeConfig,
+        programs: &[(usize, Mode)],
+    ) -> anyhow::Result<plan::Options> {
+        let mut variants = self.table(adapter, config, programs)?;
+        let known = Known::new()?;
+        for given in &self.variant {
             let (op, name) = given.split_once('=').ok_or_else(|| Error::Unknown {
                 kind: "variant",
                 name: given.clone(),
                 known: "OP=NAME, e.g. conv2d=naive".to_owned(),
             })?;
-            let family = op.split('.').next().unwrap_or(op);
-            if !crate::op::OPS.iter().any(|f| f.name == family) {
-                let known = crate::op::OPS.iter().map(|f| f.name).collect::<Vec<_>>().join(", ");
-                return Err(Error::Unknown { kind: "operation", name: family.to_owned(), known }.into());
-            }
+            known.check(op, name)?;
             variants.insert(op.to_owned(), name.to_owned());
         }
         // For checks: the same results with every value in a buffer of its own.
@@ -201,6 +240,40 @@ impl PlanArgs {
         // The same results, but for rounding, with every operation a node of its own.
         let fuse = std::env::var("VAE_WGPU_FUSE").map_or(true, |v| v != "off");
         Ok(plan::Options { share, fuse, variants, budget: self.memory_limit.map(|mib| mib.saturating_mul(1 << 20)) })
+    }
+
+    /// The choices of the table, if one was given. It is used as it is; that it may not fit is told.
+    fn table(
+        &self,
+        adapter: Option<&AdapterFacts>,
+        config: &VaeConfig,
+        programs: &[(usize, Mode)],
+    ) -> anyhow::Result<BTreeMap<String, String>> {
+        let Some(path) = &self.variants else { return Ok(BTreeMap::new()) };
+        let table = Table::from_json(&files::read(path)?)
+            .map_err(|why| Error::garbled("understand the table of variants in", path, why))?;
+        let warn = |what: &str| trained::say(format_args!("warning: {}: {what}", path.display()));
+        if let Some(foreign) = adapter.and_then(|facts| table.foreign(facts)) {
+            warn(&format!("{foreign}: its choices may not be the best here"));
+        }
+        let variants: BTreeMap<_, _> = table.entries.into_iter().map(|choice| (choice.key, choice.variant)).collect();
+        let profile = adapter.map_or(Profile::WEBGPU, |facts| facts.profile);
+        let mut used = false;
+        for &(batch, mode) in programs {
+            // What cannot be planned is refused elsewhere, with what was asked for.
+            let Ok((graph, _)) = config.plan(batch, mode, &profile, &plan::Options::default()) else { continue };
+            for subject in subjects(&graph)? {
+                used |= variants.contains_key(&plan::key(subject.op.as_ref(), &subject.entry)?);
+            }
+        }
+        if !used {
+            let batches: Vec<_> = programs.iter().map(|(batch, _)| batch.to_string()).collect();
+            let batches = batches.join(" or ");
+            warn(&format!(
+                "nothing in it is for this model in batches of {batches}: it was made with other --batch, --channels or --blocks"
+            ));
+        }
+        Ok(variants)
     }
 }
 

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
-use super::{DeviceArgs, ModelArgs, PlanArgs};
+use super::trained::prepare;
+use super::{DeviceArgs, ModelArgs, PlanArgs, adapter};
+use crate::exec::Device;
+use crate::model::Mode;
 use crate::report::progress::observer;
 use crate::report::run_folder::RunFolder;
 use crate::train::{Outcome, Schedule, Settings, Stage, Trainer};
@@ -29,7 +32,8 @@ pub(super) struct TrainArgs {
     /// Overwrite the run in --out.
     #[arg(long)]
     force: bool,
-    /// Go on with a run, with its settings; --epochs gives a new total.
+    /// Go on with a run, with its settings and its choice of kernels; --epochs gives a new total, and --variant or --variants replace the
+    /// choice.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "flip", "crop", "channels", "blocks", "latent_dim", "norm",
@@ -74,6 +78,14 @@ pub(super) struct TrainArgs {
     /// Move training images by up to 4 pixels at random.
     #[arg(long)]
     crop: bool,
+    /// Time the dispatches of one training step on the device, after a few to warm up, and print a table on stderr: each kernel's number of
+    /// dispatches, time and share (with --json an event; with --quiet only --trace says anything). The numbers of the run stay the same.
+    #[arg(long)]
+    profile: bool,
+    /// Write the times of that step, dispatch by dispatch and with the host's side, to this file: JSON for Perfetto
+    /// (ui.perfetto.dev). Implies --profile.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print one JSON object an event on stdout.
     #[arg(long)]
     json: bool,
@@ -97,8 +109,16 @@ impl TrainArgs {
         settings.check()?;
         let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
         let dataset = dataset.open(self.quiet || self.json)?;
-        let device = self.device.open()?;
-        let plan = self.plan.options()?;
+        let device = self.device.open_for_models(!self.quiet && !self.json)?;
+        let profile = self.profile || self.trace.is_some();
+        if profile && matches!(device, Device::Cpu) {
+            anyhow::bail!("profiling needs a GPU adapter: the CPU reference runs no kernels (see `vae-wgpu devices`)");
+        }
+        if let Some(trace) = &self.trace {
+            prepare(trace, &["json"])?;
+        }
+        let batch = settings.batch_size.min(dataset.train.len());
+        let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
         let mut observer = observer(self.json, self.quiet);
         ctrlc::set_handler(|| {
             if STOP.swap(true, Ordering::Relaxed) {
@@ -113,6 +133,9 @@ impl TrainArgs {
                 Trainer::new(settings, folder, self.init.as_deref(), stage)?
             }
         };
+        if profile {
+            trainer.profile(self.trace.clone());
+        }
         Ok(match trainer.run()? {
             Outcome::Finished => ExitCode::SUCCESS,
             Outcome::Interrupted => ExitCode::from(INTERRUPTED),
@@ -150,6 +173,8 @@ impl TrainArgs {
             beta_warmup: self.beta_warmup,
             flip: self.flip,
             crop: self.crop,
+            // Those of the plan, which the trainer adds.
+            ..Settings::default()
         };
         if let Some(init) = self.init.as_deref() {
             exists(init)?;

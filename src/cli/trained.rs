@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::data::DatasetArgs;
-use super::{DeviceArgs, PlanArgs};
+use super::{DeviceArgs, PlanArgs, adapter};
 use crate::data::{self, Dataset, Images};
 use crate::error::Error;
 use crate::model::{Mode, VaeConfig};
@@ -41,7 +41,15 @@ impl TrainedArgs {
 
     /// Puts it on the device, with programs for `work`.
     pub(super) fn start(&self, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
-        Ok(model.on(&self.device.open()?, &self.plan.options()?, self.batch_size.get(), work)?)
+        self.start_telling(true, model, work)
+    }
+
+    /// The same; `tell` says whether anything is said while kernels are compiled.
+    pub(super) fn start_telling(&self, tell: bool, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
+        let (device, batch) = (self.device.open_for_models(tell)?, self.batch_size.get());
+        let programs: Vec<_> = work.iter().map(|&(mode, count)| (batch.min(count), mode)).collect();
+        let options = self.plan.options(adapter(&device), &model.config, &programs)?;
+        Ok(model.on(&device, &options, batch, work)?)
     }
 
     /// The data set that was asked for; without a word, the one that the run was trained on.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
 use crate::error::{Error, Result};
-use crate::gpu::{Binding, Gpu, Program, Ring, Step};
+use crate::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer};
 use crate::graph::plan::{self, BufferId, Place, Placed, Plan};
 use crate::graph::{Graph, Home, Region, Tensor, ValueId};
 use crate::shape::{Layout, Spec};
@@ -27,6 +27,8 @@ pub struct GpuExecutor {
     ready: Vec<Report>,
     /// What ran last: its outputs are still there, those of the others have been written over.
     last: Option<ProgramId>,
+    /// For the next run, and of the last run that had one.
+    timers: [Option<Timer>; 2],
 }
 
 /// Buffers that all programs use.
@@ -77,7 +79,8 @@ impl GpuExecutor {
             programs.push(Compiled { graph, plan, inputs, program });
         }
         let ring = Ring::new(&gpu, REPORT_BYTES, REPORT_DEPTH)?;
-        Ok(Self { gpu, programs, buffers, ring, pending: Vec::new(), ready: Vec::new(), last: None })
+        let (pending, ready, last, timers) = Default::default();
+        Ok(Self { gpu, programs, buffers, ring, pending, ready, last, timers })
     }
 
     /// The plan of a program.
@@ -222,7 +225,12 @@ impl Executor for GpuExecutor {
         let outputs = report.iter().map(|name| self.buffers.output(compiled, name)).collect::<Result<Vec<_>>>()?;
         let sources: Vec<_> = outputs.iter().map(|(_, b)| (b.buffer, b.offset, b.size)).collect();
         let mut encoder = self.gpu.encoder("run");
-        compiled.program.encode(&mut encoder, None);
+        let [next, timed] = &mut self.timers;
+        compiled.program.encode(&mut encoder, next.as_mut());
+        if let Some(timer) = next.take() {
+            timer.resolve(&mut encoder);
+            *timed = Some(timer);
+        }
         let slot = self.ring.encode_copy(&mut encoder, &sources)?;
         let specs = outputs.into_iter().map(|(spec, _)| spec).collect();
         self.gpu.submit(encoder)?;
@@ -281,5 +289,14 @@ impl Executor for GpuExecutor {
             tensor.spec.unpack(range.ok_or_else(|| Error::bug(format!("`{}` outside its region", tensor.name)))?)
         };
         specs.iter().map(one).collect()
+    }
+    fn time_next(&mut self) -> Result<bool> {
+        let most = self.programs.iter().map(|compiled| compiled.program.len()).max().unwrap_or(0);
+        self.timers = [Timer::new(&self.gpu, most)?, None];
+        Ok(self.timers[0].is_some())
+    }
+
+    fn spans(&mut self) -> Result<Vec<Span>> {
+        self.timers[1].take().map_or(Ok(Vec::new()), |mut timer| timer.read(&self.gpu))
     }
 }

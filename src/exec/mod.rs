@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::gpu::Span;
 use crate::graph::{Graph, Region};
 
 pub mod cpu;
@@ -65,6 +66,16 @@ pub trait Executor: fmt::Debug {
 
     /// The tensors of a region, each in logical order. Waits.
     fn download(&mut self, region: Region) -> Result<Vec<Vec<f32>>>;
+
+    /// Has the device time every dispatch of the next run, which stays the same but for its speed; `false` where it cannot.
+    fn time_next(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// The times of the run that was timed last, once; none where there was no such run. Waits.
+    fn spans(&mut self) -> Result<Vec<Span>> {
+        Ok(Vec::new())
+    }
 }
 
 /// Checks that graphs can share regions: the same tensors in the same order.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Span};
 use crate::graph::plan::{self, Memory};
 use crate::graph::{Graph, Region};
 use crate::model::{self, Mode, VaeConfig};
@@ -212,6 +212,16 @@ impl Runner {
         self.pending.push((ticket, step));
         self.step += 1;
         Ok(step)
+    }
+
+    /// Has the device time the dispatches of the next run; `false` where it cannot.
+    pub fn time_next(&mut self) -> Result<bool> {
+        self.exec.time_next()
+    }
+
+    /// The times of the run that was timed last, once. Waits.
+    pub fn spans(&mut self) -> Result<Vec<Span>> {
+        self.exec.spans()
     }
 
     /// Reports of finished training steps, oldest first; with `wait`, of all steps so far.

@@ -91,6 +91,7 @@ const FEATURES: &[(&str, wgpu::Features)] = &[
     ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
     ("timestamps_inside_encoders", wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS),
     ("timestamps_inside_passes", wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
+    ("pipeline_cache", wgpu::Features::PIPELINE_CACHE),
 ];
 
 impl AdapterFacts {
@@ -144,7 +145,7 @@ pub(super) fn features_wanted(there: wgpu::Features, options: &Options) -> wgpu:
         return wgpu::Features::empty();
     }
     let wanted = FEATURES.iter().fold(wgpu::Features::empty(), |all, (_, feature)| all | *feature);
-    there & if options.timestamps { wanted } else { wgpu::Features::SUBGROUP }
+    there & if options.timestamps { wanted } else { wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE }
 }
 
 /// WebGPU's default limits, so that nothing in this crate comes to depend on more, but with buffers as large as they can be.

@@ -5,6 +5,7 @@
 //! looks into: both come back as an [`Error`].
 
 mod adapter;
+mod pipeline_cache;
 mod program;
 mod readback;
 mod roof;
@@ -15,6 +16,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapter::{AdapterFacts, Select, adapters};
+pub use pipeline_cache::Compiled;
 pub use program::{Binding, Program, Rewrite, Step};
 pub use readback::{Ring, Slot};
 pub use roof::{Roof, probes, roof};
@@ -49,6 +51,7 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     facts: AdapterFacts,
+    cache: pipeline_cache::Cache,
     sink: Arc<Mutex<Sink>>,
     modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
@@ -101,7 +104,8 @@ impl Gpu {
             }
         });
         let (modules, pipelines, stages) = Default::default();
-        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, instance })
+        let cache = pipeline_cache::Cache::of(&device, &adapter);
+        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, cache, instance })
     }
 
     /// What is known of the adapter.

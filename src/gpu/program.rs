@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Gpu, Timer, lock};
 use crate::error::{Error, Result};
@@ -408,9 +409,12 @@ fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Resul
         }
     }
     let missing: Vec<_> = missing.into_iter().collect();
+    let done = AtomicUsize::new(0);
     let made = parallel::map(&missing, |(key, dispatch)| {
         let module = modules.get(&key.module).ok_or_else(|| Error::bug("a shader module went missing"))?;
-        Ok(((*key).clone(), Arc::new(pipeline(gpu, dispatch, module)?)))
+        let made = pipeline(gpu, dispatch, module)?;
+        gpu.compiled(done.fetch_add(1, Ordering::AcqRel) + 1, missing.len());
+        Ok(((*key).clone(), Arc::new(made)))
     })?;
     if cached {
         lock(&gpu.modules).extend(modules);
@@ -479,7 +483,7 @@ fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Resu
                 // Kernels write workgroup memory before they read it; the zero fill can cost more than the kernel.
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache: gpu.cache.pipelines(),
         });
         Pipeline { pipeline, layout }
     })

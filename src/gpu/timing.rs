@@ -29,6 +29,8 @@ pub struct Span {
     pub kernel: &'static str,
     /// Variant of the kernel.
     pub variant: &'static str,
+    /// Nanoseconds from the first beginning among the spans of a read; `None` where `ns` is.
+    pub begin_ns: Option<f64>,
     /// Nanoseconds; `None` where the device's clock gave nothing possible (zero, or an end before its beginning).
     pub ns: Option<f64>,
 }
@@ -97,11 +99,19 @@ impl Timer {
         if ticks.len() != names.len() {
             return Err(Error::bug("timestamps went missing"));
         }
-        let span = |(StepName { label, kernel, variant }, [begin, end]): (StepName, [u64; 2])| Span {
-            label,
-            kernel,
-            variant,
-            ns: (begin != 0 && end > begin).then(|| (end - begin) as f64 * self.period_ns),
+        let possible = |[begin, end]: [u64; 2]| begin != 0 && end > begin;
+        let first = ticks.iter().filter(|stamps| possible(**stamps)).map(|[begin, _]| *begin).min().unwrap_or(0);
+        let ns = |ticks: u64| ticks as f64 * self.period_ns;
+        let span = |(StepName { label, kernel, variant }, stamps): (StepName, [u64; 2])| {
+            let [begin, end] = stamps;
+            let possible = possible(stamps);
+            Span {
+                label,
+                kernel,
+                variant,
+                begin_ns: possible.then(|| ns(begin - first)),
+                ns: possible.then(|| ns(end - begin)),
+            }
         };
         Ok(names.into_iter().zip(ticks).map(span).collect())
     }

@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Graph, Home, Node, Region, ValueId};
+use super::{Graph, Home, Region, ValueId};
 use crate::error::{Error, Result};
-use crate::op::{Bind, Dispatch, Profile, Target};
+use crate::op::staging::{Range, Staging, stage};
+use crate::op::{Access, Bind, Dispatch, Entry, Op, Profile, Target, spec_of};
 
 /// A buffer of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -46,6 +47,36 @@ pub struct Placed {
     pub places: Vec<Place>,
 }
 
+/// Bytes that the dispatches of a plan move, each tensor that one binds counted once for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Read by kernels.
+    pub loaded: u64,
+    /// Written by kernels; what a kernel adds to counts as read too.
+    pub stored: u64,
+    /// Copied into textures: read and written once each.
+    pub staged: u64,
+}
+
+impl Traffic {
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.loaded + self.stored + 2 * self.staged
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        write!(f, "{:.2} GiB loaded, {:.2} stored", gib(self.loaded), gib(self.stored))?;
+        if self.staged > 0 {
+            write!(f, ", {:.2} copied into textures", gib(self.staged))?;
+        }
+        Ok(())
+    }
+}
+
 /// What the planner may do.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -67,6 +98,35 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The variant that is asked for, if any is: by entry, by operation, or by entry and shapes ([`key`]). The first of these that says
+    /// something decides.
+    pub fn variant(&self, op: &dyn Op, entry: &Entry) -> Result<Option<&str>> {
+        if self.variants.is_empty() {
+            return Ok(None);
+        }
+        let by_entry = self.variants.get(&format!("{}.{}", op.family(), entry.name));
+        // A variant given for a whole operation goes to those of its entries that have it.
+        let has = |variant: &&String| op.variants(entry.name).contains(&variant.as_str());
+        let found = by_entry.or_else(|| self.variants.get(op.family()).filter(has));
+        Ok(match found {
+            Some(variant) => Some(variant),
+            None => self.variants.get(&key(op, entry)?),
+        }
+        .map(String::as_str))
+    }
+}
+
+/// What a choice for one shape is filed under: the entry with the shapes of all that it reads and writes.
+pub fn key(op: &dyn Op, entry: &Entry) -> Result<String> {
+    let shapes = |names: &mut dyn Iterator<Item = &&str>| {
+        let shapes = names.map(|name| Ok(spec_of(op, name)?.to_string())).collect::<Result<Vec<_>>>();
+        Ok::<_, Error>(shapes?.join(", "))
+    };
+    let (from, to) = (shapes(&mut entry.reads.iter())?, shapes(&mut entry.writes.iter().chain(entry.updates))?);
+    Ok(format!("{}.{} {from} -> {to}", op.family(), entry.name))
+}
+
 /// Where everything lies and what runs.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -76,6 +136,8 @@ pub struct Plan {
     pub places: Vec<Option<Place>>,
     /// The dispatches of a step in order.
     pub dispatches: Vec<Placed>,
+    /// The copies into textures between them.
+    pub staging: Staging,
     /// What it needs.
     pub memory: Memory,
 }
@@ -89,6 +151,8 @@ pub struct Memory {
     pub inputs: u64,
     /// Activations, their gradients and scratch: the slots.
     pub slots: u64,
+    /// Textures that tensors are staged in.
+    pub stages: u64,
     /// What the slots would need without sharing.
     pub unshared: u64,
     /// Number of slots.
@@ -101,7 +165,7 @@ impl Memory {
     /// All of it.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.regions.iter().sum::<u64>() + self.inputs + self.slots
+        self.regions.iter().sum::<u64>() + self.inputs + self.slots + self.stages
     }
 }
 
@@ -122,6 +186,9 @@ impl fmt::Display for Memory {
             self.slot_count,
             mib(self.unshared)
         )?;
+        if self.stages > 0 {
+            writeln!(f, "  {:<22}{:>9.1} MiB", "staging textures", mib(self.stages))?;
+        }
         write!(f, "  {:<22}{:>9.1} MiB, largest binding {:.1} MiB", "total", mib(self.total()), mib(self.largest))
     }
 }
@@ -189,9 +256,8 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
     }
     let mut lowered = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate() {
-        let low = node
-            .op
-            .lower(node.entry.name, &Target { profile, variant: variant(node, options), accumulate: &node.accumulate });
+        let variant = options.variant(node.op.as_ref(), &node.entry)?;
+        let low = node.op.lower(node.entry.name, &Target { profile, variant, accumulate: &node.accumulate });
         let low = low.map_err(|e| e.at_node(&node.name))?;
         let first_scratch = requests.len();
         requests.extend(low.scratch.iter().map(|&bytes| Request { bytes: bytes as u64, lifetime: (i, i) }));
@@ -232,27 +298,20 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             dispatches.push(Placed { label, node: i, dispatch, places: bound });
         }
     }
+    let range = |p: &Place| Range { buffer: p.buffer, offset: p.offset, bytes: p.bytes };
+    let staging = stage(dispatches.iter().map(|d| (d.dispatch.kernel, d.places.iter().map(range).collect())));
     let memory = Memory {
         regions: Region::ALL.map(|r| if uses(graph, r) { graph.region_bytes(r) } else { 0 }),
         inputs: inputs.iter().map(|v| graph.value(*v).spec.device_bytes() as u64).sum(),
         slots: slots.iter().sum(),
+        stages: staging.textures.iter().sum(),
         unshared: requests.iter().map(|r| r.bytes).sum(),
         slot_count: slots.len(),
         largest: places.iter().flatten().map(|p| p.bytes).chain(slots.iter().copied()).max().unwrap_or(0),
     };
-    let plan = Plan { slots, places, dispatches, memory };
+    let plan = Plan { slots, places, dispatches, staging, memory };
     plan.check(profile, options)?;
     Ok(plan)
-}
-
-fn variant<'a>(node: &Node, options: &'a Options) -> Option<&'a str> {
-    let by_entry = format!("{}.{}", node.op.family(), node.entry.name);
-    let found = options.variants.get(&by_entry).or_else(|| {
-        let known = node.op.variants(node.entry.name);
-        // A variant given for a whole operation goes to those of its entries that have it.
-        options.variants.get(node.op.family()).filter(|v| known.contains(&v.as_str()))
-    });
-    found.map(String::as_str)
 }
 
 fn uses(graph: &Graph, region: Region) -> bool {
@@ -278,6 +337,31 @@ impl Plan {
             Some(budget) if self.memory.total() > budget => refuse("the plan", self.memory.total(), budget),
             _ => Ok(()),
         }
+    }
+
+    /// What one run moves. A binding that only fills an unused place of a kernel repeats another one and is not counted.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let mut traffic = Traffic::default();
+        for (placed, staged) in self.dispatches.iter().zip(&self.staging.steps) {
+            let bindings = || placed.dispatch.kernel.bindings.iter().map(|(_, access)| *access).zip(&placed.places);
+            let mut seen: Vec<Place> = Vec::new();
+            for (access, place) in bindings() {
+                if access == Access::ReadWrite {
+                    traffic.stored += place.bytes;
+                } else if !seen.contains(place) {
+                    traffic.loaded += place.bytes;
+                    seen.push(*place);
+                }
+            }
+            // A kernel that adds to something reads it: the gradient, which is the largest tensor that it writes.
+            if placed.dispatch.overrides.iter().any(|(name, value)| name.starts_with("ACC") && *value == 1.0) {
+                let written = bindings().filter(|(access, _)| *access == Access::ReadWrite);
+                traffic.loaded += written.map(|(_, place)| place.bytes).max().unwrap_or(0);
+            }
+            traffic.staged += staged.copies.iter().filter_map(|&i| placed.places.get(i)).map(|p| p.bytes).sum::<u64>();
+        }
+        traffic
     }
 
     /// Checks what the planner promises: no dispatch reads and writes one slot, no two values that are alive together

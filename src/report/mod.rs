@@ -2,6 +2,7 @@
 
 pub mod picture;
 pub mod plots;
+pub mod profile;
 pub mod progress;
 pub mod run_folder;
 pub mod table;

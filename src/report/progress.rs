@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::profile::Summary;
 use super::table::{EpochRow, StepRow};
 use crate::error::{Error, Result};
 
@@ -32,6 +33,8 @@ pub enum Event<'a> {
         /// One sentence.
         message: &'a str,
     },
+    /// A training step was timed on the device.
+    Profile(&'a Summary),
     /// All epochs are done.
     Finished {
         /// Epochs of the whole run.
@@ -212,7 +215,7 @@ impl Observer for Bar {
                 self.bar.set_position(row.step + 1);
             }
             Event::Finished { .. } | Event::Interrupted { .. } => self.bar.finish_and_clear(),
-            Event::Epoch { .. } | Event::Warning { .. } => {}
+            Event::Epoch { .. } | Event::Warning { .. } | Event::Profile(_) => {}
         }
         if let Some(text) = self.run.text(event) {
             if self.bar.is_finished() {
@@ -278,6 +281,7 @@ impl Run {
                 if *best { "  best" } else { "" }
             ),
             Event::Warning { message } => format!("warning: {message}"),
+            Event::Profile(summary) => summary.to_string(),
             Event::Finished { epochs, steps, seconds, best, run } => {
                 let best = best.map(|best| format!(", best validation loss {best:.4}")).unwrap_or_default();
                 let time = clock(*seconds);
