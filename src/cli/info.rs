@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::{ModelArgs, PlanArgs, out};
 use crate::gpu::{Gpu, Options, Select};
+use crate::graph::plan;
 use crate::model::Mode;
 use crate::op::Profile;
 use crate::trained::Model;
@@ -67,7 +68,16 @@ impl InfoArgs {
             step.bytes / 1e9,
             self.batch
         ))?;
-        out(format_args!("dispatches: {} a training step", plan.dispatches.len()))?;
+        let other = plan::Options { fuse: !options.fuse, budget: None, ..options.clone() };
+        let others = config.plan(self.batch, Mode::Train, &profile, &other)?.1;
+        for (name, plan) in [("as planned", &plan), (if other.fuse { "fused" } else { "not fused" }, &others)] {
+            out(format_args!(
+                "{name}: {} dispatches a training step, {}, {:.1} MiB of activations and gradients",
+                plan.dispatches.len(),
+                plan.traffic(),
+                plan.memory.slots as f64 / f64::from(1 << 20)
+            ))?;
+        }
         let null = graph.null_params();
         if !null.is_empty() {
             let numbers: usize = null.iter().map(|&i| graph.params()[i].spec.len()).sum();
