@@ -12,7 +12,8 @@ use vae_wgpu::graph::plan::{self, Options};
 use vae_wgpu::graph::{Builder, Graph, Region, Root, ValueId};
 use vae_wgpu::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
 use vae_wgpu::op::{
-    Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, PositionNorm, PositionNormConfig, Profile, Relu, Upsample,
+    Add, BatchNorm, BatchNormConfig, Class, Conv2d, ConvTranspose2d, PositionNorm, PositionNormConfig, Profile, Relu,
+    Upsample,
 };
 use vae_wgpu::rng::{self, Purpose};
 use vae_wgpu::shape::{Shape, Spec};
@@ -217,7 +218,8 @@ const RULES: &[Rule] = &[
         "position norm and ReLU",
         || {
             let (mut b, x) = of_input()?;
-            let y = b.apply("norm", &[x], |s| PositionNorm::new(s[0], PositionNormConfig { eps: 1e-5, relu: false }))?;
+            let y =
+                b.apply("norm", &[x], |s| PositionNorm::new(s[0], PositionNormConfig { eps: 1e-5, relu: false }))?;
             let y = b.apply("relu", &[y], |s| Relu::new(s[0]))?;
             Ok((b, y))
         },
@@ -350,16 +352,20 @@ fn every_rule_of_fusion_computes_what_the_graph_is_defined_to() {
 
 #[test]
 fn fusion_moves_less_and_keeps_less() {
-    let model = VaeConfig::default();
-    let plan = |fuse| {
-        let options = Options { fuse, ..Options::default() };
-        model.plan(128, Mode::Train, &Profile::WEBGPU, &options).unwrap().1
-    };
-    let (fused, unfused) = (plan(true), plan(false));
-    let (less, more) = (fused.traffic(), unfused.traffic());
-    assert!(less.total() as f64 <= 0.6 * more.total() as f64, "{} of {} bytes moved", less.total(), more.total());
-    assert!(2 * fused.memory.slots <= unfused.memory.unshared);
-    assert!(fused.dispatches.len() < unfused.dispatches.len());
+    // A GPU's kernels leave the statistics to passes of their own.
+    let software = Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU };
+    for (profile, share) in [(software, 0.6), (Profile::WEBGPU, 0.7)] {
+        let plan = |fuse| {
+            let options = Options { fuse, ..Options::default() };
+            VaeConfig::default().plan(128, Mode::Train, &profile, &options).unwrap().1
+        };
+        let (fused, unfused) = (plan(true), plan(false));
+        let moved = |plan: &plan::Plan| (plan.traffic().loaded + plan.traffic().stored) as f64;
+        assert!(moved(&fused) <= share * moved(&unfused), "{} of {} bytes moved", moved(&fused), moved(&unfused));
+        assert!(fused.traffic().total() < unfused.traffic().total());
+        assert!(2 * fused.memory.slots <= unfused.memory.unshared);
+        assert!(fused.dispatches.len() < unfused.dispatches.len());
+    }
 }
 
 /// A random graph of convolutions, norms, ReLUs and adds over values of one shape, with all gradients.

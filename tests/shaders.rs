@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
 use naga::{
-    AddressSpace, Block, Expression, Function, ImageClass, ImageDimension, Module, Statement, StorageAccess, StorageFormat,
-    TypeInner,
+    AddressSpace, Block, Expression, Function, ImageClass, ImageDimension, Module, Statement, StorageAccess,
+    StorageFormat, TypeInner,
 };
 use vae_wgpu::error::Error;
 use vae_wgpu::gpu::probes;
