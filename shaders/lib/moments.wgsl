@@ -1,4 +1,5 @@
-// Moments of columns: what the rows of a workgroup (see lib/columns.wgsl) found, merged in order.
+// Moments of columns: what the rows of a workgroup (see lib/columns.wgsl) found, merged in a tree of fixed shape, the second
+// half onto the first: its rounding grows with the depth and not with the number of rows.
 
 // Count, mean and sum of squared deviations from the mean of some pixels.
 struct Moments {
@@ -21,13 +22,11 @@ var<workgroup> row_moments: array<Moments, 64>;
 fn merge_rows(lane: u32, mine: Moments) -> Moments {
     row_moments[lane] = mine;
     workgroupBarrier();
-    if lane < GROUPS {
-        var all = mine;
-        for (var other = lane + GROUPS; other < 64u; other += GROUPS) {
-            all = merge(all, row_moments[other]);
+    for (var half = 32u; half >= GROUPS; half /= 2u) {
+        if lane < half {
+            row_moments[lane] = merge(row_moments[lane], row_moments[lane + half]);
         }
-        row_moments[lane] = all;
+        workgroupBarrier();
     }
-    workgroupBarrier();
     return row_moments[lane % GROUPS];
 }
