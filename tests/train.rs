@@ -371,6 +371,8 @@ fn mistakes_are_told_in_a_line() {
         (with(&["--lr", "quick"]), 2, "--lr"),
         (with(&["--weight-decay=-1"]), 1, "weight-decay"),
         (with(&["--init", "no-such-file"]), 1, "no-such-file"),
+        (with(&["--variants", "no-such-table"]), 1, "no-such-table"),
+        (with(&["--trace", "trace.txt"]), 1, "profiling needs a GPU adapter"),
         (with(&["--schedule", "wavy"]), 2, "cosine"),
         (words(&["train", "--data", "/no/such/folder", "--device", "cpu", "--out", &nowhere]), 1, "/no/such/folder"),
         (words(&["train", "--data", "shapes", "--train-limit", "0", "--out", &nowhere]), 2, "--train-limit"),

@@ -105,6 +105,9 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 impl TrainArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        if let Some(table) = &self.plan.variants {
+            exists(table)?;
+        }
         let (settings, folder) = self.settings()?;
         settings.check()?;
         let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
