@@ -161,7 +161,7 @@ impl FusedConv {
     /// Adds the residual and takes the statistics of y.
     fn finish<T: Real>(&self, residual: Option<&[T]>, y: &mut [T], partials: Option<&mut [T]>) {
         if let Some(residual) = residual {
-            y.iter_mut().zip(residual).for_each(|(y, r)| *y = *y + *r);
+            y.iter_mut().zip(residual).for_each(|(y, r)| *y += *r);
         }
         let Some(partials) = partials else { return };
         let Shape { n, c, h, w } = self.layer.y();
