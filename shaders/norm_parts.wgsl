@@ -81,9 +81,11 @@ fn store_stats(g: u32, shift: vec4<f32>, offset: vec4<f32>, variance: vec4<f32>)
 #endif
 
 #if STAGE == MERGE
-#import moments
-
 override MOMENTUM: f32;
+
+fn pixels_of(chunk: u32) -> f32 {
+    return f32(min(p.span, p.pixels - chunk * p.span));
+}
 
 @group(0) @binding(0) var<storage, read> partials: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> weight: array<vec4<f32>>;
@@ -106,18 +108,25 @@ fn merge_statistics(
     let here = place(workgroup, lane, p);
     let g = here.group;
     let shift = partials[g];
-    var mine = Moments();
+    // Twice over the chunks: first the mean, then the squared deviations of chunks and of their means from it.
+    var mine = Sums();
     for (var chunk = here.row; chunk < p.chunks; chunk += rows()) {
-        let count = min(p.span, p.pixels - chunk * p.span);
         let row = 3u * chunk * p.groups + g;
-        let mean = (partials[row] - shift) + partials[row + p.groups];
-        mine = merge(mine, Moments(f32(count), mean, partials[row + 2u * p.groups]));
+        mine.a += ((partials[row] - shift) + partials[row + p.groups]) * pixels_of(chunk);
     }
-    let all = merge_rows(lane, mine);
+    let offset = sum_rows(lane, mine).a / f32(p.pixels);
+    workgroupBarrier();
+    mine = Sums();
+    for (var chunk = here.row; chunk < p.chunks; chunk += rows()) {
+        let row = 3u * chunk * p.groups + g;
+        let d = ((partials[row] - shift) + partials[row + p.groups]) - offset;
+        mine.a += partials[row + 2u * p.groups] + d * d * pixels_of(chunk);
+    }
+    let squares = sum_rows(lane, mine).a;
     if here.stores {
-        store_stats(g, shift, all.mean, all.squares / f32(p.pixels));
-        let unbiased = all.squares / f32(p.pixels - 1u);
-        running_mean[g] = (1.0 - MOMENTUM) * running_mean[g] + MOMENTUM * (shift + all.mean);
+        store_stats(g, shift, offset, squares / f32(p.pixels));
+        let unbiased = squares / f32(p.pixels - 1u);
+        running_mean[g] = (1.0 - MOMENTUM) * running_mean[g] + MOMENTUM * (shift + offset);
         running_var[g] = (1.0 - MOMENTUM) * running_var[g] + MOMENTUM * unbiased;
     }
 }

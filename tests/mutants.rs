@@ -111,7 +111,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("statistics of rows that are not there", "fused_conv/all_tails/forward/lanes", "conv2d.forward/lanes_8", "count += f32(row3.exists);", "count += 1.0;"),
     mutant("weight gradient of what was not normalized", "fused_conv/norm_up/backward_weight/naive", "conv2d.backward_weight", "if NORM_B {", "if NORM_B && false {"),
     mutant("one texel off", "fused_conv/all_tails/forward/lanes", "conv2d.forward/lanes_8", "i & 511u", "i & 255u"),
-    mutant("means of the gradient forgotten", "fused_conv/norm_3x3/backward_input/naive", "norm_parts.gradient", "(d - mean_g)", "d"),
+    mutant("means of the gradient forgotten", "fused_conv/norm_3x3/backward_input/naive", "norm_parts.gradient/columns", "(d - mean_g)", "d"),
     mutant("last row of a tile unwritten", "linear/tails/forward/tiled", "conv2d.forward/tiled_16x16", "!row.exists ||", "!row.exists || row.first + Y_C4 >= p.rows * Y_C4 ||"),
 ];
 

@@ -84,6 +84,41 @@ fn agrees_with_the_reference(device: &Arc<Gpu>) {
     }
 }
 
+/// Fused, for every family of kernels: the same losses, gradients and updates as the graph as it is defined, but for rounding.
+fn fused_steps_are_those_of_the_definition(device: &Arc<Gpu>) {
+    let run = |norm: Norm, fuse: bool, variant: Option<&str>| {
+        let mut options = Options { fuse, ..Options::default() };
+        options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
+        let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
+        let mut reports = train(&mut runner, BATCH, 1);
+        let grads = runner.download(Region::Grads).unwrap();
+        reports.extend(train(&mut runner, BATCH, 2));
+        (reports, grads, runner.download(Region::Params).unwrap())
+    };
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+    let size = |a: &[f32]| a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt();
+    for norm in [Norm::Batch, Norm::Position] {
+        let (defined, grads, params) = run(norm, false, None);
+        let largest = grads.iter().map(|g| size(g)).fold(0.0, f64::max);
+        for variant in [None, Some("naive"), Some("tiled"), Some("lanes_plain")] {
+            let (fused, fused_grads, fused_params) = run(norm, true, variant);
+            for (a, b) in fused.iter().zip(&defined) {
+                close("total", a.total, b.total, if a.step == 0 { 1e-5 } else { 1e-3 });
+                close("gradient norm", a.grad_norm, b.grad_norm, if a.step == 0 { 1e-4 } else { 1e-2 });
+            }
+            assert_eq!((fused.len(), fused_grads.len()), (defined.len(), grads.len()));
+            for (a, b) in fused_grads.iter().zip(&grads) {
+                let error = distance(a, b);
+                assert!(error <= 1e-4 * size(b) + 1e-6 * largest, "a gradient is {error:e} away, of {:e}", size(b));
+            }
+            // Adam turns rounding noise in tiny gradients into whole steps: three of 1e-3 at most.
+            for (a, b) in fused_params.iter().zip(&params) {
+                assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 6.1e-3), "a parameter went elsewhere");
+            }
+        }
+    }
+}
+
 fn planner_off_gives_the_same_bits(device: &Arc<Gpu>) {
     let run = |share: bool| {
         let options = Options { share, ..Options::default() };
@@ -277,9 +312,10 @@ fn a_run_is_timed_on_request_and_gives_the_same_bits(device: &Arc<Gpu>) {
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let tests: [Test; 12] = [
+    let tests: [Test; 13] = [
         ("a_run_is_timed_on_request_and_gives_the_same_bits", a_run_is_timed_on_request_and_gives_the_same_bits),
         ("agrees_with_the_reference", agrees_with_the_reference),
+        ("fused_steps_are_those_of_the_definition", fused_steps_are_those_of_the_definition),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
         (

@@ -56,7 +56,7 @@ struct Sums {
 
 var<workgroup> row_sums: array<Sums, 64>;
 
-// The sums over all rows, valid in all invocations. To be called once, in uniform control flow.
+// The sums over all rows, valid in all invocations. To be called in uniform control flow, a second time behind a barrier.
 fn sum_rows(lane: u32, mine: Sums) -> Sums {
     row_sums[lane] = mine;
     workgroupBarrier();

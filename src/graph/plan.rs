@@ -10,7 +10,7 @@ use std::fmt;
 use super::{Graph, Home, Region, ValueId};
 use crate::error::{Error, Result};
 use crate::op::staging::{Range, Staging, stage};
-use crate::op::{Access, Bind, Dispatch, Entry, Op, Profile, Target, spec_of};
+use crate::op::{Access, Bind, Dispatch, Entry, Fusible, Op, Profile, Target, spec_of};
 
 /// A buffer of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -100,15 +100,21 @@ impl Default for Options {
 
 impl Options {
     /// The variant that is asked for, if any is: by entry, by operation, or by entry and shapes ([`key`]). The first of these that says
-    /// something decides.
+    /// something decides. What is said of a convolution goes for what it was fused into, too.
     pub fn variant(&self, op: &dyn Op, entry: &Entry) -> Result<Option<&str>> {
         if self.variants.is_empty() {
             return Ok(None);
         }
-        let by_entry = self.variants.get(&format!("{}.{}", op.family(), entry.name));
+        let fused = match op.fusible() {
+            Fusible::Conv(conv) => conv.definition(),
+            _ => op.family(),
+        };
+        let by_entry =
+            [op.family(), fused].iter().find_map(|family| self.variants.get(&format!("{family}.{}", entry.name)));
         // A variant given for a whole operation goes to those of its entries that have it.
         let has = |variant: &&String| op.variants(entry.name).contains(&variant.as_str());
-        let found = by_entry.or_else(|| self.variants.get(op.family()).filter(has));
+        let by_family = || [op.family(), fused].iter().find_map(|family| self.variants.get(*family).filter(has));
+        let found = by_entry.or_else(by_family);
         Ok(match found {
             Some(variant) => Some(variant),
             None => self.variants.get(&key(op, entry)?),

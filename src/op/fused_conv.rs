@@ -67,6 +67,11 @@ impl FusedConv {
         Self { y_partials: true, ..self }
     }
 
+    /// The operation that it is without what is fused with it.
+    pub(crate) fn definition(&self) -> &'static str {
+        if self.layer.transposed { "conv_transpose2d" } else { "conv2d" }
+    }
+
     /// Whether something is added to the result.
     pub(crate) fn has_residual(&self) -> bool {
         self.residual
