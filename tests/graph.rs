@@ -285,6 +285,17 @@ const RULES: &[Rule] = &[
         },
         &[("batch_norm", 1), ("fused_conv", 1)],
     ),
+    (
+        "a convolution takes the norm next to it and no other",
+        || {
+            let (mut b, x) = of_input()?;
+            let h = norm_relu(&mut b, "first", x, Norm::Batch, true)?;
+            let h = norm_relu(&mut b, "second", h, Norm::Batch, true)?;
+            let y = b.apply("conv", &[h], |s| Conv2d::new(s[0], 6, 3, 1, 1))?;
+            Ok((b, y))
+        },
+        &[("batch_norm", 1), ("fused_conv", 1)],
+    ),
     ("block that keeps the size", || of_block(Scale::Same, Norm::Batch), &[("fused_conv", 3)]),
     ("block that halves it", || of_block(Scale::Down, Norm::Batch), &[("fused_conv", 4)]),
     ("block that doubles it", || of_block(Scale::Up, Norm::Batch), &[("fused_conv", 4), ("upsample", 1)]),
@@ -333,7 +344,8 @@ fn every_rule_of_fusion_computes_what_the_graph_is_defined_to() {
             let (mut b, y) = make().unwrap();
             let dy = b.input("dy", Spec::nhwc(b.shape(y))).unwrap();
             let graph = b.output("y", y).build();
-            let graph = if fuse { graph.fused().unwrap() } else { graph };
+            // Twice, as what is fused already must stay as it is.
+            let graph = if fuse { graph.fused().unwrap().fused().unwrap() } else { graph };
             let mut counts = BTreeMap::new();
             for node in graph.nodes() {
                 *counts.entry(node.op.family()).or_insert(0) += 1;

@@ -104,6 +104,9 @@ impl Fuse {
         for at in (0..self.graph.nodes.len()).rev() {
             let node = self.node(at)?;
             let Fusible::Conv(conv) = node.op.fusible() else { continue };
+            if conv.has_norm() {
+                continue;
+            }
             let Some(producer) = self.sole_producer(node.operand("x")?, at) else { continue };
             let before = self.node(producer)?;
             let Fusible::BatchNorm(norm) = before.op.fusible() else { continue };
@@ -172,7 +175,7 @@ impl Fuse {
                     consumers.push((i, next, consumer.name.clone(), consumer.bound.clone()));
                 }
             }
-            if consumers.is_empty() {
+            if consumers.is_empty() || conv.has_y_partials() {
                 continue;
             }
             let (name, mut bound) = (node.name.clone(), node.bound.clone());

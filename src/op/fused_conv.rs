@@ -77,6 +77,16 @@ impl FusedConv {
         self.residual
     }
 
+    /// Whether a norm stands in front of it.
+    pub(crate) fn has_norm(&self) -> bool {
+        self.norm.is_some()
+    }
+
+    /// Whether it hands on statistics of y.
+    pub(crate) fn has_y_partials(&self) -> bool {
+        self.y_partials
+    }
+
     /// Whether it looks at x for statistics that the operation before could hand on.
     pub(crate) fn takes_statistics(&self) -> bool {
         self.training() && !self.partials

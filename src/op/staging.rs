@@ -114,3 +114,48 @@ fn place<B: Copy + PartialEq>(slots: &mut Vec<Slot<B>>, range: Range<B>, now: us
     }
     at
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static KERNEL: Kernel = Kernel {
+        name: "test",
+        variant: "test",
+        file: "test.wgsl",
+        source: "",
+        entry: "main",
+        defines: &[],
+        bindings: &[("a", Access::Texture), ("b", Access::Texture), ("c", Access::ReadWrite)],
+        params: &[],
+        overrides: &[],
+        workgroup: [1, 1, 1],
+        subgroups: false,
+    };
+
+    #[test]
+    fn a_copy_serves_until_its_buffer_is_written() {
+        let range = |buffer: u32| Range { buffer, offset: 0, bytes: 2 * SMALL };
+        let step = |a, b, c| (&KERNEL, vec![range(a), range(b), range(c)]);
+        let staging = stage([step(1, 2, 3), step(1, 2, 4), step(1, 3, 2), step(1, 2, 5)].into_iter());
+        let copies: Vec<_> = staging.steps.iter().map(|s| s.copies.clone()).collect();
+        // The third writes what the fourth reads.
+        assert_eq!(copies, [vec![0, 1], vec![], vec![1], vec![1]]);
+        for step in &staging.steps {
+            assert!(step.textures[0].is_some() && step.textures[0] != step.textures[1] && step.textures[2].is_none());
+        }
+    }
+
+    #[test]
+    fn textures_are_few_and_large_enough() {
+        let range = |buffer: u64| Range { buffer, offset: 0, bytes: 1024 * (buffer % 3000 + 1) };
+        let steps: Vec<_> = (0..500).map(|i| (&KERNEL, vec![range(7 * i), range(7 * i + 1), range(9000)])).collect();
+        let staging = stage(steps.iter().map(|(kernel, ranges)| (*kernel, ranges.clone())));
+        assert!(staging.textures.len() <= 2 * SLOTS);
+        for (staged, (_, ranges)) in staging.steps.iter().zip(&steps) {
+            for (slot, range) in staged.textures.iter().zip(ranges) {
+                assert!(slot.is_none_or(|slot| staging.textures[slot] >= range.bytes));
+            }
+        }
+    }
+}
