@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, ModelArgs, PlanArgs, adapter, out};
+use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, out};
 use crate::bench::{Line, Rig, Summary, median, subjects};
 use crate::exec::{Device, Runner, StepInput};
 use crate::gpu::roof;
@@ -37,7 +37,7 @@ struct StepArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Pictures in a batch.
     #[arg(long, default_value_t = 32)]
     batch: usize,
@@ -62,7 +62,7 @@ struct KernelsArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Pictures in a batch.
     #[arg(long, default_value_t = 32)]
     batch: usize,

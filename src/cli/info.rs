@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ModelArgs, PlanArgs, out};
+use super::{ModelArgs, TrainingPlanArgs, out};
 use crate::gpu::{Gpu, Options, Select};
 use crate::graph::plan;
 use crate::model::Mode;
@@ -22,7 +22,7 @@ pub(super) struct InfoArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Batch size of the plan.
     #[arg(long, default_value_t = 128)]
     batch: usize,

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::trained::prepare;
-use super::{DeviceArgs, ModelArgs, PlanArgs, adapter};
+use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter};
 use crate::exec::Device;
 use crate::model::Mode;
 use crate::report::progress::observer;
@@ -25,7 +25,7 @@ pub(super) struct TrainArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Run folder (default: runs/DATE-N).
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -105,7 +105,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 impl TrainArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        if let Some(table) = &self.plan.variants {
+        if let Some(table) = &self.plan.plan.variants {
             exists(table)?;
         }
         let (settings, folder) = self.settings()?;
