@@ -66,25 +66,39 @@ struct Known {
 
 const KNOWN: &[Known] = &[];
 
-type Overrides = Vec<(&'static str, f64)>;
+/// Values of a kernel's flags and overrides.
+#[derive(Clone, Debug, Default)]
+struct Values {
+    flags: Vec<(&'static str, i64)>,
+    overrides: Vec<(&'static str, f64)>,
+}
 
-/// A kernel and all values of its overrides that are in use.
+impl Values {
+    /// In a form that can be compared.
+    fn bits(&self) -> Vec<u64> {
+        let flags = self.flags.iter().map(|(_, value)| value.cast_unsigned());
+        flags.chain(self.overrides.iter().map(|(_, value)| value.to_bits())).collect()
+    }
+}
+
+/// A kernel and all values of its flags and overrides that are in use.
 struct Subject {
     kernel: &'static Kernel,
-    overrides: Vec<Overrides>,
+    values: Vec<Values>,
 }
 
 impl Subject {
-    /// Some of its overrides, for checks that take long: each is 0, 1, 2 and something larger at least once, as far as it ever is.
-    fn sample(&self) -> Vec<&Overrides> {
+    /// Some of these, for checks that take long: each value is 0, 1, 2 and something larger at least once, as far as it ever is.
+    fn sample(&self) -> Vec<&Values> {
         let mut seen = BTreeSet::new();
-        let news = |overrides: &&Overrides| {
+        let news = |values: &&Values| {
             let before = seen.len();
-            seen.insert(None);
-            seen.extend(overrides.iter().map(|(name, value)| Some((*name, value.clamp(-1.0, 3.0) as i8))));
+            seen.insert(("", 0));
+            seen.extend(values.flags.iter().map(|(name, value)| (*name, (*value).clamp(-1, 3) as i8)));
+            seen.extend(values.overrides.iter().map(|(name, value)| (*name, value.clamp(-1.0, 3.0) as i8)));
             seen.len() > before
         };
-        self.overrides.iter().filter(news).collect()
+        self.values.iter().filter(news).collect()
     }
 }
 
@@ -98,7 +112,7 @@ fn profiles() -> [Profile; 4] {
 #[derive(Default)]
 struct Subjects {
     kernels: BTreeMap<(&'static str, &'static str), &'static Kernel>,
-    overrides: BTreeMap<(&'static str, &'static str), BTreeMap<Vec<u64>, Overrides>>,
+    values: BTreeMap<(&'static str, &'static str), BTreeMap<Vec<u64>, Values>>,
 }
 
 impl Subjects {
@@ -111,9 +125,9 @@ impl Subjects {
                 };
                 for dispatch in lowered.dispatches {
                     let key = (dispatch.kernel.name, dispatch.kernel.variant);
-                    let bits = dispatch.overrides.iter().map(|(_, value)| value.to_bits()).collect();
+                    let values = Values { flags: dispatch.flags, overrides: dispatch.overrides };
                     self.kernels.insert(key, dispatch.kernel);
-                    self.overrides.entry(key).or_default().insert(bits, dispatch.overrides);
+                    self.values.entry(key).or_default().insert(values.bits(), values);
                 }
             }
         }
@@ -151,14 +165,14 @@ impl Subjects {
         for kernel in OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()) {
             let key = (kernel.name, kernel.variant);
             all.kernels.insert(key, kernel);
-            if kernel.overrides.is_empty() {
-                all.overrides.entry(key).or_default().insert(vec![], vec![]);
+            if kernel.overrides.is_empty() && kernel.flags.is_empty() {
+                all.values.entry(key).or_default().insert(vec![], Values::default());
             }
         }
-        let Self { kernels, mut overrides } = all;
+        let Self { kernels, mut values } = all;
         let subject = |(key, kernel)| {
-            let overrides = overrides.remove(&key).unwrap_or_default().into_values().collect();
-            Arc::new(Subject { kernel, overrides })
+            let values = values.remove(&key).unwrap_or_default().into_values().collect();
+            Arc::new(Subject { kernel, values })
         };
         kernels.into_iter().map(subject).collect()
     }
@@ -321,16 +335,22 @@ fn glslang(text: &str, entry: &str) -> Result<(), String> {
 /// What is wrong with the first of the subject's specialisations that does not pass.
 fn check(subject: &Subject, check: Check) -> Result<(), String> {
     let kernel = subject.kernel;
-    if subject.overrides.is_empty() {
+    if subject.values.is_empty() {
         return Err("neither the suite nor the default model runs it".into());
     }
-    let wgsl = kernel.wgsl().map_err(|e| e.to_string())?;
-    let (module, info) = parse(&wgsl, capabilities(kernel))?;
-    let overrides = if check.tool().is_some() { subject.sample() } else { subject.overrides.iter().collect() };
-    for overrides in overrides {
-        let constants: PipelineConstants = overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+    let chosen = if check.tool().is_some() { subject.sample() } else { subject.values.iter().collect() };
+    let mut texts = BTreeMap::new();
+    for values in chosen {
+        let flags = &values.flags;
+        if !texts.contains_key(flags) {
+            let wgsl = kernel.wgsl(flags).map_err(|e| e.to_string())?;
+            texts.insert(flags, parse(&wgsl, capabilities(kernel)).map_err(|e| format!("with {flags:?}: {e}"))?);
+        }
+        let (module, info) = &texts[flags];
+        let overrides = values.overrides.iter();
+        let constants: PipelineConstants = overrides.map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let entry = Some((ShaderStage::Compute, kernel.entry));
-        let (module, info) = process_overrides(&module, &info, entry, &constants).map_err(|e| e.to_string())?;
+        let (module, info) = process_overrides(module, info, entry, &constants).map_err(|e| e.to_string())?;
         let spirv = |version| spirv(kernel, &module, &info, version);
         let passed = match check {
             Check::SpirV => versions(kernel).iter().try_for_each(|(version, _)| spirv(*version).map(drop)),
@@ -341,7 +361,7 @@ fn check(subject: &Subject, check: Check) -> Result<(), String> {
             Check::Hlsl => hlsl(kernel, &module, &info).map(drop),
             Check::Glslang => hlsl(kernel, &module, &info).and_then(|(text, entry)| glslang(&text, &entry)),
         };
-        passed.map_err(|e| format!("with {overrides:?}: {e}"))?;
+        passed.map_err(|e| format!("with {values:?}: {e}"))?;
     }
     Ok(())
 }
@@ -428,7 +448,7 @@ fn main() -> ExitCode {
         );
     }
     let subjects = Subjects::all();
-    let count: usize = subjects.iter().map(|subject| subject.overrides.len()).sum();
+    let count: usize = subjects.iter().map(|subject| subject.values.len()).sum();
     let sampled: usize = subjects.iter().map(|subject| subject.sample().len()).sum();
     eprintln!("{} kernels, {count} specialisations, {sampled} of them through the tools", subjects.len());
     let mut trials = refusals(&missing);
