@@ -122,7 +122,7 @@ const MUTANTS: &[Mutant] = &[
 fn is_noticed(gpu: &Gpu, check: &Check, mutant: &Mutant) -> Result<String> {
     let Kind::Gpu { entry, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
     let (kernel, kernel_variant) = mutant.kernel.split_once('/').unwrap_or((mutant.kernel, variant));
-    let patch = Patch { kernel, variant: kernel_variant, find: mutant.find, replace: mutant.replace };
+    let patch = Patch { kernel, variant: kernel_variant, edits: &[(mutant.find, mutant.replace)] };
     match check.subject.gpu_vs_reference(gpu, entry, variant, Some(&patch))? {
         Outcome::Ran(lines) => match lines.iter().find(|line| !line.passed()) {
             Some(line) => Ok(line.to_string()),

@@ -163,9 +163,9 @@ fn profile(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Li
     let max_workgroups = limits.max_compute_workgroups_per_dimension;
     Profile {
         class: if info.device_type == wgpu::DeviceType::Cpu { Class::Software } else { Class::Gpu },
-        subgroup: features
+        subgroup: options.subgroup.or(features
             .contains(wgpu::Features::SUBGROUP)
-            .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            .then_some((info.subgroup_min_size, info.subgroup_max_size))),
         max_workgroups: options.max_workgroups.map_or(max_workgroups, |max| max.clamp(1, max_workgroups)),
         max_binding: limits.max_storage_buffer_binding_size,
         max_buffer: limits.max_buffer_size,

@@ -37,13 +37,16 @@ pub struct Options {
     /// An artificially low bound of workgroups in one dimension of a dispatch, for tests of grid folding.
     /// None by default.
     pub max_workgroups: Option<u32>,
+    /// What to take for the smallest and largest size of the adapter's subgroups, whether or not it has any, for tests with kernels
+    /// that emulate them. None by default.
+    pub subgroup: Option<(u32, u32)>,
     /// Ask for timestamp queries where the adapter has them. On by default.
     pub timestamps: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { select: Select::Auto, webgpu_defaults: false, max_workgroups: None, timestamps: true }
+        Self { select: Select::Auto, webgpu_defaults: false, max_workgroups: None, subgroup: None, timestamps: true }
     }
 }
 
