@@ -36,13 +36,15 @@ pub struct Options {
     /// An artificially low bound of workgroups in one dimension of a dispatch, for tests of grid folding.
     /// None by default.
     pub max_workgroups: Option<u32>,
+    /// An artificially low bound of the bytes of a buffer, for tests of what does not fit. None by default.
+    pub max_buffer: Option<u64>,
     /// Ask for timestamp queries where the adapter has them. On by default.
     pub timestamps: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { select: Select::Auto, webgpu_defaults: false, max_workgroups: None, timestamps: true }
+        Self { select: Select::Auto, webgpu_defaults: false, max_workgroups: None, max_buffer: None, timestamps: true }
     }
 }
 
@@ -99,9 +101,7 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |error| lock(&errors).errors.push(error.to_string())));
         let lost = Arc::clone(&sink);
         device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&lost).lost = Some(message);
-            }
+            lock(&lost).lost = Some(format!("{reason:?}: {message}"));
         });
         let (modules, pipelines, stages) = Default::default();
         let cache = pipeline_cache::Cache::of(&device, &adapter);
