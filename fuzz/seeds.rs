@@ -86,19 +86,28 @@ fn archives() -> Result<()> {
     flipped[middle] ^= 4;
     save("archive", "flipped", &flipped)?;
     save("archive", "good.tar", &good)?;
-    save("archive", "twice.tar", &tar(&|tar| {
-        Ok(tar.append_data(&mut header(EntryType::Regular, RECORD), FILES[0], record(1).as_slice())?)
-    })?)?;
-    for (name, kind) in
-        [("link", EntryType::Symlink), ("hard", EntryType::Link), ("fifo", EntryType::Fifo), ("long", EntryType::GNULongName)]
-    {
-        save("archive", &format!("{name}.tar"), &tar(&|tar| {
-            let mut header = header(kind, 0);
-            header.set_link_name("/etc/passwd")?;
-            header.set_path(FILES[6])?;
-            header.set_cksum();
-            Ok(tar.append(&header, &[][..])?)
-        })?)?;
+    save(
+        "archive",
+        "twice.tar",
+        &tar(&|tar| Ok(tar.append_data(&mut header(EntryType::Regular, RECORD), FILES[0], record(1).as_slice())?))?,
+    )?;
+    for (name, kind) in [
+        ("link", EntryType::Symlink),
+        ("hard", EntryType::Link),
+        ("fifo", EntryType::Fifo),
+        ("long", EntryType::GNULongName),
+    ] {
+        save(
+            "archive",
+            &format!("{name}.tar"),
+            &tar(&|tar| {
+                let mut header = header(kind, 0);
+                header.set_link_name("/etc/passwd")?;
+                header.set_path(FILES[6])?;
+                header.set_cksum();
+                Ok(tar.append(&header, &[][..])?)
+            })?,
+        )?;
     }
     let mut escape = good.clone();
     escape[..20].copy_from_slice(b"../data_batch_1.bin\0");
@@ -174,7 +183,11 @@ fn pictures() -> Result<()> {
         save("picture", name, &bytes)?;
         save("picture", &format!("{name}_cut"), &bytes[..bytes.len() / 2])?;
         let mut large = bytes;
-        let at = if format == ImageFormat::Png { Some(16) } else { large.windows(2).position(|w| w == [0xff, 0xc0]).map(|p| p + 5) };
+        let at = if format == ImageFormat::Png {
+            Some(16)
+        } else {
+            large.windows(2).position(|w| w == [0xff, 0xc0]).map(|p| p + 5)
+        };
         large[at.ok_or("no size")?..][..2].fill(0x7f);
         save("picture", &format!("{name}_large"), &large)?;
     }
@@ -183,10 +196,8 @@ fn pictures() -> Result<()> {
 
 fn shaders() -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shaders");
-    for name in ["relu", "linear", "conv2d.lanes", "adam"] {
-        if let Ok(text) = fs::read(folder.join(format!("{name}.wgsl"))) {
-            save("shader", name, &text)?;
-        }
+    for name in ["relu", "conv2d.lanes", "adam"] {
+        save("shader", name, &fs::read(folder.join(format!("{name}.wgsl")))?)?;
     }
     save("shader", "all", b"#import grid\n#let A = TM * 2\n#if A > 1 && !ACC\nx$A[${A % 3}]\n#else\ny\n#endif\n#for r in 0..A\nz${r}_$r\n#endfor\n")?;
     save("shader", "rounds", &[b"#for i in 0..4096\n".repeat(9), b"#endfor\n".repeat(9)].concat())?;

@@ -84,10 +84,7 @@ impl Expander {
         let mut at = 0;
         while let Some(line) = lines.get(at) {
             at += 1;
-            self.lines += 1;
-            if self.lines > MAX_LINES {
-                return Err(line.error(format!("expanding takes more than {MAX_LINES} lines")));
-            }
+            self.count(line)?;
             if self.depth > MAX_DEPTH {
                 return Err(line.error(format!("blocks nested more than {MAX_DEPTH} deep")));
             }
@@ -125,6 +122,15 @@ impl Expander {
         Ok(())
     }
 
+    /// Lines and rounds of repeats are counted, so that there is an end.
+    fn count(&mut self, line: &Line<'_>) -> Result<()> {
+        self.lines += 1;
+        if self.lines > MAX_LINES {
+            return Err(line.error(format!("expanding takes more than {MAX_LINES} lines")));
+        }
+        Ok(())
+    }
+
     fn import(&mut self, line: &Line<'_>, name: &str) -> Result<()> {
         if self.imported.iter().any(|n| n == name) {
             return Ok(());
@@ -149,6 +155,7 @@ impl Expander {
         }
         let outer = self.names.0.get(&name).copied();
         for value in first..end {
+            self.count(line)?;
             self.names.0.insert(name.clone(), value);
             self.block(body)?;
         }
