@@ -11,24 +11,18 @@
 //
 // Order of summation: k upwards, one by one.
 //
-// PARTIALS asks for sums over the rows of the tile, for each column, of what was stored:
-//   1  statistics, three rows of `partials` a tile: the tile's first value (shift), mean - shift, sum of squared deviations
-//   2  gradient of the norm, two rows a tile: sum of c, sum of c * xhat, where xhat is aux normalized
-// This takes subgroups of exactly eight: lanes are summed upwards, then the subgroups in workgroup memory.
+// PARTIALS (see lib/conv_partials.wgsl) takes subgroups of exactly eight: lanes are summed upwards, then the subgroups in workgroup
+// memory.
 
 #import grid
 #import conv_product
 
-#if SHUFFLE && !BACKWARD_WEIGHT
-override PARTIALS: u32;
+#import conv_partials
 
-const STATISTICS = 1u;
-const GRADIENT = 2u;
-
+#if PARTIALS
 struct Entry {
     shift: vec4<f32>,
-    a: vec4<f32>,
-    b: vec4<f32>,
+    sum: Sum,
 }
 
 #let SUBGROUPS = WIDTH / 8
@@ -39,11 +33,11 @@ var<workgroup> counts: array<f32, $SUBGROUPS>;
 
 // The sum over the eight lanes, in all of them. Constant lanes: a software driver shuffles those in registers.
 fn sum8(v: vec4<f32>) -> vec4<f32> {
-    var sum = subgroupShuffle(v, 0u);
+    return subgroupShuffle(v, 0u)
 #for l in 1..8
-    sum += subgroupShuffle(v, ${l}u);
+        + subgroupShuffle(v, ${l}u)
 #endfor
-    return sum;
+        ;
 }
 
 // Merges the subgroups and stores what belongs to a column.
@@ -52,33 +46,31 @@ fn store_partials(tile: Tile, index: u32) {
     if column >= columns() {
         return;
     }
-    var all = entries[index];
-    if PARTIALS == GRADIENT {
-        for (var s = 1u; s < ${SUBGROUPS}u; s++) {
-            all.a += entries[s * ${COLUMNS}u + index].a;
-            all.b += entries[s * ${COLUMNS}u + index].b;
-        }
-        let row = (tile.rows * p.parts + tile.part) * 2u * columns() + column;
-        partials[row] = all.a;
-        partials[row + columns()] = all.b;
-        return;
+    let first = entries[index];
+#if PARTIALS == GRADIENT
+    var sum = first.sum;
+    for (var s = 1u; s < ${SUBGROUPS}u; s++) {
+        sum.a += entries[s * ${COLUMNS}u + index].sum.a;
+        sum.b += entries[s * ${COLUMNS}u + index].sum.b;
     }
+    store_gradient(tile, column, sum);
+#else
     // Chan, Golub and LeVeque's merge, of means relative to the first shift.
     var count = counts[0];
+    var mean = first.sum.a;
+    var squares = first.sum.b;
     for (var s = 1u; s < ${SUBGROUPS}u; s++) {
         let other = entries[s * ${COLUMNS}u + index];
         let total = count + counts[s];
         let share = counts[s] / max(total, 1.0);
         // Where there are no rows, the shift is no number of the tensor.
-        let d = select(vec4<f32>(), (other.shift - all.shift) + other.a - all.a, vec4<bool>(counts[s] > 0.0));
-        all.a += d * share;
-        all.b += other.b + d * d * (count * share);
+        let d = select(vec4<f32>(), (other.shift - first.shift) + other.sum.a - mean, vec4<bool>(counts[s] > 0.0));
+        mean += d * share;
+        squares += other.sum.b + d * d * (count * share);
         count = total;
     }
-    let row = tile.rows * 3u * columns() + column;
-    partials[row] = all.shift;
-    partials[row + columns()] = all.a;
-    partials[row + 2u * columns()] = all.b;
+    store_statistics(tile, column, first.shift, mean, squares);
+#endif
 }
 #endif
 
@@ -195,72 +187,62 @@ fn main(
 #endfor
 }
 #else
-#if SHUFFLE
+#if PARTIALS
     // Lane l of eight keeps what belongs to column l.
     var mine = Entry();
 #endif
 #for v in 0..COLUMNS
     {
         let at = column + ${v}u;
-        let norm_c = affine_c(min(at, last_column), columns());
+        let finish = column_at(min(at, last_column), columns());
 #for r in 0..ROWS
-        let i$r = row$r.first + at;
         let live$r = row$r.exists && at <= last_column;
-        var x$r = vec4<f32>();
+        let i$r = select(0u, row$r.first + at, live$r);
+        let x$r = aux_at(i$r);
+        let c$r = finished(acc${r}_$v, i$r, x$r, finish);
         if live$r {
-            x$r = aux_at(i$r);
-            acc${r}_$v = finished(acc${r}_$v, i$r, at, x$r, norm_c);
-            c[i$r] = acc${r}_$v;
+            c[i$r] = c$r;
         }
 #endfor
-#if SHUFFLE
-        if PARTIALS != 0u {
-            var entry = Entry();
-            if PARTIALS == STATISTICS {
-                entry.shift = subgroupShuffle(acc0_$v, 0u);
+#if PARTIALS
+#if PARTIALS == STATISTICS
+        let shift = subgroupShuffle(c0, 0u);
+        let so_far0 = Sum();
 #for r in 0..ROWS
-                let d$r = select(vec4<f32>(), acc${r}_$v - entry.shift, vec4<bool>(row$r.exists));
-                entry.a += d$r;
-                entry.b += d$r * d$r;
+        let so_far${r + 1} = plus_statistics(so_far$r, select(vec4<f32>(), c$r - shift, vec4<bool>(row$r.exists)));
 #endfor
-            } else {
-                let offset = ld_stats(columns() + min(at, last_column));
-                let rstd = ld_stats(2u * columns() + min(at, last_column));
+#else
+        let shift = vec4<f32>();
+        let normalized = normalized_c(min(at, last_column), columns());
+        let so_far0 = Sum();
 #for r in 0..ROWS
-                let g$r = select(vec4<f32>(), acc${r}_$v, vec4<bool>(live$r));
-                entry.a += g$r;
-                entry.b += g$r * (((x$r - norm_c.shift) - offset) * rstd);
+        let so_far${r + 1} = plus_gradient(so_far$r, select(vec4<f32>(), c$r, vec4<bool>(live$r)), x$r, normalized);
 #endfor
-            }
-            entry.a = sum8(entry.a);
-            entry.b = sum8(entry.b);
-            if lane % 8u == ${v}u {
-                mine = entry;
-            }
+#endif
+        let sum = Sum(sum8(so_far$ROWS.a), sum8(so_far$ROWS.b));
+        if lane % 8u == ${v}u {
+            mine = Entry(shift, sum);
         }
 #endif
     }
 #endfor
-#if SHUFFLE
-    if PARTIALS != 0u {
-        var count = 0.0;
+#if PARTIALS
+    let count = sum8(vec4<f32>(0.0
 #for r in 0..ROWS
-        count += f32(row$r.exists);
+        + f32(row$r.exists)
 #endfor
-        count = sum8(vec4<f32>(count)).x;
-        if PARTIALS == STATISTICS {
-            // From sums of differences from the shift to mean and squared deviations.
-            let mean = mine.a / max(count, 1.0);
-            mine = Entry(mine.shift, mean, max(mine.b - mine.a * mean, vec4<f32>()));
-        }
-        if lane % 8u < ${COLUMNS}u {
-            entries[lane / 8u * ${COLUMNS}u + lane % 8u] = mine;
-            counts[lane / 8u] = count;
-        }
-        workgroupBarrier();
-        if lane < ${COLUMNS}u {
-            store_partials(tile, lane);
-        }
+    )).x;
+#if PARTIALS == STATISTICS
+    // From sums of differences from the shift to mean and squared deviations.
+    mine.sum = moments(mine.sum, count);
+#endif
+    if lane % 8u < ${COLUMNS}u {
+        entries[lane / 8u * ${COLUMNS}u + lane % 8u] = mine;
+        counts[lane / 8u] = count;
+    }
+    workgroupBarrier();
+    if lane < ${COLUMNS}u {
+        store_partials(tile, lane);
     }
 #endif
 }

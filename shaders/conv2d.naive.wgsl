@@ -38,8 +38,6 @@ override Y_C4: u32;
 #if BACKWARD_WEIGHT
 @group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
 @group(0) @binding(4) var<uniform> p: Params;
-
-override NORM_B: bool;
 #else
 @group(0) @binding(3) var<storage, read> aux: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
@@ -59,18 +57,20 @@ fn ld_stats(i: u32) -> vec4<f32> {
 
 // Operand vec4 number i of channel group `channel` among `channels`.
 fn ld_a(i: u32, channel: u32, channels: u32) -> vec4<f32> {
-    if NORM {
-        return activated(a[i], affine(channel, channels));
-    }
+#if NORM
+    return activated(a[i], affine(channel, channels));
+#else
     return a[i];
+#endif
 }
 
 #if BACKWARD_WEIGHT
 fn ld_b(i: u32, channel: u32) -> vec4<f32> {
-    if NORM_B {
-        return activated(b[i], affine(channel, Y_C4));
-    }
+#if NORM_B
+    return activated(b[i], affine(channel, Y_C4));
+#else
     return b[i];
+#endif
 }
 #else
 fn ld_b(i: u32) -> vec4<f32> {
@@ -111,7 +111,7 @@ fn forward(
             }
         }
     }
-    c[index] = finished(sum, index, o, aux_at(index), affine_c(o, Y_C4));
+    c[index] = finished(sum, index, aux_at(index), column_at(o, Y_C4));
 }
 
 @compute @workgroup_size(64)
@@ -147,7 +147,7 @@ fn backward_input(
             }
         }
     }
-    c[index] = finished(sum, index, i, aux_at(index), affine_c(i, X_C4));
+    c[index] = finished(sum, index, aux_at(index), column_at(i, X_C4));
 }
 
 #else
@@ -176,10 +176,11 @@ fn backward_weight(
             sum += x * ld_b(pixel * Y_C4 + o, o);
         }
     }
-    if ACC {
-        sum += c[index];
-    }
+#if ACC
+    c[index] += sum;
+#else
     c[index] = sum;
+#endif
 }
 
 #endif

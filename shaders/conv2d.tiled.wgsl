@@ -2,19 +2,24 @@
 //
 // C = A B with the operands of lib/conv_product.wgsl.
 //
-// One workgroup, 64 invocations: a tile of 4 * ROWS rows by 4 * COLUMNS columns of C. One invocation: 2 row groups by 2 columns of
-// it (8 x 8 numbers) in registers. For each 16 k the workgroup loads a tile of A and one of B into workgroup memory
-// (16 * (ROWS + COLUMNS + 2) vec4s, at most 12 KiB with the list of pixels); 16 multiply-adds for each number loaded from there.
+// One workgroup, ROWS * COLUMNS / 4 invocations: a tile of 4 * ROWS rows by 4 * COLUMNS columns of C. One invocation: 2 row groups
+// by 2 columns of it (8 x 8 numbers) in registers. For each 16 k the workgroup loads a tile of A and one of B into workgroup memory
+// (16 * (ROWS + COLUMNS + 2) vec4s, at most 15 KiB with the list of pixels); 16 multiply-adds for each number loaded from there.
 // The part of a block that is loaded last in memory order is the fastest index of the loading invocations, so that they read
 // neighbouring vec4s; an odd pitch keeps their stores to workgroup memory off one another's banks.
 //
 // Order of summation: k upwards, one by one.
+//
+// PARTIALS (see lib/conv_partials.wgsl): each invocation sums its 8 rows, then one for each column sums what the others found,
+// downwards, in the workgroup memory that has served A.
 
 #import grid
 #import conv_product
+#import conv_partials
 
 #let ACROSS = COLUMNS / 2
 #let DOWN = ROWS / 2
+#let LANES = ROWS * COLUMNS / 4
 #let PITCH_A = ROWS + 1
 #let PITCH_B = COLUMNS + 1
 
@@ -26,7 +31,7 @@ var<workgroup> tile_b: array<vec4<f32>, ${16 * PITCH_B}>;
 var<workgroup> pixels: array<Pixel, ${4 * ROWS}>;
 #endif
 
-@compute @workgroup_size(64)
+@compute @workgroup_size($LANES)
 fn main(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
@@ -46,8 +51,8 @@ fn main(
     let channel = row_group % X_C4;
     let norm_a = affine_a(channel);
 #else
-#for j in 0..ROWS / 16
-    pixels[lane + ${64 * j}u] = pixel_at(first_group * 4u + lane + ${64 * j}u, tile.part);
+#for j in 0..16 / COLUMNS
+    pixels[lane + ${LANES * j}u] = pixel_at(first_group * 4u + lane + ${LANES * j}u, tile.part);
 #endfor
     workgroupBarrier();
 #endif
@@ -63,9 +68,9 @@ fn main(
     let range = k_range(tile.part);
     for (var k = range.x; k < range.y; k += 4u) {
 #if BACKWARD_WEIGHT
-#for j in 0..ROWS / 4
+#for j in 0..64 / COLUMNS
         {
-            let step = lane / ${ROWS}u + ${64 / ROWS * j}u;
+            let step = lane / ${ROWS}u + ${LANES / ROWS * j}u;
             tile_a[(step % 4u * 4u + step / 4u) * ${PITCH_A}u + lane % ${ROWS}u] =
                 load_a(site_of(pixel_at(k * 4u + step, tile.part), tap), channel, norm_a);
         }
@@ -77,17 +82,17 @@ fn main(
         }
         let channel = (k + lane % 4u) % depth();
         let norm_a = affine_a(channel);
-#for j in 0..ROWS / 4
+#for j in 0..64 / COLUMNS
         {
-            let row = lane / 4u + ${16 * j}u;
+            let row = lane / 4u + ${LANES / 4 * j}u;
             tile_a[(row % 4u * 4u + lane % 4u) * ${PITCH_A}u + row / 4u] =
                 load_a(site_of(pixels[row], tap), channel, norm_a);
         }
 #endfor
 #endif
-#for j in 0..COLUMNS / 4
+#for j in 0..64 / ROWS
         {
-            let n = lane + ${64 * j}u;
+            let n = lane + ${LANES * j}u;
 #if BACKWARD_INPUT
             let group = n % 4u;
             let i = n / 4u % 4u;
@@ -140,11 +145,73 @@ fn main(
     }
 
 #for r in 0..8
-    {
-        let row = row_of((first_group + down + ${DOWN * (r / 4)}u) * 4u + ${r % 4}u, tile.part);
-#for v in 0..2
-        store(row, first_column + across + ${ACROSS * v}u, acc${r}_$v);
+    let row$r = row_of((first_group + down + ${DOWN * (r / 4)}u) * 4u + ${r % 4}u, tile.part);
 #endfor
-    }
+#if BACKWARD_WEIGHT
+#for r in 0..8
+#for v in 0..2
+    store(row$r, first_column + across + ${ACROSS * v}u, acc${r}_$v);
+#endfor
 #endfor
 }
+#else
+#for v in 0..2
+    let column$v = first_column + across + ${ACROSS * v}u;
+    let finish$v = column_at(min(column$v, last_column), columns());
+#if PARTIALS == GRADIENT
+    let normalized$v = normalized_c(min(column$v, last_column), columns());
+#endif
+#if PARTIALS
+    var sum$v = Sum();
+#endif
+#for r in 0..8
+    if row$r.exists && column$v <= last_column {
+        let i = row$r.first + column$v;
+        let x = aux_at(i);
+        acc${r}_$v = finished(acc${r}_$v, i, x, finish$v);
+        c[i] = acc${r}_$v;
+#if PARTIALS == GRADIENT
+        sum$v = plus_gradient(sum$v, acc${r}_$v, x, normalized$v);
+#endif
+    }
+#endfor
+#endfor
+#if PARTIALS == STATISTICS
+    if down == 0u {
+#for v in 0..2
+        tile_b[across + ${ACROSS * v}u] = acc0_$v;
+#endfor
+    }
+    workgroupBarrier();
+#for v in 0..2
+    let shift$v = tile_b[across + ${ACROSS * v}u];
+#for r in 0..8
+    if row$r.exists {
+        sum$v = plus_statistics(sum$v, acc${r}_$v - shift$v);
+    }
+#endfor
+#endfor
+#endif
+#if PARTIALS
+#for v in 0..2
+    tile_a[(down * ${COLUMNS}u + across + ${ACROSS * v}u) * 2u] = sum$v.a;
+    tile_a[(down * ${COLUMNS}u + across + ${ACROSS * v}u) * 2u + 1u] = sum$v.b;
+#endfor
+    workgroupBarrier();
+    if lane < ${COLUMNS}u && first_column + lane <= last_column {
+        var all = Sum();
+        for (var d = 0u; d < ${DOWN}u; d++) {
+            all.a += tile_a[(d * ${COLUMNS}u + lane) * 2u];
+            all.b += tile_a[(d * ${COLUMNS}u + lane) * 2u + 1u];
+        }
+#if PARTIALS == STATISTICS
+        let rows = f32(min(p.rows - tile.rows * ${4 * ROWS}u, ${4 * ROWS}u));
+        let found = moments(all, rows);
+        store_statistics(tile, first_column + lane, tile_b[lane], found.a, found.b);
+#else
+        store_gradient(tile, first_column + lane, all);
+#endif
+    }
+#endif
+}
+#endif

@@ -125,18 +125,23 @@ impl VaeConfig {
     /// (`[batch, latent]`), `z` (likewise), `step` ([`StepScalars`]). Outputs likewise: `terms` (total, recon, kl), `h`
     /// (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite flag).
     pub fn graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
-        self.finish(self.forward(batch, mode)?, mode)
+        self.rewritten(batch, mode, false, false)
     }
 
     /// The same with fused operations: [`Graph::fused`].
     pub fn fused_graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
-        let (graph, loss) = self.forward(batch, mode)?;
-        self.finish((graph.fused()?, loss), mode)
+        self.rewritten(batch, mode, true, false)
     }
 
-    fn finish(&self, (graph, loss): (Graph, ValueId), mode: Mode) -> Result<Graph> {
+    fn rewritten(&self, batch: usize, mode: Mode, fuse: bool, checkpoint: bool) -> Result<Graph> {
+        let (graph, loss) = self.forward(batch, mode)?;
+        let graph = if fuse { graph.fused()? } else { graph };
         match mode {
-            Mode::Train => graph.with_gradients(&[Root::Loss(loss)], &[])?.with_adam(AdamConfig::default()),
+            Mode::Train => {
+                let graph = graph.with_gradients(&[Root::Loss(loss)], &[])?;
+                let graph = if checkpoint { graph.checkpointed(block_of)? } else { graph };
+                graph.with_adam(AdamConfig::default())
+            }
             Mode::Evaluate => Ok(graph),
             Mode::Encode => graph.only(&["h"]),
             Mode::Decode => graph.only(&["mean"]),
@@ -173,7 +178,7 @@ impl VaeConfig {
     /// The graph and plan for a device, or the refusal that names the largest batch that fits.
     pub fn plan(&self, batch: usize, mode: Mode, profile: &Profile, options: &plan::Options) -> Result<(Graph, Plan)> {
         let build = |batch: usize| {
-            let graph = if options.fuse { self.fused_graph(batch, mode)? } else { self.graph(batch, mode)? };
+            let graph = self.rewritten(batch, mode, options.fuse, options.checkpoint)?;
             let plan = plan::plan(&graph, profile, options)?;
             Ok((graph, plan))
         };
@@ -201,6 +206,13 @@ impl VaeConfig {
         };
         Err(Error::DoesNotFit { what: format!("{what} of batch {batch}"), needed, limit, hint })
     }
+}
+
+/// The residual block that a node belongs to: `encoder.groups.0.blocks.1` of `encoder.groups.0.blocks.1.conv2`.
+fn block_of(node: &str) -> Option<&str> {
+    let start = node.find(".blocks.")? + ".blocks.".len();
+    let digits = node.get(start..)?.find('.')?;
+    node.get(..start + digits)
 }
 
 /// First values of the tensors of a region, as PyTorch's layers start by default, from the seed alone: tensor number i draws from

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 const LIBRARY: &[(&str, &str)] = &[
     ("columns", include_str!("../shaders/lib/columns.wgsl")),
     ("conv_fused", include_str!("../shaders/lib/conv_fused.wgsl")),
+    ("conv_partials", include_str!("../shaders/lib/conv_partials.wgsl")),
     ("conv_product", include_str!("../shaders/lib/conv_product.wgsl")),
     ("grid", include_str!("../shaders/lib/grid.wgsl")),
     ("moments", include_str!("../shaders/lib/moments.wgsl")),
@@ -174,7 +175,7 @@ impl Expander {
             let (expression, tail) = if let Some(inner) = after.strip_prefix('{') {
                 inner.split_once('}').ok_or_else(|| line.error("`${` without `}`"))?
             } else {
-                let end = after.find(|c: char| !(c.is_ascii_alphanumeric())).unwrap_or(after.len());
+                let end = after.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(after.len());
                 after.split_at(end)
             };
             let value = self.names.eval(line, expression)?;

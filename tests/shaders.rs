@@ -69,8 +69,38 @@ fn overrides_called(module: &Module, block: &Block, used: &mut BTreeSet<String>)
     }
 }
 
+/// Settings of a kernel's flags: none, each alone, all. `PARTIALS` is 1 or 2.
+fn settings(kernel: &Kernel) -> Vec<Vec<(&'static str, i64)>> {
+    let alone = kernel.flags.iter().map(|flag| vec![(*flag, 1)]);
+    let all = |value| kernel.flags.iter().map(|flag| (*flag, if *flag == "PARTIALS" { value } else { 1 })).collect();
+    let mut settings: Vec<Vec<_>> = alone.chain([vec![]]).collect();
+    if !kernel.flags.is_empty() {
+        settings.extend([all(1), all(2)]);
+    }
+    settings
+}
+
+/// What a kernel's text uses, over all settings of its flags.
+#[derive(Default)]
+struct Used {
+    bindings: BTreeMap<u32, (String, Access)>,
+    params: Vec<(String, u32)>,
+    overrides: BTreeSet<String>,
+}
+
 fn reflect(kernel: &Kernel) -> Check {
-    let wgsl = kernel.wgsl().map_err(|e| e.to_string())?;
+    let mut used = Used::default();
+    for flags in settings(kernel) {
+        reflect_with(kernel, &flags, &mut used).map_err(|e| format!("{flags:?}: {e}"))?;
+    }
+    let declared = kernel.bindings.iter().map(|(name, access)| ((*name).to_owned(), *access));
+    same("bindings", (0..).zip(declared).collect(), used.bindings)?;
+    same("Params", kernel.params.iter().map(|f| (f.name.to_owned(), f.offset)).collect(), used.params)?;
+    same("overrides", kernel.overrides.iter().map(|name| (*name).to_owned()).collect(), used.overrides)
+}
+
+fn reflect_with(kernel: &Kernel, flags: &[(&'static str, i64)], used: &mut Used) -> Check {
+    let wgsl = kernel.wgsl(flags).map_err(|e| e.to_string())?;
     let module = naga::front::wgsl::parse_str(&wgsl).map_err(|e| e.emit_to_string(&wgsl))?;
     let capabilities = if kernel.subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
     let info =
@@ -85,9 +115,12 @@ fn reflect(kernel: &Kernel) -> Check {
     at_most("storage textures", textures as u64, MAX_STORAGE_TEXTURES as u64)?;
     at_most("storage buffers", (kernel.bindings.len() - textures) as u64, MAX_STORAGE_BUFFERS as u64)?;
 
-    let mut bindings = BTreeMap::new();
     let mut params = Vec::new();
     let mut workgroup_bytes = 0;
+    let mut bind = |binding: u32, name: String, access: Access| {
+        let known = used.bindings.entry(binding).or_insert_with(|| (name.clone(), access));
+        same("a binding under other flags", &(name, access), known)
+    };
     for (handle, global) in module.global_variables.iter().filter(|(handle, _)| !uses[*handle].is_empty()) {
         let ty = &module.types[global.ty].inner;
         let name = global.name.clone().unwrap_or_default();
@@ -103,7 +136,7 @@ fn reflect(kernel: &Kernel) -> Check {
                 if declared == Access::ReadWrite && !uses[handle].contains(GlobalUse::WRITE) {
                     return Err(format!("`{name}` is declared read_write and never written"));
                 }
-                bindings.insert(binding.binding, (name, declared));
+                bind(binding.binding, name, declared)?;
             }
             AddressSpace::Uniform => {
                 let binding = global.binding.ok_or("a uniform without binding")?;
@@ -122,19 +155,15 @@ fn reflect(kernel: &Kernel) -> Check {
                 };
                 let expected = ImageClass::Storage { format: StorageFormat::Rgba32Float, access: StorageAccess::LOAD };
                 same("class of a texture", expected, class)?;
-                bindings.insert(binding.binding, (name, Access::Texture));
+                bind(binding.binding, name, Access::Texture)?;
             }
             other => return Err(format!("`{name}` lies in {other:?}")),
         }
     }
     at_most("bytes of workgroup memory", workgroup_bytes, MAX_WORKGROUP_BYTES)?;
-    let declared = kernel.bindings.iter().map(|(name, access)| ((*name).to_owned(), *access));
-    same("bindings", (0..).zip(declared).collect(), bindings)?;
-    same("Params", kernel.params.iter().map(|f| (f.name.to_owned(), f.offset)).collect(), params)?;
-
-    let mut used = BTreeSet::new();
-    overrides_used(&module, &entry.function, &mut used);
-    same("overrides", kernel.overrides.iter().map(|name| (*name).to_owned()).collect(), used)
+    used.params = params;
+    overrides_used(&module, &entry.function, &mut used.overrides);
+    Ok(())
 }
 
 #[test]
@@ -166,6 +195,8 @@ fn lowered(op: &dyn Op, entry: &Entry, dispatch: &Dispatch, scratch: usize, know
     }
     same("bindings", kernel.bindings.len(), dispatch.bindings.len())?;
     same("bytes of Params", 4 * kernel.params.len(), dispatch.params.len())?;
+    let flags: BTreeSet<_> = dispatch.flags.iter().map(|(name, _)| *name).collect();
+    same("flags", kernel.flags.iter().copied().collect(), flags)?;
     let values: BTreeMap<_, _> = dispatch.overrides.iter().copied().collect();
     same("overrides", kernel.overrides.iter().copied().collect(), values.keys().copied().collect::<BTreeSet<_>>())?;
     at_most("workgroups", dispatch.workgroups as u64, 65_535u64.pow(2))?;

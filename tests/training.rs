@@ -129,6 +129,27 @@ fn planner_off_gives_the_same_bits(device: &Arc<Gpu>) {
     assert_eq!(run(true), run(false));
 }
 
+fn checkpointed_blocks_give_the_same_bits_from_less_memory(device: &Arc<Gpu>) {
+    for (norm, fuse) in [(Norm::Batch, true), (Norm::Batch, false), (Norm::Position, true), (Norm::Position, false)] {
+        let run = |checkpoint: bool| {
+            let options = Options { checkpoint, fuse, ..Options::default() };
+            let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
+            let reports = train(&mut runner, BATCH, 3);
+            (reports, [Region::Params, Region::Grads, Region::States].map(|r| bits(&runner.download(r).unwrap())))
+        };
+        assert_eq!(run(true), run(false), "{norm:?}, fused: {fuse}");
+        let plan = |checkpoint: bool| {
+            let options = Options { checkpoint, fuse, ..Options::default() };
+            let (graph, plan) =
+                VaeConfig { norm, ..VaeConfig::default() }.plan(16, Mode::Train, device.profile(), &options).unwrap();
+            plan.verify(&graph).unwrap();
+            (plan.memory.slots, graph.nodes().len())
+        };
+        let ((kept, nodes), (less, more_nodes)) = (plan(false), plan(true));
+        assert!(more_nodes > nodes && less < kept * 4 / 5, "{norm:?}, fused: {fuse}: {less} of {kept} bytes");
+    }
+}
+
 fn the_same_seed_gives_the_same_bits(device: &Arc<Gpu>) {
     for norm in [Norm::Batch, Norm::Position] {
         let run = || {
@@ -312,11 +333,15 @@ fn a_run_is_timed_on_request_and_gives_the_same_bits(device: &Arc<Gpu>) {
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let tests: [Test; 13] = [
+    let tests: [Test; 14] = [
         ("a_run_is_timed_on_request_and_gives_the_same_bits", a_run_is_timed_on_request_and_gives_the_same_bits),
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("fused_steps_are_those_of_the_definition", fused_steps_are_those_of_the_definition),
         ("planner_off_gives_the_same_bits", planner_off_gives_the_same_bits),
+        (
+            "checkpointed_blocks_give_the_same_bits_from_less_memory",
+            checkpointed_blocks_give_the_same_bits_from_less_memory,
+        ),
         ("the_same_seed_gives_the_same_bits", the_same_seed_gives_the_same_bits),
         (
             "continuing_from_downloaded_tensors_gives_the_same_bits",

@@ -10,10 +10,8 @@
 // stats: five rows of one number a channel, [5][groups] vec4: shift, offset, rstd, scale = rstd * weight, and
 // addend = bias - offset * scale. norm(v) = (v - shift) * scale + addend: near a mean far above the standard deviation v - shift is
 // exact, where v * scale would lose everything.
-// What a flag does not ask for has something else bound that is only read.
-
-override NORM: bool;
-override ACC: bool;
+// These flags are defines, not overrides: drivers keep a share of whatever text they were given. What a flag does not ask for has
+// something else bound.
 
 // A norm's numbers for one channel group.
 struct Affine {
@@ -38,41 +36,56 @@ fn activated(v: vec4<f32>, n: Affine) -> vec4<f32> {
 }
 
 #if !BACKWARD_WEIGHT
-override HAS_BIAS: bool;
-override RESIDUAL: bool;
-override GATE: bool;
+// What belongs to a column of c.
+struct Column {
+    bias: vec4<f32>,
+    norm: Affine,
+}
 
-// The norm behind c in channel group `column` of `columns`; anything where there is none.
-fn affine_c(column: u32, columns: u32) -> Affine {
-    if GATE {
-        return affine(column, columns);
-    }
-    return Affine();
+// Of channel group `column` of `columns`; anything for what no flag asks for.
+fn column_at(column: u32, columns: u32) -> Column {
+    return Column(
+#if HAS_BIAS
+        bias[column],
+#else
+        vec4<f32>(),
+#endif
+#if GATE
+        affine(column, columns),
+#else
+        Affine(),
+#endif
+    );
 }
 
 // What of aux belongs to vec4 i of c.
 fn aux_at(i: u32) -> vec4<f32> {
-    if RESIDUAL || GATE {
-        return ld_aux(i);
-    }
+#if RESIDUAL || GATE
+    return ld_aux(i);
+#else
     return vec4<f32>();
+#endif
 }
 
-// What is to be stored at vec4 i of c, which belongs to `column`, for a sum of products; `x` and `n` are aux and norm there.
-fn finished(sum: vec4<f32>, i: u32, column: u32, x: vec4<f32>, n: Affine) -> vec4<f32> {
-    var value = sum;
-    if HAS_BIAS {
-        value += bias[column];
-    }
-    if RESIDUAL {
-        value += x;
-    }
-    if GATE {
-        value = select(value, vec4<f32>(), norm(x, n) <= vec4<f32>());
-    }
-    if ACC {
-        value += c[i];
-    }
-    return value;
+// What is to be stored at vec4 i of c for a sum of products; x is aux there.
+fn finished(sum: vec4<f32>, i: u32, x: vec4<f32>, column: Column) -> vec4<f32> {
+    let value = sum
+#if HAS_BIAS
+        + column.bias
+#endif
+#if RESIDUAL
+        + x
+#endif
+        ;
+#if GATE
+    let gated = select(value, vec4<f32>(), norm(x, column.norm) <= vec4<f32>());
+#else
+    let gated = value;
+#endif
+    return gated
+#if ACC
+        + c[i]
+#endif
+        ;
 }
 #endif

@@ -101,7 +101,7 @@ fn ld_aux(i: u32) -> vec4<f32> {
 
 @group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> c: array<vec4<f32>>;
-#if PARTIALS
+#if SUMS
 @group(0) @binding(6) var<storage, read_write> partials: array<vec4<f32>>;
 @group(0) @binding(7) var<uniform> p: Params;
 #else
@@ -266,16 +266,15 @@ fn k_range(part: u32) -> vec2<u32> {
     return vec2<u32>(part * p.chunk, min((part + 1u) * p.chunk, (p.pixels + 3u) / 4u));
 }
 
-override NORM_B: bool;
-
 // Vec4 number i of a block of B is its row i: a pixel. Behind the last pixel, where A is zero, anything will do. A norm stands
 // before B in the weight gradient of a transposed convolution.
 fn load_b(k: u32, column: u32, i: u32, n: Affine) -> vec4<f32> {
     let v = ld_b(min(k * 4u + i, p.pixels - 1u) * Y_C4 + column);
-    if NORM_B {
-        return activated(v, n);
-    }
+#if NORM_B
+    return activated(v, n);
+#else
     return v;
+#endif
 }
 
 fn row_of(row: u32, part: u32) -> Row {
@@ -307,19 +306,21 @@ fn row_of(row: u32, part: u32) -> Row {
 
 // What the product multiplies: A at a site, activated where a norm stands before it.
 fn load_a(site: Site, channel: u32, n: Affine) -> vec4<f32> {
-    var v = ld_a(site.first + channel);
-    if NORM {
-        v = activated(v, n);
-    }
+    let v = ld_a(site.first + channel);
+#if NORM
+    return select(vec4<f32>(), activated(v, n), site.inside);
+#else
     return select(vec4<f32>(), v, site.inside);
+#endif
 }
 
 // The norm before A in channel group `channel`; anything where there is none.
 fn affine_a(channel: u32) -> Affine {
-    if NORM {
-        return affine(channel, depth());
-    }
+#if NORM
+    return affine(channel, depth());
+#else
     return Affine();
+#endif
 }
 
 // A block of B by its rows, from the vec4s that load_b gives.
@@ -333,29 +334,23 @@ fn block_b(b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>) -> mat4x4
 
 #if BACKWARD_WEIGHT
 fn affine_b(column: u32) -> Affine {
-    if NORM_B {
-        return affine(column, columns());
-    }
+#if NORM_B
+    return affine(column, columns());
+#else
     return Affine();
+#endif
 }
 
 fn store(row: Row, column: u32, product: vec4<f32>) {
     if !row.exists || column >= columns() {
         return;
     }
-    var sum = product;
-    if ACC {
-        sum += c[row.first + column];
-    }
-    c[row.first + column] = sum;
-}
-#else
-fn store(row: Row, column: u32, product: vec4<f32>) {
-    if !row.exists || column >= columns() {
-        return;
-    }
     let i = row.first + column;
-    c[i] = finished(product, i, column, aux_at(i), affine_c(column, columns()));
+#if ACC
+    c[i] += product;
+#else
+    c[i] = product;
+#endif
 }
 #endif
 

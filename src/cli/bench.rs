@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, ModelArgs, PlanArgs, adapter, out, values};
+use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, out, values};
 use crate::bench::{Line, Rig, Summary, median, subjects};
 use crate::exec::{Device, Runner, StepInput};
 use crate::gpu::roof;
@@ -38,7 +38,7 @@ struct StepArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Pictures in a batch.
     #[arg(long, default_value = "32")]
     batch: NonZeroUsize,
@@ -63,7 +63,7 @@ struct KernelsArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Pictures in a batch.
     #[arg(long, default_value = "32")]
     batch: NonZeroUsize,

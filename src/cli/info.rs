@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::values::given;
-use super::{ModelArgs, PlanArgs, out};
+use super::{ModelArgs, TrainingPlanArgs, out};
 use crate::gpu::{Gpu, Options, Select};
 use crate::graph::plan;
 use crate::model::Mode;
@@ -24,7 +24,7 @@ pub(super) struct InfoArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Batch size of the plan.
     #[arg(long, default_value = "128")]
     batch: NonZeroUsize,

@@ -217,6 +217,30 @@ struct PlanArgs {
     memory_limit: Option<u64>,
 }
 
+/// The same for training.
+#[derive(Args, Debug, Clone)]
+struct TrainingPlanArgs {
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Keep only the inputs of residual blocks for the backward pass and compute the rest again: less memory, a longer step, the same
+    /// results.
+    #[arg(long)]
+    checkpoint_blocks: bool,
+}
+
+impl TrainingPlanArgs {
+    /// As [`PlanArgs::options`].
+    fn options(
+        &self,
+        adapter: Option<&AdapterFacts>,
+        config: &VaeConfig,
+        programs: &[(usize, Mode)],
+    ) -> anyhow::Result<plan::Options> {
+        let options = self.plan.options(adapter, config, programs)?;
+        Ok(plan::Options { checkpoint: self.checkpoint_blocks, ..options })
+    }
+}
+
 impl PlanArgs {
     /// For programs of these batch sizes; `adapter` is where they will run.
     fn options(
@@ -231,7 +255,8 @@ impl PlanArgs {
         let share = std::env::var("VAE_WGPU_PLANNER").map_or(true, |v| v != "off");
         // The same results, but for rounding, with every operation a node of its own.
         let fuse = std::env::var("VAE_WGPU_FUSE").map_or(true, |v| v != "off");
-        Ok(plan::Options { share, fuse, variants, budget: self.memory_limit.map(|mib| mib.saturating_mul(1 << 20)) })
+        let budget = self.memory_limit.map(|mib| mib.saturating_mul(1 << 20));
+        Ok(plan::Options { share, fuse, checkpoint: false, variants, budget })
     }
 
     /// The choices of the table, if one was given. It is used as it is; that it may not fit is told.

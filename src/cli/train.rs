@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use super::data::DatasetArgs;
 use super::trained::prepare;
 use super::values::from_zero;
-use super::{DeviceArgs, ModelArgs, PlanArgs, adapter};
+use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter};
 use crate::checkpoint::{Inventory, Weights};
 use crate::exec::Device;
 use crate::model::Mode;
@@ -28,7 +28,7 @@ pub(super) struct TrainArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: TrainingPlanArgs,
     /// Run folder (default: runs/DATE-N).
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -108,7 +108,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 impl TrainArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        if let Some(table) = &self.plan.variants {
+        if let Some(table) = &self.plan.plan.variants {
             exists(table)?;
         }
         let (settings, folder) = self.settings()?;

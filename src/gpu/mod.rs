@@ -5,6 +5,7 @@
 //! looks into: both come back as an [`Error`].
 
 mod adapter;
+mod affinity;
 mod pipeline_cache;
 mod program;
 mod readback;
@@ -24,7 +25,7 @@ pub use timing::{Span, Timer};
 
 use crate::error::{Error, Result};
 use crate::op::Profile;
-use crate::op::kernel::fold_grid;
+use crate::op::kernel::{Class, fold_grid};
 
 /// How a device is opened.
 #[derive(Clone, Debug)]
@@ -85,6 +86,7 @@ impl Gpu {
     ///
     /// Errors: [`Error::NoAdapter`] lists what there is; [`Error::Device`] if it cannot be opened.
     pub fn open(options: &Options) -> Result<Self> {
+        let before = affinity::Threads::now();
         let instance = adapter::instance();
         let (adapter, facts) = adapter::choose(&instance, options)?;
         let descriptor = wgpu::DeviceDescriptor {
@@ -96,6 +98,9 @@ impl Gpu {
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| Error::device(format!("opening {facts}"), e))?;
+        if facts.profile.class == Class::Software {
+            before.pin_newer();
+        }
         let sink = Arc::new(Mutex::new(Sink::default()));
         let errors = Arc::clone(&sink);
         device.on_uncaptured_error(Arc::new(move |error| lock(&errors).errors.push(error.to_string())));

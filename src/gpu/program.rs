@@ -95,11 +95,12 @@ pub(super) struct Pipeline {
 
 type Defines = &'static [(&'static str, i64)];
 
-/// A shader module is a file with its defines; one that was rewritten belongs to a single kernel (name, variant).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A shader module is a file with its defines and flags; one that was rewritten belongs to a single kernel (name, variant).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ModuleKey {
     file: &'static str,
     defines: Defines,
+    flags: Vec<(&'static str, i64)>,
     kernel: Option<(&'static str, &'static str)>,
 }
 
@@ -117,7 +118,8 @@ impl PipelineKey {
     fn new(dispatch: &Dispatch, rewritten: bool) -> Self {
         let Kernel { name, variant, file, entry, defines, .. } = *dispatch.kernel;
         let overrides = dispatch.overrides.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let module = ModuleKey { file, defines, kernel: rewritten.then_some((name, variant)) };
+        let flags = dispatch.flags.clone();
+        let module = ModuleKey { file, defines, flags, kernel: rewritten.then_some((name, variant)) };
         Self { module, name, variant, entry, overrides }
     }
 }
@@ -393,14 +395,14 @@ fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Resul
     let (mut modules, mut pipelines) =
         if cached { (lock(&gpu.modules).clone(), lock(&gpu.pipelines).clone()) } else { Default::default() };
 
-    let mut missing: HashMap<ModuleKey, &Kernel> = HashMap::new();
+    let mut missing: HashMap<&ModuleKey, &Dispatch> = HashMap::new();
     for (key, step) in keys.iter().zip(steps) {
         if !pipelines.contains_key(key) && !modules.contains_key(&key.module) {
-            missing.insert(key.module, step.dispatch.kernel);
+            missing.insert(&key.module, step.dispatch);
         }
     }
     let missing: Vec<_> = missing.into_iter().collect();
-    modules.extend(parallel::map(&missing, |(key, kernel)| Ok((*key, module(gpu, kernel, rewrite)?)))?);
+    modules.extend(parallel::map(&missing, |(key, dispatch)| Ok(((*key).clone(), module(gpu, dispatch, rewrite)?)))?);
 
     let mut missing: HashMap<&PipelineKey, &Dispatch> = HashMap::new();
     for (key, step) in keys.iter().zip(steps) {
@@ -424,8 +426,9 @@ fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Resul
     keys.iter().map(|key| pipelines.get(key).cloned().ok_or_else(|| Error::bug("a pipeline went missing"))).collect()
 }
 
-fn module(gpu: &Gpu, kernel: &Kernel, rewrite: Option<Rewrite<'_>>) -> Result<wgpu::ShaderModule> {
-    let mut wgsl = kernel.wgsl()?;
+fn module(gpu: &Gpu, dispatch: &Dispatch, rewrite: Option<Rewrite<'_>>) -> Result<wgpu::ShaderModule> {
+    let kernel = dispatch.kernel;
+    let mut wgsl = kernel.wgsl(&dispatch.flags)?;
     if let Some(rewrite) = rewrite {
         wgsl = rewrite(kernel, wgsl)?;
     }

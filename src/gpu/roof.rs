@@ -29,6 +29,7 @@ static MULTIPLY_ADD: Kernel = Kernel {
     source: include_str!("../../shaders/roof.wgsl"),
     entry: "multiply_add",
     defines: &[],
+    flags: &[],
     bindings: &[("sums", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],
@@ -93,6 +94,7 @@ fn program(
     times: u32,
 ) -> Result<Program> {
     let dispatch = Dispatch {
+        flags: vec![],
         kernel,
         bindings: (0..buffers.len()).map(Bind::Scratch).collect(),
         overrides: vec![],

@@ -1,8 +1,9 @@
 //! The static graph: values, nodes in order of execution, parameters and running statistics.
 //!
 //! A [`Builder`] makes the forward graph, with names from scopes and every shape checked. [`Graph::fused`] (`fuse.rs`) rewrites it
-//! into fewer operations that compute the same. [`Graph::with_gradients`] (`transpose.rs`) appends the backward nodes, [`Graph::with_adam`] the optimizer; [`plan::plan`] turns the list into buffers and
-//! dispatches. A graph is plain data and never changes once built: it can be printed, costed, planned and run on any device.
+//! into fewer operations that compute the same. [`Graph::with_gradients`] (`transpose.rs`) appends the backward nodes,
+//! [`Graph::checkpointed`] (`checkpoint.rs`) trades kept values for computing them again, [`Graph::with_adam`] appends the optimizer;
+//! [`plan::plan`] turns the list into buffers and dispatches. A graph is plain data and never changes once built: it can be printed, costed, planned and run on any device.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -12,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role, Rollback, spec_of};
 use crate::shape::{Shape, Spec};
 
+mod checkpoint;
 mod fuse;
 pub mod plan;
 mod transpose;
@@ -154,6 +156,8 @@ impl Node {
 pub struct Graph {
     values: Vec<Value>,
     nodes: Vec<Node>,
+    /// How many of the nodes are the forward pass, in a graph with gradients.
+    forward: usize,
     params: Vec<Tensor>,
     states: Vec<Tensor>,
     inputs: BTreeMap<String, ValueId>,

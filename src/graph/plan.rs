@@ -85,6 +85,9 @@ pub struct Options {
     /// Fuse operations ([`Graph::fused`]); without it every operation is a node of its own (same results but for rounding: for
     /// checks).
     pub fuse: bool,
+    /// Keep only what residual blocks hand on and compute what is inside them again for the backward pass
+    /// ([`Graph::checkpointed`]): less memory, more work, the same results.
+    pub checkpoint: bool,
     /// Variants asked for, by operation (`conv2d`) or entry (`conv2d.forward`).
     pub variants: BTreeMap<String, String>,
     /// Most device memory to use in bytes, where the user set a bound.
@@ -92,9 +95,9 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Sharing and fusion on, variants chosen by shape and device, no bound.
+    /// Sharing and fusion on, everything kept, variants chosen by shape and device, no bound.
     fn default() -> Self {
-        Self { share: true, fuse: true, variants: BTreeMap::new(), budget: None }
+        Self { share: true, fuse: true, checkpoint: false, variants: BTreeMap::new(), budget: None }
     }
 }
 
@@ -361,7 +364,7 @@ impl Plan {
                 }
             }
             // A kernel that adds to something reads it: the gradient, which is the largest tensor that it writes.
-            if placed.dispatch.overrides.iter().any(|(name, value)| name.starts_with("ACC") && *value == 1.0) {
+            if placed.dispatch.accumulates() {
                 let written = bindings().filter(|(access, _)| *access == Access::ReadWrite);
                 traffic.loaded += written.map(|(_, place)| place.bytes).max().unwrap_or(0);
             }

@@ -27,6 +27,7 @@ impl Graph {
     pub fn with_gradients(self, roots: &[Root], wanted: &[&str]) -> Result<Self> {
         let mut walk = Walk::new(self, roots, wanted)?;
         let forward = walk.graph.nodes.clone();
+        walk.graph.forward = forward.len();
         for node in forward.iter().rev() {
             walk.node(node)?;
         }

@@ -136,6 +136,7 @@ impl Op for Adam {
             eps: eps as f32,
         };
         Ok(Lowered::one(Dispatch {
+            flags: vec![],
             kernel: &FORWARD,
             bindings: ["grads", "norm", "step", "params", "m", "v"].map(Bind::Operand).to_vec(),
             overrides: vec![],
@@ -169,6 +170,7 @@ static FORWARD: Kernel = Kernel {
         ("DECAY", StepScalars::WEIGHT_DECAY as i64),
         ("CLIP", StepScalars::CLIP as i64),
     ],
+    flags: &[],
     bindings: &[
         ("grads", Access::Read),
         ("norm", Access::Read),

@@ -66,6 +66,7 @@ impl Op for Add {
         }
         let len = Spec::nhwc(self.shape).device_bytes() / 16;
         Ok(Lowered::one(Dispatch {
+            flags: vec![],
             kernel: &FORWARD,
             bindings: vec![Bind::Operand("a"), Bind::Operand("b"), Bind::Operand("y")],
             overrides: vec![("ACC", target.acc(0))],
@@ -101,6 +102,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/add.wgsl"),
     entry: "forward",
     defines: &[],
+    flags: &[],
     bindings: &[("a", Access::Read), ("b", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["ACC"],

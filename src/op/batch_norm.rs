@@ -280,6 +280,7 @@ impl Op for BatchNorm {
                 name => Bind::Operand(name),
             };
             Dispatch {
+                flags: vec![],
                 kernel,
                 bindings: kernel.bindings.iter().map(bind).collect(),
                 overrides,
@@ -344,6 +345,7 @@ static STATISTICS: Kernel = Kernel {
     source: include_str!("../../shaders/batch_norm.wgsl"),
     entry: "statistics",
     defines: &[("STAGE", 0)],
+    flags: &[],
     bindings: &[("x", Access::Read), ("partials", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],

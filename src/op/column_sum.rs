@@ -23,6 +23,7 @@ impl Lowered {
 
 fn stage(from: Bind, to: Bind, rows: usize, columns: usize, splits: usize, acc: f64) -> Dispatch {
     Dispatch {
+        flags: vec![],
         kernel: &KERNEL,
         bindings: vec![from, to],
         overrides: vec![("ACC", acc)],
@@ -44,6 +45,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     source: include_str!("../../shaders/column_sum.wgsl"),
     entry: "column_sum",
     defines: &[],
+    flags: &[],
     bindings: &[("x", Access::Read), ("out", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["ACC"],

@@ -1,6 +1,7 @@
 //! Two-dimensional convolution with bias.
 
 use super::conv_core::{self, Geometry, Layer, Operands, Product};
+use super::conv_kernels;
 use super::kernel::Lowered;
 use super::{Case, Cost, Entries, Entry, Family, FusedConv, Fusible, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
@@ -99,7 +100,7 @@ impl Op for Conv2d {
 /// The line of the table of operations.
 pub static FAMILY: Family = Family {
     name: "conv2d",
-    kernels: conv_core::all_kernels,
+    kernels: conv_kernels::all_kernels,
     cases: || {
         // name, (n, c, h, w), output channels, kernel, stride, padding
         let small = [

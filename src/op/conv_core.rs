@@ -1,11 +1,12 @@
 //! The convolution behind [`Conv2d`](super::conv2d::Conv2d), [`ConvTranspose2d`](super::conv_transpose2d::ConvTranspose2d) and
-//! [`Linear`](super::linear::Linear): its geometry, its reference, its three kernels and the choice of their variants.
+//! [`Linear`](super::linear::Linear): its geometry, its reference, its three products and the choice of their variants, whose
+//! kernels are in [`conv_kernels`](super::conv_kernels).
 //!
 //! A transposed convolution is the adjoint of a convolution, so its forward is [`Product::BackwardInput`] and its input
 //! gradient [`Product::Forward`]; a linear layer is a 1x1 convolution of pictures of one pixel.
 
-use super::column_sum;
-use super::kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile, workgroups};
+use super::conv_kernels::{Params, kernel_for};
+use super::kernel::{Bind, Class, Dispatch, Lowered, Profile, workgroups};
 use super::{Cost, Entries, Entry, Op, Target};
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -382,7 +383,7 @@ pub(crate) enum Partials {
     Gradient = 2,
 }
 
-/// Rows of C whose sums the statistics of one chunk are: those of a tile of the `lanes` kernels.
+/// Rows of C whose sums the statistics of one chunk are: those of a tile of the `lanes` and `tiled` kernels.
 pub(crate) const CHUNK: usize = 128;
 
 impl Operands {
@@ -434,10 +435,13 @@ impl Geometry {
     /// For a kernel that sums over the rows of its tiles: the number of tiles, and of phases among them.
     pub(crate) fn tiles(&self, product: Product, target: &Target<'_>) -> Result<Option<(usize, usize)>> {
         let variant = variant_for(product, self, target)?;
-        let eight = target.profile.subgroup == Some((LANES, LANES));
-        let lanes = matches!(variant, Variant::Lanes | Variant::LanesBuffers);
+        let able = match variant {
+            Variant::Tiled => true,
+            Variant::Lanes | Variant::LanesBuffers => target.profile.subgroup == Some((LANES, LANES)),
+            Variant::Naive | Variant::LanesPlain => false,
+        };
         let (rows, phases) = self.rows(product, variant);
-        Ok((lanes && eight && product != Product::BackwardWeight).then(|| (rows.div_ceil(CHUNK) * phases, phases)))
+        Ok((able && product != Product::BackwardWeight).then(|| (rows.div_ceil(CHUNK) * phases, phases)))
     }
 
     /// The dispatches of a product.
@@ -494,14 +498,22 @@ impl Geometry {
         } else if operands.partials.is_some() {
             return Err(Error::bug(format!("{}/{} makes no partial sums", kernel.name, kernel.variant)));
         }
-        let mut overrides = self.overrides(product, operands, if partial { 0.0 } else { acc });
-        if makes_partials {
-            overrides.push(("PARTIALS", operands.partials.map_or(0.0, |(what, _)| f64::from(what as u8))));
-        }
+        let flag = |on: bool| i64::from(on);
+        let mut flags = vec![
+            ("NORM", flag(operands.norm == Some(Side::A))),
+            ("NORM_B", flag(operands.norm == Some(Side::B))),
+            ("HAS_BIAS", flag(operands.bias.is_some())),
+            ("RESIDUAL", flag(operands.residual.is_some())),
+            ("GATE", flag(operands.gate.is_some())),
+            ("ACC", flag(acc != 0.0 && !partial)),
+            ("PARTIALS", operands.partials.map_or(0, |(what, _)| what as i64)),
+        ];
+        flags.retain(|(name, _)| kernel.flags.contains(name));
         lowered.dispatches.push(Dispatch {
             kernel,
             bindings,
-            overrides,
+            flags,
+            overrides: self.overrides(product),
             params: params.bytes(),
             workgroups: tiles * phases * splits,
         });
@@ -511,11 +523,8 @@ impl Geometry {
         Ok(())
     }
 
-    fn overrides(&self, product: Product, operands: &Operands, acc: f64) -> Vec<(&'static str, f64)> {
-        let flag = |on: bool| f64::from(u8::from(on));
+    fn overrides(&self, product: Product) -> Vec<(&'static str, f64)> {
         let mut overrides = vec![
-            ("ACC", acc),
-            ("NORM", flag(operands.norm == Some(Side::A))),
             ("KW", self.kernel.1 as f64),
             ("STRIDE", self.stride as f64),
             ("PAD", self.padding as f64),
@@ -526,13 +535,8 @@ impl Geometry {
             ("Y_W", self.y.w as f64),
             ("Y_C4", self.y.c.div_ceil(4) as f64),
         ];
-        if product == Product::BackwardWeight {
-            overrides.push(("NORM_B", flag(operands.norm == Some(Side::B))));
-        } else {
+        if product != Product::BackwardWeight {
             overrides.push(("KH", self.kernel.0 as f64));
-            overrides.push(("HAS_BIAS", flag(operands.bias.is_some())));
-            overrides.push(("RESIDUAL", flag(operands.residual.is_some())));
-            overrides.push(("GATE", flag(operands.gate.is_some())));
         }
         overrides
     }
@@ -549,205 +553,6 @@ fn split(steps: usize, tiles: usize, bytes: usize, profile: &Profile) -> (usize,
     let splits = (wanted / tiles.max(1)).clamp(1, most).min(fits).min(steps / shortest).max(1);
     let chunk = steps.div_ceil(splits).next_multiple_of(4);
     (steps.div_ceil(chunk), chunk)
-}
-
-crate::kernel_params! {
-    /// See `shaders/lib/conv_product.wgsl`.
-    Params { rows: u32, parts: u32, pixels: u32, chunk: u32 }
-}
-
-/// The kernels of a product: naive, tiled and tiled narrow, then three widths each of `lanes`, `lanes_buffers` and `lanes_plain`.
-type Kernels = [Kernel; 12];
-
-/// Writes the table of a product's kernels. TILE_ROWS and COLUMNS are the size of a workgroup's tile of C, in rows and quadruples.
-macro_rules! kernels {
-    ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, $interface:expr) => {
-        kernels!(@table $name, $entry, $input, $weight, $interface;
-            tiled 16 16, tiled 32 8;
-            "lanes", 1 1, 8 4 1;
-            "lanes_buffers", 0 1, 8 4 1;
-            "lanes_plain", 0 0, 8 4 1)
-    };
-    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $interface:expr;
-     tiled $rows1:literal $columns1:literal, tiled $rows2:literal $columns2:literal;
-     $($variant:literal, $textures:literal $shuffle:literal, $w1:literal $w2:literal $w3:literal);+) => {
-        [
-            Kernel {
-                name: $name,
-                variant: "naive",
-                file: "conv2d.naive.wgsl",
-                source: include_str!("../../shaders/conv2d.naive.wgsl"),
-                entry: $entry,
-                defines: &[("BACKWARD_WEIGHT", $weight)],
-                bindings: $interface.bindings,
-                params: Params::FIELDS,
-                overrides: $interface.overrides,
-                workgroup: [64, 1, 1],
-                subgroups: false,
-            },
-            kernels!(@tiled $name, $input, $weight, $rows1, $columns1, $interface),
-            kernels!(@tiled $name, $input, $weight, $rows2, $columns2, $interface),
-            $(
-                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w1, $interface),
-                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w2, $interface),
-                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w3, $interface)
-            ),+
-        ]
-    };
-    (@tiled $name:literal, $input:literal, $weight:literal, $rows:literal, $columns:literal, $interface:expr) => {
-        Kernel {
-            name: $name,
-            variant: concat!("tiled_", $rows, "x", $columns),
-            file: "conv2d.tiled.wgsl",
-            source: include_str!("../../shaders/conv2d.tiled.wgsl"),
-            entry: "main",
-            defines: &[
-                ("BACKWARD_INPUT", $input),
-                ("BACKWARD_WEIGHT", $weight),
-                ("TEXTURES", 0),
-                ("PARTIALS", 0),
-                ("ROWS", $rows),
-                ("TILE_ROWS", 4 * $rows),
-                ("COLUMNS", $columns),
-            ],
-            bindings: $interface.bindings,
-            params: Params::FIELDS,
-            overrides: $interface.overrides,
-            workgroup: [64, 1, 1],
-            subgroups: false,
-        }
-    };
-    (@lanes $name:literal, $variant:literal, $input:literal, $weight:literal, $textures:literal, $shuffle:literal,
-     $columns:literal, $interface:expr) => {
-        Kernel {
-            name: $name,
-            variant: concat!($variant, "_", $columns),
-            file: "conv2d.lanes.wgsl",
-            source: include_str!("../../shaders/conv2d.lanes.wgsl"),
-            entry: "main",
-            defines: &[
-                ("BACKWARD_INPUT", $input),
-                ("BACKWARD_WEIGHT", $weight),
-                ("TEXTURES", $textures),
-                ("PARTIALS", $shuffle),
-                ("SHUFFLE", $shuffle),
-                ("WIDTH", lanes_width($weight, $columns)),
-                ("ROWS", lanes_rows($weight, $columns)),
-                ("TILE_ROWS", lanes_rows($weight, $columns) * lanes_width($weight, $columns)),
-                ("COLUMNS", $columns),
-            ],
-            bindings: match ($textures, $shuffle) {
-                (1, _) => $interface.textures,
-                (_, 1) => $interface.lanes,
-                _ => $interface.bindings,
-            },
-            params: Params::FIELDS,
-            overrides: if $shuffle == 1 { $interface.lanes_overrides } else { $interface.overrides },
-            workgroup: [lanes_width($weight, $columns) as u32, 1, 1],
-            subgroups: $shuffle == 1,
-        }
-    };
-}
-
-/// Rows of C in an invocation of a `lanes` kernel: with few columns more of them share what is loaded of B. A weight gradient's four
-/// are the channels of a vec4.
-const fn lanes_rows(weight: i64, columns: i64) -> i64 {
-    if weight == 1 || columns == 8 { 4 } else { 8 }
-}
-
-/// Invocations of a workgroup of a `lanes` kernel: tiles of [`CHUNK`] rows. A weight gradient has few rows, so no more lanes than a
-/// software adapter's subgroup has, that none of them idles.
-const fn lanes_width(weight: i64, columns: i64) -> i64 {
-    if weight == 1 { 8 } else { CHUNK as i64 / lanes_rows(weight, columns) }
-}
-
-/// Bindings and overrides of the kernels of a product: of all, of the `lanes` kernels, and of those with textures.
-struct Interface {
-    bindings: &'static [(&'static str, Access)],
-    lanes: &'static [(&'static str, Access)],
-    textures: &'static [(&'static str, Access)],
-    overrides: &'static [&'static str],
-    lanes_overrides: &'static [&'static str],
-}
-
-const PRODUCT: Interface = Interface {
-    bindings: &[
-        ("a", Access::Read),
-        ("b", Access::Read),
-        ("stats", Access::Read),
-        ("aux", Access::Read),
-        ("bias", Access::Read),
-        ("c", Access::ReadWrite),
-    ],
-    lanes: &[
-        ("a", Access::Read),
-        ("b", Access::Read),
-        ("stats", Access::Read),
-        ("aux", Access::Read),
-        ("bias", Access::Read),
-        ("c", Access::ReadWrite),
-        ("partials", Access::ReadWrite),
-    ],
-    textures: &[
-        ("a", Access::Texture),
-        ("b", Access::Texture),
-        ("stats", Access::Texture),
-        ("aux", Access::Texture),
-        ("bias", Access::Read),
-        ("c", Access::ReadWrite),
-        ("partials", Access::ReadWrite),
-    ],
-    overrides: &[
-        "ACC", "NORM", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH", "HAS_BIAS", "RESIDUAL",
-        "GATE",
-    ],
-    lanes_overrides: &[
-        "ACC", "NORM", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH", "HAS_BIAS", "RESIDUAL",
-        "GATE", "PARTIALS",
-    ],
-};
-
-const WEIGHT: Interface = Interface {
-    bindings: &[("a", Access::Read), ("b", Access::Read), ("stats", Access::Read), ("c", Access::ReadWrite)],
-    lanes: &[("a", Access::Read), ("b", Access::Read), ("stats", Access::Read), ("c", Access::ReadWrite)],
-    textures: &[("a", Access::Texture), ("b", Access::Texture), ("stats", Access::Texture), ("c", Access::ReadWrite)],
-    overrides: WEIGHT_OVERRIDES,
-    lanes_overrides: WEIGHT_OVERRIDES,
-};
-
-const WEIGHT_OVERRIDES: &[&str] =
-    &["ACC", "NORM", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "NORM_B"];
-
-static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, PRODUCT);
-static BACKWARD_INPUT: Kernels = kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, PRODUCT);
-static BACKWARD_WEIGHT: Kernels = kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, WEIGHT);
-
-/// All kernels of the convolution family.
-pub(crate) fn all_kernels() -> Vec<&'static Kernel> {
-    [&FORWARD, &BACKWARD_INPUT, &BACKWARD_WEIGHT].into_iter().flatten().chain([&column_sum::KERNEL]).collect()
-}
-
-/// The kernel of a variant for a result of `columns` quadruples.
-fn kernel_for(product: Product, variant: Variant, columns: usize) -> &'static Kernel {
-    let [naive, square, narrow, lanes @ ..] = match product {
-        Product::Forward => &FORWARD,
-        Product::BackwardInput => &BACKWARD_INPUT,
-        Product::BackwardWeight => &BACKWARD_WEIGHT,
-    };
-    let [textures8, textures4, textures1, buffers8, buffers4, buffers1, plain8, plain4, plain1] = lanes;
-    let by_width = |eight: &'static Kernel, four, one| match columns {
-        0..=1 => one,
-        2..=4 => four,
-        _ => eight,
-    };
-    match variant {
-        Variant::Naive => naive,
-        Variant::Tiled if columns <= 8 => narrow,
-        Variant::Tiled => square,
-        Variant::Lanes => by_width(textures8, textures4, textures1),
-        Variant::LanesBuffers => by_width(buffers8, buffers4, buffers1),
-        Variant::LanesPlain => by_width(plain8, plain4, plain1),
-    }
 }
 
 #[cfg(test)]
@@ -810,15 +615,6 @@ mod tests {
                     }
                 }
             }
-        }
-    }
-
-    #[test]
-    fn kernels_expand_and_differ() {
-        let mut seen = std::collections::BTreeSet::new();
-        for kernel in all_kernels() {
-            kernel.wgsl().unwrap();
-            assert!(seen.insert((kernel.name, kernel.variant)), "{} {} twice", kernel.name, kernel.variant);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Two-dimensional transposed convolution with bias: the adjoint of a convolution, its three products with roles exchanged.
 
 use super::conv_core::{self, Geometry, Layer, Operands, Product};
+use super::conv_kernels;
 use super::kernel::Lowered;
 use super::{Case, Cost, Entries, Entry, Family, FusedConv, Fusible, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::{Error, Result};
@@ -102,7 +103,7 @@ impl Op for ConvTranspose2d {
 /// The line of the table of operations.
 pub static FAMILY: Family = Family {
     name: "conv_transpose2d",
-    kernels: conv_core::all_kernels,
+    kernels: conv_kernels::all_kernels,
     cases: || {
         // name, (n, c, h, w), output channels, kernel, stride, padding
         let small = [

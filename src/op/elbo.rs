@@ -127,6 +127,7 @@ impl Op for Elbo {
         }
         .bytes();
         let mut pixels = Dispatch {
+            flags: vec![],
             kernel: if self.seeds { &PIXELS_SEEDS } else { &PIXELS },
             bindings: vec![Bind::Operand("x"), Bind::Operand("mean"), Bind::Scratch(0)],
             overrides: vec![],
@@ -134,6 +135,7 @@ impl Op for Elbo {
             workgroups: partials,
         };
         let mut finish = Dispatch {
+            flags: vec![],
             kernel: if self.seeds { &FINISH_SEEDS } else { &FINISH },
             bindings: vec![Bind::Scratch(0), Bind::Operand("h"), Bind::Operand("step"), Bind::Operand("terms")],
             overrides: vec![],
@@ -183,6 +185,7 @@ static PIXELS: Kernel = Kernel {
     source: include_str!("../../shaders/elbo.wgsl"),
     entry: "pixels",
     defines: &defines(WIDTH, false),
+    flags: &[],
     bindings: &[("x", Access::Read), ("mean", Access::Read), ("sums", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],

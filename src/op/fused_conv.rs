@@ -2,7 +2,10 @@
 //! the next norm's statistics behind it. [`Graph::fused`](crate::graph::Graph::fused) makes these from the single operations; the
 //! activations in between are never stored.
 
+use std::sync::Arc;
+
 use super::conv_core::{self, CHUNK, Layer, Operands, Partials, Side, Variant};
+use super::conv_kernels;
 use super::kernel::{Bind, Lowered};
 use super::norm_parts::{self, NormParts, STATISTICS_ROWS, STATS_ROWS};
 use super::{
@@ -23,7 +26,7 @@ use crate::shape::{Shape, Spec};
 ///
 /// `partials` are statistics of x that the operation before it made; `y_partials` are those of y: for every 128 pixels in a row three
 /// rows of one number a channel: the first value (shift), mean - shift, and the sum of squared deviations. Without `partials` the
-/// operation looks at x itself.
+/// operation looks at x itself. With `stats` as an input it is the same function once more: see [`Op::again`].
 #[derive(Clone, Copy, Debug)]
 pub struct FusedConv {
     layer: Layer,
@@ -31,12 +34,14 @@ pub struct FusedConv {
     residual: bool,
     partials: bool,
     y_partials: bool,
+    /// `stats` are an input: nothing is looked at or updated.
+    stats_given: bool,
 }
 
 impl FusedConv {
     /// A convolution and nothing else.
     pub(crate) fn plain(layer: Layer) -> Self {
-        Self { layer, norm: None, residual: false, partials: false, y_partials: false }
+        Self { layer, norm: None, residual: false, partials: false, y_partials: false, stats_given: false }
     }
 
     /// With the norm and its ReLU in front of it.
@@ -65,6 +70,14 @@ impl FusedConv {
     #[must_use]
     pub fn with_y_partials(self) -> Self {
         Self { y_partials: true, ..self }
+    }
+
+    /// With `stats` as an input: y once more, from what an earlier run found. Refused without a norm.
+    fn with_stats(self) -> Result<Self> {
+        if self.norm.is_none() {
+            return Err(Error::bug("a norm's numbers for a convolution without one"));
+        }
+        Ok(Self { stats_given: true, partials: false, y_partials: false, ..self })
     }
 
     /// The operation that it is without what is fused with it.
@@ -134,7 +147,12 @@ impl FusedConv {
         let (x, weight, bias) = (next()?, next()?, next()?);
         let (y, rest) = writes.split_first_mut().ok_or_else(missing)?;
         let mut rest = rest.iter_mut();
-        if let Some(norm) = &self.norm {
+        if self.stats_given {
+            let stats = next()?;
+            let residual = if self.residual { Some(next()?) } else { None };
+            self.layer.forward(&self.activated(x, stats), weight, bias, y);
+            self.finish(residual, y, None);
+        } else if let Some(norm) = &self.norm {
             let (norm_weight, norm_bias) = (next()?, next()?);
             let running = if self.training() { None } else { Some((next()?, next()?)) };
             let residual = if self.residual { Some(next()?) } else { None };
@@ -308,13 +326,18 @@ impl Op for FusedConv {
         if self.partials {
             operands.push(Operand::new("partials", Role::Constant, Self::partials_of(x)));
         }
-        if self.norm.is_some() {
+        let stats = Spec::nhwc(Shape::new(STATS_ROWS, x.c, 1, 1));
+        if self.stats_given {
+            operands.push(Operand::new("stats", Role::Constant, stats));
+        }
+        let measures = self.norm.is_some() && !self.stats_given;
+        if measures {
             operands.push(Operand::new("norm_weight", Role::Param(Init::Constant(1.0)), vector));
             operands.push(Operand::new("norm_bias", Role::Param(Init::Constant(0.0)), vector));
         }
         operands.push(Operand::new("weight", fan_in, weight));
         operands.push(Operand::new("bias", fan_in, Spec::vector(y.c)));
-        if self.norm.is_some() {
+        if measures {
             operands.push(Operand::new("running_mean", Role::State(0.0), vector));
             operands.push(Operand::new("running_var", Role::State(1.0), vector));
         }
@@ -322,14 +345,19 @@ impl Op for FusedConv {
         if self.y_partials {
             operands.push(Operand::new("y_partials", Role::Saved, Self::partials_of(y)));
         }
-        if self.norm.is_some() {
-            operands.push(Operand::new("stats", Role::Saved, Spec::nhwc(Shape::new(STATS_ROWS, x.c, 1, 1))));
+        if measures {
+            operands.push(Operand::new("stats", Role::Saved, stats));
         }
         operands
     }
 
     fn entries(&self) -> Entries {
         let (residual, given) = (self.residual, self.partials);
+        if self.stats_given {
+            let reads: &[&str] = some_of!(["x", "weight", "bias", "stats"], residual => "residual");
+            let forward = Entry { name: "forward", reads, writes: &["y"], updates: &[] };
+            return Entries { forward, backward: &[], aliases: &[] };
+        }
         let reads: &[&str] = match self.norm {
             None => some_of!(["x", "weight", "bias"], residual => "residual"),
             Some(_) if self.training() => some_of!(
@@ -364,7 +392,7 @@ impl Op for FusedConv {
         let mut lowered = Lowered::default();
         match entry {
             "forward" => {
-                if let Some(norm) = &norm {
+                if let Some(norm) = norm.filter(|_| !self.stats_given) {
                     let partials = match (self.training(), self.partials) {
                         (false, _) => None,
                         (true, true) => Some(operand("partials")),
@@ -459,6 +487,11 @@ impl Op for FusedConv {
         Some("bias")
     }
 
+    fn again(&self) -> Result<Option<Arc<dyn Op>>> {
+        let op = if self.norm.is_some() { self.with_stats()? } else { Self { y_partials: false, ..*self } };
+        Ok(Some(Arc::new(op)))
+    }
+
     fn fusible(&self) -> Fusible {
         Fusible::Conv(*self)
     }
@@ -481,7 +514,7 @@ const BACKWARD: &[Entry] = &[
 /// The line of the table of operations.
 pub static FAMILY: Family = Family {
     name: "fused_conv",
-    kernels: || conv_core::all_kernels().into_iter().chain(norm_parts::kernels()).collect(),
+    kernels: || conv_kernels::all_kernels().into_iter().chain(norm_parts::kernels()).collect(),
     cases: || {
         let conv = |x: Shape, out: usize, kernel: usize, stride: usize| -> Result<FusedConv> {
             match Conv2d::new(x, out, kernel, stride, kernel / 2)?.fusible() {
@@ -508,6 +541,13 @@ pub static FAMILY: Family = Family {
             Case::new("norm_up", up(small, 6)?.with_norm(norm(small, true)?)?),
             Case::new("norm_evaluation", conv(small, 6, 3, 1)?.with_norm(norm(small, false)?)?.with_residual())
                 .fill("running_var", Fill::Uniform(0.5, 2.0)),
+            kept_out(
+                Case::new(
+                    "norm_3x3_again",
+                    conv(tails, 6, 3, 1)?.with_norm(norm(tails, true)?)?.with_residual().with_stats()?,
+                )
+                .fill("stats", Fill::Uniform(-1.0, 1.0)),
+            ),
             Case::new("residual", conv(small, 5, 3, 1)?.with_residual()),
             Case::new("norm_to_rgb", conv(to_rgb, 3, 3, 1)?.with_norm(norm(to_rgb, true)?)?),
             kept_out(Case::new("stem_statistics", conv(Shape::new(3, 3, 8, 8), 33, 3, 1)?.with_y_partials())),

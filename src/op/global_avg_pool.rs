@@ -73,6 +73,7 @@ impl Op for GlobalAvgPool {
         let groups = self.x.c.div_ceil(4);
         let len = self.x.n * groups;
         Ok(Lowered::one(Dispatch {
+            flags: vec![],
             kernel,
             bindings: bindings.map(Bind::Operand).to_vec(),
             overrides,
@@ -105,6 +106,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/global_avg_pool.wgsl"),
     entry: "forward",
     defines: &[],
+    flags: &[],
     bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],

@@ -76,6 +76,7 @@ impl Op for GradNorm {
         let partials = workgroups(len, SPAN);
         let params = Params { len: len as u32, partials: partials as u32 }.bytes();
         let partial = Dispatch {
+            flags: vec![],
             kernel: &PARTIAL,
             bindings: vec![Bind::Operand("grads"), Bind::Scratch(0)],
             overrides: vec![],
@@ -83,6 +84,7 @@ impl Op for GradNorm {
             workgroups: partials,
         };
         let finish = Dispatch {
+            flags: vec![],
             kernel: &FINISH,
             bindings: vec![Bind::Scratch(0), Bind::Operand("terms"), Bind::Operand("norm")],
             overrides: vec![],
@@ -118,6 +120,7 @@ static PARTIAL: Kernel = Kernel {
     source: include_str!("../../shaders/grad_norm.wgsl"),
     entry: "partial",
     defines: &[("SUM_WIDTH", WIDTH as i64), ("ITEMS", ITEMS as i64)],
+    flags: &[],
     bindings: &[("grads", Access::Read), ("sums", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],

@@ -45,6 +45,8 @@ pub struct Kernel {
     pub entry: &'static str,
     /// Defines for the expander.
     pub defines: &'static [(&'static str, i64)],
+    /// Names of more defines, which each dispatch gives a value.
+    pub flags: &'static [&'static str],
     /// Tensors at bindings 0, 1, ...: variable name and access.
     pub bindings: &'static [(&'static str, Access)],
     /// Fields of the uniform `Params`, bound after the storage buffers; empty when there is none.
@@ -58,9 +60,14 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The WGSL text, expanded.
-    pub fn wgsl(&self) -> Result<String> {
-        shader::expand(self.file, self.source, self.defines)
+    /// The WGSL text, expanded. Flags that are not given are 0.
+    pub fn wgsl(&self, flags: &[(&'static str, i64)]) -> Result<String> {
+        let mut defines = self.defines.to_vec();
+        for name in self.flags {
+            let given = flags.iter().find(|(n, _)| n == name);
+            defines.push((name, given.map_or(0, |(_, value)| *value)));
+        }
+        shader::expand(self.file, self.source, &defines)
     }
 
     /// A define's value.
@@ -115,12 +122,24 @@ pub struct Dispatch {
     pub kernel: &'static Kernel,
     /// One for each of the kernel's bindings.
     pub bindings: Vec<Bind>,
+    /// Values of the kernel's flags.
+    pub flags: Vec<(&'static str, i64)>,
     /// Values of the pipeline-overridable constants, for each of the kernel's overrides.
     pub overrides: Vec<(&'static str, f64)>,
     /// Bytes of `Params`.
     pub params: Vec<u8>,
     /// Number of workgroups, unfolded.
     pub workgroups: usize,
+}
+
+impl Dispatch {
+    /// Whether it adds to a tensor that it writes.
+    #[must_use]
+    pub fn accumulates(&self) -> bool {
+        let flags = self.flags.iter().map(|&(name, value)| (name, value != 0));
+        let overrides = self.overrides.iter().map(|&(name, value)| (name, value != 0.0));
+        flags.chain(overrides).any(|(name, on)| on && name.starts_with("ACC"))
+    }
 }
 
 /// The dispatches of one entry and the scratch buffers between them.

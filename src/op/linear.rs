@@ -1,6 +1,7 @@
 //! Fully connected layer: on the device a 1x1 convolution of pictures of one pixel.
 
 use super::conv_core::{self, Geometry, Operands, Product};
+use super::conv_kernels;
 use super::kernel::Lowered;
 use super::{Case, Cost, Entries, Entry, Family, Init, Op, Operand, Role, Target, no_such_entry};
 use crate::error::Result;
@@ -119,7 +120,7 @@ impl Op for Linear {
 /// The line of the table of operations.
 pub static FAMILY: Family = Family {
     name: "linear",
-    kernels: conv_core::all_kernels,
+    kernels: conv_kernels::all_kernels,
     cases: || {
         let vector = Shape::vector;
         // name, x, out

@@ -5,6 +5,7 @@
 //! reflection test and the bench iterate over the table.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::shape::Spec;
@@ -16,6 +17,7 @@ mod column_sum;
 pub mod columns;
 pub mod conv2d;
 mod conv_core;
+mod conv_kernels;
 pub mod conv_transpose2d;
 pub mod elbo;
 pub mod fused_conv;
@@ -234,6 +236,13 @@ pub trait Op: fmt::Debug + Send + Sync {
     /// A parameter that adds a per-channel constant to the output and does nothing else.
     fn shift_param(&self) -> Option<&'static str> {
         None
+    }
+
+    /// For the backward pass under [`Graph::checkpointed`](crate::graph::Graph::checkpointed): an operation whose `forward` computes the
+    /// outputs a second time, bit for bit, and changes no state, from operands of this one by the same names; saved ones may be
+    /// among what it reads, and are then kept. `None`: this one's own `forward`, unless it updates something.
+    fn again(&self) -> Result<Option<Arc<dyn Op>>> {
+        Ok(None)
     }
 
     /// What [`Graph::fused`](crate::graph::Graph::fused) can do with it.

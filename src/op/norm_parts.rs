@@ -98,7 +98,14 @@ impl NormParts {
         workgroups: usize,
     ) {
         overrides.push(columns.lanes());
-        lowered.dispatches.push(Dispatch { kernel, bindings, overrides, params: columns.params().bytes(), workgroups });
+        lowered.dispatches.push(Dispatch {
+            kernel,
+            flags: vec![],
+            bindings,
+            overrides,
+            params: columns.params().bytes(),
+            workgroups,
+        });
     }
 }
 
@@ -114,6 +121,7 @@ static STATISTICS: Kernel = Kernel {
     source: include_str!("../../shaders/norm_parts.wgsl"),
     entry: "statistics",
     defines: &[("STAGE", 0), ("TEXTURES", 0)],
+    flags: &[],
     bindings: &[("x", Access::Read), ("partials", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],

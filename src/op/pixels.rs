@@ -63,6 +63,7 @@ impl Op for Pixels {
         let Shape { c, h, w, .. } = self.shape;
         let len = self.shape.pixels() * c.div_ceil(4);
         Ok(Lowered::one(Dispatch {
+            flags: vec![],
             kernel: &FORWARD,
             bindings: vec![Bind::Operand("bytes"), Bind::Operand("y")],
             overrides: vec![],
@@ -90,6 +91,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/pixels.wgsl"),
     entry: "forward",
     defines: &[],
+    flags: &[],
     bindings: &[("bytes", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],

@@ -177,7 +177,7 @@ impl Op for PositionNorm {
                 name => Bind::Operand(name),
             };
             let bindings = kernel.bindings.iter().map(bind).collect();
-            Dispatch { kernel, bindings, overrides, params: columns.params().bytes(), workgroups }
+            Dispatch { kernel, flags: vec![], bindings, overrides, params: columns.params().bytes(), workgroups }
         };
         let by_pixel = workgroups(self.shape.pixels(), 64);
         Ok(match entry {
@@ -218,6 +218,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/position_norm.wgsl"),
     entry: "forward",
     defines: &[("STAGE", 0)],
+    flags: &[],
     bindings: &[
         ("x", Access::Read),
         ("weight", Access::Read),

@@ -70,7 +70,14 @@ impl Op for Relu {
             _ => return Err(no_such_entry(self, entry)),
         };
         let params = Params { len: len as u32 }.bytes();
-        Ok(Lowered::one(Dispatch { kernel, bindings, overrides, params, workgroups: workgroups(len, 64) }))
+        Ok(Lowered::one(Dispatch {
+            kernel,
+            flags: vec![],
+            bindings,
+            overrides,
+            params,
+            workgroups: workgroups(len, 64),
+        }))
     }
 
     fn cost(&self, entry: &Entry) -> Result<Cost> {
@@ -96,6 +103,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/relu.wgsl"),
     entry: "forward",
     defines: &[],
+    flags: &[],
     bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],

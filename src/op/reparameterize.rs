@@ -93,6 +93,7 @@ impl Op for Reparameterize {
         let params =
             Params { len: len as u32, latent: self.z.c as u32, wide: wide as u32, narrow: narrow as u32 }.bytes();
         Ok(Lowered::one(Dispatch {
+            flags: vec![],
             kernel,
             bindings: bindings.into_iter().map(Bind::Operand).collect(),
             overrides,
@@ -120,6 +121,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/reparameterize.wgsl"),
     entry: "forward",
     defines: &[],
+    flags: &[],
     bindings: &[("h", Access::Read), ("eps", Access::Read), ("z", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],

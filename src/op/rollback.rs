@@ -67,6 +67,7 @@ impl Op for Rollback {
         }
         let len = Spec::flat(self.len).device_bytes() / 16;
         Ok(Lowered::one(Dispatch {
+            flags: vec![],
             kernel: &FORWARD,
             bindings: ["norm", "states", "accepted"].map(Bind::Operand).to_vec(),
             overrides: vec![],
@@ -94,6 +95,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/rollback.wgsl"),
     entry: "forward",
     defines: &[],
+    flags: &[],
     bindings: &[("norm", Access::Read), ("states", Access::ReadWrite), ("accepted", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],

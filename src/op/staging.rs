@@ -126,6 +126,7 @@ mod tests {
         source: "",
         entry: "main",
         defines: &[],
+        flags: &[],
         bindings: &[("a", Access::Texture), ("b", Access::Texture), ("c", Access::ReadWrite)],
         params: &[],
         overrides: &[],

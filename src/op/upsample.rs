@@ -78,6 +78,7 @@ impl Op for Upsample {
         let groups = self.x.c.div_ceil(4);
         let len = self.x.pixels() * groups;
         Ok(Lowered::one(Dispatch {
+            flags: vec![],
             kernel,
             bindings: bindings.map(Bind::Operand).to_vec(),
             overrides,
@@ -110,6 +111,7 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../shaders/upsample.wgsl"),
     entry: "forward",
     defines: &[],
+    flags: &[],
     bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &[],
