@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::trained::{TrainedArgs, check_grid, dims, prepare, save_grid, say, square};
+use super::values::from_zero;
 use crate::checkpoint::{Array, TensorFile};
 use crate::files;
 use crate::model::Mode;
@@ -24,19 +25,14 @@ pub(super) struct SampleArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Standard deviation of the latent noise.
-    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
-    temperature: f32,
+    #[arg(long, default_value_t = 1.0, value_parser = from_zero)]
+    temperature: f64,
     /// Write the numbers (-1 to 1, [n, channels, height, width]) instead of a picture: .npy or .safetensors, as --out ends.
     #[arg(long)]
     raw: bool,
     /// Result [default: samples.png, with --raw samples.npy].
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
-}
-
-fn temperature(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().map_err(|e| format!("{e}"))?;
-    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err("expected a number from 0".to_owned()) }
 }
 
 impl SampleArgs {
@@ -51,7 +47,7 @@ impl SampleArgs {
         let model = self.trained.load()?;
         let mut trained = self.trained.start(&model, &[(Mode::Decode, count)])?;
         let mut z = rng::normals(&mut rng::stream(self.seed, Purpose::Sample, 0), count * model.config.latent_dim);
-        z.iter_mut().for_each(|z| *z *= self.temperature);
+        z.iter_mut().for_each(|z| *z *= self.temperature as f32);
         let means = trained.decode(&z)?;
         if self.raw {
             let [c, h, w] = dims(&model.config);

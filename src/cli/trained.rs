@@ -13,6 +13,7 @@ use super::data::DatasetArgs;
 use super::{DeviceArgs, PlanArgs, adapter};
 use crate::data::{self, Dataset, Images};
 use crate::error::Error;
+use crate::files::check_writable;
 use crate::model::{Mode, VaeConfig};
 use crate::report::{Grid, Pictures, RunConfig, RunFolder, save_png};
 use crate::train::Settings;
@@ -161,7 +162,8 @@ pub(super) fn dims(config: &VaeConfig) -> [usize; 3] {
     [config.image_channels, config.image_size, config.image_size]
 }
 
-/// Makes sure that a result can be written before anything is computed: its name ends as one of `kinds` and its folder is there.
+/// Makes sure that a result can be written before anything is computed: its name ends as one of `kinds`, and its folder is there and
+/// takes files.
 pub(super) fn prepare(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     let kind = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if !kinds.contains(&kind.as_str()) {
@@ -171,7 +173,7 @@ pub(super) fn prepare(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     if let Some(folder) = out.parent().filter(|f| !f.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(Error::file("create the folder", folder))?;
     }
-    Ok(())
+    Ok(check_writable(out)?)
 }
 
 /// Refuses more pictures than a person looks at, before they are computed.
