@@ -66,25 +66,31 @@ struct Known {
 
 const KNOWN: &[Known] = &[];
 
-type Overrides = Vec<(&'static str, f64)>;
+/// Values of a kernel's flags and overrides.
+#[derive(Clone, Debug, Default)]
+struct Special {
+    flags: Vec<(&'static str, i64)>,
+    overrides: Vec<(&'static str, f64)>,
+}
 
-/// A kernel and all values of its overrides that are in use.
+/// A kernel and all values of its flags and overrides that are in use.
 struct Subject {
     kernel: &'static Kernel,
-    overrides: Vec<Overrides>,
+    specials: Vec<Special>,
 }
 
 impl Subject {
-    /// Some of its overrides, for checks that take long: each is 0, 1, 2 and something larger at least once, as far as it ever is.
-    fn sample(&self) -> Vec<&Overrides> {
+    /// Some of them, for checks that take long: each is 0, 1, 2 and something larger at least once, as far as it ever is.
+    fn sample(&self) -> Vec<&Special> {
         let mut seen = BTreeSet::new();
-        let news = |overrides: &&Overrides| {
+        let news = |special: &&Special| {
             let before = seen.len();
             seen.insert(None);
-            seen.extend(overrides.iter().map(|(name, value)| Some((*name, value.clamp(-1.0, 3.0) as i8))));
+            seen.extend(special.flags.iter().map(|(name, value)| Some((*name, *value as i8))));
+            seen.extend(special.overrides.iter().map(|(name, value)| Some((*name, value.clamp(-1.0, 3.0) as i8))));
             seen.len() > before
         };
-        self.overrides.iter().filter(news).collect()
+        self.specials.iter().filter(news).collect()
     }
 }
 
@@ -98,7 +104,7 @@ fn profiles() -> [Profile; 4] {
 #[derive(Default)]
 struct Subjects {
     kernels: BTreeMap<(&'static str, &'static str), &'static Kernel>,
-    overrides: BTreeMap<(&'static str, &'static str), BTreeMap<Vec<u64>, Overrides>>,
+    specials: BTreeMap<(&'static str, &'static str), BTreeMap<(Vec<i64>, Vec<u64>), Special>>,
 }
 
 impl Subjects {
@@ -111,9 +117,11 @@ impl Subjects {
                 };
                 for dispatch in lowered.dispatches {
                     let key = (dispatch.kernel.name, dispatch.kernel.variant);
+                    let flags = dispatch.flags.iter().map(|(_, value)| *value).collect();
                     let bits = dispatch.overrides.iter().map(|(_, value)| value.to_bits()).collect();
+                    let special = Special { flags: dispatch.flags, overrides: dispatch.overrides };
                     self.kernels.insert(key, dispatch.kernel);
-                    self.overrides.entry(key).or_default().insert(bits, dispatch.overrides);
+                    self.specials.entry(key).or_default().insert((flags, bits), special);
                 }
             }
         }
@@ -152,13 +160,13 @@ impl Subjects {
             let key = (kernel.name, kernel.variant);
             all.kernels.insert(key, kernel);
             if kernel.overrides.is_empty() {
-                all.overrides.entry(key).or_default().insert(vec![], vec![]);
+                all.specials.entry(key).or_default().entry(Default::default()).or_default();
             }
         }
-        let Self { kernels, mut overrides } = all;
+        let Self { kernels, mut specials } = all;
         let subject = |(key, kernel)| {
-            let overrides = overrides.remove(&key).unwrap_or_default().into_values().collect();
-            Arc::new(Subject { kernel, overrides })
+            let specials = specials.remove(&key).unwrap_or_default().into_values().collect();
+            Arc::new(Subject { kernel, specials })
         };
         kernels.into_iter().map(subject).collect()
     }
@@ -321,14 +329,14 @@ fn glslang(text: &str, entry: &str) -> Result<(), String> {
 /// What is wrong with the first of the subject's specialisations that does not pass.
 fn check(subject: &Subject, check: Check) -> Result<(), String> {
     let kernel = subject.kernel;
-    if subject.overrides.is_empty() {
+    if subject.specials.is_empty() {
         return Err("neither the suite nor the default model runs it".into());
     }
-    let wgsl = kernel.wgsl().map_err(|e| e.to_string())?;
-    let (module, info) = parse(&wgsl, capabilities(kernel))?;
-    let overrides = if check.tool().is_some() { subject.sample() } else { subject.overrides.iter().collect() };
-    for overrides in overrides {
-        let constants: PipelineConstants = overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+    let specials = if check.tool().is_some() { subject.sample() } else { subject.specials.iter().collect() };
+    for special in specials {
+        let wgsl = kernel.wgsl(&special.flags).map_err(|e| e.to_string())?;
+        let (module, info) = parse(&wgsl, capabilities(kernel))?;
+        let constants: PipelineConstants = special.overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let entry = Some((ShaderStage::Compute, kernel.entry));
         let (module, info) = process_overrides(&module, &info, entry, &constants).map_err(|e| e.to_string())?;
         let spirv = |version| spirv(kernel, &module, &info, version);
@@ -341,7 +349,7 @@ fn check(subject: &Subject, check: Check) -> Result<(), String> {
             Check::Hlsl => hlsl(kernel, &module, &info).map(drop),
             Check::Glslang => hlsl(kernel, &module, &info).and_then(|(text, entry)| glslang(&text, &entry)),
         };
-        passed.map_err(|e| format!("with {overrides:?}: {e}"))?;
+        passed.map_err(|e| format!("with {special:?}: {e}"))?;
     }
     Ok(())
 }
@@ -428,7 +436,7 @@ fn main() -> ExitCode {
         );
     }
     let subjects = Subjects::all();
-    let count: usize = subjects.iter().map(|subject| subject.overrides.len()).sum();
+    let count: usize = subjects.iter().map(|subject| subject.specials.len()).sum();
     let sampled: usize = subjects.iter().map(|subject| subject.sample().len()).sum();
     eprintln!("{} kernels, {count} specialisations, {sampled} of them through the tools", subjects.len());
     let mut trials = refusals(&missing);

@@ -15,9 +15,10 @@ use vae_wgpu::op::{Dispatch, Kernel, Profile, Target};
 /// Pictures in a batch.
 pub const BATCH: usize = 128;
 
-/// A kernel with the values of its overrides.
+/// A kernel with the values of its flags and overrides.
 pub struct Specialised {
     pub kernel: &'static Kernel,
+    pub flags: Vec<(&'static str, i64)>,
     pub overrides: Vec<(&'static str, f64)>,
     /// Bytes of its parameters.
     pub params: usize,
@@ -28,14 +29,15 @@ pub struct Specialised {
 /// What wgpu finds on AMD's GPUs, with WebGPU's default limits.
 const PROFILE: Profile = Profile { subgroup: Some((32, 64)), ..Profile::WEBGPU };
 
-/// In the order of name, variant and overrides.
+/// In the order of name, variant, flags and overrides.
 pub fn all() -> Result<Vec<Specialised>> {
-    let mut found: BTreeMap<(&str, &str, Vec<u64>), Specialised> = BTreeMap::new();
+    let mut found: BTreeMap<(&str, &str, Vec<i64>, Vec<u64>), Specialised> = BTreeMap::new();
     let mut add = |dispatch: Dispatch, planned: bool| {
-        let Dispatch { kernel, overrides, params, .. } = dispatch;
+        let Dispatch { kernel, flags, overrides, params, .. } = dispatch;
+        let set = flags.iter().map(|(_, value)| *value).collect();
         let bits = overrides.iter().map(|(_, value)| value.to_bits()).collect();
-        let entry = found.entry((kernel.name, kernel.variant, bits));
-        let kernel = entry.or_insert(Specialised { kernel, overrides, params: params.len(), dispatches: 0 });
+        let entry = found.entry((kernel.name, kernel.variant, set, bits));
+        let kernel = entry.or_insert(Specialised { kernel, flags, overrides, params: params.len(), dispatches: 0 });
         kernel.dispatches += usize::from(planned);
     };
     let config = VaeConfig::default();
@@ -64,7 +66,7 @@ impl Specialised {
     /// SPIR-V 1.6, as for Vulkan 1.3 with robust buffer accesses: only indices of arrays of known length are checked by naga.
     pub fn spirv(&self) -> Result<Vec<u32>> {
         let kernel = self.kernel;
-        let wgsl = kernel.wgsl()?;
+        let wgsl = kernel.wgsl(&self.flags)?;
         let module = naga::front::wgsl::parse_str(&wgsl)?;
         let capabilities = if kernel.subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
         let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module)?;
