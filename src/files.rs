@@ -16,20 +16,72 @@ const SCRATCH: &str = ".scratch";
 /// # Errors
 /// [`Error::File`]; the old file is untouched, and no scratch file is left.
 pub fn save_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    replace(path, |file| file.write_all(bytes))
+    replace(path, |file| {
+        let (head, tail) = bytes.split_at(bytes.len() / 2);
+        file.write_all(head)?;
+        fault::point(path);
+        file.write_all(tail)
+    })
+}
+
+/// Tells whether [`save_atomic`] could write `path` now; leaves no trace.
+///
+/// # Errors
+/// [`Error::File`] where it could not.
+pub fn check_writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::file("write", path)(io::Error::new(ErrorKind::IsADirectory, "it is a folder")));
+    }
+    let (scratch, file) = create_scratch(folder_of(path), path)?;
+    drop(file);
+    fs::remove_file(&scratch).map_err(Error::file("remove", &scratch))
 }
 
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let folder = folder_of(path);
+    fault::point(path);
     let (scratch, mut file) = create_scratch(folder, path)?;
-    let written = write(&mut file).and_then(|()| file.sync_all());
+    fault::point(path);
+    let written = write(&mut file).and_then(|()| {
+        fault::point(path);
+        file.sync_all()
+    });
     drop(file);
+    fault::point(path);
     if let Err(error) = written.and_then(|()| fs::rename(&scratch, path)) {
         // The write's own error is the one to tell.
         let _ = fs::remove_file(&scratch);
         return Err(Error::file("write", path)(error));
     }
-    sync_folder(folder).map_err(Error::file("make sure that a power cut cannot undo the renaming of", path))
+    fault::point(path);
+    sync_folder(folder).map_err(Error::file("make sure that a power cut cannot undo the renaming of", path))?;
+    fault::point(path);
+    Ok(())
+}
+
+/// Where tests end the process as a kill would. An ordinary build has nothing of it.
+#[cfg(not(test))]
+mod fault {
+    pub(super) fn point(_: &std::path::Path) {}
+}
+
+#[cfg(test)]
+pub(crate) mod fault {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// `FILE:N` ends the process at the `N`th point of writing `FILE`, from 0.
+    pub(crate) const VARIABLE: &str = "VAE_WGPU_FAULT";
+
+    pub(super) fn point(path: &Path) {
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        let Some(wanted) = std::env::var(VARIABLE).ok() else { return };
+        let Some((file, point)) = wanted.rsplit_once(':') else { panic!("{VARIABLE} is `{wanted}`") };
+        if path.ends_with(file) && SEEN.fetch_add(1, Ordering::Relaxed) == point.parse::<usize>().unwrap() {
+            // Neither destructors nor handlers run.
+            std::process::abort();
+        }
+    }
 }
 
 /// A new file beside `path`: `.name.N.scratch` with the first free N, so that no two writers share one.
@@ -128,6 +180,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         for content in ["one", "another", ""] {
+            check_writable(&path).unwrap();
             save_atomic(&path, content.as_bytes()).unwrap();
             assert_eq!(read(&path).unwrap(), content.as_bytes());
             assert_eq!(names(dir.path()), ["x"]);
@@ -156,6 +209,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("folder/full")).unwrap();
         for target in ["folder", "missing/x", "folder/.."] {
             assert!(save_atomic(&dir.path().join(target), b"x").is_err(), "{target}");
+            assert!(check_writable(&dir.path().join(target)).is_err(), "{target}");
         }
         assert_eq!(names(dir.path()), ["folder"]);
         assert!(read(dir.path()).unwrap_err().to_string().starts_with("cannot read "));

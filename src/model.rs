@@ -156,6 +156,7 @@ impl VaeConfig {
 
     fn forward(&self, batch: usize, mode: Mode) -> Result<(Graph, ValueId)> {
         self.check()?;
+        self.images(batch).checked("model", &format!("a batch of {batch}"))?;
         let training = mode == Mode::Train;
         let mut b = Builder::new();
         let bytes = b.input("images", Spec::bytes(self.images(batch)))?;

@@ -32,7 +32,7 @@ const LIBRARY: &[(&str, &str)] = &[
 
 /// Expands `source` (named `file` in errors) with the given defines.
 pub fn expand(file: &str, source: &str, defines: &[(&str, i64)]) -> Result<String> {
-    let mut expander = Expander { names: Scope::default(), imported: Vec::new(), out: String::new() };
+    let mut expander = Expander::default();
     for &(name, value) in defines {
         expander.names.0.insert(name.to_owned(), value);
     }
@@ -41,9 +41,12 @@ pub fn expand(file: &str, source: &str, defines: &[(&str, i64)]) -> Result<Strin
     Ok(expander.out)
 }
 
-/// Longest text that a shader may expand to, and deepest nesting: both far above what any kernel needs.
+/// Longest text that a shader may expand to, most lines to look at on the way, most rounds of a repeat, and deepest nesting: all far
+/// above what any kernel needs.
 const MAX_TEXT: usize = 4 << 20;
+const MAX_LINES: usize = 1 << 18;
 const MAX_REPEAT: i64 = 4096;
+const MAX_DEPTH: usize = 64;
 
 #[derive(Clone)]
 struct Line<'a> {
@@ -67,17 +70,25 @@ fn number_lines<'a>(file: &'a str, source: &'a str) -> Vec<Line<'a>> {
     source.lines().enumerate().map(|(i, text)| Line { file, number: i + 1, text }).collect()
 }
 
+#[derive(Default)]
 struct Expander {
     names: Scope,
     imported: Vec<String>,
     out: String,
+    lines: usize,
+    depth: usize,
 }
 
 impl Expander {
     fn block(&mut self, lines: &[Line<'_>]) -> Result<()> {
+        self.depth += 1;
         let mut at = 0;
         while let Some(line) = lines.get(at) {
             at += 1;
+            self.count(line)?;
+            if self.depth > MAX_DEPTH {
+                return Err(line.error(format!("blocks nested more than {MAX_DEPTH} deep")));
+            }
             let Some((word, rest)) = line.directive() else {
                 self.text(line)?;
                 continue;
@@ -108,6 +119,16 @@ impl Expander {
                 other => return Err(line.error(format!("unknown directive `#{other}`"))),
             }
         }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// Lines and rounds of repeats are counted, so that there is an end.
+    fn count(&mut self, line: &Line<'_>) -> Result<()> {
+        self.lines += 1;
+        if self.lines > MAX_LINES {
+            return Err(line.error(format!("expanding takes more than {MAX_LINES} lines")));
+        }
         Ok(())
     }
 
@@ -135,6 +156,7 @@ impl Expander {
         }
         let outer = self.names.0.get(&name).copied();
         for value in first..end {
+            self.count(line)?;
             self.names.0.insert(name.clone(), value);
             self.block(body)?;
         }
@@ -258,8 +280,8 @@ impl Parser<'_> {
 
     fn unary(&mut self) -> Result<i64> {
         self.depth += 1;
-        if self.depth > 64 {
-            return Err(self.line.error("an expression nested more than 64 deep"));
+        if self.depth > MAX_DEPTH {
+            return Err(self.line.error(format!("an expression nested more than {MAX_DEPTH} deep")));
         }
         let value = if self.take("!") {
             i64::from(self.unary()? == 0)
@@ -358,5 +380,10 @@ mod tests {
             assert!(message.contains(part), "{source:?}: {message}");
         }
         assert!(err(&format!("${{{}1}}", "(".repeat(100))).contains("nested"));
+        let (open, close) = ("#if 1\n".repeat(100_000), "#endif\n".repeat(100_000));
+        assert!(err(&(open + &close)).contains("nested"));
+        // Rounds that leave no text.
+        let rounds = |depth| "#for i in 0..4096\n".repeat(depth) + &"#endfor\n".repeat(depth);
+        assert!(err(&rounds(10)).contains("lines"));
     }
 }

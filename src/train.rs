@@ -4,7 +4,7 @@
 //! bit. Reports come back from the device some steps late; nothing waits for them but the end of an epoch.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ use crate::report::table::{EpochRow, StepRow, Table};
 use crate::rng::{self, Purpose};
 
 mod feed;
+#[cfg(test)]
+mod kills;
 
 /// How the learning rate goes on after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +105,9 @@ impl Default for Settings {
     }
 }
 
+/// The most epochs of a run: with up to 2^32 steps in each, the streams of noise of all steps stay apart from the others.
+pub const MAX_EPOCHS: u64 = 1_000_000_000;
+
 impl Settings {
     /// Refuses numbers that make no run.
     pub fn check(&self) -> Result<()> {
@@ -110,14 +115,16 @@ impl Settings {
         for (what, value) in
             [("lr", self.lr), ("weight-decay", self.weight_decay), ("clip-grad", self.clip_grad), ("beta", self.beta)]
         {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::shape("train", what, "a number from 0", value));
+            // Kernels compute in single precision.
+            if !(0.0..=f64::from(f32::MAX)).contains(&value) {
+                return Err(Error::shape("train", what, format!("a number from 0 to {:e}", f32::MAX), value));
             }
         }
-        for (what, value) in [("batch-size", self.batch_size as u64), ("epochs", self.epochs)] {
-            if value == 0 {
-                return Err(Error::shape("train", what, "at least 1", value));
-            }
+        if self.batch_size == 0 {
+            return Err(Error::shape("train", "batch-size", "at least 1", 0));
+        }
+        if !(1..=MAX_EPOCHS).contains(&self.epochs) {
+            return Err(Error::shape("train", "epochs", format!("1 to {MAX_EPOCHS}"), self.epochs));
         }
         Ok(())
     }
@@ -182,6 +189,8 @@ pub struct Trainer<'a> {
     epoch_rows: Vec<EpochRow>,
     best: Option<f64>,
     warned: bool,
+    /// Why the observer cannot tell any more.
+    untold: Option<Error>,
     saved: Instant,
     /// Start of each step under way: number, images, time.
     under_way: Vec<(u64, usize, Instant)>,
@@ -227,12 +236,11 @@ impl std::fmt::Debug for Stage<'_> {
 
 impl<'a> Trainer<'a> {
     /// A new run in `folder`; `init` gives weights to start from instead of random ones.
-    pub fn new(mut settings: Settings, folder: RunFolder, init: Option<&Path>, stage: Stage<'a>) -> Result<Self> {
+    pub fn new(mut settings: Settings, folder: RunFolder, init: Option<&Weights>, stage: Stage<'a>) -> Result<Self> {
         settings.check()?;
         let mut runner = runner(&mut settings, &stage)?;
         runner.init(settings.seed)?;
-        if let Some(path) = init {
-            let weights = Weights::load(path, Inventory::of(runner.graph()?))?;
+        if let Some(weights) = init {
             runner.upload(Region::Params, &weights.params)?;
             runner.upload(Region::States, &weights.states)?;
         }
@@ -251,6 +259,7 @@ impl<'a> Trainer<'a> {
             epoch_rows: Vec::new(),
             best: None,
             warned: false,
+            untold: None,
             saved: Instant::now(),
             under_way: Vec::new(),
             last_report: Instant::now(),
@@ -302,6 +311,7 @@ impl<'a> Trainer<'a> {
             epoch_rows,
             best: progress.best,
             warned: false,
+            untold: None,
             saved: Instant::now(),
             under_way: Vec::new(),
             last_report: Instant::now(),
@@ -325,7 +335,7 @@ impl<'a> Trainer<'a> {
         let (first, per_epoch) = (self.runner.step(), self.steps_per_epoch());
         let steps = per_epoch * self.settings.epochs;
         let whole = |step: &u64| step % per_epoch + 1 < per_epoch;
-        let after = first + PROFILE_AFTER;
+        let after = first.saturating_add(PROFILE_AFTER);
         let step = (after..after + per_epoch.min(2)).find(whole).unwrap_or(after);
         self.profile = Some(ProfileAt { step: step.min(steps.saturating_sub(1)), trace });
     }
@@ -336,36 +346,54 @@ impl<'a> Trainer<'a> {
         let per_epoch = self.steps_per_epoch();
         let steps = per_epoch * self.settings.epochs;
         let model = describe(&self.settings.model);
-        self.observer.observe(&Event::Started(Start {
-            run: self.folder.path(),
-            device: &self.runner.describe(),
-            model: &model,
-            parameters: self.runner.graph()?.parameter_count(),
-            images: self.dataset.train.len(),
-            batch_size: self.settings.batch_size,
-            epochs: self.settings.epochs,
-            steps,
-            first_step: self.runner.step(),
-        }))?;
+        tell(
+            self.observer,
+            &mut self.untold,
+            &Event::Started(Start {
+                run: self.folder.path(),
+                device: &self.runner.describe(),
+                model: &model,
+                parameters: self.runner.graph()?.parameter_count(),
+                images: self.dataset.train.len(),
+                batch_size: self.settings.batch_size,
+                epochs: self.settings.epochs,
+                steps,
+                first_step: self.runner.step(),
+            }),
+        )?;
         for epoch in self.runner.step() / per_epoch + 1..=self.settings.epochs {
             let epoch_begun = Instant::now();
             if self.epoch(epoch, steps)? == Outcome::Interrupted {
-                self.observer.observe(&Event::Interrupted { step: self.runner.step(), run: self.folder.path() })?;
-                return Ok(Outcome::Interrupted);
+                let event = Event::Interrupted { step: self.runner.step(), run: self.folder.path() };
+                tell(self.observer, &mut self.untold, &event)?;
+                return self.end(Outcome::Interrupted);
             }
             self.end_of_epoch(epoch, epoch_begun)?;
         }
         if self.profile.take().is_some() {
-            self.observer.observe(&Event::Warning { message: "no profile: there was no step left to time" })?;
+            tell(
+                self.observer,
+                &mut self.untold,
+                &Event::Warning { message: "no profile: there was no step left to time" },
+            )?;
         }
-        self.observer.observe(&Event::Finished {
-            epochs: self.settings.epochs,
-            steps: self.runner.step(),
-            seconds: begun.elapsed().as_secs_f64(),
-            best: self.best,
-            run: self.folder.path(),
-        })?;
-        Ok(Outcome::Finished)
+        tell(
+            self.observer,
+            &mut self.untold,
+            &Event::Finished {
+                epochs: self.settings.epochs,
+                steps: self.runner.step(),
+                seconds: begun.elapsed().as_secs_f64(),
+                best: self.best,
+                run: self.folder.path(),
+            },
+        )?;
+        self.end(Outcome::Finished)
+    }
+
+    /// All is saved: only now an observer that had nowhere to write is a failure.
+    fn end(&mut self, outcome: Outcome) -> Result<Outcome> {
+        self.untold.take().map_or(Ok(outcome), Err)
     }
 
     fn epoch(&mut self, epoch: u64, steps: u64) -> Result<Outcome> {
@@ -421,11 +449,13 @@ impl<'a> Trainer<'a> {
             span("wait", submitted, Instant::now()),
         ];
         let profile = Profile { step, device: self.runner.describe(), spans: self.runner.spans()?, host };
-        self.observer.observe(&Event::Profile(&profile.summary()))?;
+        tell(self.observer, &mut self.untold, &Event::Profile(&profile.summary()))?;
         let Some(path) = trace else { return Ok(()) };
         // A trace that cannot be written is no reason to end a run.
         match profile.save_trace(&path) {
-            Err(error) => self.observer.observe(&Event::Warning { message: &format!("no trace: {error}") }),
+            Err(error) => {
+                tell(self.observer, &mut self.untold, &Event::Warning { message: &format!("no trace: {error}") })
+            }
             Ok(()) => Ok(()),
         }
     }
@@ -438,24 +468,30 @@ impl<'a> Trainer<'a> {
             return Ok(Some(profile));
         }
         let message = "no profile: the device has no timestamp queries";
-        self.observer.observe(&Event::Warning { message })?;
+        tell(self.observer, &mut self.untold, &Event::Warning { message })?;
         Ok(None)
     }
 
     /// Takes in the reports that have come; a step that was not finite ends the run.
     fn collect(&mut self, wait: bool) -> Result<()> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
+        let mut reports = Vec::new();
         for report in self.runner.reports(wait)? {
+            let at = self.under_way.iter().position(|(step, ..)| *step == report.step);
+            let (_, images, begun) =
+                at.map(|at| self.under_way.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
+            reports.push((report, images, begun));
+        }
+        let Some((_, _, begun)) = reports.first() else { return Ok(()) };
+        // Steps overlap on the device and several may come back at once: together they took the time since those before came back.
+        let seconds = (*begun).max(self.last_report).elapsed().as_secs_f64().max(1e-9);
+        let images_per_s = reports.iter().map(|(_, images, _)| *images as f64).sum::<f64>() / seconds;
+        self.last_report = Instant::now();
+        for (report, ..) in reports {
             if !report.finite {
                 let tensor = self.runner.first_non_finite()?.unwrap_or_else(|| "the loss".to_owned());
                 return Err(Error::NonFinite { tensor, step: report.step });
             }
-            let at = self.under_way.iter().position(|(step, ..)| *step == report.step);
-            let (_, images, begun) =
-                at.map(|at| self.under_way.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
-            // Steps overlap on the device: a step's time is that since the one before came back.
-            let seconds = begun.max(self.last_report).elapsed().as_secs_f64();
-            self.last_report = Instant::now();
             let row = StepRow {
                 step: report.step,
                 epoch: report.step / self.steps_per_epoch() + 1,
@@ -464,9 +500,9 @@ impl<'a> Trainer<'a> {
                 kl: report.kl,
                 grad_norm: report.grad_norm,
                 lr: self.settings.lr_at(report.step, steps),
-                images_per_s: (images as f64 / seconds.max(1e-9)) as f32,
+                images_per_s: images_per_s as f32,
             };
-            self.observer.observe(&Event::Step(&row))?;
+            tell(self.observer, &mut self.untold, &Event::Step(&row))?;
             let pushed = self.metrics.push(&row);
             self.tolerate(pushed)?;
             self.steps.push(row);
@@ -500,26 +536,27 @@ impl<'a> Trainer<'a> {
         if !row.val_total.is_finite() {
             return Err(Error::NonFinite { tensor: "the validation loss".to_owned(), step: self.runner.step() });
         }
+        let restored = self.restore();
+        self.tolerate(restored)?;
         let pushed = self.epochs.push(&row);
         self.tolerate(pushed)?;
         self.epoch_rows.push(row);
         let best = self.best.is_none_or(|best| row.val_total < best);
-        if best {
+        let model = if best { self.save_model() } else { Ok(()) };
+        if best && model.is_ok() {
             self.best = Some(row.val_total);
-            let saved = self.save_model();
-            self.tolerate(saved)?;
         }
         let drawn = self.pictures(epoch).and_then(|()| self.plots());
         self.tolerate(drawn)?;
         // Last: what a kill before this leaves out is made again, to the same bytes, when the epoch is.
-        let last = epoch == self.settings.epochs;
-        let saved = self.save_checkpoint();
-        if last {
-            saved?
+        let checkpoint = self.save_checkpoint();
+        if epoch == self.settings.epochs {
+            model.and(checkpoint)?;
         } else {
-            self.tolerate(saved)?
+            self.tolerate(model)?;
+            self.tolerate(checkpoint)?;
         }
-        self.observer.observe(&Event::Epoch { row: &row, best })
+        tell(self.observer, &mut self.untold, &Event::Epoch { row: &row, best })
     }
 
     /// Turns a failure to write into a warning, the first time: training goes on, as the next attempt may succeed.
@@ -528,12 +565,34 @@ impl<'a> Trainer<'a> {
             Err(error @ Error::File { .. }) => {
                 if !std::mem::replace(&mut self.warned, true) {
                     let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
-                    self.observer.observe(&Event::Warning { message: &format!("{error}{cause}; training goes on") })?;
+                    tell(
+                        self.observer,
+                        &mut self.untold,
+                        &Event::Warning { message: &format!("{error}{cause}; training goes on") },
+                    )?;
                 }
                 Ok(())
             }
             other => other,
         }
+    }
+
+    /// Makes a run folder that is gone again, with what is known of the run.
+    fn restore(&mut self) -> Result<()> {
+        if !self.folder.is_gone() {
+            return Ok(());
+        }
+        self.folder.restore()?;
+        self.metrics = Table::create(&self.folder.metrics())?;
+        self.epochs = Table::create(&self.folder.epochs())?;
+        self.steps.iter().try_for_each(|row| self.metrics.push(row))?;
+        self.epoch_rows.iter().try_for_each(|row| self.epochs.push(row))?;
+        // The weights that were best are gone too.
+        self.best = None;
+        let (runner, settings) = (&self.runner, self.settings.clone());
+        self.folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings))?;
+        let message = format!("{} was gone and has been made again", self.folder.path().display());
+        tell(self.observer, &mut self.untold, &Event::Warning { message: &message })
     }
 
     fn save_model(&mut self) -> Result<()> {
@@ -560,8 +619,11 @@ impl<'a> Trainer<'a> {
             moment1: self.runner.download(Region::Moment1)?,
             moment2: self.runner.download(Region::Moment2)?,
         };
-        self.metrics.sync()?;
-        self.epochs.sync()?;
+        let restored = self.restore();
+        self.tolerate(restored)?;
+        // Rows that cannot be written are no reason to lose a checkpoint.
+        let synced = self.metrics.sync().and_then(|()| self.epochs.sync());
+        self.tolerate(synced)?;
         checkpoint.save(&self.folder.checkpoint(), Inventory::of(self.runner.graph()?))?;
         self.saved = Instant::now();
         Ok(())
@@ -624,6 +686,17 @@ impl<'a> Trainer<'a> {
         save_png(&self.folder.training_loss(), &plots::training_loss(&self.steps, &self.epoch_rows)?)?;
         save_png(&self.folder.grad_norm(), &plots::grad_norm(&self.steps)?)?;
         save_png(&self.folder.learning_rate(), &plots::learning_rate(&self.steps)?)
+    }
+}
+
+/// Tells the observer. That it has nowhere to write is kept for the end of the run.
+fn tell(observer: &mut dyn Observer, untold: &mut Option<Error>, event: &Event<'_>) -> Result<()> {
+    match observer.observe(event) {
+        Err(error @ Error::File { .. }) => {
+            untold.get_or_insert(error);
+            Ok(())
+        }
+        other => other,
     }
 }
 
@@ -730,6 +803,8 @@ mod tests {
             Settings { lr: -1.0, ..Settings::default() },
             Settings { batch_size: 0, ..Settings::default() },
             Settings { epochs: 0, ..Settings::default() },
+            Settings { epochs: u64::MAX, ..Settings::default() },
+            Settings { clip_grad: 1e39, ..Settings::default() },
             Settings { beta: f64::INFINITY, ..Settings::default() },
         ] {
             assert!(settings.check().is_err(), "{settings:?}");

@@ -197,7 +197,12 @@ fn reconstructions_stand_beside_the_originals() {
     let mut runner = stage.runner(5);
     let h = runner.encode(5, &pixels).unwrap();
     let mu: Vec<f32> = h.chunks(2 * LATENT).flat_map(|row| row[..LATENT].to_vec()).collect();
-    let decoded = Pictures::from_floats(&runner.decode(5, &mu).unwrap(), [3, 32, 32]).unwrap().to_bytes();
+    let numbers = runner.decode(5, &mu).unwrap();
+    stage.ok("reconstruct run -n 5 --raw");
+    let (header, raw) = npy(&stage.path("reconstructions.npy"));
+    assert!(header.contains("(5, 3, 32, 32)"), "{header}");
+    assert_eq!(raw, numbers);
+    let decoded = Pictures::from_floats(&numbers, [3, 32, 32]).unwrap().to_bytes();
     for (i, pictures) in [&pixels, &decoded].into_iter().enumerate() {
         for picture in 0..5 {
             let (column, row) = (2 * (picture as u32 % 3) + i as u32, picture as u32 / 3);

@@ -161,6 +161,7 @@ fn reflect_with(kernel: &Kernel, flags: &[(&'static str, i64)], used: &mut Used)
                 same("class of a texture", expected, class)?;
                 bind(binding.binding, name, Access::Texture)?;
             }
+            AddressSpace::Private => {}
             other => return Err(format!("`{name}` lies in {other:?}")),
         }
     }

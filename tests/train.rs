@@ -3,82 +3,25 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where it fails")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tempfile::TempDir;
 use vae_wgpu::gpu::{Gpu, Options};
 use vae_wgpu::graph::plan;
 use vae_wgpu::model::{Mode, VaeConfig};
 use vae_wgpu::rng::{self, Purpose};
 
+#[path = "common/runs.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
+mod runs;
+
+use runs::{assert_same, command, device, ok, resume, rows, run_in, signal, small, start, text};
+
 /// 100 pictures in batches of 32: three whole steps and a short one an epoch.
 const STEPS_PER_EPOCH: usize = 4;
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-/// Arguments of a small run into `out`.
-fn small<'a>(out: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
-    let mut args = vec!["train", "--data", "shapes", "--train-limit", "100", "--val-limit", "40", "--batch-size", "32"];
-    args.extend(["--channels", "2", "--blocks", "1", "--latent-dim", "3", "--warmup", "4", "--flip", "--crop"]);
-    args.extend(["--device", device, "--epochs", epochs, "--out", out]);
-    args
-}
-
-fn resume<'a>(run: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
-    vec!["train", "--resume", run, "--device", device, "--epochs", epochs]
-}
-
-fn ok(args: &[&str]) -> Output {
-    let output = command(args).output().unwrap();
-    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-    output
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Name of a run folder in `dir`.
-fn run_in(dir: &TempDir, name: &str) -> String {
-    dir.path().join(name).to_str().unwrap().to_owned()
-}
-
-/// `auto` where there is an adapter, else `cpu`; where one is required, its absence fails here.
-fn device() -> &'static str {
-    let found = command(&["devices", "--json"]).output().unwrap().status.success();
-    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
-    assert!(found || !required, "VAE_WGPU_REQUIRE_GPU is set and there is no adapter");
-    if found { "auto" } else { "cpu" }
-}
-
-/// A table without its last column, which is a time.
-fn rows(run: &str, table: &str) -> Vec<String> {
-    let text = fs::read_to_string(Path::new(run).join(table)).unwrap();
-    text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
-}
-
-/// Runs are the same: weights to the byte, rows but for their times.
-fn assert_same(a: &str, b: &str) {
-    let bytes = |run: &str, file: &str| {
-        let path = Path::new(run).join(file);
-        fs::read(&path).map_err(|e| format!("{}: {e}", path.display())).unwrap()
-    };
-    assert!(bytes(a, "model.safetensors") == bytes(b, "model.safetensors"), "model.safetensors differs");
-    for table in ["metrics.csv", "epochs.csv"] {
-        assert_eq!(rows(a, table), rows(b, table));
-    }
-    for picture in ["reconstruction_history.png", "samples/epoch_03.png"] {
-        assert!(bytes(a, picture) == bytes(b, picture), "{picture} differs");
-    }
-}
 
 #[test]
 fn a_run_leaves_everything_in_its_place() {
@@ -171,25 +114,6 @@ fn a_run_goes_on_with_the_kernels_that_it_was_started_with() {
     ok(&args);
     assert_eq!(config()["settings"]["variants"], serde_json::json!({"conv2d": "naive"}));
     assert_ne!(config()["kernels"], kernels);
-}
-
-/// Starts a run and waits until `steps` of its steps have been reported.
-fn start(args: &[&str], steps: usize) -> Child {
-    let mut args = args.to_vec();
-    args.push("--json");
-    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    for _ in 0..steps {
-        while !lines.next().expect("the run ended early").unwrap().contains("\"event\":\"step\"") {}
-    }
-    // Nobody reads on: a broken pipe must not stop the run.
-    child
-}
-
-#[cfg(unix)]
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
 }
 
 #[cfg(unix)]
@@ -367,20 +291,20 @@ fn mistakes_are_told_in_a_line() {
         (words(&small(&run, "cpu", "1")), 1, "--force"),
         (words(&resume(&nowhere, "cpu", "2")), 1, "config.json"),
         (words(&["train", "--resume", &run, "--lr", "0.1"]), 2, "--lr"),
-        (with(&["--lr", "nan"]), 1, "lr"),
+        (with(&["--lr", "nan"]), 2, "--lr"),
         (with(&["--lr", "quick"]), 2, "--lr"),
-        (with(&["--weight-decay=-1"]), 1, "weight-decay"),
+        (with(&["--weight-decay=-1"]), 2, "--weight-decay"),
         (with(&["--init", "no-such-file"]), 1, "no-such-file"),
         (with(&["--variants", "no-such-table"]), 1, "no-such-table"),
         (with(&["--trace", "trace.txt"]), 1, "profiling needs a GPU adapter"),
         (with(&["--schedule", "wavy"]), 2, "cosine"),
         (words(&["train", "--data", "/no/such/folder", "--device", "cpu", "--out", &nowhere]), 1, "/no/such/folder"),
         (words(&["train", "--data", "shapes", "--train-limit", "0", "--out", &nowhere]), 2, "--train-limit"),
-        (words(&["train", "--data", "shapes", "--epochs", "0", "--device", "cpu", "--out", &nowhere]), 1, "epochs"),
+        (words(&["train", "--data", "shapes", "--epochs", "0", "--device", "cpu", "--out", &nowhere]), 2, "--epochs"),
         (
             words(&["train", "--data", "shapes", "--batch-size", "0", "--device", "cpu", "--out", &nowhere]),
-            1,
-            "batch-size",
+            2,
+            "--batch-size",
         ),
     ] {
         let output = command(&args.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap();

@@ -1,11 +1,12 @@
 //! `vae-wgpu bench`.
 
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, out};
+use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, out, values};
 use crate::bench::{Line, Rig, Summary, median, subjects};
 use crate::exec::{Device, Runner, StepInput};
 use crate::gpu::roof;
@@ -39,16 +40,16 @@ struct StepArgs {
     #[command(flatten)]
     plan: TrainingPlanArgs,
     /// Pictures in a batch.
-    #[arg(long, default_value_t = 32)]
-    batch: usize,
+    #[arg(long, default_value = "32")]
+    batch: NonZeroUsize,
     /// Timed steps.
-    #[arg(long, default_value_t = 10)]
-    steps: usize,
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
     /// Steps before the timed ones.
-    #[arg(long, default_value_t = 3)]
-    warmup: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    warmup: u32,
     /// Learning rate.
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, value_parser = values::from_zero)]
     lr: f64,
     /// Print one line of JSON.
     #[arg(long)]
@@ -64,8 +65,8 @@ struct KernelsArgs {
     #[command(flatten)]
     plan: TrainingPlanArgs,
     /// Pictures in a batch.
-    #[arg(long, default_value_t = 32)]
-    batch: usize,
+    #[arg(long, default_value = "32")]
+    batch: NonZeroUsize,
     /// Only rows whose name contains this, e.g. conv2d or backward_weight.
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
@@ -85,25 +86,22 @@ impl BenchArgs {
 
 impl StepArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        if self.steps == 0 {
-            anyhow::bail!("--steps must be at least 1");
-        }
-        let started = Instant::now();
+        let (started, batch) = (Instant::now(), self.batch.get());
         let config = self.model.config()?;
         let device = self.device.open_for_models(!self.json)?;
-        let programs = [(self.batch, Mode::Train)];
+        let programs = [(batch, Mode::Train)];
         let options = self.plan.options(adapter(&device), &config, &programs)?;
         let mut runner = Runner::new(config, &programs, &device, &options)?;
         runner.init(0)?;
         let mut noise = rng::stream(1, Purpose::Check, 0);
-        let pixels = config.images(self.batch).len();
+        let pixels = config.images(batch).len();
         let images: Vec<u8> =
             rng::uniforms(&mut noise, pixels, 1.0)?.iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
         let mut step = |runner: &mut Runner| {
-            let eps = rng::normals(&mut noise, self.batch * config.latent_dim);
+            let eps = rng::normals(&mut noise, batch * config.latent_dim);
             let input = StepInput { images: &images, eps: &eps, lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
             let begun = Instant::now();
-            runner.train(self.batch, &input)?;
+            runner.train(batch, &input)?;
             let encode_ms = begun.elapsed().as_secs_f64() * 1e3;
             let report = runner.reports(true)?.pop();
             let report = report.ok_or_else(|| anyhow::anyhow!("a step without a report"))?;
@@ -141,9 +139,9 @@ impl StepArgs {
         };
         if self.json {
             out(serde_json::json!({
-                "peer": "vae-wgpu", "version": env!("CARGO_PKG_VERSION"), "backend": runner.describe(), "batch": self.batch,
+                "peer": "vae-wgpu", "version": env!("CARGO_PKG_VERSION"), "backend": runner.describe(), "batch": batch,
                 "warmup_s": warmup_s, "step_ms_median": ms, "step_ms_min": min,
-                "images_per_s": self.batch as f64 / ms * 1e3, "peak_rss_mb": peak_rss_mb,
+                "images_per_s": batch as f64 / ms * 1e3, "peak_rss_mb": peak_rss_mb,
                 "loss_first": first, "loss_last": last, "steps": self.steps,
                 "dispatches": dispatches, "encode_ms": encode, "gflops": gflops, "roof_pct": roof_pct,
             }))?;
@@ -152,8 +150,8 @@ impl StepArgs {
             out(format_args!(
                 "{}: batch {}, step median {ms:.1} ms, min {min:.1} ms, {:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {first:.4} -> {last:.4}",
                 runner.describe(),
-                self.batch,
-                self.batch as f64 / ms * 1e3
+                batch,
+                batch as f64 / ms * 1e3
             ))?;
         }
         Ok(ExitCode::SUCCESS)
@@ -167,12 +165,12 @@ const SAMPLE: Duration = Duration::from_millis(20);
 
 impl KernelsArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let config = self.model.config()?;
+        let (config, batch) = (self.model.config()?, self.batch.get());
         let Device::Gpu(gpu) = self.device.open()? else {
             anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
         };
-        let options = self.plan.options(Some(gpu.facts()), &config, &[(self.batch, Mode::Train)])?;
-        let (graph, _) = config.plan(self.batch, Mode::Train, gpu.profile(), &options)?;
+        let options = self.plan.options(Some(gpu.facts()), &config, &[(batch, Mode::Train)])?;
+        let (graph, _) = config.plan(batch, Mode::Train, gpu.profile(), &options)?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
         let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
         if subjects.is_empty() {
@@ -181,20 +179,24 @@ impl KernelsArgs {
         let roof = roof(&gpu)?;
         if self.json {
             out(serde_json::json!({
-                "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.facts().to_string(), "roof": roof, "batch": self.batch,
+                "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.facts().to_string(), "roof": roof, "batch": batch,
             }))?;
         } else {
             out(format_args!("adapter: {}", gpu.facts()))?;
             out(format_args!(
                 "roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write); batch {}",
-                roof.gflops, roof.copy_gb_s, self.batch
+                roof.gflops, roof.copy_gb_s, batch
             ))?;
             out(Line::heading())?;
         }
         let mut lines = Vec::new();
         for subject in &subjects {
-            let rig = Rig::new(&gpu, subject, options.variant(subject.op.as_ref(), &subject.entry)?)?;
-            let line = Line::new(subject, &rig.variant, rig.time(SAMPLES, SAMPLE)?, &roof);
+            let variant = options.variant(subject.op.as_ref(), &subject.entry)?;
+            let rig = Rig::new(&gpu, subject, variant)?;
+            let seconds = rig.time(SAMPLES, SAMPLE)?;
+            let product = Rig::of_product(&gpu, subject, variant)?;
+            let product = product.map(|rig| rig.time(SAMPLES, SAMPLE)).transpose()?;
+            let line = Line::new(subject, &rig.variant, seconds, product, &roof);
             if self.json {
                 out(serde_json::to_string(&line)?)?;
             } else {

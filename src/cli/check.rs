@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{DeviceArgs, out};
-use crate::check::{Outcome, bisect, suite};
+use crate::check::{Check, Outcome, bisect, suite};
 use crate::exec::Device;
 use crate::gpu::Gpu;
 use crate::graph::plan;
@@ -39,23 +39,29 @@ impl CheckArgs {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu),
         };
+        if self.bisect && gpu.is_none() {
+            anyhow::bail!("--bisect needs an adapter to hold against the reference");
+        }
+        let wanted = |check: &Check| {
+            self.filter.as_ref().is_none_or(|f| check.to_string().contains(f.as_str()))
+                && (gpu.is_some() || !check.needs_gpu())
+        };
+        let checks: Vec<_> = if self.bisect { Vec::new() } else { suite()?.into_iter().filter(wanted).collect() };
+        if checks.is_empty() && !self.bisect {
+            anyhow::bail!("no check matches `{}`", self.filter.as_deref().unwrap_or_default());
+        }
         if !self.json {
             match &gpu {
                 Some(gpu) => out(format_args!("adapter: {}", gpu.facts()))?,
                 None => out("no adapter: the reference alone is checked")?,
             }
         }
-        if self.bisect {
-            let gpu = gpu.ok_or_else(|| anyhow::anyhow!("--bisect needs an adapter to hold against the reference"))?;
-            return self.bisect(&gpu);
+        if let (true, Some(gpu)) = (self.bisect, &gpu) {
+            return self.bisect(gpu);
         }
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-        for check in suite()? {
+        for check in checks {
             let name = check.to_string();
-            if self.filter.as_ref().is_some_and(|f| !name.contains(f.as_str())) || (gpu.is_none() && check.needs_gpu())
-            {
-                continue;
-            }
             let (verdict, lines, why) = match check.run(gpu.as_deref()) {
                 Ok(Outcome::Ran(lines)) => {
                     let good = !lines.is_empty() && lines.iter().all(crate::check::Line::passed);
@@ -86,7 +92,7 @@ impl CheckArgs {
             out(format_args!("{passed} passed, {failed} failed, {skipped} not applicable"))?;
         }
         if passed + failed == 0 {
-            anyhow::bail!("no check matches `{}`", self.filter.as_deref().unwrap_or_default());
+            anyhow::bail!("no check that matches `{}` is applicable", self.filter.as_deref().unwrap_or_default());
         }
         Ok(ExitCode::from(u8::from(failed > 0)))
     }

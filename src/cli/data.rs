@@ -8,13 +8,14 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::out;
+use super::values::given;
 use crate::data::{self, DataSpec, Dataset, Description, Progress, Statistics};
 
 /// Options that choose a data set.
 #[derive(Args, Debug, Clone)]
 pub(super) struct DatasetArgs {
     /// CIFAR-10's folder or archive (default: ./datasets/cifar-10-batches-bin, then the cache, then a download), or the built-in shapes.
-    #[arg(long, value_name = "PATH|shapes")]
+    #[arg(long, value_name = "PATH|shapes", value_parser = given::<DataSpec>)]
     data: Option<DataSpec>,
     /// Use the first N training images alone.
     #[arg(long, value_name = "N")]

@@ -1,11 +1,13 @@
 //! `vae-wgpu info`.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
+use super::values::given;
 use super::{ModelArgs, TrainingPlanArgs, out};
 use crate::gpu::{Gpu, Options, Select};
 use crate::graph::plan;
@@ -24,10 +26,10 @@ pub(super) struct InfoArgs {
     #[command(flatten)]
     plan: TrainingPlanArgs,
     /// Batch size of the plan.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
+    #[arg(long, default_value = "128")]
+    batch: NonZeroUsize,
     /// Plan for a device (auto, a number, part of a name) instead of for WebGPU's default limits.
-    #[arg(long, value_name = "auto|N|NAME")]
+    #[arg(long, value_name = "auto|N|NAME", value_parser = given::<Select>)]
     device: Option<Select>,
     /// Also print every dispatch of a training step.
     #[arg(long)]
@@ -36,6 +38,7 @@ pub(super) struct InfoArgs {
 
 impl InfoArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let batch = self.batch.get();
         let config = match &self.trained {
             Some(path) => {
                 let model = Model::load(path)?;
@@ -48,10 +51,10 @@ impl InfoArgs {
             Some(select) => Some(Gpu::open(&Options { select: select.clone(), ..Options::default() })?),
             None => None,
         };
-        let options = self.plan.options(gpu.as_ref().map(Gpu::facts), &config, &[(self.batch, Mode::Train)])?;
+        let options = self.plan.options(gpu.as_ref().map(Gpu::facts), &config, &[(batch, Mode::Train)])?;
         let profile = gpu.as_ref().map_or(Profile::WEBGPU, |gpu| *gpu.profile());
         drop(gpu);
-        let (graph, plan) = config.plan(self.batch, Mode::Train, &profile, &options)?;
+        let (graph, plan) = config.plan(batch, Mode::Train, &profile, &options)?;
         out(format_args!("{:<58} {:<22} {:>10}", "tensor", "shape", "numbers"))?;
         for tensor in graph.params() {
             let dims = tensor.spec.torch_dims();
@@ -63,13 +66,13 @@ impl InfoArgs {
         out(format_args!(
             "work: {:.1} MFLOP a picture forward, {:.1} a training step; {:.2} GFLOP and {:.2} GB of operands a step of {}",
             forward.cost()?.flop / 1e6,
-            step.flop / 1e6 / self.batch as f64,
+            step.flop / 1e6 / batch as f64,
             step.flop / 1e9,
             step.bytes / 1e9,
-            self.batch
+            batch
         ))?;
         let other = plan::Options { fuse: !options.fuse, budget: None, ..options.clone() };
-        let others = config.plan(self.batch, Mode::Train, &profile, &other)?.1;
+        let others = config.plan(batch, Mode::Train, &profile, &other)?.1;
         for (name, plan) in [("as planned", &plan), (if other.fuse { "fused" } else { "not fused" }, &others)] {
             out(format_args!(
                 "{name}: {} dispatches a training step, {}, {:.1} MiB of activations and gradients",
@@ -86,7 +89,7 @@ impl InfoArgs {
                 null.len()
             ))?;
         }
-        out(format_args!("device memory at batch {}:\n{}", self.batch, plan.memory))?;
+        out(format_args!("device memory at batch {}:\n{}", batch, plan.memory))?;
         let mut variants: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for placed in &plan.dispatches {
             *variants.entry((placed.dispatch.kernel.name, placed.dispatch.kernel.variant)).or_default() += 1;

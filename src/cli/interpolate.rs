@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::trained::{ImagesArgs, Source, TrainedArgs, dims, prepare, save_grid};
+use super::values::given;
 use crate::model::Mode;
 use crate::report::Pictures;
 use crate::trained::means;
@@ -18,10 +19,10 @@ pub(super) struct InterpolateArgs {
     #[command(flatten)]
     images: ImagesArgs,
     /// First picture: its number in the data set, or a PNG or JPEG file.
-    #[arg(long, value_name = "I|FILE")]
+    #[arg(long, value_name = "I|FILE", value_parser = given::<Source>)]
     from: Source,
     /// Last picture, likewise.
-    #[arg(long, value_name = "J|FILE")]
+    #[arg(long, value_name = "J|FILE", value_parser = given::<Source>)]
     to: Source,
     /// Pictures decoded on the way, both ends among them.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..=1000))]

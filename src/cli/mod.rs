@@ -11,7 +11,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::subjects;
-use crate::bench::tune::{Known, Table};
+use crate::bench::tune::Table;
 use crate::exec::Device;
 use crate::gpu::{AdapterFacts, Gpu, Options, Select};
 use crate::graph::plan;
@@ -35,6 +35,7 @@ mod train;
 mod trained;
 mod traverse;
 mod tune;
+mod values;
 
 /// Trains a ResNet U-Net VAE with hand-written WGSL kernels on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser, Debug)]
@@ -134,7 +135,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 #[derive(Args, Debug, Clone)]
 struct DeviceArgs {
     /// Device: auto, cpu (the reference: slow), a number from `vae-wgpu devices`, or part of a name.
-    #[arg(long, default_value = "auto", value_name = "auto|cpu|N|NAME")]
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|N|NAME", value_parser = values::given::<String>)]
     device: String,
 }
 
@@ -175,13 +176,13 @@ fn adapter(device: &Device) -> Option<&AdapterFacts> {
 #[derive(Args, Debug, Clone)]
 struct ModelArgs {
     /// Channels after the stem; every group doubles them.
-    #[arg(long, default_value_t = VaeConfig::default().channels)]
+    #[arg(long, default_value_t = VaeConfig::default().channels, value_parser = values::size(|c, n| c.channels = n))]
     channels: usize,
     /// Residual blocks in each group.
-    #[arg(long, default_value_t = VaeConfig::default().blocks)]
+    #[arg(long, default_value_t = VaeConfig::default().blocks, value_parser = values::size(|c, n| c.blocks = n))]
     blocks: usize,
     /// Numbers that a picture is encoded in.
-    #[arg(long, default_value_t = VaeConfig::default().latent_dim)]
+    #[arg(long, default_value_t = VaeConfig::default().latent_dim, value_parser = values::size(|c, n| c.latent_dim = n))]
     latent_dim: usize,
     /// Normalisation: batch or position.
     #[arg(long, default_value = "batch", value_name = "batch|position")]
@@ -206,13 +207,13 @@ impl ModelArgs {
 #[derive(Args, Debug, Clone)]
 struct PlanArgs {
     /// Use a variant of an operation's kernels, e.g. conv2d=naive or conv2d.forward=tiled; may be given several times.
-    #[arg(long = "variant", value_name = "OP=NAME")]
-    variant: Vec<String>,
+    #[arg(long = "variant", value_name = "OP=NAME", value_parser = values::variant)]
+    variant: Vec<(String, String)>,
     /// Use the variants of a table that `vae-wgpu tune` made, for the shapes that are in it; --variant goes before it.
     #[arg(long, value_name = "FILE")]
     variants: Option<PathBuf>,
     /// Refuse a plan that needs more device memory than this.
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     memory_limit: Option<u64>,
 }
 
@@ -249,16 +250,7 @@ impl PlanArgs {
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<plan::Options> {
         let mut variants = self.table(adapter, config, programs)?;
-        let known = Known::new()?;
-        for given in &self.variant {
-            let (op, name) = given.split_once('=').ok_or_else(|| Error::Unknown {
-                kind: "variant",
-                name: given.clone(),
-                known: "OP=NAME, e.g. conv2d=naive".to_owned(),
-            })?;
-            known.check(op, name)?;
-            variants.insert(op.to_owned(), name.to_owned());
-        }
+        variants.extend(self.variant.iter().cloned());
         // For checks: the same results with every value in a buffer of its own.
         let share = std::env::var("VAE_WGPU_PLANNER").map_or(true, |v| v != "off");
         // The same results, but for rounding, with every operation a node of its own.
@@ -315,5 +307,24 @@ mod tests {
     #[test]
     fn options_are_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn failures_have_their_exit_codes() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let hint = String::new;
+        for (error, code) in [
+            (Error::device("training", "the device was lost"), 1),
+            (Error::DoesNotFit { what: hint(), needed: 2, limit: 1, hint: hint() }, 1),
+            (Error::Shader { file: hint(), line: 1, message: hint() }, 1),
+            (Error::file("write", std::path::Path::new("x"))(full), 1),
+            (Error::bug("none"), 1),
+            (Error::Unknown { kind: "variant", name: hint(), known: hint() }, 2),
+            (Error::NonFinite { tensor: hint(), step: 0 }, 3),
+            (Error::Diverged { what: hint() }, 3),
+        ] {
+            let said = error.to_string();
+            assert_eq!(exit_code(&error.into()), code, "{said}");
+        }
     }
 }

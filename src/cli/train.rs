@@ -1,5 +1,6 @@
 //! `vae-wgpu train`.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +9,14 @@ use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::trained::prepare;
+use super::values::from_zero;
 use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter};
+use crate::checkpoint::{Inventory, Weights};
 use crate::exec::Device;
 use crate::model::Mode;
 use crate::report::progress::observer;
 use crate::report::run_folder::RunFolder;
-use crate::train::{Outcome, Schedule, Settings, Stage, Trainer};
+use crate::train::{MAX_EPOCHS, Outcome, Schedule, Settings, Stage, Trainer};
 
 /// Train the model, from nothing to weights and pictures.
 #[derive(Args, Debug)]
@@ -43,19 +46,19 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// Epochs of the whole run [default: 25].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
     /// Images a step.
-    #[arg(long, default_value_t = Settings::default().batch_size)]
-    batch_size: usize,
+    #[arg(long, default_value = "128")]
+    batch_size: NonZeroUsize,
     /// Seed of weights, order, noise and augmentation.
     #[arg(long, default_value_t = Settings::default().seed)]
     seed: u64,
     /// Learning rate after the warm-up.
-    #[arg(long, default_value_t = Settings::default().lr)]
+    #[arg(long, default_value_t = Settings::default().lr, value_parser = from_zero)]
     lr: f64,
     /// Decoupled weight decay.
-    #[arg(long, default_value_t = Settings::default().weight_decay)]
+    #[arg(long, default_value_t = Settings::default().weight_decay, value_parser = from_zero)]
     weight_decay: f64,
     /// Steps over which the learning rate rises from 1 % to 100 %.
     #[arg(long, default_value_t = Settings::default().warmup)]
@@ -64,10 +67,10 @@ pub(super) struct TrainArgs {
     #[arg(long, value_enum, default_value = "constant")]
     schedule: ScheduleArg,
     /// Largest global gradient norm; 0 is off.
-    #[arg(long, default_value_t = Settings::default().clip_grad)]
+    #[arg(long, default_value_t = Settings::default().clip_grad, value_parser = from_zero)]
     clip_grad: f64,
     /// Weight of the KL term.
-    #[arg(long, default_value_t = Settings::default().beta)]
+    #[arg(long, default_value_t = Settings::default().beta, value_parser = from_zero)]
     beta: f64,
     /// Steps over which beta rises from zero; 0 is off.
     #[arg(long, default_value_t = Settings::default().beta_warmup)]
@@ -110,6 +113,7 @@ impl TrainArgs {
         }
         let (settings, folder) = self.settings()?;
         settings.check()?;
+        let init = self.init(&settings)?;
         let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
         let dataset = dataset.open(self.quiet || self.json)?;
         let device = self.device.open_for_models(!self.quiet && !self.json)?;
@@ -133,7 +137,7 @@ impl TrainArgs {
             Some(folder) => Trainer::resume(settings, folder, stage)?,
             None => {
                 let folder = RunFolder::create(self.out.as_deref(), self.force)?;
-                Trainer::new(settings, folder, self.init.as_deref(), stage)?
+                Trainer::new(settings, folder, init.as_ref(), stage)?
             }
         };
         if profile {
@@ -161,7 +165,7 @@ impl TrainArgs {
             data: self.dataset.spec(),
             train_limit,
             val_limit,
-            batch_size: self.batch_size,
+            batch_size: self.batch_size.get(),
             epochs: self.epochs.unwrap_or(Settings::default().epochs),
             seed: self.seed,
             lr: self.lr,
@@ -179,10 +183,14 @@ impl TrainArgs {
             // Those of the plan, which the trainer adds.
             ..Settings::default()
         };
-        if let Some(init) = self.init.as_deref() {
-            exists(init)?;
-        }
         Ok((settings, None))
+    }
+
+    /// The weights to start from.
+    fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
+        let Some(path) = &self.init else { return Ok(None) };
+        let graph = settings.model.graph(1, Mode::Encode)?;
+        Ok(Some(Weights::load(path, Inventory::of(&graph))?))
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::trained::{ImagesArgs, Source, TrainedArgs, check_grid, dims, prepare, save_grid};
+use super::values::given;
 use crate::model::Mode;
 use crate::report::Pictures;
 use crate::trained::means;
@@ -21,7 +22,7 @@ pub(super) struct TraverseArgs {
     #[command(flatten)]
     images: ImagesArgs,
     /// Start from this picture (its number in the data set, or a PNG or JPEG file) instead of zeros.
-    #[arg(long, value_name = "I|FILE")]
+    #[arg(long, value_name = "I|FILE", value_parser = given::<Source>)]
     image: Option<Source>,
     /// Pictures in a row.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=1000))]

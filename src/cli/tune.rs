@@ -1,5 +1,6 @@
 //! `vae-wgpu tune`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,8 +24,8 @@ pub(super) struct TuneArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Pictures in a batch: that of the training that the table is for.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
+    #[arg(long, default_value = "128")]
+    batch: NonZeroUsize,
     /// Only kernels whose name contains this, e.g. conv2d or backward_weight.
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
@@ -48,7 +49,7 @@ impl TuneArgs {
                 "the CPU reference has no variants to choose from: choose an adapter (see `vae-wgpu devices`)"
             )
         };
-        let (graph, _) = config.plan(self.batch, Mode::Train, gpu.profile(), &plan::Options::default())?;
+        let (graph, _) = config.plan(self.batch.get(), Mode::Train, gpu.profile(), &plan::Options::default())?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
         let subjects = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
         let choices = choices(gpu.profile(), subjects)?;

@@ -161,14 +161,15 @@ pub(super) fn limits_wanted(there: &wgpu::Limits, options: &Options) -> wgpu::Li
 
 fn profile(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits, options: &Options) -> Profile {
     let max_workgroups = limits.max_compute_workgroups_per_dimension;
+    let (max_binding, max_buffer) = (limits.max_storage_buffer_binding_size, limits.max_buffer_size);
     Profile {
         class: if info.device_type == wgpu::DeviceType::Cpu { Class::Software } else { Class::Gpu },
         subgroup: options.subgroup.or(features
             .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size))),
         max_workgroups: options.max_workgroups.map_or(max_workgroups, |max| max.clamp(1, max_workgroups)),
-        max_binding: limits.max_storage_buffer_binding_size,
-        max_buffer: limits.max_buffer_size,
+        max_binding: options.max_buffer.map_or(max_binding, |max| max.min(max_binding)),
+        max_buffer: options.max_buffer.map_or(max_buffer, |max| max.min(max_buffer)),
         offset_alignment: limits.min_storage_buffer_offset_alignment,
         max_texture: 16 * u64::from(TEXTURE_WIDTH) * u64::from(limits.max_texture_dimension_2d),
     }

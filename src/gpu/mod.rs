@@ -40,13 +40,22 @@ pub struct Options {
     /// What to take for the smallest and largest size of the adapter's subgroups, whether or not it has any, for tests with kernels
     /// that emulate them. None by default.
     pub subgroup: Option<(u32, u32)>,
+    /// An artificially low bound of the bytes of a buffer, for tests of what does not fit. None by default.
+    pub max_buffer: Option<u64>,
     /// Ask for timestamp queries where the adapter has them. On by default.
     pub timestamps: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { select: Select::Auto, webgpu_defaults: false, max_workgroups: None, subgroup: None, timestamps: true }
+        Self {
+            select: Select::Auto,
+            webgpu_defaults: false,
+            max_workgroups: None,
+            subgroup: None,
+            max_buffer: None,
+            timestamps: true,
+        }
     }
 }
 
@@ -107,9 +116,7 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |error| lock(&errors).errors.push(error.to_string())));
         let lost = Arc::clone(&sink);
         device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&lost).lost = Some(message);
-            }
+            lock(&lost).lost = Some(format!("{reason:?}: {message}"));
         });
         let (modules, pipelines, stages) = Default::default();
         let cache = pipeline_cache::Cache::of(&device, &adapter);

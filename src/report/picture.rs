@@ -58,7 +58,19 @@ impl Pictures {
     /// # Errors
     /// [`Error::File`] where it cannot be read or understood.
     pub fn load(path: &Path, size: u32) -> Result<Self> {
-        let picture = decode(path)?.resize_to_fill(size, size, FilterType::CatmullRom).into_rgb8();
+        Self::from_file(&files::read(path)?, path, size)
+    }
+
+    /// The same from the bytes of the file; `path` is for the message.
+    ///
+    /// # Errors
+    /// [`Error::File`] where they make no sense.
+    pub fn from_file(bytes: &[u8], path: &Path, size: u32) -> Result<Self> {
+        let whole = decode(bytes, path)?;
+        // Cut before it is enlarged: a narrow strip would become endlessly long.
+        let side = whole.width().min(whole.height());
+        let middle = whole.crop_imm((whole.width() - side) / 2, (whole.height() - side) / 2, side, side);
+        let picture = middle.resize_exact(size, size, FilterType::CatmullRom).into_rgb8();
         Ok(Self { width: size, height: size, pixels: vec![picture] })
     }
 
@@ -67,7 +79,7 @@ impl Pictures {
     /// # Errors
     /// [`Error::File`] where it cannot be read or understood.
     pub fn load_strip(path: &Path) -> Result<Self> {
-        let strip = decode(path)?.into_rgb8();
+        let strip = decode(&files::read(path)?, path)?.into_rgb8();
         let (width, height) = strip.dimensions();
         if width == 0 || !height.is_multiple_of(width) {
             return Err(Error::garbled("understand", path, "no column of square pictures"));
@@ -220,12 +232,26 @@ pub fn save_png(path: &Path, picture: &RgbImage) -> Result<()> {
     files::save_atomic(path, bytes.get_ref())
 }
 
-fn decode(path: &Path) -> Result<DynamicImage> {
+/// Bytes of a decoded picture that a byte of its file can stand for: deflate's 1,032, for palette entries of a bit that become three bytes.
+const EXPANSION: u64 = 1032 * 8 * 3;
+/// The most bytes that decoding may take, and what it takes for the smallest picture.
+const MAX_MEMORY: u64 = 512 << 20;
+const MIN_MEMORY: u64 = 1 << 20;
+
+fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     let garbled = |error: image::ImageError| Error::garbled("understand the picture", path, error);
-    let bytes = files::read(path)?;
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::file("read", path))?;
-    reader.limits(Limits::default());
+    let most = (bytes.len() as u64).saturating_mul(EXPANSION).clamp(MIN_MEMORY, MAX_MEMORY);
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(most);
+    reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(garbled)?;
+    // Whatever size the header tells, no more is allocated than the file can fill.
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 || decoder.total_bytes() > most {
+        let why = format!("{width}x{height} pixels in {} bytes: expected what fits into {most} bytes", bytes.len());
+        return Err(Error::garbled("understand the picture", path, why));
+    }
     let orientation = decoder.orientation().map_err(garbled)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(garbled)?;
     picture.apply_orientation(orientation);
@@ -336,6 +362,20 @@ mod tests {
             let middle = picture.pixels[0].get_pixel(16, 16).0;
             assert!(middle.iter().zip([200, 40, 10]).all(|(&a, b)| a.abs_diff(b) < 6), "{middle:?}");
         }
+        // A strip is cut before it is enlarged; what a header tells is not believed.
+        let strip = RgbImage::from_pixel(1, 40_000, Rgb([1, 2, 3]));
+        let path = dir.path().join("strip.png");
+        strip.save(&path).unwrap();
+        assert_eq!(Pictures::load(&path, 32).unwrap().pixels[0].get_pixel(9, 9).0, [1, 2, 3]);
+        let mut lies = Vec::new();
+        strip.write_to(&mut Cursor::new(&mut lies), ImageFormat::Jpeg).unwrap();
+        let sizes = lies.windows(2).position(|w| w == [0xff, 0xc0]).unwrap() + 5;
+        lies[sizes..sizes + 4].fill(0xf0);
+        let error = Pictures::from_file(&lies, &path, 32).unwrap_err();
+        assert!(
+            matches!(&error, Error::File { source, .. } if source.to_string().contains("61680x61680")),
+            "{error:?}"
+        );
         let path = dir.path().join("text.png");
         fs::write(&path, "hello").unwrap();
         let error = Pictures::load(&path, 32).unwrap_err();

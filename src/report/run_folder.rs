@@ -38,6 +38,31 @@ impl<S> RunConfig<S> {
     }
 }
 
+impl<S: DeserializeOwned> RunConfig<S> {
+    /// Takes it from the bytes of `config.json`; `path` is for the message.
+    ///
+    /// # Errors
+    /// [`Error::File`] where they make no sense or have unknown fields, [`Error::Checkpoint`] where they are of another format.
+    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let garbled = |error: serde_json::Error| Error::garbled("understand", path, error);
+        let Version { format } = serde_json::from_slice(bytes).map_err(garbled)?;
+        if format != FORMAT {
+            return Err(Error::Checkpoint {
+                path: path.to_owned(),
+                what: "format".to_owned(),
+                expected: FORMAT.to_string(),
+                found: format.to_string(),
+                hint: "it was written by another version of vae-wgpu".to_owned(),
+            });
+        }
+        serde_json::from_slice(bytes).map_err(garbled)
+    }
+}
+
 /// A run folder, to write to (under its lock) or to look at.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -117,12 +142,30 @@ impl RunFolder {
         Ok(self)
     }
 
+    /// Whether somebody removed the run.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self.config().try_exists(), Ok(false))
+    }
+
+    /// Makes a folder that is gone again, empty, and takes its lock.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be made or another process writes to it by now.
+    pub fn restore(&mut self) -> Result<()> {
+        fs::create_dir_all(&self.path).map_err(Error::file("create the folder", &self.path))?;
+        self._lock = None;
+        *self = Self::locked(self.path.clone())?.with_folders()?;
+        Ok(())
+    }
+
     /// The folder of a run that is to go on.
     ///
     /// # Errors
-    /// [`Error::File`] where there is none or another process writes to it.
+    /// [`Error::File`] where there is none, it has no checkpoint, or another process writes to it.
     pub fn resume(path: &Path) -> Result<Self> {
         let run = Self::view(path)?;
+        fs::metadata(run.checkpoint()).map_err(Error::file("find", &run.checkpoint()))?;
         Self::locked(run.path)?.with_folders()
     }
 
@@ -240,26 +283,10 @@ impl RunFolder {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be read or has unknown fields, [`Error::Checkpoint`] where it is of another format.
+    /// As [`RunConfig::from_json`], and [`Error::File`] where it cannot be read.
     pub fn load_config<S: DeserializeOwned>(&self) -> Result<RunConfig<S>> {
-        #[derive(Deserialize)]
-        struct Version {
-            format: u32,
-        }
         let path = self.config();
-        let bytes = files::read(&path)?;
-        let garbled = |error: serde_json::Error| Error::garbled("understand", &path, error);
-        let Version { format } = serde_json::from_slice(&bytes).map_err(garbled)?;
-        if format != FORMAT {
-            return Err(Error::Checkpoint {
-                path,
-                what: "format".to_owned(),
-                expected: FORMAT.to_string(),
-                found: format.to_string(),
-                hint: "it was written by another version of vae-wgpu".to_owned(),
-            });
-        }
-        serde_json::from_slice(&bytes).map_err(garbled)
+        RunConfig::from_json(&files::read(&path)?, &path)
     }
 }
 
@@ -337,6 +364,8 @@ mod tests {
         let run = RunFolder::create(Some(dir.path()), false).unwrap();
         run.save_config(&config()).unwrap();
         assert!(RunFolder::view(dir.path()).is_ok() && RunFolder::resume(dir.path()).is_err());
+        fs::write(run.checkpoint(), "x").unwrap();
+        assert!(RunFolder::resume(dir.path()).unwrap_err().to_string().starts_with("cannot lock "));
         drop(run);
         assert!(RunFolder::resume(dir.path()).is_ok());
     }

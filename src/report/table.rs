@@ -1,7 +1,8 @@
 //! `metrics.csv` and `epochs.csv`: tables that only grow, whose rows survive a kill.
 //!
-//! A row is one write, so that a table is never torn but at its end, and a reader drops a last line without its line end. Numbers
-//! are written with as many digits as bring back the same bits.
+//! A row is one write, so that a table is never torn but at its end, and a reader drops a last line without its line end. Rows that
+//! could not be written (on a full disk, say) are owed: the next one brings them along. Numbers are written with as many digits as
+//! bring back the same bits.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -106,6 +107,12 @@ rows! {
 pub struct Table<R> {
     path: PathBuf,
     file: File,
+    /// Bytes of the header and the whole rows that are in the file.
+    length: u64,
+    /// Whether half a row stands behind them.
+    torn: bool,
+    /// Rows that are not in the file yet.
+    owed: String,
     rows: PhantomData<R>,
 }
 
@@ -128,30 +135,59 @@ impl<R: Row> Table<R> {
         if !path.exists() {
             return Ok((Self::create(path)?, Vec::new()));
         }
-        let (rows, bytes) = parse(path, keep)?;
-        let table = Self::open(path)?;
-        table.file.set_len(bytes).map_err(Error::file("cut", path))?;
+        let (rows, bytes) = parse(&files::read(path)?, path, keep)?;
+        let mut table = Self::open(path)?;
+        table.cut(bytes)?;
         Ok((table, rows))
     }
 
     fn open(path: &Path) -> Result<Self> {
-        let file = File::options().append(true).open(path).map_err(Error::file("append to", path))?;
-        Ok(Self { path: path.to_owned(), file, rows: PhantomData })
+        let open = || {
+            let file = File::options().append(true).open(path)?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
+        };
+        let (file, length) = open().map_err(Error::file("append to", path))?;
+        Ok(Self { path: path.to_owned(), file, length, torn: false, owed: String::new(), rows: PhantomData })
     }
 
-    /// Adds a row.
+    fn cut(&mut self, length: u64) -> Result<()> {
+        self.file.set_len(length).map_err(Error::file("cut", &self.path))?;
+        (self.length, self.torn) = (length, false);
+        Ok(())
+    }
+
+    /// Adds a row, and those that are owed.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be written.
+    /// [`Error::File`] where they cannot be written; the next call tries again.
     pub fn push(&mut self, row: &R) -> Result<()> {
-        self.file.write_all(format!("{}\n", row.line()).as_bytes()).map_err(Error::file("append to", &self.path))
+        self.owed.push_str(&row.line());
+        self.owed.push('\n');
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        if self.torn {
+            self.cut(self.length)?;
+        }
+        if let Err(error) = self.file.write_all(self.owed.as_bytes()) {
+            // Half a row would spoil those behind it.
+            self.torn = true;
+            let _ = self.cut(self.length);
+            return Err(Error::file("append to", &self.path)(error));
+        }
+        self.length += self.owed.len() as u64;
+        self.owed.clear();
+        Ok(())
     }
 
     /// Makes the rows last through a power cut: to be called before a checkpoint that counts on them is saved.
     ///
     /// # Errors
-    /// [`Error::File`] where the system cannot do it.
-    pub fn sync(&self) -> Result<()> {
+    /// [`Error::File`] where the system cannot do it, or cannot write rows that are owed.
+    pub fn sync(&mut self) -> Result<()> {
+        self.settle()?;
         self.file.sync_data().map_err(Error::file("sync", &self.path))
     }
 }
@@ -161,16 +197,19 @@ impl<R: Row> Table<R> {
 /// # Errors
 /// [`Error::File`] where the table cannot be read or a row makes no sense.
 pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
-    Ok(parse(path, |_| true)?.0)
+    Ok(parse(&files::read(path)?, path, |_| true)?.0)
 }
 
-/// The first rows, as long as they are kept, and the number of bytes that they and the header take.
-fn parse<R: Row>(path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Vec<R>, u64)> {
+/// The first rows of a table's bytes, as long as they are kept, and the number of bytes that they and the header take; `path` is for the
+/// message.
+///
+/// # Errors
+/// [`Error::File`] where a row makes no sense.
+pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Vec<R>, u64)> {
     let wrong = |line: usize, why: String| {
         let why = format!("line {line}: {why}");
         Error::file("understand", path)(io::Error::new(io::ErrorKind::InvalidData, why))
     };
-    let bytes = files::read(path)?;
     let mut rows = Vec::new();
     let mut length = 0;
     for (line, number) in bytes.split_inclusive(|&b| b == b'\n').zip(1..) {
@@ -263,6 +302,27 @@ mod tests {
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&parts).unwrap());
         let (_, rows) = Table::<EpochRow>::resume(&dir.path().join("epochs.csv"), |_| true).unwrap();
         assert_eq!(rows, []);
+    }
+
+    /// Reading and writing a file that is always full is a matter of the system.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn rows_that_could_not_be_written_come_with_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, path) = (dir.path().join("whole.csv"), dir.path().join("metrics.csv"));
+        written(&whole, 6);
+        let mut table = written(&path, 2);
+        let full = File::options().append(true).open("/dev/full").unwrap();
+        let good = std::mem::replace(&mut table.file, full);
+        let error = table.push(&row(2)).unwrap_err();
+        assert!(matches!(error, Error::File { source, .. } if source.kind() == io::ErrorKind::StorageFull));
+        assert!(table.push(&row(3)).is_err() && table.sync().is_err());
+        assert_eq!(read::<StepRow>(&path).unwrap().len(), 2);
+        // Half a row got through before the disk was full.
+        table.file = good;
+        table.file.write_all(b"2,1,0.").unwrap();
+        (4..6).for_each(|step| table.push(&row(step)).unwrap());
+        assert_eq!(fs::read(&whole).unwrap(), fs::read(&path).unwrap());
     }
 
     #[test]

@@ -43,7 +43,15 @@ impl Model {
             let why = "the run has no weights before its first epoch ends";
             return Err(Error::file("find", &path)(std::io::Error::new(ErrorKind::NotFound, why)));
         }
-        let file = TensorFile::load(&path)?;
+        Self::from_file(TensorFile::load(&path)?, path)
+    }
+
+    /// Takes it from a file's content; `path` is for the message.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], [`Error::File`] and [`Error::Shape`] where it does not say what model it holds, or where its tensors are not
+    /// those of that model.
+    pub fn from_file(file: TensorFile, path: PathBuf) -> Result<Self> {
         let config = config_of(&file, &path)?;
         let graph = config.graph(1, Mode::Encode)?;
         let weights = Weights::from_file(file, &path, Inventory::of(&graph))?;

@@ -31,12 +31,12 @@ const PROFILE: Profile = Profile { subgroup: Some((32, 64)), ..Profile::WEBGPU }
 
 /// In the order of name, variant, flags and overrides.
 pub fn all() -> Result<Vec<Specialised>> {
-    let mut found: BTreeMap<(&str, &str, Vec<u64>), Specialised> = BTreeMap::new();
+    let mut found: BTreeMap<(&str, &str, Vec<i64>, Vec<u64>), Specialised> = BTreeMap::new();
     let mut add = |dispatch: Dispatch, planned: bool| {
         let Dispatch { kernel, flags, overrides, params, .. } = dispatch;
-        let bits = flags.iter().map(|(_, value)| value.cast_unsigned());
-        let bits = bits.chain(overrides.iter().map(|(_, value)| value.to_bits())).collect();
-        let entry = found.entry((kernel.name, kernel.variant, bits));
+        let set = flags.iter().map(|(_, value)| *value).collect();
+        let bits = overrides.iter().map(|(_, value)| value.to_bits()).collect();
+        let entry = found.entry((kernel.name, kernel.variant, set, bits));
         let kernel = entry.or_insert(Specialised { kernel, flags, overrides, params: params.len(), dispatches: 0 });
         kernel.dispatches += usize::from(planned);
     };

@@ -1,0 +1,150 @@
+//! What every parser of bytes from outside must bear: whatever comes, it returns, and what it takes is sound. The fuzzer calls these
+//! functions with what it makes up, `tests/corpus.rs` with what it has found worth keeping.
+
+use std::io::Write;
+use std::path::Path;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use vae_wgpu::bench::tune;
+use vae_wgpu::checkpoint::{Checkpoint, Inventory, Progress, TensorFile};
+use vae_wgpu::data::{Dataset, archive, cifar};
+use vae_wgpu::model::Mode;
+use vae_wgpu::report::run_folder::RunConfig;
+use vae_wgpu::report::{EpochRow, Pictures, StepRow, table};
+use vae_wgpu::train::Settings;
+use vae_wgpu::trained::Model;
+use vae_wgpu::{Error, shader};
+
+/// A target by its name, which is that of its corpus.
+pub(crate) type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub(crate) const TARGETS: [Target; 8] = [
+    ("archive", archive),
+    ("checkpoint", checkpoint),
+    ("cifar", cifar),
+    ("config", config),
+    ("picture", picture),
+    ("shader", shader),
+    ("table", table),
+    ("weights", weights),
+];
+
+/// A name for messages.
+fn path() -> &'static Path {
+    Path::new("outside")
+}
+
+/// An error that a person gets to see says something, on one line; a bug of the crate is none.
+fn clear(error: &Error) {
+    let said = error.to_string();
+    assert!(!said.is_empty() && !matches!(error, Error::Bug(_)), "{error:?}");
+}
+
+fn sound(dataset: &Dataset) {
+    for images in [&dataset.train, &dataset.test] {
+        let mut picture = vec![0; 3 * 32 * 32];
+        images.write(images.len() - 1, &mut picture);
+        assert!((0..images.len()).all(|i| usize::from(images.label(i)) < images.classes().len()));
+    }
+}
+
+/// An archive: as it is where it starts as gzip does, else packed first, so that the tar inside can be reached.
+pub(crate) fn archive(bytes: &[u8]) {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::none());
+    let packed = match bytes.starts_with(&[0x1f, 0x8b]) {
+        true => bytes.to_vec(),
+        false => packed.write_all(bytes).and_then(|()| packed.finish()).unwrap_or_default(),
+    };
+    match archive::read("outside", packed.as_slice()).and_then(|contents| cifar::parse("outside", contents)) {
+        Ok(dataset) => sound(&dataset),
+        Err(error) => clear(&error),
+    }
+}
+
+/// One of a data set's files, which the first byte chooses; the others are good.
+pub(crate) fn cifar(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    let mut contents: cifar::Contents = cifar::FILES[..6].iter().map(|name| (*name, vec![1; cifar::RECORD])).collect();
+    contents.insert(cifar::FILES[usize::from(*which) % cifar::FILES.len()], bytes.to_vec());
+    match cifar::parse("outside", contents) {
+        Ok(dataset) => sound(&dataset),
+        Err(error) => clear(&error),
+    }
+}
+
+/// Tensors in a file; what is read is finite and comes back from its own bytes.
+fn tensors(bytes: &[u8]) -> Option<TensorFile> {
+    let file = TensorFile::from_bytes(bytes, path()).map_err(|error| clear(&error)).ok()?;
+    for (name, array) in &file.tensors {
+        assert_eq!(array.dims.iter().product::<usize>(), array.data.len(), "{name}");
+        assert!(array.data.iter().all(|v| v.is_finite()), "{name}");
+    }
+    let again = file.to_bytes(path()).expect("what was read can be written");
+    assert_eq!(TensorFile::from_bytes(&again, path()).expect("what was written can be read"), file);
+    Some(file)
+}
+
+/// `model.safetensors`.
+pub(crate) fn weights(bytes: &[u8]) {
+    let Some(file) = tensors(bytes) else { return };
+    match Model::from_file(file, path().to_owned()) {
+        Ok(model) => model.config.check().expect("the sizes were checked"),
+        Err(error) => clear(&error),
+    }
+}
+
+/// `checkpoint.safetensors`, as a run that goes on reads it.
+pub(crate) fn checkpoint(bytes: &[u8]) {
+    let Some(file) = tensors(bytes) else { return };
+    let read = || {
+        let progress = Progress::of(&file, path())?;
+        let settings: Settings = serde_json::from_str(&progress.settings)
+            .map_err(|why| Error::garbled("understand the settings in", path(), why))?;
+        settings.check()?;
+        let graph = settings.model.graph(1, Mode::Encode)?;
+        Checkpoint::from_file(file.clone(), path(), Inventory::of(&graph))
+    };
+    match read() {
+        Ok(checkpoint) => assert_eq!(checkpoint.moment1.len(), checkpoint.moment2.len()),
+        Err(error) => clear(&error),
+    }
+}
+
+/// `config.json` of a run folder, and tables of variants.
+pub(crate) fn config(bytes: &[u8]) {
+    match RunConfig::<Settings>::from_json(bytes, path()) {
+        Ok(config) => {
+            let again = serde_json::to_vec(&config).expect("what was read can be written");
+            // Numbers may be written as others that read alike; twice is enough for them to stay.
+            let again = RunConfig::<Settings>::from_json(&again, path()).expect("what was written can be read");
+            assert_eq!(again.settings, config.settings);
+            let _ = config.settings.check().map_err(|error| clear(&error));
+        }
+        Err(error) => clear(&error),
+    }
+    let _ = tune::Table::from_json(bytes).map_err(|error| assert!(!error.to_string().is_empty()));
+}
+
+/// `metrics.csv` and `epochs.csv`.
+pub(crate) fn table(bytes: &[u8]) {
+    let _ = table::parse::<StepRow>(bytes, path(), |_| true).map_err(|error| clear(&error));
+    let _ = table::parse::<EpochRow>(bytes, path(), |row| row.epoch < 7).map_err(|error| clear(&error));
+}
+
+/// A picture of the user's.
+pub(crate) fn picture(bytes: &[u8]) {
+    match Pictures::from_file(bytes, path(), 32) {
+        Ok(picture) => assert_eq!(picture.to_bytes().len(), 3 * 32 * 32),
+        Err(error) => clear(&error),
+    }
+}
+
+/// A kernel's source, with the names that kernels have.
+pub(crate) fn shader(bytes: &[u8]) {
+    let Ok(source) = std::str::from_utf8(bytes) else { return };
+    if let Err(error) = shader::expand("outside", source, &[("TM", 4), ("TN", 8), ("ACC", 0)]) {
+        assert!(matches!(error, Error::Shader { .. }), "{error:?}");
+    }
+}

@@ -1,0 +1,89 @@
+//! Runs of the real binary, small enough for tests.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+pub(crate) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Arguments of a small run into `out`.
+pub(crate) fn small<'a>(out: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
+    let mut args = vec!["train", "--data", "shapes", "--train-limit", "100", "--val-limit", "40", "--batch-size", "32"];
+    args.extend(["--channels", "2", "--blocks", "1", "--latent-dim", "3", "--warmup", "4", "--flip", "--crop"]);
+    args.extend(["--device", device, "--epochs", epochs, "--out", out]);
+    args
+}
+
+pub(crate) fn resume<'a>(run: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
+    vec!["train", "--resume", run, "--device", device, "--epochs", epochs]
+}
+
+pub(crate) fn ok(args: &[&str]) -> Output {
+    let output = command(args).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    output
+}
+
+pub(crate) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Name of a run folder in `dir`.
+pub(crate) fn run_in(dir: &TempDir, name: &str) -> String {
+    dir.path().join(name).to_str().unwrap().to_owned()
+}
+
+/// `auto` where there is an adapter, else `cpu`; where one is required, its absence fails here.
+pub(crate) fn device() -> &'static str {
+    let found = command(&["devices", "--json"]).output().unwrap().status.success();
+    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
+    assert!(found || !required, "VAE_WGPU_REQUIRE_GPU is set and there is no adapter");
+    if found { "auto" } else { "cpu" }
+}
+
+/// A table without its last column, which is a time.
+pub(crate) fn rows(run: &str, table: &str) -> Vec<String> {
+    let text = fs::read_to_string(Path::new(run).join(table)).unwrap();
+    text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
+}
+
+/// Runs are the same: weights to the byte, rows but for their times.
+pub(crate) fn assert_same(a: &str, b: &str) {
+    let bytes = |run: &str, file: &str| {
+        let path = Path::new(run).join(file);
+        fs::read(&path).map_err(|e| format!("{}: {e}", path.display())).unwrap()
+    };
+    assert!(bytes(a, "model.safetensors") == bytes(b, "model.safetensors"), "model.safetensors differs");
+    for table in ["metrics.csv", "epochs.csv"] {
+        assert_eq!(rows(a, table), rows(b, table));
+    }
+    for picture in ["reconstruction_history.png", "samples/epoch_03.png"] {
+        assert!(bytes(a, picture) == bytes(b, picture), "{picture} differs");
+    }
+}
+
+/// Starts a run and waits until `steps` of its steps have been reported.
+pub(crate) fn start(args: &[&str], steps: usize) -> Child {
+    let mut args = args.to_vec();
+    args.push("--json");
+    let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..steps {
+        while !lines.next().expect("the run ended early").unwrap().contains("\"event\":\"step\"") {}
+    }
+    // Nobody reads on: a broken pipe must not stop the run.
+    child
+}
+
+#[cfg(unix)]
+pub(crate) fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}

@@ -1,0 +1,286 @@
+//! Faults of the device in the middle of a run: it is lost, reports an error, has too little memory, does not take a kernel, computes NaN.
+//! Each ends the run with a clear error and without hanging; the last checkpoint is whole, and a run that goes on from it ends with the
+//! same bytes as one that was never disturbed.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test without libtest's harness")]
+
+#[path = "common/gpu.rs"]
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use libtest_mimic::Arguments;
+use vae_wgpu::Error;
+use vae_wgpu::data::shapes;
+use vae_wgpu::exec::{Device, Runner, StepInput};
+use vae_wgpu::gpu::{Binding, Gpu, Options, Program, Step};
+use vae_wgpu::graph::{Region, plan};
+use vae_wgpu::model::{Mode, VaeConfig};
+use vae_wgpu::op::{Add, Op, Target};
+use vae_wgpu::report::{Event, Observer, RunFolder};
+use vae_wgpu::rng::{self, Purpose};
+use vae_wgpu::shape::Shape;
+use vae_wgpu::train::{Outcome, Settings, Stage, Trainer};
+
+const BATCH: usize = 4;
+/// Two steps an epoch.
+const IMAGES: usize = 8;
+const EPOCHS: u64 = 3;
+/// A step of the second epoch.
+const DISTURBED: u64 = 3;
+
+fn model() -> VaeConfig {
+    VaeConfig { channels: 4, blocks: 1, latent_dim: 2, ..VaeConfig::default() }
+}
+
+fn settings() -> Settings {
+    Settings { model: model(), batch_size: BATCH, epochs: EPOCHS, warmup: 2, ..Settings::default() }
+}
+
+/// What happens to the device.
+type Fault = fn(&Gpu);
+
+/// Disturbs the device after a step, once the checkpoint of the epoch before is there.
+struct Disturber {
+    gpu: Arc<Gpu>,
+    fault: Option<Fault>,
+    checkpoint: PathBuf,
+    /// The last checkpoint before the fault.
+    kept: mpsc::Sender<Vec<u8>>,
+}
+
+impl Observer for Disturber {
+    fn observe(&mut self, event: &Event<'_>) -> vae_wgpu::Result<()> {
+        if let Event::Step(row) = event
+            && row.step == DISTURBED
+            && let Some(fault) = self.fault
+        {
+            self.kept.send(fs::read(&self.checkpoint).unwrap()).unwrap();
+            fault(&self.gpu);
+        }
+        Ok(())
+    }
+}
+
+/// A run, from nothing or from the checkpoint in `folder`, on a device of its own.
+fn run(folder: &Path, options: &Options, fault: Option<Fault>) -> (Result<Outcome, Error>, Option<Vec<u8>>) {
+    let (kept, last) = mpsc::channel();
+    let run = || {
+        let gpu = Arc::new(Gpu::open(options)?);
+        let dataset = shapes::dataset()?.limited(Some(IMAGES), Some(BATCH))?;
+        let checkpoint = folder.join("checkpoint.safetensors");
+        let resumed = checkpoint.exists();
+        let mut observer = Disturber { gpu: Arc::clone(&gpu), fault, checkpoint, kept };
+        let (plan, stop, device) = (plan::Options::default(), AtomicBool::new(false), Device::Gpu(gpu));
+        let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: &mut observer, stop: &stop };
+        let mut trainer = if resumed {
+            Trainer::resume(settings(), RunFolder::resume(folder)?, stage)?
+        } else {
+            Trainer::new(settings(), RunFolder::create(Some(folder), true)?, None, stage)?
+        };
+        trainer.run()
+    };
+    (run(), last.try_recv().ok())
+}
+
+/// The error of a run that is disturbed. Neither a hang nor a panic is one.
+fn error_after(folder: &Path, fault: Fault) -> Error {
+    let (done, result) = mpsc::channel();
+    let place = folder.to_owned();
+    let thread = std::thread::spawn(move || {
+        done.send(run(&place, &Options::default(), Some(fault))).unwrap();
+    });
+    let (outcome, kept) = match result.recv_timeout(Duration::from_secs(300)) {
+        Ok(result) => result,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("the run hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => panic!("the run panicked: {:?}", thread.join()),
+    };
+    let error = outcome.unwrap_err();
+    assert!(kept.unwrap() == fs::read(folder.join("checkpoint.safetensors")).unwrap(), "the checkpoint was touched");
+    error
+}
+
+fn a_fault_ends_the_run_and_costs_no_checkpoint(_: &Arc<Gpu>) {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    assert_eq!(run(&whole, &Options::default(), None).0.unwrap(), Outcome::Finished);
+    let faults: [(&str, Fault, &str); 3] = [
+        ("lost", |gpu| gpu.device().destroy(), "was lost"),
+        ("mistake", |gpu| drop(invalid_buffer(gpu)), "reported by the device"),
+        ("memory", |gpu| drop(oversized_buffer(gpu)), "reported by the device"),
+    ];
+    for (name, fault, part) in faults {
+        let folder = dir.path().join(name);
+        let error = error_after(&folder, fault);
+        assert!(matches!(error, Error::Device { .. }), "{name}: {error:?}");
+        assert!(error.to_string().contains(part), "{name}: {error}");
+        assert_eq!(run(&folder, &Options::default(), None).0.unwrap(), Outcome::Finished);
+        for file in ["checkpoint.safetensors", "model.safetensors"] {
+            let [a, b] = [&folder, &whole].map(|folder| fs::read(folder.join(file)).unwrap());
+            assert!(a == b, "{name}: {file} differs");
+        }
+    }
+}
+
+/// No buffer may be mapped and bound at once: the validation finds it, outside of any scope that would catch it.
+fn invalid_buffer(gpu: &Gpu) -> wgpu::Buffer {
+    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
+    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("bad"),
+        size: 16,
+        usage,
+        mapped_at_creation: false,
+    })
+}
+
+fn oversized_buffer(gpu: &Gpu) -> wgpu::Buffer {
+    let (usage, size) = (wgpu::BufferUsages::STORAGE, gpu.device().limits().max_buffer_size + 4);
+    gpu.device().create_buffer(&wgpu::BufferDescriptor { label: Some("big"), size, usage, mapped_at_creation: false })
+}
+
+fn a_lost_device_stays_lost_and_says_so(_: &Arc<Gpu>) {
+    let gpu = Gpu::open(&Options::default()).unwrap();
+    let buffer = gpu.buffer("numbers", 64).unwrap();
+    gpu.device().destroy();
+    for _ in 0..2 {
+        for error in [
+            gpu.write(&buffer, 0, &[1; 64]).and_then(|()| gpu.wait()).unwrap_err(),
+            gpu.read(&buffer, 0, 64).unwrap_err(),
+            gpu.submit(gpu.encoder("nothing")).unwrap_err(),
+            gpu.health().unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("was lost"), "{error}");
+        }
+    }
+}
+
+fn a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(_: &Arc<Gpu>) {
+    // Large enough for a batch of one or two.
+    let options = Options { max_buffer: Some(600_000), ..Options::default() };
+    let device = Device::Gpu(Arc::new(Gpu::open(&options).unwrap()));
+    let start = |batch| Runner::new(model(), &[(batch, Mode::Train)], &device, &plan::Options::default());
+    let error = start(512).unwrap_err();
+    assert!(matches!(error, Error::DoesNotFit { .. }), "{error:?}");
+    let said = error.to_string();
+    let (_, fits) = said.rsplit_once("the largest batch that fits is ").unwrap_or_else(|| panic!("{said}"));
+    let fits: usize = fits.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+    assert!(fits > 0, "{said}");
+    start(fits).unwrap();
+    assert!(start(fits + 1).is_err());
+    // In a run: refused before anything is written but the folder.
+    let dir = tempfile::tempdir().unwrap();
+    let error = run(&dir.path().join("run"), &Options { max_buffer: Some(40_000), ..Options::default() }, None).0;
+    assert!(matches!(error, Err(Error::DoesNotFit { .. })), "{error:?}");
+    assert!(!dir.path().join("run/config.json").exists());
+}
+
+fn a_kernel_that_does_not_compile_is_named(gpu: &Arc<Gpu>) {
+    let shape = Shape::new(1, 4, 8, 8);
+    let op = Add::new(shape, shape).unwrap();
+    let target = Target { profile: gpu.profile(), variant: None, accumulate: &[false] };
+    let lowered = op.lower("forward", &target).unwrap();
+    let dispatch = &lowered.dispatches[0];
+    let buffers = ["a", "b", "y"].map(|name| gpu.buffer(name, 1024).unwrap());
+    let bindings: Vec<_> = buffers.iter().map(|buffer| Binding { buffer, offset: 0, size: 1024 }).collect();
+    let steps = [Step { label: "sum".into(), dispatch, bindings }];
+    for change in
+        ["\nthis is no WGSL", "\nfn unknown() -> f32 { return missing; }", "\nfn wrong() -> u32 { return 1.5; }"]
+    {
+        let broken = Program::rewritten(gpu, "test", &steps, &|_, text| Ok(text + change));
+        let error = broken.unwrap_err();
+        assert!(error.to_string().contains("add"), "{change}: {error}");
+        gpu.health().unwrap();
+    }
+    let failing = Program::rewritten(gpu, "test", &steps, &|kernel, _| {
+        Err(Error::Shader { file: kernel.file.to_owned(), line: 7, message: "as asked".to_owned() })
+    });
+    assert!(failing.unwrap_err().to_string().contains(":7: as asked"));
+    Program::new(gpu, "test", &steps).unwrap();
+}
+
+/// A training step on noise that one number of may be replaced.
+fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
+    let mut noise = rng::stream(3, Purpose::Check, 0);
+    let mut eps = rng::normals(&mut noise, BATCH * 2);
+    if let Some(poison) = poison {
+        eps[5] = poison;
+    }
+    let images = vec![77; model().images(BATCH).len()];
+    let input = StepInput { images: &images, eps: &eps, lr: 1e-3, weight_decay: 0.0, beta: 1.0, clip: 1.0 };
+    runner.train(BATCH, &input).unwrap();
+    runner.reports(true).unwrap().pop().unwrap().finite
+}
+
+fn bits(runner: &mut Runner) -> Vec<Vec<u32>> {
+    let regions = [Region::Params, Region::States, Region::Moment1, Region::Moment2];
+    let tensors = regions.map(|region| runner.download(region).unwrap()).concat();
+    tensors.iter().map(|t| t.iter().map(|v| v.to_bits()).collect()).collect()
+}
+
+fn what_is_not_finite_is_caught_before_the_update_and_named(gpu: &Arc<Gpu>) {
+    for device in [Device::Gpu(Arc::clone(gpu)), Device::Cpu] {
+        let mut runner = Runner::new(model(), &[(BATCH, Mode::Train)], &device, &plan::Options::default()).unwrap();
+        runner.init(1).unwrap();
+        assert!(step(&mut runner, None));
+        let healthy = bits(&mut runner);
+        let caught = |runner: &mut Runner, poison: Option<f32>, part: &str| {
+            let before = bits(runner);
+            assert!(!step(runner, poison), "{part}");
+            assert!(bits(runner) == before, "{part}: the update was made");
+            let name = runner.first_non_finite().unwrap().unwrap_or_default();
+            assert!(name.contains(part), "{part}: {name}");
+        };
+        // Data: nothing but the gradients holds it.
+        for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            caught(&mut runner, Some(poison), "the gradient of ");
+        }
+        assert!(bits(&mut runner) == healthy);
+        // Every weight.
+        let params = runner.download(Region::Params).unwrap();
+        let names: Vec<_> = runner.graph().unwrap().params().iter().map(|t| t.name.clone()).collect();
+        for (i, name) in names.iter().enumerate().step_by(7) {
+            for poison in [f32::NAN, f32::INFINITY] {
+                let mut poisoned = params.clone();
+                let last = poisoned[i].len() - 1;
+                poisoned[i][last] = poison;
+                runner.upload(Region::Params, &poisoned).unwrap();
+                caught(&mut runner, None, name);
+            }
+        }
+        // Gradients: finite weights, whose loss is too large for single precision.
+        let mut large = params.clone();
+        let at = names.iter().position(|name| name == "decoder.out.weight").unwrap();
+        large[at].iter_mut().for_each(|v| *v = 1e30);
+        runner.upload(Region::Params, &large).unwrap();
+        caught(&mut runner, None, "the gradient of ");
+        runner.upload(Region::Params, &params).unwrap();
+        assert!(step(&mut runner, None));
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let device = Gpu::open(&Options::default()).map(Arc::new);
+    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
+    let tests: [(&str, fn(&Arc<Gpu>)); 5] = [
+        ("a_fault_ends_the_run_and_costs_no_checkpoint", a_fault_ends_the_run_and_costs_no_checkpoint),
+        ("a_lost_device_stays_lost_and_says_so", a_lost_device_stays_lost_and_says_so),
+        (
+            "a_batch_that_cannot_fit_is_refused_with_the_largest_that_does",
+            a_batch_that_cannot_fit_is_refused_with_the_largest_that_does,
+        ),
+        ("a_kernel_that_does_not_compile_is_named", a_kernel_that_does_not_compile_is_named),
+        (
+            "what_is_not_finite_is_caught_before_the_update_and_named",
+            what_is_not_finite_is_caught_before_the_update_and_named,
+        ),
+    ];
+    trials.extend(tests.map(|(name, test)| common::trial(name, device.as_ref().ok().cloned(), test)));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
