@@ -200,7 +200,7 @@ fn reconstructions_stand_beside_the_originals() {
     let numbers = runner.decode(5, &mu).unwrap();
     stage.ok("reconstruct run -n 5 --raw");
     let (header, raw) = npy(&stage.path("reconstructions.npy"));
-    assert!(header.contains("(5, 3, 32, 32)"), "{header}");
+    assert!(header.contains("(5, 3, 32, 32,)"), "{header}");
     assert_eq!(raw, numbers);
     let decoded = Pictures::from_floats(&numbers, [3, 32, 32]).unwrap().to_bytes();
     for (i, pictures) in [&pixels, &decoded].into_iter().enumerate() {

@@ -336,7 +336,8 @@ fn check(subject: &Subject, check: Check) -> Result<(), String> {
     for special in specials {
         let wgsl = kernel.wgsl(&special.flags).map_err(|e| e.to_string())?;
         let (module, info) = parse(&wgsl, capabilities(kernel))?;
-        let constants: PipelineConstants = special.overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        let constants: PipelineConstants =
+            special.overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let entry = Some((ShaderStage::Compute, kernel.entry));
         let (module, info) = process_overrides(&module, &info, entry, &constants).map_err(|e| e.to_string())?;
         let spirv = |version| spirv(kernel, &module, &info, version);

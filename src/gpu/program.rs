@@ -432,10 +432,20 @@ fn module(gpu: &Gpu, dispatch: &Dispatch, rewrite: Option<Rewrite<'_>>) -> Resul
     if let Some(rewrite) = rewrite {
         wgsl = rewrite(kernel, wgsl)?;
     }
+    if gpu.reverse_workgroups {
+        wgsl = reversed(&wgsl).ok_or_else(|| Error::bug(format!("{} does not use lib/grid.wgsl", kernel.file)))?;
+    }
     let source = wgpu::ShaderSource::Wgsl(wgsl.into());
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.file), source };
     let context = format!("compiling shaders/{} for {}/{}", kernel.file, kernel.name, kernel.variant);
     gpu.scoped(context, || gpu.device().create_shader_module(descriptor))
+}
+
+/// The text with the workgroups in the opposite order, where it has an order.
+fn reversed(wgsl: &str) -> Option<String> {
+    const FORWARD: &str = "return workgroup.y * workgroups.x + workgroup.x;";
+    const BACKWARD: &str = "return workgroups.y * workgroups.x - 1u - (workgroup.y * workgroups.x + workgroup.x);";
+    wgsl.contains(FORWARD).then(|| wgsl.replace(FORWARD, BACKWARD))
 }
 
 fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Result<Pipeline> {
