@@ -68,29 +68,37 @@ const KNOWN: &[Known] = &[];
 
 /// Values of a kernel's flags and overrides.
 #[derive(Clone, Debug, Default)]
-struct Special {
+struct Values {
     flags: Vec<(&'static str, i64)>,
     overrides: Vec<(&'static str, f64)>,
+}
+
+impl Values {
+    /// In a form that can be compared.
+    fn bits(&self) -> Vec<u64> {
+        let flags = self.flags.iter().map(|(_, value)| value.cast_unsigned());
+        flags.chain(self.overrides.iter().map(|(_, value)| value.to_bits())).collect()
+    }
 }
 
 /// A kernel and all values of its flags and overrides that are in use.
 struct Subject {
     kernel: &'static Kernel,
-    specials: Vec<Special>,
+    values: Vec<Values>,
 }
 
 impl Subject {
-    /// Some of them, for checks that take long: each is 0, 1, 2 and something larger at least once, as far as it ever is.
-    fn sample(&self) -> Vec<&Special> {
+    /// Some of these, for checks that take long: each value is 0, 1, 2 and something larger at least once, as far as it ever is.
+    fn sample(&self) -> Vec<&Values> {
         let mut seen = BTreeSet::new();
-        let news = |special: &&Special| {
+        let news = |values: &&Values| {
             let before = seen.len();
-            seen.insert(None);
-            seen.extend(special.flags.iter().map(|(name, value)| Some((*name, *value as i8))));
-            seen.extend(special.overrides.iter().map(|(name, value)| Some((*name, value.clamp(-1.0, 3.0) as i8))));
+            seen.insert(("", 0));
+            seen.extend(values.flags.iter().map(|(name, value)| (*name, (*value).clamp(-1, 3) as i8)));
+            seen.extend(values.overrides.iter().map(|(name, value)| (*name, value.clamp(-1.0, 3.0) as i8)));
             seen.len() > before
         };
-        self.specials.iter().filter(news).collect()
+        self.values.iter().filter(news).collect()
     }
 }
 
@@ -104,7 +112,7 @@ fn profiles() -> [Profile; 4] {
 #[derive(Default)]
 struct Subjects {
     kernels: BTreeMap<(&'static str, &'static str), &'static Kernel>,
-    specials: BTreeMap<(&'static str, &'static str), BTreeMap<(Vec<i64>, Vec<u64>), Special>>,
+    values: BTreeMap<(&'static str, &'static str), BTreeMap<Vec<u64>, Values>>,
 }
 
 impl Subjects {
@@ -117,11 +125,9 @@ impl Subjects {
                 };
                 for dispatch in lowered.dispatches {
                     let key = (dispatch.kernel.name, dispatch.kernel.variant);
-                    let flags = dispatch.flags.iter().map(|(_, value)| *value).collect();
-                    let bits = dispatch.overrides.iter().map(|(_, value)| value.to_bits()).collect();
-                    let special = Special { flags: dispatch.flags, overrides: dispatch.overrides };
+                    let values = Values { flags: dispatch.flags, overrides: dispatch.overrides };
                     self.kernels.insert(key, dispatch.kernel);
-                    self.specials.entry(key).or_default().insert((flags, bits), special);
+                    self.values.entry(key).or_default().insert(values.bits(), values);
                 }
             }
         }
@@ -159,14 +165,14 @@ impl Subjects {
         for kernel in OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()) {
             let key = (kernel.name, kernel.variant);
             all.kernels.insert(key, kernel);
-            if kernel.overrides.is_empty() {
-                all.specials.entry(key).or_default().entry(Default::default()).or_default();
+            if kernel.overrides.is_empty() && kernel.flags.is_empty() {
+                all.values.entry(key).or_default().insert(vec![], Values::default());
             }
         }
-        let Self { kernels, mut specials } = all;
+        let Self { kernels, mut values } = all;
         let subject = |(key, kernel)| {
-            let specials = specials.remove(&key).unwrap_or_default().into_values().collect();
-            Arc::new(Subject { kernel, specials })
+            let values = values.remove(&key).unwrap_or_default().into_values().collect();
+            Arc::new(Subject { kernel, values })
         };
         kernels.into_iter().map(subject).collect()
     }
@@ -329,17 +335,22 @@ fn glslang(text: &str, entry: &str) -> Result<(), String> {
 /// What is wrong with the first of the subject's specialisations that does not pass.
 fn check(subject: &Subject, check: Check) -> Result<(), String> {
     let kernel = subject.kernel;
-    if subject.specials.is_empty() {
+    if subject.values.is_empty() {
         return Err("neither the suite nor the default model runs it".into());
     }
-    let specials = if check.tool().is_some() { subject.sample() } else { subject.specials.iter().collect() };
-    for special in specials {
-        let wgsl = kernel.wgsl(&special.flags).map_err(|e| e.to_string())?;
-        let (module, info) = parse(&wgsl, capabilities(kernel))?;
-        let constants: PipelineConstants =
-            special.overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+    let chosen = if check.tool().is_some() { subject.sample() } else { subject.values.iter().collect() };
+    let mut texts = BTreeMap::new();
+    for values in chosen {
+        let flags = &values.flags;
+        if !texts.contains_key(flags) {
+            let wgsl = kernel.wgsl(flags).map_err(|e| e.to_string())?;
+            texts.insert(flags, parse(&wgsl, capabilities(kernel)).map_err(|e| format!("with {flags:?}: {e}"))?);
+        }
+        let (module, info) = &texts[flags];
+        let overrides = values.overrides.iter();
+        let constants: PipelineConstants = overrides.map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let entry = Some((ShaderStage::Compute, kernel.entry));
-        let (module, info) = process_overrides(&module, &info, entry, &constants).map_err(|e| e.to_string())?;
+        let (module, info) = process_overrides(module, info, entry, &constants).map_err(|e| e.to_string())?;
         let spirv = |version| spirv(kernel, &module, &info, version);
         let passed = match check {
             Check::SpirV => versions(kernel).iter().try_for_each(|(version, _)| spirv(*version).map(drop)),
@@ -350,7 +361,7 @@ fn check(subject: &Subject, check: Check) -> Result<(), String> {
             Check::Hlsl => hlsl(kernel, &module, &info).map(drop),
             Check::Glslang => hlsl(kernel, &module, &info).and_then(|(text, entry)| glslang(&text, &entry)),
         };
-        passed.map_err(|e| format!("with {special:?}: {e}"))?;
+        passed.map_err(|e| format!("with {values:?}: {e}"))?;
     }
     Ok(())
 }
@@ -437,7 +448,7 @@ fn main() -> ExitCode {
         );
     }
     let subjects = Subjects::all();
-    let count: usize = subjects.iter().map(|subject| subject.specials.len()).sum();
+    let count: usize = subjects.iter().map(|subject| subject.values.len()).sum();
     let sampled: usize = subjects.iter().map(|subject| subject.sample().len()).sum();
     eprintln!("{} kernels, {count} specialisations, {sampled} of them through the tools", subjects.len());
     let mut trials = refusals(&missing);

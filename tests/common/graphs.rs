@@ -65,16 +65,17 @@ impl<'a> Shares<'a> {
         Ok(())
     }
 
-    /// Losses of steps, three numbers a step: the first ones within the tolerance of the fixture, the others likewise or to a
-    /// thousandth of what they moved, as the weights are ([`Self::update`]). An optimizer that divides by the size of a gradient
-    /// makes more of a rounding than PyTorch's single run tells: SwiftShader is 2.7e-6 off a loss of 1.16 after three steps.
+    /// Losses of steps, three numbers a step with the total first: within the tolerance of the fixture, or after the first step to
+    /// three ten-thousandths of what the total moved. An optimizer that divides by the size of a gradient makes more of a rounding
+    /// than PyTorch's single run tells: with SwiftShader, a KL term of 2e-4 is 1.3e-6 off after four steps in which the total moved
+    /// by 0.076.
     fn curve(&mut self, found: &[f32], name: &str) -> Result<()> {
         let Some(expected) = self.case.tensors.get(name) else { return Ok(()) };
         ensure!(!found.is_empty() && found.len() == expected.data.len(), "{name}: {} numbers", found.len());
         let mut worst = 0.0f64;
         for (i, (&found, &want)) in found.iter().zip(&expected.data).enumerate() {
-            let moved = (f64::from(want) - f64::from(expected.data[i % 3])).abs();
-            let limit = expected.tolerance().max(1e-3 * moved);
+            let moved = (f64::from(expected.data[i - i % 3]) - f64::from(expected.data[0])).abs();
+            let limit = expected.tolerance().max(3e-4 * moved);
             let share = (f64::from(found) - f64::from(want)).abs() / limit;
             if !(share <= 1.0) {
                 bail!("{name}[{i}]: {found:e} instead of {want:e}, {:.0} % of the limit {limit:e}", 100.0 * share);
