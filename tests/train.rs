@@ -15,7 +15,6 @@ use vae_wgpu::model::{Mode, VaeConfig};
 use vae_wgpu::rng::{self, Purpose};
 
 #[path = "common/runs.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
 mod runs;
 
 use runs::{assert_same, command, device, ok, resume, rows, run_in, signal, small, start, text};
