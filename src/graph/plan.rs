@@ -355,7 +355,7 @@ impl Plan {
     }
 
     /// The dispatches cut into ranges, one for each submission, so that no submission takes longer than an operating system lets a GPU
-    /// be busy (two seconds on Windows) even on a GPU of [`SLOW`]. A node that takes longer by itself is not cut.
+    /// be busy (two seconds on Windows) even on a GPU with 20 GFLOP/s and 4 GB/s. A node that takes longer by itself is not cut.
     pub fn submissions(&self, graph: &Graph) -> Result<Vec<Range<usize>>> {
         let mut ranges: Vec<Range<usize>> = Vec::new();
         let (mut seconds, mut node) = (0.0, None);
