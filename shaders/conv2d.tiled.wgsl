@@ -49,7 +49,6 @@ fn main(
     let row_group = first_group + lane % ${ROWS}u;
     let tap = tap_at(row_group / X_C4, tile.part);
     let channel = row_group % X_C4;
-    let norm_a = affine_a(channel);
 #else
 #for j in 0..16 / COLUMNS
     pixels[lane + ${LANES * j}u] = pixel_at(
@@ -69,6 +68,8 @@ fn main(
     let range = k_range(tile.part);
     for (var k = range.x; k < range.y; k += 4u) {
 #if BACKWARD_WEIGHT
+        // Loaded anew each time: kept, it would cost twelve registers where there are none to spare.
+        let norm_a = affine_a(channel);
 #for j in 0..64 / COLUMNS
         {
             let step = lane / ${ROWS}u + ${LANES / ROWS * j}u;

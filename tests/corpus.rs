@@ -1,7 +1,7 @@
 //! Everything that fuzzing found worth keeping, through the same functions (`fuzz/targets.rs`), in an ordinary run; and the bounds of what
 //! a hostile file may cost.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where it fails")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where it fails")]
 
 use std::fs;
 use std::io::Write;

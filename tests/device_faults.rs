@@ -264,11 +264,13 @@ fn what_is_not_finite_is_caught_before_the_update_and_named(gpu: &Arc<Gpu>) {
     }
 }
 
+type Test = (&'static str, fn(&Arc<Gpu>));
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let device = Gpu::open(&Options::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let tests: [(&str, fn(&Arc<Gpu>)); 5] = [
+    let tests: [Test; 5] = [
         ("a_fault_ends_the_run_and_costs_no_checkpoint", a_fault_ends_the_run_and_costs_no_checkpoint),
         ("a_lost_device_stays_lost_and_says_so", a_lost_device_stays_lost_and_says_so),
         (

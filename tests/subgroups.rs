@@ -68,11 +68,11 @@ fn emulated(gpu: &Gpu, check: &Check, kernel: &Kernel, size: u32) -> Result<(), 
          @compute",
         kernel.workgroup[0]
     );
-    let start = format!(") {{ own_lane = lane; let subgroup_lane = lane % {size}u; let tile = tile_of(flat_workgroup");
+    let start = format!(") {{ own_lane = lane; let subgroup_lane = lane % {size}u; read_sizes();");
     let edits = [
         ("subgroupShuffle(", "shuffled("),
         ("@builtin(subgroup_invocation_id) subgroup_lane: u32,", ""),
-        (") {\n    let tile = tile_of(flat_workgroup", &start),
+        (") {\n    read_sizes();", &start),
         ("@compute", &functions),
     ];
     let patch = Patch { kernel: kernel.name, variant: kernel.variant, edits: &edits };

@@ -15,7 +15,6 @@ use vae_wgpu::model::{Mode, VaeConfig};
 use vae_wgpu::rng::{self, Purpose};
 
 #[path = "common/runs.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
 mod runs;
 
 use runs::{assert_same, command, device, ok, resume, rows, run_in, signal, small, start, text};
@@ -66,6 +65,33 @@ fn one_go_and_two_parts_give_the_same_bytes() {
         // A run that is done has nothing more to do.
         ok(&resume(&parts, device, "3"));
         assert_same(&whole, &parts);
+    }
+}
+
+/// Three epochs, again and again: memory shared or not, blocks computed twice or kept, one or two or three threads of a software driver,
+/// bound to processors or not.
+#[test]
+fn the_surroundings_do_not_change_a_byte() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device());
+    let first = run_in(&dir, "first");
+    ok(&small(&first, device, "3"));
+    for (i, (option, name, value)) in [
+        (None, "LP_NUM_THREADS", "2"),
+        (None, "LP_NUM_THREADS", "1"),
+        (None, "LP_NUM_THREADS", "3"),
+        (None, "VAE_WGPU_PLANNER", "off"),
+        (None, "VAE_WGPU_PIN", "off"),
+        (Some("--checkpoint-blocks"), "VAE_WGPU_PLANNER", "on"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = run_in(&dir, &i.to_string());
+        let mut args = small(&run, device, "3");
+        args.extend(option);
+        let output = command(&args).env(name, value).output().unwrap();
+        assert!(output.status.success(), "{option:?} {name}={value}: {}", text(&output.stderr));
+        assert_same(&first, &run);
     }
 }
 
