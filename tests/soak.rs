@@ -24,6 +24,8 @@ use vae_wgpu::report::run_folder::RunFolder;
 use vae_wgpu::report::{Event, Observer};
 use vae_wgpu::train::{Settings, Stage, Trainer};
 
+const BATCH: usize = 32;
+
 /// What the process and its device hold at the end of an epoch.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
@@ -50,7 +52,6 @@ struct Watch<'a> {
     stop: &'a AtomicBool,
     until: Option<Instant>,
     samples: Vec<Sample>,
-    last_step: Option<Instant>,
     /// Milliseconds of the steps of this minute.
     steps: Vec<f64>,
     begun: Instant,
@@ -60,14 +61,8 @@ struct Watch<'a> {
 impl Observer for Watch<'_> {
     fn observe(&mut self, event: &Event<'_>) -> vae_wgpu::Result<()> {
         match event {
-            Event::Step(_) => {
-                let now = Instant::now();
-                if let Some(before) = self.last_step.replace(now) {
-                    self.steps.push((now - before).as_secs_f64() * 1e3);
-                }
-            }
+            Event::Step(row) => self.steps.push(1e3 * BATCH as f64 / f64::from(row.images_per_s)),
             Event::Epoch { .. } => {
-                self.last_step = None;
                 let sample = Sample::now(self.gpu);
                 self.samples.push(sample);
                 if self.begun.elapsed() >= Duration::from_secs(60 * (self.minutes + 1)) {
@@ -106,7 +101,7 @@ fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings {
         model: VaeConfig { channels: 4, blocks: 1, latent_dim: 4, ..VaeConfig::default() },
-        batch_size: 32,
+        batch_size: BATCH,
         epochs: if minutes.is_some() { 1_000_000 } else { 12 },
         lr: 1e-3,
         warmup: 10,
@@ -119,7 +114,6 @@ fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
         stop: &stop,
         until: minutes.map(|minutes| begun + Duration::from_secs_f64(60.0 * minutes)),
         samples: Vec::new(),
-        last_step: None,
         steps: Vec::new(),
         begun,
         minutes: 0,
