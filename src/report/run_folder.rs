@@ -297,7 +297,7 @@ const MOST_COLUMNS: u64 = 64;
 /// Epochs that the history shows after `epoch`: multiples of the least power of two that makes them few enough, and the last.
 fn columns(epoch: u64) -> Vec<u64> {
     let mut apart = 1;
-    while epoch / apart + 2 > MOST_COLUMNS {
+    while epoch / apart > MOST_COLUMNS - 2 {
         apart *= 2;
     }
     let mut columns: Vec<_> = (0..=epoch / apart).map(|i| i * apart).collect();
