@@ -384,7 +384,10 @@ mod tests {
             ("${9223372036854775807 + 1}", "has no value"),
             ("#for i in 0..999999999\n#endfor", "repeats more than"),
             // The end of each block is looked for in each round.
-            (&format!("#for i in 0..4096\n{}{}#endfor", "#if 1\n".repeat(50), "#endif\n".repeat(50)), "takes more than"),
+            (
+                &format!("#for i in 0..4096\n{}{}#endfor", "#if 1\n".repeat(50), "#endif\n".repeat(50)),
+                "takes more than",
+            ),
         ] {
             let message = err(source);
             assert!(message.contains(part), "{source:?}: {message}");
