@@ -3,22 +3,17 @@
 //! What a step does depends on the settings and its number alone, so a run in one go and a run in parts are the same to the
 //! bit. Reports come back from the device some steps late; nothing waits for them but the end of an epoch.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use self::feed::Batch;
 use crate::checkpoint::{Checkpoint, Inventory, Progress, Weights};
-use crate::data::{self, Dataset, Images};
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::exec::{Device, Runner, StepInput};
 use crate::graph::{Region, plan};
 use crate::model::{Mode, VaeConfig};
-use crate::report::picture::{Grid, Pictures, save_png};
-use crate::report::plots;
 use crate::report::profile::{HostSpan, Profile};
 use crate::report::progress::{Event, Observer, Start};
 use crate::report::run_folder::{RunConfig, RunFolder};
@@ -28,128 +23,11 @@ use crate::rng::{self, Purpose};
 mod feed;
 #[cfg(test)]
 mod kills;
+mod saving;
+mod settings;
+mod validation;
 
-/// How the learning rate goes on after the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// It stays.
-    Constant,
-    /// It falls to zero at the last step, along half a cosine.
-    Cosine,
-}
-
-/// Everything that decides what a run computes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// Sizes of the model.
-    pub model: VaeConfig,
-    /// Data set, as `--data` names it; none is the default.
-    pub data: Option<String>,
-    /// Only the first so many training images.
-    pub train_limit: Option<usize>,
-    /// Only the first so many test images.
-    pub val_limit: Option<usize>,
-    /// Images a step.
-    pub batch_size: usize,
-    /// Epochs of the whole run.
-    pub epochs: u64,
-    /// Seed of weights, order, noise and augmentation.
-    pub seed: u64,
-    /// Learning rate after the warm-up.
-    pub lr: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Steps over which the learning rate rises from 1 % to 100 %.
-    pub warmup: u64,
-    /// What comes after the warm-up.
-    pub schedule: Schedule,
-    /// Largest global gradient norm; 0 is off.
-    pub clip_grad: f64,
-    /// Weight of the KL term.
-    pub beta: f64,
-    /// Steps over which `beta` rises from zero; 0 is off.
-    pub beta_warmup: u64,
-    /// Mirror training images at random.
-    pub flip: bool,
-    /// Move training images at random.
-    pub crop: bool,
-    /// Variants of kernels that were asked for, as [`plan::Options::variants`] has them: they decide the order of sums.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub variants: BTreeMap<String, String>,
-}
-
-impl Default for Settings {
-    /// AdamW at 0.01 with weight decay 1e-4, 1,000 steps of warm-up, batch 128, 25 epochs, seed 0, no clipping, beta 1.
-    fn default() -> Self {
-        Self {
-            model: VaeConfig::default(),
-            data: None,
-            train_limit: None,
-            val_limit: None,
-            batch_size: 128,
-            epochs: 25,
-            seed: 0,
-            lr: 0.01,
-            weight_decay: 1e-4,
-            warmup: 1000,
-            schedule: Schedule::Constant,
-            clip_grad: 0.0,
-            beta: 1.0,
-            beta_warmup: 0,
-            flip: false,
-            crop: false,
-            variants: BTreeMap::new(),
-        }
-    }
-}
-
-/// The most epochs of a run: with up to 2^32 steps in each, the streams of noise of all steps stay apart from the others.
-pub const MAX_EPOCHS: u64 = 1_000_000_000;
-
-impl Settings {
-    /// Refuses numbers that make no run.
-    pub fn check(&self) -> Result<()> {
-        self.model.check()?;
-        for (what, value) in
-            [("lr", self.lr), ("weight-decay", self.weight_decay), ("clip-grad", self.clip_grad), ("beta", self.beta)]
-        {
-            // Kernels compute in single precision.
-            if !(0.0..=f64::from(f32::MAX)).contains(&value) {
-                return Err(Error::shape("train", what, format!("a number from 0 to {:e}", f32::MAX), value));
-            }
-        }
-        if self.batch_size == 0 {
-            return Err(Error::shape("train", "batch-size", "at least 1", 0));
-        }
-        if !(1..=MAX_EPOCHS).contains(&self.epochs) {
-            return Err(Error::shape("train", "epochs", format!("1 to {MAX_EPOCHS}"), self.epochs));
-        }
-        Ok(())
-    }
-
-    /// Learning rate of a step of a run of `steps`.
-    #[must_use]
-    pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
-        let share = |part: u64, whole: u64| if whole == 0 { 1.0 } else { part.min(whole) as f64 / whole as f64 };
-        let warm = self.lr * (0.01 + 0.99 * share(step, self.warmup));
-        match self.schedule {
-            Schedule::Constant => warm,
-            Schedule::Cosine if step < self.warmup => warm,
-            Schedule::Cosine => {
-                let gone = share(step - self.warmup, steps.saturating_sub(self.warmup).max(1));
-                warm * 0.5 * (1.0 + (std::f64::consts::PI * gone).cos())
-            }
-        }
-    }
-
-    /// Weight of the KL term in a step.
-    #[must_use]
-    pub fn beta_at(&self, step: u64) -> f64 {
-        if self.beta_warmup == 0 { self.beta } else { self.beta * (step as f64 / self.beta_warmup as f64).min(1.0) }
-    }
-}
+pub use settings::{MAX_EPOCHS, Schedule, Settings};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,13 +44,6 @@ const IN_FLIGHT: usize = 2;
 const PROFILE_AFTER: u64 = 3;
 /// Time after which a checkpoint is written within an epoch.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
-/// Pictures in `samples/epoch_NN.png`.
-const SAMPLES: usize = 49;
-/// A latent number is active where its mean varies more than this over the data (Burda et al., arXiv:1509.00519).
-const ACTIVE_VARIANCE: f64 = 0.01;
-/// Streams of noise beyond those of any step: validation and samples.
-const VALIDATION_NOISE: u64 = 1 << 62;
-const SAMPLE_NOISE: u64 = 1 << 63;
 
 /// A run in progress.
 pub struct Trainer<'a> {
@@ -558,135 +429,6 @@ impl<'a> Trainer<'a> {
         }
         tell(self.observer, &mut self.untold, &Event::Epoch { row: &row, best })
     }
-
-    /// Turns a failure to write into a warning, the first time: training goes on, as the next attempt may succeed.
-    fn tolerate(&mut self, result: Result<()>) -> Result<()> {
-        match result {
-            Err(error @ Error::File { .. }) => {
-                if !std::mem::replace(&mut self.warned, true) {
-                    let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
-                    tell(
-                        self.observer,
-                        &mut self.untold,
-                        &Event::Warning { message: &format!("{error}{cause}; training goes on") },
-                    )?;
-                }
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// Makes a run folder that is gone again, with what is known of the run.
-    fn restore(&mut self) -> Result<()> {
-        if !self.folder.is_gone() {
-            return Ok(());
-        }
-        self.folder.restore()?;
-        self.metrics = Table::create(&self.folder.metrics())?;
-        self.epochs = Table::create(&self.folder.epochs())?;
-        self.steps.iter().try_for_each(|row| self.metrics.push(row))?;
-        self.epoch_rows.iter().try_for_each(|row| self.epochs.push(row))?;
-        // The weights that were best are gone too.
-        self.best = None;
-        let (runner, settings) = (&self.runner, self.settings.clone());
-        self.folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings))?;
-        let message = format!("{} was gone and has been made again", self.folder.path().display());
-        tell(self.observer, &mut self.untold, &Event::Warning { message: &message })
-    }
-
-    fn save_model(&mut self) -> Result<()> {
-        let weights = self.weights()?;
-        let config = serde_json::to_string(&self.settings.model).map_err(Error::bug)?;
-        weights.save(&self.folder.model(), Inventory::of(self.runner.graph()?), &config)
-    }
-
-    fn weights(&mut self) -> Result<Weights> {
-        Ok(Weights { params: self.runner.download(Region::Params)?, states: self.runner.download(Region::States)? })
-    }
-
-    fn save_checkpoint(&mut self) -> Result<()> {
-        let step = self.runner.step();
-        let checkpoint = Checkpoint {
-            progress: Progress {
-                step,
-                epoch: step / self.steps_per_epoch(),
-                seed: self.settings.seed,
-                settings: serde_json::to_string(&self.settings).map_err(Error::bug)?,
-                best: self.best,
-            },
-            weights: self.weights()?,
-            moment1: self.runner.download(Region::Moment1)?,
-            moment2: self.runner.download(Region::Moment2)?,
-        };
-        let restored = self.restore();
-        self.tolerate(restored)?;
-        // Rows that cannot be written are no reason to lose a checkpoint.
-        let synced = self.metrics.sync().and_then(|()| self.epochs.sync());
-        self.tolerate(synced)?;
-        checkpoint.save(&self.folder.checkpoint(), Inventory::of(self.runner.graph()?))?;
-        self.saved = Instant::now();
-        Ok(())
-    }
-
-    /// Means over the whole test set with running statistics.
-    fn validate(&mut self) -> Result<Validation> {
-        let latent = self.settings.model.latent_dim;
-        let images = self.dataset.test.as_ref();
-        let all: Vec<u32> = (0..images.len() as u32).collect();
-        let (mut sums, mut moments) = ([0.0f64; 4], vec![(0.0f64, 0.0f64); latent]);
-        let mut pixels = Vec::new();
-        for (i, indices) in all.chunks(self.settings.batch_size).enumerate() {
-            let n = indices.len();
-            data::batch(images, indices, &mut pixels)?;
-            let eps = noise(&self.settings, VALIDATION_NOISE + i as u64, n);
-            let sampled = self.runner.losses(n, &pixels, &eps, self.settings.beta)?;
-            // Without noise the latent mean is decoded; recon is half the mean squared error and a constant.
-            let still = self.runner.losses(n, &pixels, &vec![0.0; n * latent], self.settings.beta)?;
-            let mse = 2.0 * (f64::from(still.recon) - 0.5 * std::f64::consts::TAU.ln());
-            let terms = [f64::from(sampled.total), f64::from(sampled.recon), f64::from(sampled.kl), mse];
-            for (sum, term) in sums.iter_mut().zip(terms) {
-                *sum += term * n as f64;
-            }
-            for h in sampled.h.chunks_exact(2 * latent) {
-                for ((sum, squares), mu) in moments.iter_mut().zip(h) {
-                    *sum += f64::from(*mu);
-                    *squares += f64::from(*mu).powi(2);
-                }
-            }
-        }
-        let count = images.len() as f64;
-        let variance = |(sum, squares): &(f64, f64)| squares / count - (sum / count).powi(2);
-        let active_units = moments.iter().filter(|m| variance(m) > ACTIVE_VARIANCE).count() as u64;
-        let [total, recon, kl, mse] = sums.map(|sum| sum / count);
-        Ok(Validation { total, recon, kl, mse, active_units })
-    }
-
-    /// The column of the reconstruction history (epoch 0: the originals) and the samples of an epoch.
-    fn pictures(&mut self, epoch: u64) -> Result<()> {
-        let images = self.dataset.test.as_ref();
-        let shown = first_of_each_class(images);
-        let mut pixels = Vec::new();
-        data::batch(images, &shown, &mut pixels)?;
-        let (c, h, w) = images.size();
-        if epoch == 0 {
-            let originals = Pictures::from_bytes(&pixels, [c, h, w])?;
-            return self.folder.save_reconstructions(0, &originals);
-        }
-        let still = vec![0.0; shown.len() * self.settings.model.latent_dim];
-        let mean = self.runner.evaluate(shown.len(), &pixels, &still, self.settings.beta)?.mean;
-        self.folder.save_reconstructions(epoch, &Pictures::from_floats(&mean, [c, h, w])?)?;
-        let z = noise(&self.settings, SAMPLE_NOISE, SAMPLES);
-        let samples = Pictures::from_floats(&self.runner.decode(SAMPLES, &z)?, [c, h, w])?;
-        let grid = Grid { columns: SAMPLES.isqrt(), scale: 2, ..Grid::default() };
-        save_png(&self.folder.samples(epoch), &grid.draw(&samples)?)
-    }
-
-    fn plots(&self) -> Result<()> {
-        save_png(&self.folder.training_loss(), &plots::training_loss(&self.steps, &self.epoch_rows)?)?;
-        save_png(&self.folder.grad_norm(), &plots::grad_norm(&self.steps)?)?;
-        save_png(&self.folder.learning_rate(), &plots::learning_rate(&self.steps)?)
-    }
 }
 
 /// Tells the observer. That it has nowhere to write is kept for the end of the run.
@@ -698,15 +440,6 @@ fn tell(observer: &mut dyn Observer, untold: &mut Option<Error>, event: &Event<'
         }
         other => other,
     }
-}
-
-/// Means over the test set.
-struct Validation {
-    total: f64,
-    recon: f64,
-    kl: f64,
-    mse: f64,
-    active_units: u64,
 }
 
 /// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of
@@ -731,7 +464,7 @@ fn runner(settings: &mut Settings, stage: &Stage<'_>) -> Result<Runner> {
             }
         }
     }
-    for program in [(first_of_each_class(test).len(), Mode::Evaluate), (SAMPLES, Mode::Decode)] {
+    for program in [(saving::first_of_each_class(test).len(), Mode::Evaluate), (saving::SAMPLES, Mode::Decode)] {
         if !programs.contains(&program) {
             programs.push(program);
         }
@@ -744,18 +477,6 @@ fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
     rng::normals(&mut rng::stream(settings.seed, Purpose::Noise, index), count * settings.model.latent_dim)
 }
 
-/// Index of the first picture of each class that occurs.
-fn first_of_each_class(images: &dyn Images) -> Vec<u32> {
-    let mut first: BTreeMap<u8, u32> = BTreeMap::new();
-    for i in 0..images.len() {
-        first.entry(images.label(i)).or_insert(i as u32);
-        if first.len() == images.classes().len() {
-            break;
-        }
-    }
-    first.into_values().collect()
-}
-
 /// The model in a few words.
 fn describe(model: &VaeConfig) -> String {
     let norm = match model.norm {
@@ -766,48 +487,4 @@ fn describe(model: &VaeConfig) -> String {
         "ResNet VAE, {} channels, {} groups of {} blocks, {} latent numbers, {norm} norm",
         model.channels, model.groups, model.blocks, model.latent_dim
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_learning_rate_warms_up_and_falls() {
-        let settings = Settings::default();
-        assert!((settings.lr_at(0, 9775) - 1e-4).abs() < 1e-12);
-        assert!((settings.lr_at(500, 9775) - 0.01 * (0.01 + 0.99 * 0.5)).abs() < 1e-12);
-        assert!((settings.lr_at(1000, 9775) - 0.01).abs() < 1e-12);
-        assert!((settings.lr_at(9000, 9775) - 0.01).abs() < 1e-12);
-        let cosine = Settings { schedule: Schedule::Cosine, ..settings };
-        assert!((cosine.lr_at(999, 9775) - settings_at(999)).abs() < 1e-12);
-        assert!((cosine.lr_at(1000 + 8775 / 2, 9775) - 0.005).abs() < 1e-5);
-        assert!(cosine.lr_at(9775, 9775).abs() < 1e-12);
-    }
-
-    fn settings_at(step: u64) -> f64 {
-        Settings::default().lr_at(step, 9775)
-    }
-
-    #[test]
-    fn beta_warms_up() {
-        let settings = Settings { beta: 2.0, beta_warmup: 10, ..Settings::default() };
-        assert_eq!([0, 5, 10, 20].map(|s| settings.beta_at(s)), [0.0, 1.0, 2.0, 2.0]);
-        assert_eq!(Settings::default().beta_at(0), 1.0);
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        for settings in [
-            Settings { lr: f64::NAN, ..Settings::default() },
-            Settings { lr: -1.0, ..Settings::default() },
-            Settings { batch_size: 0, ..Settings::default() },
-            Settings { epochs: 0, ..Settings::default() },
-            Settings { epochs: u64::MAX, ..Settings::default() },
-            Settings { clip_grad: 1e39, ..Settings::default() },
-            Settings { beta: f64::INFINITY, ..Settings::default() },
-        ] {
-            assert!(settings.check().is_err(), "{settings:?}");
-        }
-    }
 }

@@ -1,0 +1,54 @@
+//! What a model is worth: its losses on the test set.
+
+use super::{Trainer, noise};
+use crate::data;
+use crate::error::Result;
+
+/// A latent number is active where its mean varies more than this over the data (Burda et al., arXiv:1509.00519).
+const ACTIVE_VARIANCE: f64 = 0.01;
+/// Streams of noise beyond those of any step, one a batch.
+const VALIDATION_NOISE: u64 = 1 << 62;
+
+/// Means over the test set.
+pub(super) struct Validation {
+    pub(super) total: f64,
+    pub(super) recon: f64,
+    pub(super) kl: f64,
+    pub(super) mse: f64,
+    pub(super) active_units: u64,
+}
+
+impl Trainer<'_> {
+    /// Means over the whole test set with running statistics.
+    pub(super) fn validate(&mut self) -> Result<Validation> {
+        let latent = self.settings.model.latent_dim;
+        let images = self.dataset.test.as_ref();
+        let all: Vec<u32> = (0..images.len() as u32).collect();
+        let (mut sums, mut moments) = ([0.0f64; 4], vec![(0.0f64, 0.0f64); latent]);
+        let mut pixels = Vec::new();
+        for (i, indices) in all.chunks(self.settings.batch_size).enumerate() {
+            let n = indices.len();
+            data::batch(images, indices, &mut pixels)?;
+            let eps = noise(&self.settings, VALIDATION_NOISE + i as u64, n);
+            let sampled = self.runner.losses(n, &pixels, &eps, self.settings.beta)?;
+            // Without noise the latent mean is decoded; recon is half the mean squared error and a constant.
+            let still = self.runner.losses(n, &pixels, &vec![0.0; n * latent], self.settings.beta)?;
+            let mse = 2.0 * (f64::from(still.recon) - 0.5 * std::f64::consts::TAU.ln());
+            let terms = [f64::from(sampled.total), f64::from(sampled.recon), f64::from(sampled.kl), mse];
+            for (sum, term) in sums.iter_mut().zip(terms) {
+                *sum += term * n as f64;
+            }
+            for h in sampled.h.chunks_exact(2 * latent) {
+                for ((sum, squares), mu) in moments.iter_mut().zip(h) {
+                    *sum += f64::from(*mu);
+                    *squares += f64::from(*mu).powi(2);
+                }
+            }
+        }
+        let count = images.len() as f64;
+        let variance = |(sum, squares): &(f64, f64)| squares / count - (sum / count).powi(2);
+        let active_units = moments.iter().filter(|m| variance(m) > ACTIVE_VARIANCE).count() as u64;
+        let [total, recon, kl, mse] = sums.map(|sum| sum / count);
+        Ok(Validation { total, recon, kl, mse, active_units })
+    }
+}
