@@ -1,0 +1,43 @@
+//! Builds a graph of one's own, derives its gradients and runs it on the reference and on a GPU:
+//! `cargo run --release --example custom_graph`.
+
+use std::sync::Arc;
+
+use vae_wgpu::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::gpu::{Gpu, Options};
+use vae_wgpu::graph::{Builder, Region, Root};
+use vae_wgpu::model;
+use vae_wgpu::op::{Conv2d, GlobalAvgPool, Linear, Relu};
+use vae_wgpu::shape::{Shape, Spec};
+
+fn main() -> vae_wgpu::Result<()> {
+    // y = linear(pool(relu(conv(x)))), with the gradient of y as an input and that of x as an output.
+    let mut b = Builder::new();
+    let x = b.input("x", Spec::nhwc(Shape::new(2, 3, 8, 8)))?;
+    let h = b.apply("conv", &[x], |s| Conv2d::new(s[0], 8, 3, 1, 1))?;
+    let h = b.apply("relu", &[h], |s| Relu::new(s[0]))?;
+    let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
+    let y = b.apply("linear", &[h], |s| Linear::new(s[0], Shape::vector(4)))?;
+    let dy = b.input("dy", Spec::nhwc(b.shape(y)))?;
+    let graph = b.output("y", y).build().with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
+    print!("{graph}");
+
+    let weights = model::initial(&graph, Region::Params, 7)?;
+    let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(CpuExecutor::<f64>::new(vec![graph.clone()])?)];
+    match Gpu::open(&Options::default()) {
+        Ok(gpu) => executors.push(Box::new(GpuExecutor::new(Arc::new(gpu), vec![graph.clone()], &Default::default())?)),
+        Err(error) => eprintln!("{error}"),
+    }
+    for exec in &mut executors {
+        let program = ProgramId(0);
+        exec.upload(Region::Params, &weights)?;
+        let x: Vec<f32> = (0..2 * 3 * 8 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
+        exec.write(program, "x", Data::F32(&x))?;
+        exec.write(program, "dy", Data::F32(&[1.0, 0.0, -1.0, 0.5, 0.0, 2.0, 0.0, 1.0]))?;
+        exec.run(program, &[])?;
+        println!("{}\n  y  {:?}", exec.describe(), exec.read(program, "y")?);
+        println!("  dx {:?} ...", &exec.read(program, "dx")?[..4]);
+        println!("  dweight of {} {:?}", graph.params()[2].name, &exec.download(Region::Grads)?[2][..4]);
+    }
+    Ok(())
+}
