@@ -62,7 +62,10 @@ fn main() {
                 });
             });
             if let Some(rig) = rig.get() {
-                lines.push(Line::new(subject, &rig.variant, best.get(), &roof));
+                let product = Rig::of_product(&gpu, subject, None).expect("a kernel of the model");
+                let least = Duration::from_secs_f64(seconds / 10.0);
+                let product = product.map(|rig| rig.time(samples, least).expect("a run"));
+                lines.push(Line::new(subject, &rig.variant, best.get(), product, &roof));
             }
         }
         group.finish();

@@ -83,6 +83,7 @@ fn main(
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
 #endif
 ) {
+    read_sizes();
     let tile = tile_of(flat_workgroup(wid, wgs), ${COLUMNS}u);
     if tile.rows * ${ROWS * WIDTH}u >= p.rows {
         return;
@@ -113,9 +114,11 @@ fn main(
 #endfor
 #endif
     let range = k_range(tile.part);
+    var pixel = position(range.x * 4u, height(), width());
     for (var k = range.x; k < range.y; k++) {
 #for i in 0..4
-        let a$i = load_a(site_of(pixel_at(k * 4u + ${i}u, tile.part), tap), channel, norm_a);
+        let a$i = load_a(site_of(pixel_at(pixel, tile.part), tap), channel, norm_a);
+        pixel = next(pixel, height(), width());
 #endfor
         let rows = transpose(mat4x4<f32>(a0, a1, a2, a3));
 #for r in 0..4
@@ -127,15 +130,30 @@ fn main(
 #endfor
 #endif
 #else
-#for r in 0..ROWS
-    let pixel$r = pixel_at(group * ${ROWS}u + ${r}u, tile.part);
+    let at0 = position(group * ${ROWS}u, height(), width());
+#for r in 1..ROWS
+    let at$r = next(at${r - 1}, height(), width());
 #endfor
+#for r in 0..ROWS
+    let pixel$r = pixel_at(at$r, tile.part);
+#endfor
+#if SHUFFLE
+#for v in 0..(COLUMNS + 1) / 2
+    let base$v = base_b(column_b$v, part_b);
+#endfor
+#else
+#for v in 0..COLUMNS
+#for i in 0..4
+    let base${v}x$i = base_b(min(column + ${v}u, last_column), ${i}u);
+#endfor
+#endfor
+#endif
     for (var t = 0u; t < taps(tile.part); t++) {
     let tap = tap_at(t, tile.part);
 #for r in 0..ROWS
     let site$r = site_of(pixel$r, tap);
 #endfor
-    let weights = weights_at(t, tile.part);
+    var weights = weights_at(t, tile.part);
     for (var channel = 0u; channel < depth(); channel++) {
         let norm_a = affine_a(channel);
 #for r in 0..ROWS
@@ -143,13 +161,13 @@ fn main(
 #endfor
 #if SHUFFLE
 #for v in 0..(COLUMNS + 1) / 2
-        let pair$v = load_b(weights, channel, column_b$v, part_b);
+        let pair$v = ld_b(weights + base$v);
 #endfor
 #endif
 #endif
 #for v in 0..COLUMNS
         {
-#if !SHUFFLE
+#if !SHUFFLE && BACKWARD_WEIGHT
             let source = min(column + ${v}u, last_column);
 #endif
 #for i in 0..4
@@ -159,7 +177,7 @@ fn main(
 #if BACKWARD_WEIGHT
             let b$i = load_b(k, source, ${i}u, affine_b(source));
 #else
-            let b$i = load_b(weights, channel, source, ${i}u);
+            let b$i = ld_b(weights + base${v}x$i);
 #endif
 #endif
 #endfor
@@ -172,14 +190,15 @@ fn main(
         }
 #endfor
 #if !BACKWARD_WEIGHT
+        weights += step_b();
     }
 #endif
     }
 
+#if BACKWARD_WEIGHT
 #for r in 0..ROWS
     let row$r = row_of(group * ${ROWS}u + ${r}u, tile.part);
 #endfor
-#if BACKWARD_WEIGHT
 #for r in 0..ROWS
 #for v in 0..COLUMNS
     store(row$r, column + ${v}u, acc${r}_$v);
@@ -187,6 +206,9 @@ fn main(
 #endfor
 }
 #else
+#for r in 0..ROWS
+    let row$r = row_of(at$r, tile.part);
+#endfor
 #if PARTIALS
     // Lane l of eight keeps what belongs to column l.
     var mine = Entry();

@@ -19,6 +19,12 @@ struct Params {
     parts: u32,
     pixels: u32, // of y in the batch
     chunk: u32,
+    x_h: u32, // sizes: here the overrides of these names
+    x_w: u32,
+    x_c4: u32,
+    y_h: u32,
+    y_w: u32,
+    y_c4: u32,
 }
 
 override KH: u32;

@@ -49,10 +49,10 @@ fn main(
     let row_group = first_group + lane % ${ROWS}u;
     let tap = tap_at(row_group / X_C4, tile.part);
     let channel = row_group % X_C4;
-    let norm_a = affine_a(channel);
 #else
 #for j in 0..16 / COLUMNS
-    pixels[lane + ${LANES * j}u] = pixel_at(first_group * 4u + lane + ${LANES * j}u, tile.part);
+    pixels[lane + ${LANES * j}u] = pixel_at(
+        position(first_group * 4u + lane + ${LANES * j}u, height(), width()), tile.part);
 #endfor
     workgroupBarrier();
 #endif
@@ -68,11 +68,13 @@ fn main(
     let range = k_range(tile.part);
     for (var k = range.x; k < range.y; k += 4u) {
 #if BACKWARD_WEIGHT
+        // Loaded anew each time: kept, it would cost twelve registers where there are none to spare.
+        let norm_a = affine_a(channel);
 #for j in 0..64 / COLUMNS
         {
             let step = lane / ${ROWS}u + ${LANES / ROWS * j}u;
             tile_a[(step % 4u * 4u + step / 4u) * ${PITCH_A}u + lane % ${ROWS}u] =
-                load_a(site_of(pixel_at(k * 4u + step, tile.part), tap), channel, norm_a);
+                load_a(site_of(pixel_at(position(k * 4u + step, height(), width()), tile.part), tap), channel, norm_a);
         }
 #endfor
 #else
@@ -108,7 +110,7 @@ fn main(
             tile_b[(i * 4u + group) * ${PITCH_B}u + column] = load_b(at, source, i, affine_b(source));
 #else
             tile_b[(i * 4u + group) * ${PITCH_B}u + column] =
-                load_b(weights_at(at / depth(), tile.part), at % depth(), source, i);
+                ld_b(weights_at(at / depth(), tile.part) + at % depth() * step_b() + base_b(source, i));
 #endif
         }
 #endfor
@@ -145,7 +147,11 @@ fn main(
     }
 
 #for r in 0..8
+#if BACKWARD_WEIGHT
     let row$r = row_of((first_group + down + ${DOWN * (r / 4)}u) * 4u + ${r % 4}u, tile.part);
+#else
+    let row$r = row_of(position((first_group + down + ${DOWN * (r / 4)}u) * 4u + ${r % 4}u, height(), width()), tile.part);
+#endif
 #endfor
 #if BACKWARD_WEIGHT
 #for r in 0..8

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::gpu::{Binding, Gpu, Program, Roof, Step};
 use crate::graph::Graph;
-use crate::op::{Bind, Cost, Entry, Op, Target, spec_of};
+use crate::op::{Bind, Cost, Entry, Fusible, Kernel, Op, Target, spec_of};
 use crate::rng::{self, Purpose};
 
 /// An entry of an operation that a graph runs, once for all nodes with the same operation and shapes.
@@ -39,6 +39,15 @@ impl Subject {
     pub fn is_product(&self) -> bool {
         let family = self.op.family();
         (family.contains("conv") || family.contains("linear")) && !self.entry.name.contains("bias")
+    }
+
+    /// Floating-point operations of the product alone, without the norms and sums that are fused with it: two a multiply-add.
+    #[must_use]
+    pub fn product_flop(&self) -> Option<f64> {
+        self.is_product().then(|| match self.op.fusible() {
+            Fusible::Conv(conv) => 2.0 * conv.macs(),
+            _ => self.cost.flop,
+        })
     }
 }
 
@@ -83,10 +92,22 @@ pub struct Rig<'a> {
 impl<'a> Rig<'a> {
     /// Lowers, allocates, fills with random numbers and compiles. `variant`: asked for by name, or chosen.
     pub fn new(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>) -> Result<Self> {
+        Self::of(gpu, subject, variant, |_| true)
+    }
+
+    /// The same without the passes of a norm that an entry makes beside its product (merging statistics, the norm's gradient), where
+    /// it has a product.
+    pub fn of_product(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>) -> Result<Option<Self>> {
+        let keep = |kernel: &Kernel| !kernel.name.starts_with("norm_parts.");
+        subject.is_product().then(|| Self::of(gpu, subject, variant, keep)).transpose()
+    }
+
+    fn of(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>, keep: fn(&Kernel) -> bool) -> Result<Self> {
         let (op, entry) = (subject.op.as_ref(), &subject.entry);
         let accumulate = vec![false; entry.writes.len()];
         let target = Target { profile: gpu.profile(), variant, accumulate: &accumulate };
-        let lowered = op.lower(entry.name, &target)?;
+        let mut lowered = op.lower(entry.name, &target)?;
+        lowered.dispatches.retain(|dispatch| keep(dispatch.kernel));
         let chunk = rng::normals(&mut rng::stream(0, Purpose::Check, 0), 1 << 14);
         let filled = |label: &str, bytes: usize| {
             let buffer = gpu.buffer(label, bytes as u64)?;
@@ -175,14 +196,25 @@ pub struct Line {
     pub bound: &'static str,
     /// Floating-point operations of one run.
     pub flop: f64,
-    /// Whether it is a matrix product at heart ([`Subject::is_product`]).
-    pub product: bool,
+    /// The matrix product in it, where there is one ([`Subject::is_product`]).
+    pub product: Option<Product>,
+}
+
+/// The matrix product of an entry, without the passes of a norm beside it.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Product {
+    /// Two floating-point operations a multiply-add.
+    pub flop: f64,
+    /// Time of one run in milliseconds.
+    pub ms: f64,
+    /// 10^9 of those operations a second.
+    pub gflops: f64,
 }
 
 impl Line {
-    /// From a subject's work and the seconds that it took.
+    /// From a subject's work and the seconds that it took, and its product alone, where it has one.
     #[must_use]
-    pub fn new(subject: &Subject, variant: &str, seconds: f64, roof: &Roof) -> Self {
+    pub fn new(subject: &Subject, variant: &str, seconds: f64, product: Option<f64>, roof: &Roof) -> Self {
         let Cost { flop, bytes } = subject.cost;
         let compute = flop / (roof.gflops * 1e9);
         let memory = bytes / (roof.copy_gb_s * 1e9);
@@ -197,7 +229,11 @@ impl Line {
             roof_pct: 100.0 * ideal / seconds,
             bound,
             flop,
-            product: subject.is_product(),
+            product: subject.product_flop().zip(product).map(|(flop, seconds)| Product {
+                flop,
+                ms: seconds * 1e3,
+                gflops: flop / seconds / 1e9,
+            }),
         }
     }
 
@@ -205,8 +241,8 @@ impl Line {
     #[must_use]
     pub fn heading() -> String {
         format!(
-            "{:<74} {:<12} {:>5} {:>9} {:>9} {:>8} {:>6} {:<7}",
-            "kernel", "variant", "count", "ms", "GFLOP/s", "GB/s", "roof%", "bound"
+            "{:<74} {:<12} {:>5} {:>9} {:>9} {:>8} {:>6} {:<7} {:>10} {:>9}",
+            "kernel", "variant", "count", "ms", "GFLOP/s", "GB/s", "roof%", "bound", "product ms", "GFLOP/s"
         )
     }
 }
@@ -217,7 +253,11 @@ impl std::fmt::Display for Line {
             f,
             "{:<74} {:<12} {:>5} {:>9.3} {:>9.2} {:>8.2} {:>6.1} {:<7}",
             self.name, self.variant, self.count, self.ms, self.gflops, self.gb_s, self.roof_pct, self.bound
-        )
+        )?;
+        match &self.product {
+            Some(product) => write!(f, " {:>10.3} {:>9.2}", product.ms, product.gflops),
+            None => Ok(()),
+        }
     }
 }
 
@@ -238,15 +278,16 @@ impl Summary {
     /// `None` without products.
     #[must_use]
     pub fn of(lines: &[Line]) -> Option<Self> {
-        let products: Vec<&Line> = lines.iter().filter(|line| line.product).collect();
-        let mut rates: Vec<f64> = products.iter().map(|line| line.gflops).collect();
+        let products: Vec<(f64, Product)> =
+            lines.iter().filter_map(|line| Some((line.count as f64, line.product?))).collect();
+        let mut rates: Vec<f64> = products.iter().map(|(_, product)| product.gflops).collect();
         rates.sort_by(f64::total_cmp);
-        let sum = |of: fn(&Line) -> f64| products.iter().map(|line| line.count as f64 * of(line)).sum::<f64>();
+        let sum = |of: fn(&Product) -> f64| products.iter().map(|(count, product)| count * of(product)).sum::<f64>();
         Some(Self {
             products: products.len(),
             median: median(&rates)?,
             min: *rates.first()?,
-            mean: sum(|line| line.flop) / sum(|line| line.ms) / 1e6,
+            mean: sum(|product| product.flop) / sum(|product| product.ms) / 1e6,
         })
     }
 }
@@ -286,7 +327,7 @@ mod tests {
 
     #[test]
     fn the_summary_weighs_by_work() {
-        let line = |count, ms, flop, product| Line {
+        let line = |count, ms: f64, flop: f64, product: bool| Line {
             name: String::new(),
             variant: String::new(),
             count,
@@ -296,7 +337,7 @@ mod tests {
             roof_pct: 1.0,
             bound: "compute",
             flop,
-            product,
+            product: product.then_some(Product { flop, ms, gflops: flop / ms / 1e6 }),
         };
         let lines = [line(3, 1.0, 1e6, true), line(1, 1.0, 5e6, true), line(9, 1.0, 9e6, false)];
         let summary = Summary::of(&lines).unwrap();

@@ -108,17 +108,15 @@ pub enum Outcome {
     NotApplicable(String),
 }
 
-/// An edit of a kernel's expanded WGSL, to see that the checks notice.
+/// Edits of a kernel's expanded WGSL, to see that the checks notice.
 #[derive(Clone, Copy, Debug)]
 pub struct Patch<'a> {
     /// [`Kernel::name`].
     pub kernel: &'a str,
     /// [`Kernel::variant`].
     pub variant: &'a str,
-    /// Text to be replaced, wherever it stands; its absence is an error.
-    pub find: &'a str,
-    /// What to put there.
-    pub replace: &'a str,
+    /// Texts to be replaced one after the other, wherever they stand, and what to put there; the absence of one is an error.
+    pub edits: &'a [(&'a str, &'a str)],
 }
 
 /// A case with its numbers, drawn when they are first asked for, and kept for the other checks of the case.
@@ -556,11 +554,13 @@ fn compiled(gpu: &Gpu, steps: &[Step<'_>], patch: Option<&Patch<'_>>) -> Result<
         if (kernel.name, kernel.variant) != (patch.kernel, patch.variant) {
             return Ok(wgsl);
         }
-        if !wgsl.contains(patch.find) {
-            return Err(Error::bug(format!("{}/{} has no text `{}`", kernel.name, kernel.variant, patch.find)));
-        }
         found.store(true, Ordering::Relaxed);
-        Ok(wgsl.replace(patch.find, patch.replace))
+        patch.edits.iter().try_fold(wgsl, |wgsl, (find, replace)| {
+            if !wgsl.contains(find) {
+                return Err(Error::bug(format!("{}/{} has no text `{find}`", kernel.name, kernel.variant)));
+            }
+            Ok(wgsl.replace(find, replace))
+        })
     };
     let program = Program::rewritten(gpu, "check", steps, &rewrite)?;
     if found.into_inner() {

@@ -475,17 +475,23 @@ impl<'a> Trainer<'a> {
     /// Takes in the reports that have come; a step that was not finite ends the run.
     fn collect(&mut self, wait: bool) -> Result<()> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
+        let mut reports = Vec::new();
         for report in self.runner.reports(wait)? {
+            let at = self.under_way.iter().position(|(step, ..)| *step == report.step);
+            let (_, images, begun) =
+                at.map(|at| self.under_way.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
+            reports.push((report, images, begun));
+        }
+        let Some((_, _, begun)) = reports.first() else { return Ok(()) };
+        // Steps overlap on the device and several may come back at once: together they took the time since those before came back.
+        let seconds = (*begun).max(self.last_report).elapsed().as_secs_f64().max(1e-9);
+        let images_per_s = reports.iter().map(|(_, images, _)| *images as f64).sum::<f64>() / seconds;
+        self.last_report = Instant::now();
+        for (report, ..) in reports {
             if !report.finite {
                 let tensor = self.runner.first_non_finite()?.unwrap_or_else(|| "the loss".to_owned());
                 return Err(Error::NonFinite { tensor, step: report.step });
             }
-            let at = self.under_way.iter().position(|(step, ..)| *step == report.step);
-            let (_, images, begun) =
-                at.map(|at| self.under_way.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
-            // Steps overlap on the device: a step's time is that since the one before came back.
-            let seconds = begun.max(self.last_report).elapsed().as_secs_f64();
-            self.last_report = Instant::now();
             let row = StepRow {
                 step: report.step,
                 epoch: report.step / self.steps_per_epoch() + 1,
@@ -494,7 +500,7 @@ impl<'a> Trainer<'a> {
                 kl: report.kl,
                 grad_norm: report.grad_norm,
                 lr: self.settings.lr_at(report.step, steps),
-                images_per_s: (images as f64 / seconds.max(1e-9)) as f32,
+                images_per_s: images_per_s as f32,
             };
             tell(self.observer, &mut self.untold, &Event::Step(&row))?;
             let pushed = self.metrics.push(&row);

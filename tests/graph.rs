@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -542,4 +542,26 @@ fn imports_point_down() {
         }
     }
     assert!(breaches.is_empty(), "imports that point up or use what their floor may not:\n{}", breaches.join("\n"));
+}
+
+#[test]
+fn no_submission_keeps_a_slow_gpu_busy_for_long() {
+    for (batch, least) in [(1, 1), (128, 5)] {
+        let (graph, plan) =
+            VaeConfig::default().plan(batch, Mode::Train, &Profile::WEBGPU, &Options::default()).unwrap();
+        let parts = plan.submissions(&graph).unwrap();
+        assert!(parts.len() >= least && (batch > 1 || parts.len() == 1), "batch {batch}: {}", parts.len());
+        // Every dispatch once, in order, and no node in two parts.
+        assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..plan.dispatches.len()).collect::<Vec<_>>());
+        let node = |i: usize| plan.dispatches[i].node;
+        assert!(parts.windows(2).all(|pair| node(pair[0].end - 1) != node(pair[1].start)));
+        let seconds = |nodes: BTreeSet<usize>| -> f64 {
+            let of = |node: &usize| graph.nodes()[*node].op.cost(&graph.nodes()[*node].entry).unwrap();
+            nodes.iter().map(of).map(|cost| (cost.flop / 20e9).max(cost.bytes / 4e9)).sum()
+        };
+        for part in parts {
+            let nodes: BTreeSet<usize> = part.map(node).collect();
+            assert!(nodes.len() == 1 || seconds(nodes.clone()) <= 0.5, "{nodes:?}");
+        }
+    }
 }

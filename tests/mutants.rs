@@ -90,9 +90,10 @@ const MUTANTS: &[Mutant] = &[
     mutant("missing halo", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "y < X_H && x < X_W", "y < X_H && x < X_W - 1u"),
     mutant("missing halo", "conv2d/3x3_stride2_odd/backward_weight/naive", "conv2d.backward_weight", "if iy < X_H && ix < X_W {", "if iy < X_H && ix < X_W && iy > 0u {"),
     mutant("halo read instead of zero", "conv2d/from_rgb/forward/naive", "conv2d.forward", "if iy < X_H && ix < X_W {", "if iy < X_H {"),
-    mutant("off-by-one stride", "conv2d/3x3_stride2_odd/forward/lanes_plain", "conv2d.forward/lanes_plain_4", "pixel % Y_W * STRIDE", "pixel % Y_W * (STRIDE - 1u)"),
+    mutant("off-by-one stride", "conv2d/3x3_stride2_odd/forward/lanes_plain", "conv2d.forward/lanes_plain_4", "at.x * STRIDE", "at.x * (STRIDE - 1u)"),
     mutant("padding off by one", "conv2d/3x3_stride2_odd/backward_input/naive", "conv2d.backward_input", "kx == ix + PAD", "kx == ix + PAD + 1u"),
-    mutant("swapped channels", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "(channel * 4u + i) * Y_C4", "(channel * 4u + (i ^ 1u)) * Y_C4"),
+    mutant("swapped channels", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "return i * Y_C4 + column;", "return (i ^ 1u) * Y_C4 + column;"),
+    mutant("a row of an image too long", "conv2d/3x3_stride2_odd/forward/lanes_plain", "conv2d.forward/lanes_plain_4", "at.x + 1u == width", "at.x + 1u > width"),
     mutant("phases exchanged", "conv2d/3x3_stride2_odd/backward_input/tiled", "conv2d.backward_input/tiled_8", "let kx = (x + PAD) % STRIDE;", "let kx = (x + PAD + 1u) % STRIDE;"),
     mutant("half of each block loaded", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "min(k + group, range.y - 1u)", "min(k + (group & 1u), range.y - 1u)"),
     mutant("k beyond the last tap", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "tap.y = NOWHERE;", ""),
@@ -121,7 +122,7 @@ const MUTANTS: &[Mutant] = &[
 fn is_noticed(gpu: &Gpu, check: &Check, mutant: &Mutant) -> Result<String> {
     let Kind::Gpu { entry, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
     let (kernel, kernel_variant) = mutant.kernel.split_once('/').unwrap_or((mutant.kernel, variant));
-    let patch = Patch { kernel, variant: kernel_variant, find: mutant.find, replace: mutant.replace };
+    let patch = Patch { kernel, variant: kernel_variant, edits: &[(mutant.find, mutant.replace)] };
     match check.subject.gpu_vs_reference(gpu, entry, variant, Some(&patch))? {
         Outcome::Ran(lines) => match lines.iter().find(|line| !line.passed()) {
             Some(line) => Ok(line.to_string()),

@@ -249,7 +249,7 @@ impl Plan {
             for entry in std::iter::once(&entries.forward).chain(entries.backward) {
                 let mut first = None;
                 let variants = engine.variants(&*self.op, entry.name);
-                for variant in variants {
+                for &variant in &variants {
                     let mut after = values.clone();
                     engine.run(&*self.op, entry, variant, &mut after)?;
                     let aliases = entries.aliases.iter().filter(|(_, of)| entry.writes.contains(of));

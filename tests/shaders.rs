@@ -16,6 +16,7 @@ use vae_wgpu::op::{Access, Bind, Class, Dispatch, Entry, Kernel, OPS, Op, Profil
 const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_STORAGE_TEXTURES: usize = 4;
 const MAX_INVOCATIONS: u32 = 256;
+const MAX_WORKGROUP_SIZE: [u32; 3] = [256, 256, 64];
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
 fn kernels() -> Vec<&'static Kernel> {
@@ -110,6 +111,9 @@ fn reflect_with(kernel: &Kernel, flags: &[(&'static str, i64)], used: &mut Used)
     let (entry, uses) = (&module.entry_points[index], info.get_entry_point(index));
 
     same("workgroup size", kernel.workgroup, entry.workgroup_size)?;
+    for (size, limit) in entry.workgroup_size.into_iter().zip(MAX_WORKGROUP_SIZE) {
+        at_most("workgroup size in a dimension", size, limit)?;
+    }
     at_most("invocations", entry.workgroup_size.iter().product::<u32>(), MAX_INVOCATIONS)?;
     let textures = kernel.bindings.iter().filter(|(_, access)| *access == Access::Texture).count();
     at_most("storage textures", textures as u64, MAX_STORAGE_TEXTURES as u64)?;
@@ -157,6 +161,7 @@ fn reflect_with(kernel: &Kernel, flags: &[(&'static str, i64)], used: &mut Used)
                 same("class of a texture", expected, class)?;
                 bind(binding.binding, name, Access::Texture)?;
             }
+            AddressSpace::Private => {}
             other => return Err(format!("`{name}` lies in {other:?}")),
         }
     }

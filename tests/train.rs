@@ -68,6 +68,33 @@ fn one_go_and_two_parts_give_the_same_bytes() {
     }
 }
 
+/// Three epochs, again and again: memory shared or not, blocks computed twice or kept, one or two or three threads of a software driver,
+/// bound to processors or not.
+#[test]
+fn the_surroundings_do_not_change_a_byte() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device());
+    let first = run_in(&dir, "first");
+    ok(&small(&first, device, "3"));
+    for (i, (option, name, value)) in [
+        (None, "LP_NUM_THREADS", "2"),
+        (None, "LP_NUM_THREADS", "1"),
+        (None, "LP_NUM_THREADS", "3"),
+        (None, "VAE_WGPU_PLANNER", "off"),
+        (None, "VAE_WGPU_PIN", "off"),
+        (Some("--checkpoint-blocks"), "VAE_WGPU_PLANNER", "on"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = run_in(&dir, &i.to_string());
+        let mut args = small(&run, device, "3");
+        args.extend(option);
+        let output = command(&args).env(name, value).output().unwrap();
+        assert!(output.status.success(), "{option:?} {name}={value}: {}", text(&output.stderr));
+        assert_same(&first, &run);
+    }
+}
+
 #[test]
 fn a_run_goes_on_with_the_kernels_that_it_was_started_with() {
     let device = device();

@@ -22,23 +22,52 @@
 // With TEXTURES the operands that are read often are staged in textures (see lib/texture.wgsl). What happens to operands and sums
 // beside the product is in lib/conv_fused.wgsl.
 
+// The window is known when the pipeline is made. Sizes are too, where SIZES is 0; otherwise they come with Params, so that one pipeline
+// serves all sizes: software drivers take long to compile and keep what they compiled.
+
 override KH: u32;
 override KW: u32;
 override STRIDE: u32;
 override PAD: u32;
-override X_H: u32;
-override X_W: u32;
-override X_C4: u32;
-override Y_H: u32;
-override Y_W: u32;
-override Y_C4: u32;
 
 struct Params {
     rows: u32,   // rows of C in one part
     parts: u32,  // phases or splits
     pixels: u32, // pixels of y in the batch
     chunk: u32,  // k groups in a split
+    x_h: u32,
+    x_w: u32,
+    x_c4: u32,
+    y_h: u32,
+    y_w: u32,
+    y_c4: u32,
 }
+
+#if SIZES
+var<private> X_H: u32;
+var<private> X_W: u32;
+var<private> X_C4: u32;
+var<private> Y_H: u32;
+var<private> Y_W: u32;
+var<private> Y_C4: u32;
+
+// To be called first.
+fn read_sizes() {
+    X_H = p.x_h;
+    X_W = p.x_w;
+    X_C4 = p.x_c4;
+    Y_H = p.y_h;
+    Y_W = p.y_w;
+    Y_C4 = p.y_c4;
+}
+#else
+override X_H: u32;
+override X_W: u32;
+override X_C4: u32;
+override Y_H: u32;
+override Y_W: u32;
+override Y_C4: u32;
+#endif
 
 #if TEXTURES
 #import texture
@@ -119,6 +148,29 @@ struct Pixel {
     x: i32,
 }
 
+// A pixel by its number and its place among those that are numbered; walking from one to the next takes no division.
+struct Position {
+    number: u32,
+    image: u32,
+    y: u32,
+    x: u32,
+}
+
+fn position(number: u32, height: u32, width: u32) -> Position {
+    return Position(number, number / (width * height), number / width % height, number % width);
+}
+
+fn next(at: Position, height: u32, width: u32) -> Position {
+    let row_ends = at.x + 1u == width;
+    let image_ends = row_ends && at.y + 1u == height;
+    return Position(
+        at.number + 1u,
+        at.image + u32(image_ends),
+        select(at.y + u32(row_ends), 0u, image_ends),
+        select(at.x + 1u, 0u, row_ends),
+    );
+}
+
 // Where in a window to look.
 struct Tap {
     y: i32,
@@ -170,14 +222,21 @@ fn k_range(part: u32) -> vec2<u32> {
     return vec2<u32>(0u, phase.taps_y * phase.taps_x * Y_C4);
 }
 
+// Pixels of a phase in an image.
+fn height() -> u32 {
+    return (X_H + STRIDE - 1u) / STRIDE;
+}
+
+fn width() -> u32 {
+    return (X_W + STRIDE - 1u) / STRIDE;
+}
+
 // Tap number j of the phase is ky + j STRIDE, and meets dx at q STRIDE + y in dy at q + (y + PAD) / STRIDE - j.
-fn pixel_at(row: u32, part: u32) -> Pixel {
-    let height = (X_H + STRIDE - 1u) / STRIDE;
-    let width = (X_W + STRIDE - 1u) / STRIDE;
+fn pixel_at(at: Position, part: u32) -> Pixel {
     let phase = phase_of(part);
-    let y = i32(row / width % height + (phase.y + PAD) / STRIDE);
-    let x = i32(row % width + (phase.x + PAD) / STRIDE);
-    return Pixel(row / (width * height) * Y_H, select(NOWHERE, y, row < p.rows), x);
+    let y = i32(at.y + (phase.y + PAD) / STRIDE);
+    let x = i32(at.x + (phase.x + PAD) / STRIDE);
+    return Pixel(at.image * Y_H, select(NOWHERE, y, at.number < p.rows), x);
 }
 
 fn tap_at(tap: u32, part: u32) -> Tap {
@@ -212,19 +271,22 @@ fn weights_at(tap: u32, part: u32) -> u32 {
     return (ky * KW + kx) * X_C4 * 4u * Y_C4;
 }
 
-// Vec4 number i of the block of B at channel group `channel` of A lies along k and belongs to column i of the block.
-fn load_b(weights: u32, channel: u32, column: u32, i: u32) -> vec4<f32> {
-    return ld_b(weights + (column * 4u + i) * Y_C4 + channel);
+// Where vec4 number i of a column's blocks of B lies behind the first vec4 of a tap's weights, for the first channel group of A; and
+// from one channel group to the next. It lies along k and belongs to column i of the block.
+fn base_b(column: u32, i: u32) -> u32 {
+    return (column * 4u + i) * Y_C4;
 }
 
-fn row_of(row: u32, part: u32) -> Row {
-    let height = (X_H + STRIDE - 1u) / STRIDE;
-    let width = (X_W + STRIDE - 1u) / STRIDE;
+fn step_b() -> u32 {
+    return 1u;
+}
+
+fn row_of(at: Position, part: u32) -> Row {
     let phase = phase_of(part);
-    let y = row / width % height * STRIDE + phase.y;
-    let x = row % width * STRIDE + phase.x;
-    let first = ((row / (width * height) * X_H + y) * X_W + x) * X_C4;
-    return Row(row < p.rows && y < X_H && x < X_W, first);
+    let y = at.y * STRIDE + phase.y;
+    let x = at.x * STRIDE + phase.x;
+    let first = ((at.image * X_H + y) * X_W + x) * X_C4;
+    return Row(at.number < p.rows && y < X_H && x < X_W, first);
 }
 
 #else
@@ -250,10 +312,18 @@ fn site_of(pixel: Pixel, tap: Tap) -> Site {
     return Site(select(0u, ((pixel.image + y) * X_W + x) * X_C4, inside), inside);
 }
 
-fn pixel_at(pixel: u32, part: u32) -> Pixel {
-    let y = i32(pixel / Y_W % Y_H * STRIDE) - i32(PAD);
-    let x = i32(pixel % Y_W * STRIDE) - i32(PAD);
-    return Pixel(pixel / (Y_W * Y_H) * X_H, select(NOWHERE, y, pixel < p.pixels), x);
+fn height() -> u32 {
+    return Y_H;
+}
+
+fn width() -> u32 {
+    return Y_W;
+}
+
+fn pixel_at(at: Position, part: u32) -> Pixel {
+    let y = i32(at.y * STRIDE) - i32(PAD);
+    let x = i32(at.x * STRIDE) - i32(PAD);
+    return Pixel(at.image * X_H, select(NOWHERE, y, at.number < p.pixels), x);
 }
 
 fn tap_at(tap: u32, part: u32) -> Tap {
@@ -292,13 +362,18 @@ fn weights_at(tap: u32, part: u32) -> u32 {
     return tap * X_C4 * 4u * Y_C4;
 }
 
-// Vec4 number i of the block of B at channel group `channel` of A is its row i: a channel of x.
-fn load_b(weights: u32, channel: u32, column: u32, i: u32) -> vec4<f32> {
-    return ld_b(weights + (channel * 4u + i) * Y_C4 + column);
+// Where vec4 number i of a column's blocks of B lies behind the first vec4 of a tap's weights, for the first channel group of A; and
+// from one channel group to the next. It is row i of the block: a channel of x.
+fn base_b(column: u32, i: u32) -> u32 {
+    return i * Y_C4 + column;
 }
 
-fn row_of(row: u32, part: u32) -> Row {
-    return Row(row < p.rows, row * Y_C4);
+fn step_b() -> u32 {
+    return 4u * Y_C4;
+}
+
+fn row_of(at: Position, part: u32) -> Row {
+    return Row(at.number < p.rows, at.number * Y_C4);
 }
 
 #endif

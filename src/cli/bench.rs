@@ -191,8 +191,12 @@ impl KernelsArgs {
         }
         let mut lines = Vec::new();
         for subject in &subjects {
-            let rig = Rig::new(&gpu, subject, options.variant(subject.op.as_ref(), &subject.entry)?)?;
-            let line = Line::new(subject, &rig.variant, rig.time(SAMPLES, SAMPLE)?, &roof);
+            let variant = options.variant(subject.op.as_ref(), &subject.entry)?;
+            let rig = Rig::new(&gpu, subject, variant)?;
+            let seconds = rig.time(SAMPLES, SAMPLE)?;
+            let product = Rig::of_product(&gpu, subject, variant)?;
+            let product = product.map(|rig| rig.time(SAMPLES, SAMPLE)).transpose()?;
+            let line = Line::new(subject, &rig.variant, seconds, product, &roof);
             if self.json {
                 out(serde_json::to_string(&line)?)?;
             } else {

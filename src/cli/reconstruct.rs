@@ -1,11 +1,14 @@
 //! `vae-wgpu reconstruct`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::trained::{ImagesArgs, TrainedArgs, check_grid, dims, from_file, prepare, save_grid, square};
+use super::trained::{
+    ImagesArgs, RAW, TrainedArgs, check_grid, dims, from_file, prepare, save_grid, save_raw, say, square,
+};
+use crate::checkpoint::Array;
 use crate::data;
 use crate::model::Mode;
 use crate::report::Pictures;
@@ -24,21 +27,29 @@ pub(super) struct ReconstructArgs {
     /// The first so many pictures of the data set.
     #[arg(short = 'n', long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// Result: originals left, reconstructions right of them.
-    #[arg(long, short, value_name = "FILE", default_value = "reconstructions.png")]
-    out: PathBuf,
+    /// Write the numbers of the reconstructions (-1 to 1, [n, channels, height, width]) instead of a picture: .npy or .safetensors, as
+    /// --out ends.
+    #[arg(long)]
+    raw: bool,
+    /// Result: originals left, reconstructions right of them [default: reconstructions.png, with --raw reconstructions.npy].
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
 impl ReconstructArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        prepare(&self.out, &["png"])?;
+        let default = if self.raw { "reconstructions.npy" } else { "reconstructions.png" };
+        let out = self.out.as_deref().unwrap_or(Path::new(default));
+        prepare(out, if self.raw { RAW } else { &["png"] })?;
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
         let mut pixels = Vec::new();
         if self.files.is_empty() {
             let images = self.images.open(&self.trained, config)?;
             let indices: Vec<u32> = (0..self.count.min(images.len() as u32)).collect();
-            check_grid(2 * indices.len())?;
+            if !self.raw {
+                check_grid(2 * indices.len())?;
+            }
             data::batch(images.as_ref(), &indices, &mut pixels)?;
         }
         for file in &self.files {
@@ -48,10 +59,17 @@ impl ReconstructArgs {
         let count = originals.len();
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
         let h = trained.encode(&pixels)?;
-        let reconstructions = Pictures::from_floats(&trained.decode(&means(&h, config.latent_dim))?, dims)?;
+        let reconstructions = trained.decode(&means(&h, config.latent_dim))?;
+        if self.raw {
+            let [c, h, w] = dims;
+            save_raw(out, "reconstructions", Array { dims: vec![count, c, h, w], data: reconstructions })?;
+            say(format_args!("{count} reconstructions: {}", out.display()));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let reconstructions = Pictures::from_floats(&reconstructions, dims)?;
         let pairs = square(count);
         let what = "originals and, right of each, its reconstruction";
-        save_grid(&self.out, 2 * pairs, &originals.beside(reconstructions)?, what)?;
+        save_grid(out, 2 * pairs, &originals.beside(reconstructions)?, what)?;
         Ok(ExitCode::SUCCESS)
     }
 }

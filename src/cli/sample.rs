@@ -5,10 +5,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::trained::{TrainedArgs, check_grid, dims, prepare, save_grid, say, square};
+use super::trained::{RAW, TrainedArgs, check_grid, dims, prepare, save_grid, save_raw, say, square};
 use super::values::from_zero;
-use crate::checkpoint::{Array, TensorFile};
-use crate::files;
+use crate::checkpoint::Array;
 use crate::model::Mode;
 use crate::report::Pictures;
 use crate::rng::{self, Purpose};
@@ -40,7 +39,7 @@ impl SampleArgs {
         let default = if self.raw { "samples.npy" } else { "samples.png" };
         let out = self.out.as_deref().unwrap_or(Path::new(default));
         let count = self.count as usize;
-        prepare(out, if self.raw { &["npy", "safetensors"] } else { &["png"] })?;
+        prepare(out, if self.raw { RAW } else { &["png"] })?;
         if !self.raw {
             check_grid(count)?;
         }
@@ -51,7 +50,7 @@ impl SampleArgs {
         let means = trained.decode(&z)?;
         if self.raw {
             let [c, h, w] = dims(&model.config);
-            save_raw(out, Array { dims: vec![count, c, h, w], data: means })?;
+            save_raw(out, "samples", Array { dims: vec![count, c, h, w], data: means })?;
             say(format_args!("{count} samples: {}", out.display()));
         } else {
             let pictures = Pictures::from_floats(&means, dims(&model.config))?;
@@ -59,28 +58,4 @@ impl SampleArgs {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// As a NumPy array, or as the tensor `samples` of a safetensors file.
-fn save_raw(out: &Path, samples: Array) -> crate::Result<()> {
-    if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
-        return files::save_atomic(out, &npy(&samples));
-    }
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    TensorFile { metadata, tensors: [("samples".to_owned(), samples)].into() }.save(out)
-}
-
-/// A NumPy file, version 1.0: magic, length of the header, a Python dictionary padded to 64 bytes, the numbers.
-fn npy(array: &Array) -> Vec<u8> {
-    const PREFIX: usize = 10;
-    let shape: String = array.dims.iter().map(|d| format!("{d}, ")).collect();
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
-    let length = (PREFIX + header.len() + 1).next_multiple_of(64) - PREFIX;
-    header.push_str(&" ".repeat(length - header.len() - 1));
-    header.push('\n');
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((length as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(array.data.iter().flat_map(|v| v.to_le_bytes()));
-    bytes
 }

@@ -11,9 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::data::DatasetArgs;
 use super::{DeviceArgs, PlanArgs, adapter};
+use crate::checkpoint::{Array, TensorFile};
 use crate::data::{self, Dataset, Images};
 use crate::error::Error;
-use crate::files::check_writable;
+use crate::files::{self, check_writable};
 use crate::model::{Mode, VaeConfig};
 use crate::report::{Grid, Pictures, RunConfig, RunFolder, save_png};
 use crate::train::Settings;
@@ -210,4 +211,31 @@ pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+/// Endings of files of numbers.
+pub(super) const RAW: &[&str] = &["npy", "safetensors"];
+
+/// As a NumPy array, or as the tensor `name` of a safetensors file.
+pub(super) fn save_raw(out: &Path, name: &str, numbers: Array) -> crate::Result<()> {
+    if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
+        return files::save_atomic(out, &npy(&numbers));
+    }
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    TensorFile { metadata, tensors: [(name.to_owned(), numbers)].into() }.save(out)
+}
+
+/// A NumPy file, version 1.0: magic, length of the header, a Python dictionary padded to 64 bytes, the numbers.
+fn npy(array: &Array) -> Vec<u8> {
+    const PREFIX: usize = 10;
+    let shape: String = array.dims.iter().map(|d| format!("{d}, ")).collect();
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
+    let length = (PREFIX + header.len() + 1).next_multiple_of(64) - PREFIX;
+    header.push_str(&" ".repeat(length - header.len() - 1));
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(array.data.iter().flat_map(|v| v.to_le_bytes()));
+    bytes
 }

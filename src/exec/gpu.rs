@@ -1,6 +1,7 @@
 //! The plan on a device: buffers, bind groups and pipelines made once, a step replayed from them.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
@@ -42,6 +43,8 @@ struct Compiled {
     plan: Plan,
     inputs: Vec<wgpu::Buffer>,
     program: Program,
+    /// Its dispatches, submission by submission.
+    submissions: Vec<Range<usize>>,
 }
 
 impl fmt::Debug for GpuExecutor {
@@ -76,7 +79,8 @@ impl GpuExecutor {
             let steps = steps.collect::<Result<Vec<_>>>()?;
             let program = Program::new(&gpu, &format!("program {i}"), &steps)?;
             drop(steps);
-            programs.push(Compiled { graph, plan, inputs, program });
+            let submissions = plan.submissions(&graph)?;
+            programs.push(Compiled { graph, plan, inputs, program, submissions });
         }
         let ring = Ring::new(&gpu, REPORT_BYTES, REPORT_DEPTH)?;
         let (pending, ready, last, timers) = Default::default();
@@ -226,7 +230,12 @@ impl Executor for GpuExecutor {
         let sources: Vec<_> = outputs.iter().map(|(_, b)| (b.buffer, b.offset, b.size)).collect();
         let mut encoder = self.gpu.encoder("run");
         let [next, timed] = &mut self.timers;
-        compiled.program.encode(&mut encoder, next.as_mut());
+        for (i, part) in compiled.submissions.iter().enumerate() {
+            if i > 0 {
+                self.gpu.submit(std::mem::replace(&mut encoder, self.gpu.encoder("run")))?;
+            }
+            compiled.program.encode_part(&mut encoder, part.clone(), next.as_mut());
+        }
         if let Some(timer) = next.take() {
             timer.resolve(&mut encoder);
             *timed = Some(timer);

@@ -164,9 +164,9 @@ fn profile(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Li
     let (max_binding, max_buffer) = (limits.max_storage_buffer_binding_size, limits.max_buffer_size);
     Profile {
         class: if info.device_type == wgpu::DeviceType::Cpu { Class::Software } else { Class::Gpu },
-        subgroup: features
+        subgroup: options.subgroup.or(features
             .contains(wgpu::Features::SUBGROUP)
-            .then_some((info.subgroup_min_size, info.subgroup_max_size)),
+            .then_some((info.subgroup_min_size, info.subgroup_max_size))),
         max_workgroups: options.max_workgroups.map_or(max_workgroups, |max| max.clamp(1, max_workgroups)),
         max_binding: options.max_buffer.map_or(max_binding, |max| max.min(max_binding)),
         max_buffer: options.max_buffer.map_or(max_buffer, |max| max.min(max_buffer)),

@@ -37,15 +37,28 @@ pub struct Options {
     /// An artificially low bound of workgroups in one dimension of a dispatch, for tests of grid folding.
     /// None by default.
     pub max_workgroups: Option<u32>,
+    /// What to take for the smallest and largest size of the adapter's subgroups, whether or not it has any, for tests with kernels
+    /// that emulate them. None by default.
+    pub subgroup: Option<(u32, u32)>,
     /// An artificially low bound of the bytes of a buffer, for tests of what does not fit. None by default.
     pub max_buffer: Option<u64>,
+    /// Let workgroups take their tiles from the last to the first, for tests that their order does not matter. Off by default.
+    pub reverse_workgroups: bool,
     /// Ask for timestamp queries where the adapter has them. On by default.
     pub timestamps: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { select: Select::Auto, webgpu_defaults: false, max_workgroups: None, max_buffer: None, timestamps: true }
+        Self {
+            select: Select::Auto,
+            webgpu_defaults: false,
+            max_workgroups: None,
+            subgroup: None,
+            max_buffer: None,
+            reverse_workgroups: false,
+            timestamps: true,
+        }
     }
 }
 
@@ -55,6 +68,7 @@ pub struct Gpu {
     queue: wgpu::Queue,
     facts: AdapterFacts,
     cache: pipeline_cache::Cache,
+    reverse_workgroups: bool,
     sink: Arc<Mutex<Sink>>,
     modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
@@ -110,7 +124,8 @@ impl Gpu {
         });
         let (modules, pipelines, stages) = Default::default();
         let cache = pipeline_cache::Cache::of(&device, &adapter);
-        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, cache, instance })
+        let reverse_workgroups = options.reverse_workgroups;
+        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, cache, reverse_workgroups, instance })
     }
 
     /// What is known of the adapter.

@@ -181,9 +181,20 @@ impl Program {
 
     /// Encodes all dispatches into one compute pass, which only copies interrupt; with a timer on a device that cannot take
     /// timestamps inside passes, into a pass each.
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, mut timer: Option<&mut Timer>) {
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, timer: Option<&mut Timer>) {
+        self.encode_part(encoder, 0..self.steps.len(), timer);
+    }
+
+    /// The same for a range of dispatches; the parts of a program are to be submitted in order.
+    pub fn encode_part(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        part: std::ops::Range<usize>,
+        mut timer: Option<&mut Timer>,
+    ) {
+        let steps = self.steps.get(part).unwrap_or_default();
         if let Some(timer) = timer.as_deref_mut().filter(|timer| !timer.inside_passes()) {
-            for step in &self.steps {
+            for step in steps {
                 let stamps = timer.next(&step.name).map(|(query_set, at)| wgpu::ComputePassTimestampWrites {
                     query_set,
                     beginning_of_pass_write_index: Some(at),
@@ -196,7 +207,7 @@ impl Program {
         }
         let mut pass = self.pass(encoder, None);
         let mut bound = None;
-        for step in &self.steps {
+        for step in steps {
             if step.due().next().is_some() {
                 drop(pass);
                 step.due().for_each(|copy| copy.encode(encoder));
@@ -432,10 +443,20 @@ fn module(gpu: &Gpu, dispatch: &Dispatch, rewrite: Option<Rewrite<'_>>) -> Resul
     if let Some(rewrite) = rewrite {
         wgsl = rewrite(kernel, wgsl)?;
     }
+    if gpu.reverse_workgroups {
+        wgsl = reversed(&wgsl).ok_or_else(|| Error::bug(format!("{} does not use lib/grid.wgsl", kernel.file)))?;
+    }
     let source = wgpu::ShaderSource::Wgsl(wgsl.into());
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.file), source };
     let context = format!("compiling shaders/{} for {}/{}", kernel.file, kernel.name, kernel.variant);
     gpu.scoped(context, || gpu.device().create_shader_module(descriptor))
+}
+
+/// The text with the workgroups in the opposite order, where it has an order.
+fn reversed(wgsl: &str) -> Option<String> {
+    const FORWARD: &str = "return workgroup.y * workgroups.x + workgroup.x;";
+    const BACKWARD: &str = "return workgroups.y * workgroups.x - 1u - (workgroup.y * workgroups.x + workgroup.x);";
+    wgsl.contains(FORWARD).then(|| wgsl.replace(FORWARD, BACKWARD))
 }
 
 fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Result<Pipeline> {

@@ -11,7 +11,7 @@ use crate::op::{Entry, Op};
 
 impl Graph {
     /// The same training graph, which keeps of each segment of the forward pass only what is read outside of it and what cannot be
-    /// computed again ([`Op::again`](crate::op::Op::again)). `segment_of` finds a forward node's segment in its name; nodes
+    /// computed again ([`Op::again`]). `segment_of` finds a forward node's segment in its name; nodes
     /// without one keep everything.
     pub fn checkpointed(mut self, segment_of: impl Fn(&str) -> Option<&str>) -> Result<Self> {
         let backward = self.nodes.split_off(self.forward);

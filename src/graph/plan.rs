@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use super::{Graph, Home, Region, ValueId};
 use crate::error::{Error, Result};
-use crate::op::staging::{Range, Staging, stage};
-use crate::op::{Access, Bind, Dispatch, Entry, Fusible, Op, Profile, Target, spec_of};
+use crate::op::staging::{self, Staging, stage};
+use crate::op::{Access, Bind, Cost, Dispatch, Entry, Fusible, Op, Profile, Target, spec_of};
 
 /// A buffer of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -307,7 +308,7 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             dispatches.push(Placed { label, node: i, dispatch, places: bound });
         }
     }
-    let range = |p: &Place| Range { buffer: p.buffer, offset: p.offset, bytes: p.bytes };
+    let range = |p: &Place| staging::Range { buffer: p.buffer, offset: p.offset, bytes: p.bytes };
     let staging = stage(dispatches.iter().map(|d| (d.dispatch.kernel, d.places.iter().map(range).collect())));
     let memory = Memory {
         regions: Region::ALL.map(|r| if uses(graph, r) { graph.region_bytes(r) } else { 0 }),
@@ -328,6 +329,11 @@ fn uses(graph: &Graph, region: Region) -> bool {
     graph.values().iter().any(|v| homes(v.home))
 }
 
+/// Floating-point operations and bytes a second of the slowest GPU to be reckoned with.
+const SLOW: (f64, f64) = (20e9, 4e9);
+/// Longest estimated time of a submission there, in seconds.
+const LONGEST: f64 = 0.5;
+
 impl Plan {
     fn check(&self, profile: &Profile, options: &Options) -> Result<()> {
         let limit = profile.max_binding.min(profile.max_buffer);
@@ -346,6 +352,30 @@ impl Plan {
             Some(budget) if self.memory.total() > budget => refuse("the plan", self.memory.total(), budget),
             _ => Ok(()),
         }
+    }
+
+    /// The dispatches cut into ranges, one for each submission, so that no submission takes longer than an operating system lets a GPU
+    /// be busy (two seconds on Windows) even on a GPU with 20 GFLOP/s and 4 GB/s. A node that takes longer by itself is not cut.
+    pub fn submissions(&self, graph: &Graph) -> Result<Vec<Range<usize>>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        let (mut seconds, mut node) = (0.0, None);
+        for (i, placed) in self.dispatches.iter().enumerate() {
+            if node.replace(placed.node) != Some(placed.node) {
+                let missing = || Error::bug(format!("{} is of no node", placed.label));
+                let of = graph.nodes().get(placed.node).ok_or_else(missing)?;
+                let Cost { flop, bytes } = of.op.cost(&of.entry)?;
+                let more = (flop / SLOW.0).max(bytes / SLOW.1);
+                if ranges.is_empty() || seconds + more > LONGEST {
+                    ranges.push(i..i);
+                    seconds = 0.0;
+                }
+                seconds += more;
+            }
+            if let Some(range) = ranges.last_mut() {
+                range.end = i + 1;
+            }
+        }
+        Ok(ranges)
     }
 
     /// What one run moves. A binding that only fills an unused place of a kernel repeats another one and is not counted.

@@ -6,7 +6,7 @@
 //! gradient [`Product::Forward`]; a linear layer is a 1x1 convolution of pictures of one pixel.
 
 use super::conv_kernels::{Params, kernel_for};
-use super::kernel::{Bind, Class, Dispatch, Lowered, Profile, workgroups};
+use super::kernel::{Bind, Class, Dispatch, Kernel, Lowered, Profile, workgroups};
 use super::{Cost, Entries, Entry, Op, Target};
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -481,6 +481,12 @@ impl Geometry {
             parts: (phases * splits) as u32,
             pixels: self.y.pixels() as u32,
             chunk: chunk as u32,
+            x_h: self.x.h as u32,
+            x_w: self.x.w as u32,
+            x_c4: self.x.c.div_ceil(4) as u32,
+            y_h: self.y.h as u32,
+            y_w: self.y.w as u32,
+            y_c4: self.y.c.div_ceil(4) as u32,
         };
 
         let partial = splits > 1;
@@ -513,7 +519,7 @@ impl Geometry {
             kernel,
             bindings,
             flags,
-            overrides: self.overrides(product),
+            overrides: self.overrides(kernel),
             params: params.bytes(),
             workgroups: tiles * phases * splits,
         });
@@ -523,8 +529,10 @@ impl Geometry {
         Ok(())
     }
 
-    fn overrides(&self, product: Product) -> Vec<(&'static str, f64)> {
+    /// The values of those of the pipeline's constants that the kernel has.
+    fn overrides(&self, kernel: &Kernel) -> Vec<(&'static str, f64)> {
         let mut overrides = vec![
+            ("KH", self.kernel.0 as f64),
             ("KW", self.kernel.1 as f64),
             ("STRIDE", self.stride as f64),
             ("PAD", self.padding as f64),
@@ -535,9 +543,7 @@ impl Geometry {
             ("Y_W", self.y.w as f64),
             ("Y_C4", self.y.c.div_ceil(4) as f64),
         ];
-        if product != Product::BackwardWeight {
-            overrides.push(("KH", self.kernel.0 as f64));
-        }
+        overrides.retain(|(name, _)| kernel.overrides.contains(name));
         overrides
     }
 }

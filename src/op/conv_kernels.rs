@@ -6,7 +6,18 @@ use super::kernel::{Access, Kernel};
 
 crate::kernel_params! {
     /// See `shaders/lib/conv_product.wgsl`.
-    Params { rows: u32, parts: u32, pixels: u32, chunk: u32 }
+    Params {
+        rows: u32,
+        parts: u32,
+        pixels: u32,
+        chunk: u32,
+        x_h: u32,
+        x_w: u32,
+        x_c4: u32,
+        y_h: u32,
+        y_w: u32,
+        y_c4: u32,
+    }
 }
 
 /// The kernels of a product: naive, tiled and tiled narrow, then three widths each of `lanes`, `lanes_buffers` and `lanes_plain`.
@@ -59,6 +70,7 @@ macro_rules! kernels {
                 ("BACKWARD_INPUT", $input),
                 ("BACKWARD_WEIGHT", $weight),
                 ("TEXTURES", 0),
+                ("SIZES", 0),
                 ("SUMS", 1),
                 ("PARTIALS", 0),
                 ("ROWS", tiled_rows($weight, $columns)),
@@ -88,6 +100,7 @@ macro_rules! kernels {
                 ("SUMS", $shuffle),
                 ("PARTIALS", 0),
                 ("SHUFFLE", $shuffle),
+                ("SIZES", 1),
                 ("WIDTH", lanes_width($weight, $columns)),
                 ("ROWS", lanes_rows($weight, $columns)),
                 ("TILE_ROWS", lanes_rows($weight, $columns) * lanes_width($weight, $columns)),
@@ -100,7 +113,7 @@ macro_rules! kernels {
                 _ => $interface.bindings,
             },
             params: Params::FIELDS,
-            overrides: $interface.overrides,
+            overrides: $interface.window,
             workgroup: [lanes_width($weight, $columns) as u32, 1, 1],
             subgroups: $shuffle == 1,
         }
@@ -132,6 +145,8 @@ struct Interface {
     partials: &'static [(&'static str, Access)],
     textures: &'static [(&'static str, Access)],
     overrides: &'static [&'static str],
+    /// Overrides of the `lanes` kernels, which get the sizes otherwise.
+    window: &'static [&'static str],
     /// What happens to operands and sums (see `shaders/lib/conv_fused.wgsl`): of all, and of those that make partial sums.
     flags: &'static [&'static str],
     partials_flags: &'static [&'static str],
@@ -165,6 +180,7 @@ const PRODUCT: Interface = Interface {
         ("partials", Access::ReadWrite),
     ],
     overrides: &["KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH"],
+    window: &["KW", "STRIDE", "PAD", "KH"],
     flags: &["NORM", "HAS_BIAS", "RESIDUAL", "GATE", "ACC"],
     partials_flags: &["NORM", "HAS_BIAS", "RESIDUAL", "GATE", "ACC", "PARTIALS"],
 };
@@ -174,6 +190,7 @@ const WEIGHT: Interface = Interface {
     partials: &[("a", Access::Read), ("b", Access::Read), ("stats", Access::Read), ("c", Access::ReadWrite)],
     textures: &[("a", Access::Texture), ("b", Access::Texture), ("stats", Access::Texture), ("c", Access::ReadWrite)],
     overrides: &["KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4"],
+    window: &["KW", "STRIDE", "PAD"],
     flags: &["NORM", "NORM_B", "ACC"],
     partials_flags: &["NORM", "NORM_B", "ACC"],
 };

@@ -85,6 +85,11 @@ impl FusedConv {
         if self.layer.transposed { "conv_transpose2d" } else { "conv2d" }
     }
 
+    /// Multiply-adds of each of its products.
+    pub(crate) fn macs(&self) -> f64 {
+        self.layer.geometry.macs()
+    }
+
     /// Whether something is added to the result.
     pub(crate) fn has_residual(&self) -> bool {
         self.residual

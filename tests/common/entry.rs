@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use vae_wgpu::Error;
 use vae_wgpu::gpu::{Binding, Gpu, Program, Step};
 use vae_wgpu::op::{Bind, Entry, Op, Target, spec_of};
 use vae_wgpu::shape::Spec;
@@ -22,11 +23,14 @@ pub(crate) enum Engine<'a> {
 }
 
 impl Engine<'_> {
-    pub(crate) fn variants(&self, op: &dyn Op, entry: &str) -> &'static [&'static str] {
-        match self {
-            Self::F64 | Self::F32 => &["reference"],
-            Self::Gpu(_) => op.variants(entry),
-        }
+    /// The variants of an entry that the engine can run.
+    pub(crate) fn variants(&self, op: &dyn Op, entry: &str) -> Vec<&'static str> {
+        let Self::Gpu(gpu) = self else { return vec!["reference"] };
+        let can = |variant: &&str| {
+            let target = Target { profile: gpu.profile(), variant: Some(variant), accumulate: &[] };
+            !matches!(op.lower(entry, &target), Err(Error::Unsupported { .. }))
+        };
+        op.variants(entry).iter().copied().filter(can).collect()
     }
 
     /// Runs `entry` and puts what it writes and updates into `values`.

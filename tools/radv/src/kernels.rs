@@ -1,0 +1,92 @@
+//! Which kernels a GPU runs for the default model, specialised for its shapes, and their SPIR-V as wgpu has naga write it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use naga::ShaderStage;
+use naga::back::{PipelineConstants, pipeline_constants::process_overrides, spv};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use vae_wgpu::error::Error;
+use vae_wgpu::graph::plan;
+use vae_wgpu::model::{Mode, VaeConfig};
+use vae_wgpu::op::{Dispatch, Kernel, Profile, Target};
+
+/// Pictures in a batch.
+pub const BATCH: usize = 128;
+
+/// A kernel with the values of its flags and overrides.
+pub struct Specialised {
+    pub kernel: &'static Kernel,
+    pub flags: Vec<(&'static str, i64)>,
+    pub overrides: Vec<(&'static str, f64)>,
+    /// Bytes of its parameters.
+    pub params: usize,
+    /// Dispatches of it in a training step; none for what is run by `--variant`, for evaluation or without fusion only.
+    pub dispatches: usize,
+}
+
+/// What wgpu finds on AMD's GPUs, with WebGPU's default limits.
+const PROFILE: Profile = Profile { subgroup: Some((32, 64)), ..Profile::WEBGPU };
+
+/// In the order of name, variant, flags and overrides.
+pub fn all() -> Result<Vec<Specialised>> {
+    let mut found: BTreeMap<(&str, &str, Vec<i64>, Vec<u64>), Specialised> = BTreeMap::new();
+    let mut add = |dispatch: Dispatch, planned: bool| {
+        let Dispatch { kernel, flags, overrides, params, .. } = dispatch;
+        let set = flags.iter().map(|(_, value)| *value).collect();
+        let bits = overrides.iter().map(|(_, value)| value.to_bits()).collect();
+        let entry = found.entry((kernel.name, kernel.variant, set, bits));
+        let kernel = entry.or_insert(Specialised { kernel, flags, overrides, params: params.len(), dispatches: 0 });
+        kernel.dispatches += usize::from(planned);
+    };
+    let config = VaeConfig::default();
+    for mode in [Mode::Train, Mode::Evaluate, Mode::Encode, Mode::Decode] {
+        let (_, plan) = config.plan(BATCH, mode, &PROFILE, &plan::Options::default())?;
+        plan.dispatches.into_iter().for_each(|placed| add(placed.dispatch, mode == Mode::Train));
+        // What else could be asked for, but for what is made for software adapters.
+        for graph in [config.graph(BATCH, mode)?, config.fused_graph(BATCH, mode)?] {
+            for node in graph.nodes() {
+                let variants = node.op.variants(node.entry.name).iter().copied();
+                for variant in variants.filter(|variant| !variant.starts_with("lanes")) {
+                    let target = Target { profile: &PROFILE, variant: Some(variant), accumulate: &node.accumulate };
+                    match node.op.lower(node.entry.name, &target) {
+                        Ok(lowered) => lowered.dispatches.into_iter().for_each(|dispatch| add(dispatch, false)),
+                        Err(Error::Unsupported { .. }) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+impl Specialised {
+    /// SPIR-V 1.6, as for Vulkan 1.3 with robust buffer accesses: only indices of arrays of known length are checked by naga.
+    pub fn spirv(&self) -> Result<Vec<u32>> {
+        let kernel = self.kernel;
+        let wgsl = kernel.wgsl(&self.flags)?;
+        let module = naga::front::wgsl::parse_str(&wgsl)?;
+        let capabilities = if kernel.subgroups { Capabilities::SUBGROUP } else { Capabilities::empty() };
+        let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module)?;
+        let constants: PipelineConstants =
+            self.overrides.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        let entry = Some((ShaderStage::Compute, kernel.entry));
+        let (module, info) = process_overrides(&module, &info, entry, &constants)?;
+        let options = spv::Options {
+            lang_version: (1, 6),
+            flags: spv::WriterFlags::LABEL_VARYINGS,
+            bounds_check_policies: BoundsCheckPolicies {
+                index: BoundsCheckPolicy::Restrict,
+                buffer: BoundsCheckPolicy::Unchecked,
+                image_load: BoundsCheckPolicy::Unchecked,
+                binding_array: BoundsCheckPolicy::Unchecked,
+            },
+            zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+            ..Default::default()
+        };
+        let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: kernel.entry.into() };
+        spv::write_vec(&module, &info, &options, Some(&pipeline)).context("naga to SPIR-V")
+    }
+}
