@@ -3,16 +3,20 @@
 //
 // C = A B with the operands of lib/conv_product.wgsl.
 //
-// One invocation: ROWS rows of C by 4 * COLUMNS columns, in registers (4 by 32, or 8 by 16 or 4). One workgroup: WIDTH invocations below each other, all with
-// the same columns. A step of the innermost loop adds 4 k: each lane loads the ROWS vec4s of its block of A. The COLUMNS blocks of B
-// are the same for all lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for
-// subgroups of 8 and more, full or not, as lanes 0 to 7 exist and never leave before the others; no data of the rows is exchanged.
+// One workgroup: eight invocations below each other and GROUPS times ROWS rows of C for each of them, by 4 * COLUMNS columns. One
+// invocation: ROWS rows at a time (4 by 32 columns, or 8 by 16 or 4), in registers; GROUPS times. What belongs to the columns and not
+// to the rows (bias, norm, sums over rows) is loaded and stored once for all of them.
+//
+// A step of the innermost loop adds 4 k: each lane loads the ROWS vec4s of its block of A. The COLUMNS blocks of B are the same for all
+// lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for subgroups of 8 and
+// more, full or not, as lanes 0 to 7 exist and never leave before the others; no data of the rows is exchanged. What belongs to the
+// columns is loaded by one lane for each column and handed round likewise: a load from a buffer costs as much as 16 multiply-adds.
 // The columns are the outer loop within a step, so that the accumulators of a column stay in registers for its multiply-adds.
 //
 // Order of summation: k upwards, one by one.
 //
-// PARTIALS (see lib/conv_partials.wgsl) takes subgroups of exactly eight: lanes are summed upwards, then the subgroups in workgroup
-// memory.
+// PARTIALS (see lib/conv_partials.wgsl) takes subgroups of exactly eight: a lane sums its rows, group by group, then the lanes are summed
+// upwards.
 
 #import grid
 #import conv_product
@@ -20,17 +24,6 @@
 #import conv_partials
 
 #if PARTIALS
-struct Entry {
-    shift: vec4<f32>,
-    sum: Sum,
-}
-
-#let SUBGROUPS = WIDTH / 8
-
-// Those of each column, for each subgroup; and how many rows a subgroup has.
-var<workgroup> entries: array<Entry, ${SUBGROUPS * COLUMNS}>;
-var<workgroup> counts: array<f32, $SUBGROUPS>;
-
 // The sum over the eight lanes, in all of them. Constant lanes: a software driver shuffles those in registers.
 fn sum8(v: vec4<f32>) -> vec4<f32> {
     return subgroupShuffle(v, 0u)
@@ -39,38 +32,30 @@ fn sum8(v: vec4<f32>) -> vec4<f32> {
 #endfor
         ;
 }
-
-// Merges the subgroups and stores what belongs to a column.
-fn store_partials(tile: Tile, index: u32) {
-    let column = tile.columns * ${COLUMNS}u + index;
-    if column >= columns() {
-        return;
-    }
-    let first = entries[index];
-#if PARTIALS == GRADIENT
-    var sum = first.sum;
-    for (var s = 1u; s < ${SUBGROUPS}u; s++) {
-        sum.a += entries[s * ${COLUMNS}u + index].sum.a;
-        sum.b += entries[s * ${COLUMNS}u + index].sum.b;
-    }
-    store_gradient(tile, column, sum);
-#else
-    // Chan, Golub and LeVeque's merge, of means relative to the first shift.
-    var count = counts[0];
-    var mean = first.sum.a;
-    var squares = first.sum.b;
-    for (var s = 1u; s < ${SUBGROUPS}u; s++) {
-        let other = entries[s * ${COLUMNS}u + index];
-        let total = count + counts[s];
-        let share = counts[s] / max(total, 1.0);
-        // Where there are no rows, the shift is no number of the tensor.
-        let d = select(vec4<f32>(), (other.shift - first.shift) + other.sum.a - mean, vec4<bool>(counts[s] > 0.0));
-        mean += d * share;
-        squares += other.sum.b + d * d * (count * share);
-        count = total;
-    }
-    store_statistics(tile, column, first.shift, mean, squares);
 #endif
+
+#if !BACKWARD_WEIGHT && SHUFFLE
+// What lane `lane` has.
+fn column_of(lane: u32, mine: Column) -> Column {
+    return Column(subgroupShuffle(mine.bias, lane), affine_of(lane, mine.norm));
+}
+
+fn affine_of(lane: u32, mine: Affine) -> Affine {
+    return Affine(
+        subgroupShuffle(mine.shift, lane),
+        subgroupShuffle(mine.scale, lane),
+        subgroupShuffle(mine.addend, lane),
+    );
+}
+#endif
+
+#if PARTIALS
+fn normalized_of(lane: u32, mine: Normalized) -> Normalized {
+    return Normalized(
+        subgroupShuffle(mine.shift, lane),
+        subgroupShuffle(mine.offset, lane),
+        subgroupShuffle(mine.rstd, lane),
+    );
 }
 #endif
 
@@ -85,10 +70,9 @@ fn main(
 ) {
     read_sizes();
     let tile = tile_of(flat_workgroup(wid, wgs), ${COLUMNS}u);
-    if tile.rows * ${ROWS * WIDTH}u >= p.rows {
+    if tile.rows * ${TILE_ROWS}u >= p.rows {
         return;
     }
-    let group = tile.rows * ${WIDTH}u + lane;
     let last_column = columns() - 1u;
     let column = tile.columns * ${COLUMNS}u;
 #if SHUFFLE
@@ -97,6 +81,33 @@ fn main(
 #for v in 0..(COLUMNS + 1) / 2
     let column_b$v = min(column + ${2 * v}u + subgroup_lane % 8u / 4u, last_column);
 #endfor
+#endif
+
+#if !BACKWARD_WEIGHT
+#if SHUFFLE
+    // What belongs to columns: lane l of eight has that of column l.
+    let my_column = min(column + subgroup_lane % 8u, last_column);
+    let mine = column_at(my_column, columns());
+#if PARTIALS == GRADIENT
+    let normalized = normalized_c(my_column, columns());
+#endif
+#else
+#for v in 0..COLUMNS
+    let finish$v = column_at(min(column + ${v}u, last_column), columns());
+#endfor
+#endif
+#if PARTIALS
+#for v in 0..COLUMNS
+    var sum$v = Sum();
+#if PARTIALS == STATISTICS
+    var shift$v = vec4<f32>();
+#endif
+#endfor
+#endif
+    for (var g = 0u; g < ${GROUPS}u; g++) {
+    let group = (tile.rows * ${GROUPS}u + g) * ${WIDTH}u + lane;
+#else
+    let group = tile.rows * ${WIDTH}u + lane;
 #endif
 #for v in 0..COLUMNS
 #for r in 0..ROWS
@@ -209,14 +220,14 @@ fn main(
 #for r in 0..ROWS
     let row$r = row_of(at$r, tile.part);
 #endfor
-#if PARTIALS
-    // Lane l of eight keeps what belongs to column l.
-    var mine = Entry();
-#endif
 #for v in 0..COLUMNS
     {
         let at = column + ${v}u;
-        let finish = column_at(min(at, last_column), columns());
+#if SHUFFLE
+        let finish = column_of(${v}u, mine);
+#else
+        let finish = finish$v;
+#endif
 #for r in 0..ROWS
         let live$r = row$r.exists && at <= last_column;
         let i$r = select(0u, row$r.first + at, live$r);
@@ -226,45 +237,44 @@ fn main(
             c[i$r] = c$r;
         }
 #endfor
-#if PARTIALS
 #if PARTIALS == STATISTICS
-        let shift = subgroupShuffle(c0, 0u);
-        let so_far0 = Sum();
+        shift$v = select(shift$v, subgroupShuffle(c0, 0u), vec4<bool>(g == 0u));
 #for r in 0..ROWS
-        let so_far${r + 1} = plus_statistics(so_far$r, select(vec4<f32>(), c$r - shift, vec4<bool>(row$r.exists)));
-#endfor
-#else
-        let shift = vec4<f32>();
-        let normalized = normalized_c(min(at, last_column), columns());
-        let so_far0 = Sum();
-#for r in 0..ROWS
-        let so_far${r + 1} = plus_gradient(so_far$r, select(vec4<f32>(), c$r, vec4<bool>(live$r)), x$r, normalized);
+        sum$v = plus_statistics(sum$v, select(vec4<f32>(), c$r - shift$v, vec4<bool>(row$r.exists)));
 #endfor
 #endif
-        let sum = Sum(sum8(so_far$ROWS.a), sum8(so_far$ROWS.b));
-        if lane % 8u == ${v}u {
-            mine = Entry(shift, sum);
+#if PARTIALS == GRADIENT
+        let of_column = normalized_of(${v}u, normalized);
+#for r in 0..ROWS
+        sum$v = plus_gradient(sum$v, select(vec4<f32>(), c$r, vec4<bool>(live$r)), x$r, of_column);
+#endfor
+#endif
+    }
+#endfor
+    }
+
+#if PARTIALS
+    // Lane l stores what belongs to column l.
+    var all = Sum();
+    var shift = vec4<f32>();
+#for v in 0..COLUMNS
+    {
+        let sum = Sum(sum8(sum$v.a), sum8(sum$v.b));
+        if lane == ${v}u {
+            all = sum;
+#if PARTIALS == STATISTICS
+            shift = shift$v;
+#endif
         }
-#endif
     }
 #endfor
-#if PARTIALS
-    let count = sum8(vec4<f32>(0.0
-#for r in 0..ROWS
-        + f32(row$r.exists)
-#endfor
-    )).x;
+    if lane < ${COLUMNS}u && column + lane <= last_column {
 #if PARTIALS == STATISTICS
-    // From sums of differences from the shift to mean and squared deviations.
-    mine.sum = moments(mine.sum, count);
+        let found = moments(all, f32(min(p.rows - tile.rows * ${TILE_ROWS}u, ${TILE_ROWS}u)));
+        store_statistics(tile, column + lane, shift, found.a, found.b);
+#else
+        store_gradient(tile, column + lane, all);
 #endif
-    if lane % 8u < ${COLUMNS}u {
-        entries[lane / 8u * ${COLUMNS}u + lane % 8u] = mine;
-        counts[lane / 8u] = count;
-    }
-    workgroupBarrier();
-    if lane < ${COLUMNS}u {
-        store_partials(tile, lane);
     }
 #endif
 }

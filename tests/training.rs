@@ -216,6 +216,20 @@ fn continuing_from_downloaded_tensors_gives_the_same_bits(device: &Arc<Gpu>) {
     }
 }
 
+fn a_step_in_many_submissions_gives_the_same_bits(device: &Arc<Gpu>) {
+    let config = small(Norm::Batch);
+    let trained = |longest| {
+        let options = Options { longest_submission: longest, ..Options::default() };
+        let (_, plan) = config.plan(BATCH, Mode::Train, device.profile(), &options).unwrap();
+        let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &options);
+        train(&mut runner, BATCH, 2);
+        (plan.submissions.len(), bits(&runner.download(Region::Params).unwrap()))
+    };
+    let ((one, whole), (many, parts)) = (trained(None), trained(Some(1e-4)));
+    assert!(one == 1 && many > 3, "{one} and {many} submissions");
+    assert_eq!(whole, parts);
+}
+
 fn objects_do_not_pile_up(_: &Arc<Gpu>) {
     // A device of its own: other tests make objects on theirs at the same time.
     let device = &Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
@@ -371,7 +385,7 @@ fn a_run_is_timed_on_request_and_gives_the_same_bits(device: &Arc<Gpu>) {
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let tests: [Test; 16] = [
+    let tests: [Test; 17] = [
         ("a_run_is_timed_on_request_and_gives_the_same_bits", a_run_is_timed_on_request_and_gives_the_same_bits),
         ("agrees_with_the_reference", agrees_with_the_reference),
         ("fused_steps_are_those_of_the_definition", fused_steps_are_those_of_the_definition),
@@ -387,6 +401,7 @@ fn main() -> ExitCode {
             "continuing_from_downloaded_tensors_gives_the_same_bits",
             continuing_from_downloaded_tensors_gives_the_same_bits,
         ),
+        ("a_step_in_many_submissions_gives_the_same_bits", a_step_in_many_submissions_gives_the_same_bits),
         ("objects_do_not_pile_up", objects_do_not_pile_up),
         ("a_poisoned_step_changes_nothing", a_poisoned_step_changes_nothing),
         ("programs_of_several_sizes_share_parameters", programs_of_several_sizes_share_parameters),

@@ -256,7 +256,7 @@ impl PlanArgs {
         // The same results, but for rounding, with every operation a node of its own.
         let fuse = std::env::var("VAE_WGPU_FUSE").map_or(true, |v| v != "off");
         let budget = self.memory_limit.map(|mib| mib.saturating_mul(1 << 20));
-        Ok(plan::Options { share, fuse, checkpoint: false, variants, budget })
+        Ok(plan::Options { share, fuse, variants, budget, ..plan::Options::default() })
     }
 
     /// The choices of the table, if one was given. It is used as it is; that it may not fit is told.

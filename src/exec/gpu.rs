@@ -1,7 +1,6 @@
 //! The plan on a device: buffers, bind groups and pipelines made once, a step replayed from them.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
@@ -43,8 +42,6 @@ struct Compiled {
     plan: Plan,
     inputs: Vec<wgpu::Buffer>,
     program: Program,
-    /// Its dispatches, submission by submission.
-    submissions: Vec<Range<usize>>,
 }
 
 impl fmt::Debug for GpuExecutor {
@@ -79,8 +76,7 @@ impl GpuExecutor {
             let steps = steps.collect::<Result<Vec<_>>>()?;
             let program = Program::new(&gpu, &format!("program {i}"), &steps)?;
             drop(steps);
-            let submissions = plan.submissions(&graph)?;
-            programs.push(Compiled { graph, plan, inputs, program, submissions });
+            programs.push(Compiled { graph, plan, inputs, program });
         }
         let ring = Ring::new(&gpu, REPORT_BYTES, REPORT_DEPTH)?;
         let (pending, ready, last, timers) = Default::default();
@@ -230,7 +226,7 @@ impl Executor for GpuExecutor {
         let sources: Vec<_> = outputs.iter().map(|(_, b)| (b.buffer, b.offset, b.size)).collect();
         let mut encoder = self.gpu.encoder("run");
         let [next, timed] = &mut self.timers;
-        for (i, part) in compiled.submissions.iter().enumerate() {
+        for (i, part) in compiled.plan.submissions.iter().enumerate() {
             if i > 0 {
                 self.gpu.submit(std::mem::replace(&mut encoder, self.gpu.encoder("run")))?;
             }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::{Graph, Home, Region, ValueId};
 use crate::error::{Error, Result};
 use crate::op::staging::{self, Staging, stage};
-use crate::op::{Access, Bind, Cost, Dispatch, Entry, Fusible, Op, Profile, Target, spec_of};
+use crate::op::{Access, Bind, Class, Cost, Dispatch, Entry, Fusible, Op, Profile, Target, spec_of};
 
 /// A buffer of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -93,12 +93,22 @@ pub struct Options {
     pub variants: BTreeMap<String, String>,
     /// Most device memory to use in bytes, where the user set a bound.
     pub budget: Option<u64>,
+    /// Longest estimated time of a submission in seconds ([`Plan`]'s `submissions`). By default half a second on a GPU and no bound on a
+    /// software adapter, which no operating system takes for hung.
+    pub longest_submission: Option<f64>,
 }
 
 impl Default for Options {
-    /// Sharing and fusion on, everything kept, variants chosen by shape and device, no bound.
+    /// Sharing and fusion on, everything kept, variants chosen by shape and device, no bound of memory.
     fn default() -> Self {
-        Self { share: true, fuse: true, checkpoint: false, variants: BTreeMap::new(), budget: None }
+        Self {
+            share: true,
+            fuse: true,
+            checkpoint: false,
+            variants: BTreeMap::new(),
+            budget: None,
+            longest_submission: None,
+        }
     }
 }
 
@@ -146,6 +156,9 @@ pub struct Plan {
     pub places: Vec<Option<Place>>,
     /// The dispatches of a step in order.
     pub dispatches: Vec<Placed>,
+    /// The dispatches cut into ranges, one for each submission, so that no submission takes longer than an operating system lets a GPU
+    /// be busy (two seconds on Windows) even on a GPU with 20 GFLOP/s and 4 GB/s. A node that takes longer by itself is not cut.
+    pub submissions: Vec<Range<usize>>,
     /// The copies into textures between them.
     pub staging: Staging,
     /// What it needs.
@@ -319,7 +332,12 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
         slot_count: slots.len(),
         largest: places.iter().flatten().map(|p| p.bytes).chain(slots.iter().copied()).max().unwrap_or(0),
     };
-    let plan = Plan { slots, places, dispatches, staging, memory };
+    let longest = options.longest_submission.unwrap_or(match profile.class {
+        Class::Gpu => LONGEST,
+        Class::Software => f64::INFINITY,
+    });
+    let submissions = submissions(graph, &dispatches, longest)?;
+    let plan = Plan { slots, places, dispatches, submissions, staging, memory };
     plan.check(profile, options)?;
     Ok(plan)
 }
@@ -333,6 +351,29 @@ fn uses(graph: &Graph, region: Region) -> bool {
 const SLOW: (f64, f64) = (20e9, 4e9);
 /// Longest estimated time of a submission there, in seconds.
 const LONGEST: f64 = 0.5;
+
+/// The dispatches cut into ranges of at most `longest` estimated seconds, or one node.
+fn submissions(graph: &Graph, dispatches: &[Placed], longest: f64) -> Result<Vec<Range<usize>>> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    let (mut seconds, mut node) = (0.0, None);
+    for (i, placed) in dispatches.iter().enumerate() {
+        if node.replace(placed.node) != Some(placed.node) {
+            let missing = || Error::bug(format!("{} is of no node", placed.label));
+            let of = graph.nodes().get(placed.node).ok_or_else(missing)?;
+            let Cost { flop, bytes } = of.op.cost(&of.entry)?;
+            let more = (flop / SLOW.0).max(bytes / SLOW.1);
+            if ranges.is_empty() || seconds + more > longest {
+                ranges.push(i..i);
+                seconds = 0.0;
+            }
+            seconds += more;
+        }
+        if let Some(range) = ranges.last_mut() {
+            range.end = i + 1;
+        }
+    }
+    Ok(ranges)
+}
 
 impl Plan {
     fn check(&self, profile: &Profile, options: &Options) -> Result<()> {
@@ -352,30 +393,6 @@ impl Plan {
             Some(budget) if self.memory.total() > budget => refuse("the plan", self.memory.total(), budget),
             _ => Ok(()),
         }
-    }
-
-    /// The dispatches cut into ranges, one for each submission, so that no submission takes longer than an operating system lets a GPU
-    /// be busy (two seconds on Windows) even on a GPU with 20 GFLOP/s and 4 GB/s. A node that takes longer by itself is not cut.
-    pub fn submissions(&self, graph: &Graph) -> Result<Vec<Range<usize>>> {
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        let (mut seconds, mut node) = (0.0, None);
-        for (i, placed) in self.dispatches.iter().enumerate() {
-            if node.replace(placed.node) != Some(placed.node) {
-                let missing = || Error::bug(format!("{} is of no node", placed.label));
-                let of = graph.nodes().get(placed.node).ok_or_else(missing)?;
-                let Cost { flop, bytes } = of.op.cost(&of.entry)?;
-                let more = (flop / SLOW.0).max(bytes / SLOW.1);
-                if ranges.is_empty() || seconds + more > LONGEST {
-                    ranges.push(i..i);
-                    seconds = 0.0;
-                }
-                seconds += more;
-            }
-            if let Some(range) = ranges.last_mut() {
-                range.end = i + 1;
-            }
-        }
-        Ok(ranges)
     }
 
     /// What one run moves. A binding that only fills an unused place of a kernel repeats another one and is not counted.

@@ -101,9 +101,10 @@ macro_rules! kernels {
                 ("PARTIALS", 0),
                 ("SHUFFLE", $shuffle),
                 ("SIZES", 1),
-                ("WIDTH", lanes_width($weight, $columns)),
+                ("WIDTH", WIDTH),
                 ("ROWS", lanes_rows($weight, $columns)),
-                ("TILE_ROWS", lanes_rows($weight, $columns) * lanes_width($weight, $columns)),
+                ("GROUPS", lanes_groups($weight, $columns)),
+                ("TILE_ROWS", lanes_groups($weight, $columns) * lanes_rows($weight, $columns) * WIDTH),
                 ("COLUMNS", $columns),
             ],
             flags: if $shuffle == 1 { $interface.partials_flags } else { $interface.flags },
@@ -114,7 +115,7 @@ macro_rules! kernels {
             },
             params: Params::FIELDS,
             overrides: $interface.window,
-            workgroup: [lanes_width($weight, $columns) as u32, 1, 1],
+            workgroup: [WIDTH as u32, 1, 1],
             subgroups: $shuffle == 1,
         }
     };
@@ -132,10 +133,13 @@ const fn lanes_rows(weight: i64, columns: i64) -> i64 {
     if weight == 1 || columns == 8 { 4 } else { 8 }
 }
 
-/// Invocations of a workgroup of a `lanes` kernel: tiles of [`CHUNK`] rows. A weight gradient has few rows, so no more lanes than a
-/// software adapter's subgroup has, that none of them idles.
-const fn lanes_width(weight: i64, columns: i64) -> i64 {
-    if weight == 1 { 8 } else { CHUNK as i64 / lanes_rows(weight, columns) }
+/// Invocations of a workgroup of a `lanes` kernel: a software adapter's subgroup. It runs the subgroups of a workgroup one after the
+/// other, and keeps all that is between two of them.
+const WIDTH: i64 = 8;
+
+/// Times that an invocation of a `lanes` kernel has rows of C, below each other: tiles of [`CHUNK`] rows. A weight gradient has few rows.
+const fn lanes_groups(weight: i64, columns: i64) -> i64 {
+    if weight == 1 { 1 } else { CHUNK as i64 / (lanes_rows(weight, columns) * WIDTH) }
 }
 
 /// Overrides and bindings of the kernels of a product: of all, of those that make partial sums, and of those with textures, which

@@ -52,35 +52,35 @@ struct Slot<B> {
     bytes: u64,
     small: bool,
     holds: Option<Range<B>>,
-    used: usize,
 }
+
+/// What a dispatch is bound to: its kernel, and a range for each binding.
+type Step<'a, B> = (&'a Kernel, Vec<Range<B>>);
 
 /// Plans the staging of dispatches, given as each one's kernel and the ranges that its bindings are bound to.
 ///
-/// The texture used longest ago is the one to be written over.
-pub fn stage<'a, B: Copy + PartialEq + 'a>(steps: impl Iterator<Item = (&'a Kernel, Vec<Range<B>>)>) -> Staging {
+/// All of them are known beforehand, so the texture to be written over is the one whose copy is wanted again last (Belady, IBM
+/// Systems Journal 5(2), 1966).
+pub fn stage<'a, B: Copy + PartialEq + 'a>(steps: impl Iterator<Item = Step<'a, B>>) -> Staging {
+    let steps: Vec<_> = steps.collect();
     let mut slots: Vec<Slot<B>> = Vec::new();
     let mut staging = Staging::default();
-    for (now, (kernel, ranges)) in (1..).zip(steps) {
+    for (now, step) in steps.iter().enumerate() {
+        let (kernel, ranges) = step;
         let mut staged = Staged::default();
-        for (binding, ((_, access), range)) in kernel.bindings.iter().zip(&ranges).enumerate() {
+        for (binding, ((_, access), range)) in kernel.bindings.iter().zip(ranges).enumerate() {
             let slot = (*access == Access::Texture).then(|| {
                 let resident = slots.iter().position(|slot| slot.holds == Some(*range));
                 resident.unwrap_or_else(|| {
                     staged.copies.push(binding);
-                    place(&mut slots, *range, now)
+                    place(&mut slots, *range, step, &steps[now..])
                 })
             });
-            if let Some(slot) = slot.and_then(|slot| slots.get_mut(slot)) {
-                slot.used = now;
-            }
             staged.textures.push(slot);
         }
-        for ((_, access), range) in kernel.bindings.iter().zip(&ranges) {
-            if *access == Access::ReadWrite {
-                for slot in slots.iter_mut().filter(|slot| slot.holds.is_some_and(|held| held.overlaps(range))) {
-                    slot.holds = None;
-                }
+        for slot in &mut slots {
+            if slot.holds.is_some_and(|held| writes(step, &held)) {
+                slot.holds = None;
             }
         }
         staging.steps.push(staged);
@@ -89,28 +89,57 @@ pub fn stage<'a, B: Copy + PartialEq + 'a>(steps: impl Iterator<Item = (&'a Kern
     staging
 }
 
-/// Finds a texture for `range`: an empty or the stalest one of its kind, or a new one while there are few.
-fn place<B: Copy + PartialEq>(slots: &mut Vec<Slot<B>>, range: Range<B>, now: usize) -> usize {
+/// Whether a dispatch reads a copy of `range`.
+fn reads<B: Copy + PartialEq>((kernel, ranges): &Step<'_, B>, range: &Range<B>) -> bool {
+    kernel.bindings.iter().zip(ranges).any(|((_, access), bound)| *access == Access::Texture && bound == range)
+}
+
+/// Whether a dispatch makes copies of `range` worthless.
+fn writes<B: Copy + PartialEq>((kernel, ranges): &Step<'_, B>, range: &Range<B>) -> bool {
+    let bound = kernel.bindings.iter().zip(ranges);
+    bound.into_iter().any(|((_, access), bound)| *access == Access::ReadWrite && bound.overlaps(range))
+}
+
+/// How many dispatches from the first of `steps` on a copy of `range` is read next; `usize::MAX` where it never is.
+fn wanted<B: Copy + PartialEq>(range: &Range<B>, steps: &[Step<'_, B>]) -> usize {
+    let next = steps.iter().enumerate().find(|(_, step)| reads(step, range) || writes(step, range));
+    next.filter(|(_, step)| reads(step, range)).map_or(usize::MAX, |(at, _)| at)
+}
+
+/// Finds a texture for `range`, which `step`, the first of `steps`, reads: an empty one of its kind, a new one while there are few, or that whose copy is
+/// wanted last.
+fn place<B: Copy + PartialEq>(
+    slots: &mut Vec<Slot<B>>,
+    range: Range<B>,
+    step: &Step<'_, B>,
+    steps: &[Step<'_, B>],
+) -> usize {
     let small = range.bytes < SMALL;
-    let of_kind = || slots.iter().enumerate().filter(|(_, slot)| slot.small == small && slot.used < now);
-    let empty = of_kind().filter(|(_, slot)| slot.holds.is_none()).min_by_key(|(_, slot)| slot.bytes < range.bytes);
-    let stalest = || of_kind().min_by_key(|(_, slot)| slot.used);
+    let mut best = None;
+    for (at, slot) in slots.iter().enumerate().filter(|(_, slot)| slot.small == small) {
+        let last = match &slot.holds {
+            Some(held) if reads(step, held) => continue,
+            Some(held) => wanted(held, steps),
+            None => usize::MAX,
+        };
+        // Among equals, one that is large enough.
+        let score = (last, slot.bytes >= range.bytes);
+        if best.is_none_or(|(_, known)| score > known) {
+            best = Some((at, score));
+        }
+    }
     let few = slots.iter().filter(|slot| slot.small == small).count() < SLOTS;
-    let found = match empty {
-        None if !few => stalest(),
-        found => found,
-    };
-    let at = match found {
-        Some((at, _)) => at,
-        None => {
-            slots.push(Slot { bytes: 0, small, holds: None, used: now });
+    let at = match best {
+        Some((at, (usize::MAX, _))) => at,
+        Some((at, _)) if !few => at,
+        _ => {
+            slots.push(Slot { bytes: 0, small, holds: None });
             slots.len() - 1
         }
     };
     if let Some(slot) = slots.get_mut(at) {
         slot.bytes = slot.bytes.max(range.bytes);
         slot.holds = Some(range);
-        slot.used = now;
     }
     at
 }

@@ -257,15 +257,16 @@ impl RunFolder {
     }
 
     /// Writes an epoch's reconstructions (those of epoch 0 are the originals) as a column of their own, then the history anew:
-    /// a row a picture, the originals, then a column an epoch. A kill between the two loses nothing, and a run resumed at an
-    /// earlier epoch starts its columns there; those of epochs that are not there stay blank.
+    /// a row a picture, the originals, then a column an epoch; of long runs every second epoch, every fourth and so on, and the
+    /// last. A kill between the two loses nothing, and a run resumed at an earlier epoch starts its columns there; those of
+    /// epochs that are not there stay blank.
     ///
     /// # Errors
     /// [`Error::File`] where they cannot be written, [`Error::Shape`] where the columns do not fit each other.
     pub fn save_reconstructions(&self, epoch: u64, pictures: &Pictures) -> Result<()> {
         pictures.save_strip(&self.reconstructions(epoch))?;
         let column = |epoch| Pictures::load_strip(&self.reconstructions(epoch)).ok();
-        let columns: Vec<_> = (0..=epoch).map(column).collect();
+        let columns: Vec<_> = columns(epoch).into_iter().map(column).collect();
         let grid = Grid { scale: 2, ..Grid::default() };
         save_png(&self.history(), &grid.draw_columns(&columns)?)
     }
@@ -288,6 +289,20 @@ impl RunFolder {
         let path = self.config();
         RunConfig::from_json(&files::read(&path)?, &path)
     }
+}
+
+/// Most columns of the history.
+const MOST_COLUMNS: u64 = 64;
+
+/// Epochs that the history shows after `epoch`: multiples of the least power of two that makes them few enough, and the last.
+fn columns(epoch: u64) -> Vec<u64> {
+    let mut apart = 1;
+    while epoch / apart > MOST_COLUMNS - 2 {
+        apart *= 2;
+    }
+    let mut columns: Vec<_> = (0..=epoch / apart).map(|i| i * apart).collect();
+    columns.extend((!epoch.is_multiple_of(apart)).then_some(epoch));
+    columns
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -386,6 +401,20 @@ mod tests {
             fs::write(run.config(), text.replacen(from, to, 1)).unwrap();
             let error = run.load_config::<Settings>().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_history_of_a_long_run_is_thinned_out() {
+        assert_eq!(columns(0), [0]);
+        assert_eq!(columns(3), [0, 1, 2, 3]);
+        assert_eq!(columns(62), (0..=62).collect::<Vec<_>>());
+        assert_eq!(columns(64), (0..=32).map(|i| 2 * i).collect::<Vec<_>>());
+        assert_eq!(columns(65)[31..], [62, 64, 65]);
+        for epoch in [63, 127, 1000, 999_999_999, u64::MAX] {
+            let columns = columns(epoch);
+            assert!(columns.len() as u64 <= MOST_COLUMNS && columns[0] == 0 && columns.last() == Some(&epoch));
+            assert!(columns.is_sorted() && columns.len() > 30);
         }
     }
 

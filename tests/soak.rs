@@ -1,0 +1,143 @@
+//! A long run: resident memory and the device's objects stay where they are, and so does the time of a step.
+//!
+//! In the ordinary suite it takes seconds. `VAE_WGPU_SOAK_MINUTES=60 cargo test --release --test soak -- --nocapture` trains for an hour and
+//! prints what it found each minute; times are printed, not judged.
+
+#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+#[path = "common/gpu.rs"]
+mod common;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Arguments;
+
+use vae_wgpu::data;
+use vae_wgpu::exec::Device;
+use vae_wgpu::gpu::{Gpu, LiveObjects, Options as GpuOptions};
+use vae_wgpu::graph::plan;
+use vae_wgpu::model::VaeConfig;
+use vae_wgpu::report::run_folder::RunFolder;
+use vae_wgpu::report::{Event, Observer};
+use vae_wgpu::train::{Settings, Stage, Trainer};
+
+const BATCH: usize = 32;
+
+/// What the process and its device hold at the end of an epoch.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    /// Resident memory in MiB; `None` where the system does not tell.
+    resident: Option<f64>,
+    objects: LiveObjects,
+}
+
+impl Sample {
+    fn now(gpu: &Gpu) -> Self {
+        Self { resident: resident(), objects: gpu.live_objects() }
+    }
+}
+
+fn resident() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
+}
+
+/// Looks on, takes a sample after each epoch, and ends the run when its time is over.
+struct Watch<'a> {
+    gpu: &'a Gpu,
+    stop: &'a AtomicBool,
+    until: Option<Instant>,
+    samples: Vec<Sample>,
+    /// Milliseconds of the steps of this minute.
+    steps: Vec<f64>,
+    begun: Instant,
+    minutes: u64,
+}
+
+impl Observer for Watch<'_> {
+    fn observe(&mut self, event: &Event<'_>) -> vae_wgpu::Result<()> {
+        match event {
+            Event::Step(row) => self.steps.push(1e3 * BATCH as f64 / f64::from(row.images_per_s)),
+            Event::Epoch { .. } => {
+                let sample = Sample::now(self.gpu);
+                self.samples.push(sample);
+                if self.begun.elapsed() >= Duration::from_secs(60 * (self.minutes + 1)) {
+                    self.minutes = self.begun.elapsed().as_secs() / 60;
+                    self.steps.sort_by(f64::total_cmp);
+                    let at = |share: f64| self.steps.get((self.steps.len() as f64 * share) as usize).copied();
+                    let ms = |share| at(share).map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
+                    let resident = sample.resident.map_or_else(|| "-".to_owned(), |mib| format!("{mib:.1}"));
+                    eprintln!(
+                        "minute {}: {} epochs, {} steps of {} ms (fastest tenth {}), {resident} MiB resident, {:?}",
+                        self.minutes,
+                        self.samples.len(),
+                        self.steps.len(),
+                        ms(0.5),
+                        ms(0.1),
+                        sample.objects
+                    );
+                    self.steps.clear();
+                }
+                if self.until.is_some_and(|until| Instant::now() >= until) {
+                    self.stop.store(true, Ordering::Release);
+                }
+            }
+            Event::Warning { message } => panic!("{message}"),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
+    let minutes: Option<f64> = std::env::var("VAE_WGPU_SOAK_MINUTES").ok().map(|text| text.parse().unwrap());
+    // A device of its own: whatever is counted is this run's.
+    let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
+    let dataset = data::shapes::dataset().unwrap().limited(Some(256), Some(64)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings {
+        model: VaeConfig { channels: 4, blocks: 1, latent_dim: 4, ..VaeConfig::default() },
+        batch_size: BATCH,
+        epochs: if minutes.is_some() { 1_000_000 } else { 12 },
+        lr: 1e-3,
+        warmup: 10,
+        ..Settings::default()
+    };
+    let (device, stop, plan) = (Device::Gpu(Arc::clone(&gpu)), AtomicBool::new(false), plan::Options::default());
+    let begun = Instant::now();
+    let mut watch = Watch {
+        gpu: &gpu,
+        stop: &stop,
+        until: minutes.map(|minutes| begun + Duration::from_secs_f64(60.0 * minutes)),
+        samples: Vec::new(),
+        steps: Vec::new(),
+        begun,
+        minutes: 0,
+    };
+    let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: &mut watch, stop: &stop };
+    let folder = RunFolder::create(Some(&dir.path().join("run")), false).unwrap();
+    Trainer::new(settings, folder, None, stage).unwrap().run().unwrap();
+
+    let samples = watch.samples;
+    // The first epochs fill caches and make the pictures' programs.
+    let (early, late) = (samples[samples.len() / 3], samples[samples.len() - 1]);
+    assert!(samples.len() >= 12, "{} epochs", samples.len());
+    assert_eq!(early.objects, late.objects, "objects of the device pile up");
+    if let (Some(early), Some(late)) = (early.resident, late.resident) {
+        eprintln!("resident: {early:.1} MiB after a third of {} epochs, {late:.1} at the end", samples.len());
+        // A run keeps the rows of its tables: some hundred bytes a step.
+        assert!(late < early + 16.0, "{early:.1} MiB resident after a third of the run, {late:.1} at the end");
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let gpu = Gpu::open(&GpuOptions::default()).map(Arc::new);
+    let mut trials = common::announce(&gpu, |gpu| gpu.facts().to_string());
+    trials.push(common::trial("memory_and_objects_stay_flat", gpu.ok(), memory_and_objects_stay_flat));
+    libtest_mimic::run(&args, trials).exit_code()
+}
