@@ -102,7 +102,7 @@ impl Expander {
                     self.names.0.insert(identifier(line, name)?, value);
                 }
                 "if" => {
-                    let (end, middle) = matching(lines, at, line, "if", "endif")?;
+                    let (end, middle) = self.matching(lines, at, line, "if", "endif")?;
                     let (yes, no) = match middle {
                         Some(middle) => (&lines[at..middle], &lines[middle + 1..end]),
                         None => (&lines[at..end], &lines[end..end]),
@@ -112,7 +112,7 @@ impl Expander {
                     at = end + 1;
                 }
                 "for" => {
-                    let (end, _) = matching(lines, at, line, "for", "endfor")?;
+                    let (end, _) = self.matching(lines, at, line, "for", "endfor")?;
                     self.repeat(line, rest, &lines[at..end])?;
                     at = end + 1;
                 }
@@ -123,7 +123,33 @@ impl Expander {
         Ok(())
     }
 
-    /// Lines and rounds of repeats are counted, so that there is an end.
+    /// Index of the line that closes the block opened before `at`, and of its `#else`.
+    fn matching(
+        &mut self,
+        lines: &[Line<'_>],
+        at: usize,
+        open: &Line<'_>,
+        word: &str,
+        close: &str,
+    ) -> Result<(usize, Option<usize>)> {
+        let (mut depth, mut middle) = (0, None);
+        for (i, line) in lines.iter().enumerate().skip(at) {
+            self.count(line)?;
+            match line.directive() {
+                Some((w, _)) if w == word => depth += 1,
+                Some((w, _)) if w == close && depth == 0 => return Ok((i, middle)),
+                Some((w, _)) if w == close => depth -= 1,
+                Some(("else", _)) if depth == 0 && word == "if" => match middle {
+                    Some(_) => return Err(line.error("a second `#else`")),
+                    None => middle = Some(i),
+                },
+                _ => {}
+            }
+        }
+        Err(open.error(format!("`#{word}` without `#{close}`")))
+    }
+
+    /// Lines that are looked at, again or in search of an end too, and rounds of repeats are counted, so that there is an end.
     fn count(&mut self, line: &Line<'_>) -> Result<()> {
         self.lines += 1;
         if self.lines > MAX_LINES {
@@ -189,24 +215,6 @@ impl Expander {
         }
         Ok(())
     }
-}
-
-/// Index of the line that closes the block opened before `at`, and of its `#else`.
-fn matching(lines: &[Line<'_>], at: usize, open: &Line<'_>, word: &str, close: &str) -> Result<(usize, Option<usize>)> {
-    let (mut depth, mut middle) = (0, None);
-    for (i, line) in lines.iter().enumerate().skip(at) {
-        match line.directive() {
-            Some((w, _)) if w == word => depth += 1,
-            Some((w, _)) if w == close && depth == 0 => return Ok((i, middle)),
-            Some((w, _)) if w == close => depth -= 1,
-            Some(("else", _)) if depth == 0 && word == "if" => match middle {
-                Some(_) => return Err(line.error("a second `#else`")),
-                None => middle = Some(i),
-            },
-            _ => {}
-        }
-    }
-    Err(open.error(format!("`#{word}` without `#{close}`")))
 }
 
 fn identifier(line: &Line<'_>, name: &str) -> Result<String> {
@@ -375,12 +383,14 @@ mod tests {
             ("${1", "without `}`"),
             ("${9223372036854775807 + 1}", "has no value"),
             ("#for i in 0..999999999\n#endfor", "repeats more than"),
+            // The end of each block is looked for in each round.
+            (&format!("#for i in 0..4096\n{}{}#endfor", "#if 1\n".repeat(50), "#endif\n".repeat(50)), "takes more than"),
         ] {
             let message = err(source);
             assert!(message.contains(part), "{source:?}: {message}");
         }
         assert!(err(&format!("${{{}1}}", "(".repeat(100))).contains("nested"));
-        let (open, close) = ("#if 1\n".repeat(100_000), "#endif\n".repeat(100_000));
+        let (open, close) = ("#if 1\n".repeat(100), "#endif\n".repeat(100));
         assert!(err(&(open + &close)).contains("nested"));
         // Rounds that leave no text.
         let rounds = |depth| "#for i in 0..4096\n".repeat(depth) + &"#endfor\n".repeat(depth);
