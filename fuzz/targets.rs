@@ -117,7 +117,6 @@ pub(crate) fn config(bytes: &[u8]) {
     match RunConfig::<Settings>::from_json(bytes, path()) {
         Ok(config) => {
             let again = serde_json::to_vec(&config).expect("what was read can be written");
-            // Numbers may be written as others that read alike; twice is enough for them to stay.
             let again = RunConfig::<Settings>::from_json(&again, path()).expect("what was written can be read");
             assert_eq!(again.settings, config.settings);
             let _ = config.settings.check().map_err(|error| clear(&error));

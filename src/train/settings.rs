@@ -132,6 +132,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{self, Purpose};
 
     #[test]
     fn the_learning_rate_warms_up_and_falls() {
@@ -155,6 +156,21 @@ mod tests {
         let settings = Settings { beta: 2.0, beta_warmup: 10, ..Settings::default() };
         assert_eq!([0, 5, 10, 20].map(|s| settings.beta_at(s)), [0.0, 1.0, 2.0, 2.0]);
         assert_eq!(Settings::default().beta_at(0), 1.0);
+    }
+
+    /// Or a run that goes on would compute with other numbers than one in one go.
+    #[test]
+    fn settings_come_back_bit_for_bit() {
+        let mut draw = rng::stream(1, Purpose::Check, 0);
+        for _ in 0..10_000 {
+            let word = || (u64::from(rng::below(&mut draw, u32::MAX)) << 32) | 0x9e37_79b9;
+            let lr =
+                f64::from_bits(std::iter::repeat_with(word).find(|bits| f64::from_bits(*bits).is_finite()).unwrap());
+            let settings = Settings { lr, ..Settings::default() };
+            let json = serde_json::to_string(&settings).unwrap();
+            let back: Settings = serde_json::from_str(&json).unwrap();
+            assert_eq!(back.lr.to_bits(), lr.to_bits(), "{json}");
+        }
     }
 
     #[test]
