@@ -53,7 +53,7 @@ pub struct Settings {
     pub flip: bool,
     /// Move training images at random.
     pub crop: bool,
-    /// Variants of kernels that were asked for, as [`plan::Options::variants`] has them: they decide the order of sums.
+    /// Variants of kernels that were asked for, as [`plan::Options::variants`](crate::graph::plan::Options::variants) has them: they decide the order of sums.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variants: BTreeMap<String, String>,
 }
