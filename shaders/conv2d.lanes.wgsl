@@ -3,9 +3,10 @@
 //
 // C = A B with the operands of lib/conv_product.wgsl.
 //
-// One workgroup: eight invocations below each other and GROUPS times ROWS rows of C for each of them, by 4 * COLUMNS columns. One
+// One workgroup: WIDTH invocations below each other and GROUPS times ROWS rows of C for each of them, by 4 * COLUMNS columns. One
 // invocation: ROWS rows at a time (4 by 32 columns, or 8 by 16 or 4), in registers; GROUPS times. What belongs to the columns and not
-// to the rows (bias, norm, sums over rows) is loaded and stored once for all of them.
+// to the rows (bias, norm, sums over rows) is loaded and stored once for all of them. Without SHUFFLE there is one group: the loop over
+// them would be worth little, and SwiftShader's compiler takes minutes and gigabytes for it.
 //
 // A step of the innermost loop adds 4 k: each lane loads the ROWS vec4s of its block of A. The COLUMNS blocks of B are the same for all
 // lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for subgroups of 8 and
@@ -91,10 +92,6 @@ fn main(
 #if PARTIALS == GRADIENT
     let normalized = normalized_c(my_column, columns());
 #endif
-#else
-#for v in 0..COLUMNS
-    let finish$v = column_at(min(column + ${v}u, last_column), columns());
-#endfor
 #endif
 #if PARTIALS
 #for v in 0..COLUMNS
@@ -104,8 +101,12 @@ fn main(
 #endif
 #endfor
 #endif
+#if GROUPS > 1
     for (var g = 0u; g < ${GROUPS}u; g++) {
     let group = (tile.rows * ${GROUPS}u + g) * ${WIDTH}u + lane;
+#else
+    let group = tile.rows * ${WIDTH}u + lane;
+#endif
 #else
     let group = tile.rows * ${WIDTH}u + lane;
 #endif
@@ -226,7 +227,7 @@ fn main(
 #if SHUFFLE
         let finish = column_of(${v}u, mine);
 #else
-        let finish = finish$v;
+        let finish = column_at(min(at, last_column), columns());
 #endif
 #for r in 0..ROWS
         let live$r = row$r.exists && at <= last_column;
@@ -251,7 +252,9 @@ fn main(
 #endif
     }
 #endfor
+#if GROUPS > 1
     }
+#endif
 
 #if PARTIALS
     // Lane l stores what belongs to column l.

@@ -101,10 +101,10 @@ macro_rules! kernels {
                 ("PARTIALS", 0),
                 ("SHUFFLE", $shuffle),
                 ("SIZES", 1),
-                ("WIDTH", WIDTH),
+                ("WIDTH", lanes_width($shuffle, $weight, $columns)),
                 ("ROWS", lanes_rows($weight, $columns)),
-                ("GROUPS", lanes_groups($weight, $columns)),
-                ("TILE_ROWS", lanes_groups($weight, $columns) * lanes_rows($weight, $columns) * WIDTH),
+                ("GROUPS", lanes_groups($shuffle, $weight, $columns)),
+                ("TILE_ROWS", if $weight == 1 { 4 * lanes_width($shuffle, $weight, $columns) } else { CHUNK as i64 }),
                 ("COLUMNS", $columns),
             ],
             flags: if $shuffle == 1 { $interface.partials_flags } else { $interface.flags },
@@ -115,7 +115,7 @@ macro_rules! kernels {
             },
             params: Params::FIELDS,
             overrides: $interface.window,
-            workgroup: [WIDTH as u32, 1, 1],
+            workgroup: [lanes_width($shuffle, $weight, $columns) as u32, 1, 1],
             subgroups: $shuffle == 1,
         }
     };
@@ -133,13 +133,15 @@ const fn lanes_rows(weight: i64, columns: i64) -> i64 {
     if weight == 1 || columns == 8 { 4 } else { 8 }
 }
 
-/// Invocations of a workgroup of a `lanes` kernel: a software adapter's subgroup. It runs the subgroups of a workgroup one after the
-/// other, and keeps all that is between two of them.
-const WIDTH: i64 = 8;
+/// Invocations of a workgroup of a `lanes` kernel. With shuffles a software adapter's subgroup: it runs the subgroups of a workgroup one
+/// after the other, and keeps all that is between two of them. A weight gradient has few rows, so that no more would have work.
+const fn lanes_width(shuffle: i64, weight: i64, columns: i64) -> i64 {
+    if shuffle == 1 || weight == 1 { 8 } else { CHUNK as i64 / lanes_rows(weight, columns) }
+}
 
 /// Times that an invocation of a `lanes` kernel has rows of C, below each other: tiles of [`CHUNK`] rows. A weight gradient has few rows.
-const fn lanes_groups(weight: i64, columns: i64) -> i64 {
-    if weight == 1 { 1 } else { CHUNK as i64 / (lanes_rows(weight, columns) * WIDTH) }
+const fn lanes_groups(shuffle: i64, weight: i64, columns: i64) -> i64 {
+    if weight == 1 { 1 } else { CHUNK as i64 / (lanes_rows(weight, columns) * lanes_width(shuffle, weight, columns)) }
 }
 
 /// Overrides and bindings of the kernels of a product: of all, of those that make partial sums, and of those with textures, which
