@@ -7,6 +7,7 @@ mod common;
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libtest_mimic::Arguments;
 
@@ -218,16 +219,30 @@ fn continuing_from_downloaded_tensors_gives_the_same_bits(device: &Arc<Gpu>) {
 
 fn a_step_in_many_submissions_gives_the_same_bits(device: &Arc<Gpu>) {
     let config = small(Norm::Batch);
+    let steps = 4;
     let trained = |longest| {
         let options = Options { longest_submission: longest, ..Options::default() };
         let (_, plan) = config.plan(BATCH, Mode::Train, device.profile(), &options).unwrap();
         let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &options);
-        train(&mut runner, BATCH, 2);
+        train(&mut runner, BATCH, steps);
         (plan.submissions.len(), bits(&runner.download(Region::Params).unwrap()))
     };
-    let ((one, whole), (many, parts)) = (trained(None), trained(Some(1e-4)));
+    let (one, whole) = trained(None);
+    // Another model's submissions come between those of the step.
+    let done = AtomicBool::new(false);
+    let (many, parts) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut other = runner(config, &[(2, Mode::Train)], &gpu(device), &Options::default());
+            while !done.load(Ordering::Acquire) {
+                train(&mut other, 2, 1);
+            }
+        });
+        let trained = trained(Some(1e-4));
+        done.store(true, Ordering::Release);
+        trained
+    });
     assert!(one == 1 && many > 3, "{one} and {many} submissions");
-    assert_eq!(whole, parts);
+    assert!(whole == parts, "the bits differ");
 }
 
 fn objects_do_not_pile_up(_: &Arc<Gpu>) {

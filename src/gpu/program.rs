@@ -1,8 +1,8 @@
 //! A list of dispatches with everything that the device needs for it, made once and replayed every step: pipelines, one uniform
 //! buffer with the parameters of all dispatches, and bind groups.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -185,14 +185,19 @@ impl Program {
         self.encode_part(encoder, 0..self.steps.len(), timer);
     }
 
-    /// The same for a range of dispatches; the parts of a program are to be submitted in order.
-    pub fn encode_part(
-        &self,
+    /// The same for a range of dispatches; the parts of a program are to be submitted in order. Between two of them another program may
+    /// run, which stages its own tensors: each part stages anew what it reads.
+    pub fn encode_part<'s>(
+        &'s self,
         encoder: &mut wgpu::CommandEncoder,
         part: std::ops::Range<usize>,
         mut timer: Option<&mut Timer>,
     ) {
         let steps = self.steps.get(part).unwrap_or_default();
+        let mut staged = HashSet::new();
+        let mut due = |step: &'s Ready| -> Vec<&'s Copy> {
+            step.stages.iter().filter(|copy| staged.insert(&copy.to) | copy.due).collect()
+        };
         if let Some(timer) = timer.as_deref_mut().filter(|timer| !timer.inside_passes()) {
             for step in steps {
                 let stamps = timer.next(&step.name).map(|(query_set, at)| wgpu::ComputePassTimestampWrites {
@@ -200,7 +205,7 @@ impl Program {
                     beginning_of_pass_write_index: Some(at),
                     end_of_pass_write_index: Some(at + 1),
                 });
-                step.due().for_each(|copy| copy.encode(encoder));
+                due(step).into_iter().for_each(|copy| copy.encode(encoder));
                 step.encode(&mut self.pass(encoder, stamps), None);
             }
             return;
@@ -208,9 +213,10 @@ impl Program {
         let mut pass = self.pass(encoder, None);
         let mut bound = None;
         for step in steps {
-            if step.due().next().is_some() {
+            let copies = due(step);
+            if !copies.is_empty() {
                 drop(pass);
-                step.due().for_each(|copy| copy.encode(encoder));
+                copies.into_iter().for_each(|copy| copy.encode(encoder));
                 pass = self.pass(encoder, None);
                 bound = None;
             }
@@ -284,10 +290,6 @@ impl Copy {
 }
 
 impl Ready {
-    fn due(&self) -> impl Iterator<Item = &Copy> {
-        self.stages.iter().filter(|copy| copy.due)
-    }
-
     fn encode(&self, pass: &mut wgpu::ComputePass<'_>, before: Option<&Self>) {
         if before.is_none_or(|before| !Arc::ptr_eq(&before.pipeline, &self.pipeline)) {
             pass.set_pipeline(&self.pipeline.pipeline);
