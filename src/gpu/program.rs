@@ -2,7 +2,7 @@
 //! buffer with the parameters of all dispatches, and bind groups.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -194,9 +194,19 @@ impl Program {
         mut timer: Option<&mut Timer>,
     ) {
         let steps = self.steps.get(part).unwrap_or_default();
-        let mut staged = HashSet::new();
+        let mut staged: Vec<&wgpu::Texture> = Vec::new();
         let mut due = |step: &'s Ready| -> Vec<&'s Copy> {
-            step.stages.iter().filter(|copy| staged.insert(&copy.to) | copy.due).collect()
+            let mut due = Vec::new();
+            for copy in &step.stages {
+                let first = !staged.contains(&&copy.to);
+                if first {
+                    staged.push(&copy.to);
+                }
+                if first || copy.due {
+                    due.push(copy);
+                }
+            }
+            due
         };
         if let Some(timer) = timer.as_deref_mut().filter(|timer| !timer.inside_passes()) {
             for step in steps {
