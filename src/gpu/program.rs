@@ -1,8 +1,8 @@
 //! A list of dispatches with everything that the device needs for it, made once and replayed every step: pipelines, one uniform
 //! buffer with the parameters of all dispatches, and bind groups.
 
-use std::collections::hash_map::Entry;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
