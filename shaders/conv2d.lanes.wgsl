@@ -11,7 +11,8 @@
 // A step of the innermost loop adds 4 k: each lane loads the ROWS vec4s of its block of A. The COLUMNS blocks of B are the same for all
 // lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for subgroups of 8 and
 // more, full or not, as lanes 0 to 7 exist and never leave before the others; no data of the rows is exchanged. What belongs to the
-// columns is loaded by one lane for each column and handed round likewise: a load from a buffer costs as much as 16 multiply-adds.
+// columns is loaded by one lane for each column and handed round likewise: on a software driver a load from a buffer by all
+// lanes costs as much as six from a texture.
 // The columns are the outer loop within a step, so that the accumulators of a column stay in registers for its multiply-adds.
 //
 // Order of summation: k upwards, one by one.
@@ -101,12 +102,10 @@ fn main(
 #endif
 #endfor
 #endif
+#endif
 #if GROUPS > 1
     for (var g = 0u; g < ${GROUPS}u; g++) {
     let group = (tile.rows * ${GROUPS}u + g) * ${WIDTH}u + lane;
-#else
-    let group = tile.rows * ${WIDTH}u + lane;
-#endif
 #else
     let group = tile.rows * ${WIDTH}u + lane;
 #endif

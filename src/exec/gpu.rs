@@ -74,7 +74,7 @@ impl GpuExecutor {
                 Ok(Step { label: placed.label.clone(), dispatch: &placed.dispatch, bindings })
             });
             let steps = steps.collect::<Result<Vec<_>>>()?;
-            let program = Program::new(&gpu, &format!("program {i}"), &steps)?;
+            let program = Program::in_parts(&gpu, &format!("program {i}"), &steps, &plan.submissions)?;
             drop(steps);
             programs.push(Compiled { graph, plan, inputs, program });
         }
@@ -226,11 +226,11 @@ impl Executor for GpuExecutor {
         let sources: Vec<_> = outputs.iter().map(|(_, b)| (b.buffer, b.offset, b.size)).collect();
         let mut encoder = self.gpu.encoder("run");
         let [next, timed] = &mut self.timers;
-        for (i, part) in compiled.plan.submissions.iter().enumerate() {
-            if i > 0 {
+        for part in 0..compiled.program.parts() {
+            if part > 0 {
                 self.gpu.submit(std::mem::replace(&mut encoder, self.gpu.encoder("run")))?;
             }
-            compiled.program.encode_part(&mut encoder, part.clone(), next.as_mut());
+            compiled.program.encode_part(&mut encoder, part, next.as_mut());
         }
         if let Some(timer) = next.take() {
             timer.resolve(&mut encoder);

@@ -4,13 +4,15 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::num::NonZeroU64;
+use std::ops::Range;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Gpu, Timer, lock};
 use crate::error::{Error, Result};
 use crate::op::kernel::{Access, Dispatch, Kernel, TEXTURE_WIDTH};
-use crate::op::staging::{Range, stage};
+use crate::op::staging::{self, stage};
 use crate::parallel;
 
 /// A range of a buffer, bound to a kernel.
@@ -25,8 +27,8 @@ pub struct Binding<'a> {
 }
 
 impl<'a> Binding<'a> {
-    fn range(&self) -> Range<&'a wgpu::Buffer> {
-        Range { buffer: self.buffer, offset: self.offset, bytes: self.size }
+    fn range(&self) -> staging::Range<&'a wgpu::Buffer> {
+        staging::Range { buffer: self.buffer, offset: self.offset, bytes: self.size }
     }
 }
 
@@ -49,6 +51,7 @@ pub type Rewrite<'a> = &'a (dyn Fn(&Kernel, String) -> Result<String> + Sync);
 pub struct Program {
     label: String,
     steps: Vec<Ready>,
+    parts: Vec<Range<usize>>,
 }
 
 /// What a step is called in timings.
@@ -129,18 +132,31 @@ impl Program {
     ///
     /// Errors: [`Error::Shader`] for a kernel that does not expand, [`Error::Device`] for whatever the device refuses.
     pub fn new(gpu: &Gpu, label: &str, steps: &[Step<'_>]) -> Result<Self> {
-        Self::build(gpu, label, steps, None)
+        Self::build(gpu, label, steps, slice::from_ref(&(0..steps.len())), None)
+    }
+
+    /// The same for a program whose steps go to the device in several submissions, [`Program::encode_part`] each: `parts` cover them in
+    /// order.
+    pub fn in_parts(gpu: &Gpu, label: &str, steps: &[Step<'_>], parts: &[Range<usize>]) -> Result<Self> {
+        Self::build(gpu, label, steps, parts, None)
     }
 
     /// The same with kernels changed by `rewrite`, past the caches.
     pub fn rewritten(gpu: &Gpu, label: &str, steps: &[Step<'_>], rewrite: Rewrite<'_>) -> Result<Self> {
-        Self::build(gpu, label, steps, Some(rewrite))
+        Self::build(gpu, label, steps, slice::from_ref(&(0..steps.len())), Some(rewrite))
     }
 
-    fn build(gpu: &Gpu, label: &str, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Result<Self> {
+    fn build(
+        gpu: &Gpu,
+        label: &str,
+        steps: &[Step<'_>],
+        parts: &[Range<usize>],
+        rewrite: Option<Rewrite<'_>>,
+    ) -> Result<Self> {
         let pipelines = compile(gpu, steps, rewrite)?;
         let (params, offsets) = params_of(gpu, label, steps)?;
-        let staging = stage(steps.iter().map(|s| (s.dispatch.kernel, s.bindings.iter().map(Binding::range).collect())));
+        let bound = steps.iter().map(|s| (s.dispatch.kernel, s.bindings.iter().map(Binding::range).collect()));
+        let staging = stage(bound, parts);
         let stages = textures(gpu, &staging.textures)?;
         let mut ready = Vec::with_capacity(steps.len());
         for (((step, pipeline), offset), staged) in steps.iter().zip(pipelines).zip(offsets).zip(staging.steps) {
@@ -164,7 +180,7 @@ impl Program {
                 pipeline,
             });
         }
-        Ok(Self { label: label.to_owned(), steps: ready })
+        Ok(Self { label: label.to_owned(), steps: ready, parts: parts.to_vec() })
     }
 
     /// Number of dispatches.
@@ -181,33 +197,21 @@ impl Program {
 
     /// Encodes all dispatches into one compute pass, which only copies interrupt; with a timer on a device that cannot take
     /// timestamps inside passes, into a pass each.
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, timer: Option<&mut Timer>) {
-        self.encode_part(encoder, 0..self.steps.len(), timer);
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, mut timer: Option<&mut Timer>) {
+        for part in 0..self.parts() {
+            self.encode_part(encoder, part, timer.as_deref_mut());
+        }
     }
 
-    /// The same for a range of dispatches; the parts of a program are to be submitted in order. Between two of them another program may
-    /// run, which stages its own tensors: each part stages anew what it reads.
-    pub fn encode_part<'s>(
-        &'s self,
-        encoder: &mut wgpu::CommandEncoder,
-        part: std::ops::Range<usize>,
-        mut timer: Option<&mut Timer>,
-    ) {
-        let steps = self.steps.get(part).unwrap_or_default();
-        let mut staged: Vec<&wgpu::Texture> = Vec::new();
-        let mut due = |step: &'s Ready| -> Vec<&'s Copy> {
-            let mut due = Vec::new();
-            for copy in &step.stages {
-                let first = !staged.contains(&&copy.to);
-                if first {
-                    staged.push(&copy.to);
-                }
-                if first || copy.due {
-                    due.push(copy);
-                }
-            }
-            due
-        };
+    /// Number of submissions that the program is meant for.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The same for the dispatches of one part. Parts are to be submitted in order; what else is submitted between them does no harm.
+    pub fn encode_part(&self, encoder: &mut wgpu::CommandEncoder, part: usize, mut timer: Option<&mut Timer>) {
+        let steps = self.parts.get(part).and_then(|part| self.steps.get(part.clone())).unwrap_or_default();
         if let Some(timer) = timer.as_deref_mut().filter(|timer| !timer.inside_passes()) {
             for step in steps {
                 let stamps = timer.next(&step.name).map(|(query_set, at)| wgpu::ComputePassTimestampWrites {
@@ -215,7 +219,7 @@ impl Program {
                     beginning_of_pass_write_index: Some(at),
                     end_of_pass_write_index: Some(at + 1),
                 });
-                due(step).into_iter().for_each(|copy| copy.encode(encoder));
+                step.due().for_each(|copy| copy.encode(encoder));
                 step.encode(&mut self.pass(encoder, stamps), None);
             }
             return;
@@ -223,10 +227,9 @@ impl Program {
         let mut pass = self.pass(encoder, None);
         let mut bound = None;
         for step in steps {
-            let copies = due(step);
-            if !copies.is_empty() {
+            if step.due().next().is_some() {
                 drop(pass);
-                copies.into_iter().for_each(|copy| copy.encode(encoder));
+                step.due().for_each(|copy| copy.encode(encoder));
                 pass = self.pass(encoder, None);
                 bound = None;
             }
@@ -300,6 +303,10 @@ impl Copy {
 }
 
 impl Ready {
+    fn due(&self) -> impl Iterator<Item = &Copy> {
+        self.stages.iter().filter(|copy| copy.due)
+    }
+
     fn encode(&self, pass: &mut wgpu::ComputePass<'_>, before: Option<&Self>) {
         if before.is_none_or(|before| !Arc::ptr_eq(&before.pipeline, &self.pipeline)) {
             pass.set_pipeline(&self.pipeline.pipeline);

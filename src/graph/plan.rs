@@ -321,8 +321,14 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             dispatches.push(Placed { label, node: i, dispatch, places: bound });
         }
     }
+    let longest = options.longest_submission.unwrap_or(match profile.class {
+        Class::Gpu => LONGEST,
+        Class::Software => f64::INFINITY,
+    });
+    let submissions = submissions(graph, &dispatches, longest)?;
     let range = |p: &Place| staging::Range { buffer: p.buffer, offset: p.offset, bytes: p.bytes };
-    let staging = stage(dispatches.iter().map(|d| (d.dispatch.kernel, d.places.iter().map(range).collect())));
+    let bound = dispatches.iter().map(|d| (d.dispatch.kernel, d.places.iter().map(range).collect()));
+    let staging = stage(bound, &submissions);
     let memory = Memory {
         regions: Region::ALL.map(|r| if uses(graph, r) { graph.region_bytes(r) } else { 0 }),
         inputs: inputs.iter().map(|v| graph.value(*v).spec.device_bytes() as u64).sum(),
@@ -332,11 +338,6 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
         slot_count: slots.len(),
         largest: places.iter().flatten().map(|p| p.bytes).chain(slots.iter().copied()).max().unwrap_or(0),
     };
-    let longest = options.longest_submission.unwrap_or(match profile.class {
-        Class::Gpu => LONGEST,
-        Class::Software => f64::INFINITY,
-    });
-    let submissions = submissions(graph, &dispatches, longest)?;
     let plan = Plan { slots, places, dispatches, submissions, staging, memory };
     plan.check(profile, options)?;
     Ok(plan)

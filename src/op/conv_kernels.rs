@@ -104,7 +104,7 @@ macro_rules! kernels {
                 ("WIDTH", lanes_width($shuffle, $weight, $columns)),
                 ("ROWS", lanes_rows($weight, $columns)),
                 ("GROUPS", lanes_groups($shuffle, $weight, $columns)),
-                ("TILE_ROWS", if $weight == 1 { 4 * lanes_width($shuffle, $weight, $columns) } else { CHUNK as i64 }),
+                 ("TILE_ROWS", lanes_groups($shuffle, $weight, $columns) * lanes_rows($weight, $columns) * lanes_width($shuffle, $weight, $columns)),
                 ("COLUMNS", $columns),
             ],
             flags: if $shuffle == 1 { $interface.partials_flags } else { $interface.flags },
