@@ -136,7 +136,7 @@ fn tensors() -> Result<(Vec<u8>, Vec<u8>)> {
     weights.save(&file, inventory, &serde_json::to_string(&model)?)?;
     let bytes = fs::read(&file)?;
     let settings = serde_json::to_string(&Settings { model, ..Settings::default() })?;
-    let progress = Progress { step: 3, epoch: 1, seed: 0, settings, best: Some(0.5) };
+    let progress = Progress { step: 3, epoch: 1, seed: 0, settings, best: Some(0.5), data: None };
     let (moment1, moment2) = (weights.params.clone(), weights.params.clone());
     Checkpoint { progress, weights, moment1, moment2 }.save(&file, inventory)?;
     let checkpoint = fs::read(&file)?;

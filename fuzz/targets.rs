@@ -11,7 +11,7 @@ use vae_wgpu::checkpoint::{Checkpoint, Inventory, Progress, TensorFile};
 use vae_wgpu::data::{Dataset, archive, cifar};
 use vae_wgpu::model::Mode;
 use vae_wgpu::report::run_folder::RunConfig;
-use vae_wgpu::report::{EpochRow, Pictures, StepRow, table};
+use vae_wgpu::report::{EpochRow, Pictures, StepRow, plots, table};
 use vae_wgpu::train::Settings;
 use vae_wgpu::trained::Model;
 use vae_wgpu::{Error, shader};
@@ -36,10 +36,15 @@ fn path() -> &'static Path {
     Path::new("outside")
 }
 
-/// An error that a person gets to see says something, on one line; a bug of the crate is none.
+/// An error that a person gets to see says something, on one line that can be read; a bug of the crate is none.
 fn clear(error: &Error) {
-    let said = error.to_string();
-    assert!(!said.is_empty() && !matches!(error, Error::Bug(_)), "{error:?}");
+    assert!(!matches!(error, Error::Bug(_)), "{error:?}");
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        let said = error.to_string();
+        assert!(!said.is_empty() && said.len() < 16 << 10 && !said.chars().any(char::is_control), "{said:?}");
+        cause = error.source();
+    }
 }
 
 fn sound(dataset: &Dataset) {
@@ -126,14 +131,31 @@ pub(crate) fn config(bytes: &[u8]) {
     let _ = tune::Table::from_json(bytes).map_err(|error| assert!(!error.to_string().is_empty()));
 }
 
-/// `metrics.csv` and `epochs.csv`.
+/// `metrics.csv` and `epochs.csv`. To draw them takes long: only some are.
 pub(crate) fn table(bytes: &[u8]) {
-    let _ = table::parse::<StepRow>(bytes, path(), |_| true).map_err(|error| clear(&error));
-    let _ = table::parse::<EpochRow>(bytes, path(), |row| row.epoch < 7).map_err(|error| clear(&error));
+    let steps = table::parse::<StepRow>(bytes, path(), |_| true).map_err(|error| clear(&error));
+    let epochs = table::parse::<EpochRow>(bytes, path(), |row| row.epoch < 7).map_err(|error| clear(&error));
+    if bytes.len() % 8 > 0 {
+        return;
+    }
+    if let Ok((steps, _)) = &steps {
+        plots::grad_norm(steps).expect("a plot of any rows");
+        plots::learning_rate(steps).expect("a plot of any rows");
+    }
+    if let Ok((epochs, _)) = epochs {
+        // A step for each epoch, so that there is a place for it.
+        let step = |row: &EpochRow| StepRow { step: row.epoch, epoch: row.epoch, ..StepRow::default() };
+        let steps: Vec<_> = epochs.iter().map(step).collect();
+        plots::training_loss(&steps, &epochs).expect("a plot of any rows");
+    }
 }
 
-/// A picture of the user's.
+/// A picture of the user's, and a strip of those that a run wrote.
 pub(crate) fn picture(bytes: &[u8]) {
+    match Pictures::from_strip(bytes, path()) {
+        Ok(strip) => assert!((1..=256).contains(&strip.len())),
+        Err(error) => clear(&error),
+    }
     match Pictures::from_file(bytes, path(), 32) {
         Ok(picture) => assert_eq!(picture.to_bytes().len(), 3 * 32 * 32),
         Err(error) => clear(&error),

@@ -1,10 +1,10 @@
 // Global norm of all gradients, and whether everything is finite.
 //
-//   norm = (sqrt(sum grads^2), 1 if every gradient and every loss term is finite else 0, 0, 0)
+//   norm = (sqrt(sum grads^2), 1 if every gradient, every loss term and the sum are finite else 0, 0, 0)
 //
 // Finite is read off the exponent bits, as compilers may assume that comparisons never see NaN: both buffers are loaded as whole
-// numbers. The flag looks at the numbers, not at the sum: finite gradients whose squares overflow give an infinite norm and the
-// flag 1.
+// numbers. The flag looks at every number, as a driver may lose a NaN in the sum, and at the sum: finite gradients whose squares
+// overflow would make Adam's second moments infinite.
 //
 // grads: flat, `len` vec4s, zero behind the last gradient. terms: (total, recon, kl, 0).
 //
@@ -74,7 +74,8 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
     }
     let total = tree_sum(lane, vec4<f32>(sum, 0.0, 0.0));
     if lane == 0u {
-        let bad = total.y + any_lane(not_finite(terms[0]));
+        let square = bitcast<vec4<u32>>(vec4<f32>(total.x, 0.0, 0.0, 0.0));
+        let bad = total.y + any_lane(not_finite(terms[0]) | not_finite(square));
         norm[0] = vec4<f32>(sqrt(total.x), select(0.0, 1.0, bad == 0.0), 0.0, 0.0);
     }
 }

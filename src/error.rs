@@ -88,7 +88,7 @@ pub enum Error {
         what: String,
     },
     /// A data set that is missing, damaged or of another kind.
-    #[error("{file}: {what}; {hint}")]
+    #[error("{}: {}; {hint}", printable(file), printable(what))]
     Data {
         /// File, folder or member of an archive.
         file: String,
@@ -122,7 +122,7 @@ pub enum Error {
     #[error("internal error: {0} (this is a bug in vae-wgpu, please report it)")]
     Bug(String),
     /// A file or folder that cannot be read, written or understood.
-    #[error("cannot {doing} {}", path.display())]
+    #[error("cannot {doing} {}", printable(path.display()))]
     File {
         /// What was being done, e.g. `write`.
         doing: String,
@@ -131,8 +131,14 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The folder of a run in progress was removed and taken by another run.
+    #[error("{} belongs to another run by now: nothing of this one can be saved there", printable(path.display()))]
+    Taken {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Weights or a checkpoint that do not fit what they are to be used for.
-    #[error("{}: {what}: expected {expected}, found {found}; {hint}", path.display())]
+    #[error("{}: {}: expected {expected}, found {}; {hint}", printable(path.display()), printable(what), printable(found))]
     Checkpoint {
         /// The file.
         path: PathBuf,
@@ -189,7 +195,7 @@ impl Error {
         path: &Path,
         why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::file(doing, path)(io::Error::new(io::ErrorKind::InvalidData, why))
+        Self::file(doing, path)(io::Error::new(io::ErrorKind::InvalidData, printable(why.into())))
     }
 
     /// Names the node in front of a shape error of its operation.
@@ -200,6 +206,47 @@ impl Error {
                 Self::Shape { op: format!("{node}: {op}"), what, expected, found }
             }
             other => other,
+        }
+    }
+}
+
+/// Text from outside as a message may show it: on one line, of a length that can be read, without what a terminal would obey.
+fn printable(text: impl fmt::Display) -> String {
+    const MOST: usize = 1000;
+    let text = text.to_string();
+    let mut shown: String = text.chars().take(MOST).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if text.chars().nth(MOST).is_some() {
+        shown.push_str(" ...");
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_outside_cannot_speak_to_the_terminal() {
+        let evil = "a\n\u{1b}[2Jb\u{9b}c";
+        let path = Path::new(evil);
+        let text = || evil.to_owned();
+        let long = "x".repeat(1 << 20);
+        for error in [
+            Error::data(evil, evil, ""),
+            Error::file("read", path)(io::ErrorKind::NotFound.into()),
+            Error::garbled("understand", path, evil),
+            Error::garbled("understand", path, long.as_str()),
+            Error::Taken { path: path.to_owned() },
+            Error::Checkpoint {
+                path: path.to_owned(),
+                what: text(),
+                expected: String::new(),
+                found: long.clone(),
+                hint: String::new(),
+            },
+        ] {
+            let said = format!("{:#}", anyhow::Error::from(error));
+            assert!(!said.chars().any(char::is_control) && said.len() < 2000, "{said:?}");
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Files that are there whole or not at all, and the lock of a folder.
 
-use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -29,9 +28,6 @@ pub fn save_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// [`Error::File`] where it could not.
 pub fn check_writable(path: &Path) -> Result<()> {
-    if path.is_dir() {
-        return Err(Error::file("write", path)(io::Error::new(ErrorKind::IsADirectory, "it is a folder")));
-    }
     let (scratch, file) = create_scratch(folder_of(path), path)?;
     drop(file);
     fs::remove_file(&scratch).map_err(Error::file("remove", &scratch))
@@ -84,16 +80,19 @@ pub(crate) mod fault {
     }
 }
 
-/// A new file beside `path`: `.name.N.scratch` with the first free N, so that no two writers share one.
+/// A new file beside `path`: `.N.scratch` with the first free N, so that no two writers share one. Refuses what can be no file.
 fn create_scratch(folder: &Path, path: &Path) -> Result<(PathBuf, File)> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::file("write", path)(io::Error::new(ErrorKind::InvalidInput, "this is no file name")));
-    };
+    let refuse = |why: &str| Err(Error::file("write", path)(io::Error::new(ErrorKind::InvalidInput, why)));
+    if path.file_name().is_none() {
+        return refuse("this is no file name");
+    }
+    match fs::metadata(path) {
+        Ok(there) if there.is_dir() => return refuse("it is a folder"),
+        Ok(there) if !there.is_file() => return refuse("it is no regular file"),
+        _ => {}
+    }
     for n in 0u32.. {
-        let mut scratch = OsString::from(".");
-        scratch.push(name);
-        scratch.push(format!(".{n}{SCRATCH}"));
-        let scratch = folder.join(scratch);
+        let scratch = folder.join(format!(".{n}{SCRATCH}"));
         match File::create_new(&scratch) {
             Ok(file) => return Ok((scratch, file)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -128,11 +127,26 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(Error::file("read", path))
 }
 
+/// Name of the file that [`FolderLock`] locks.
+pub const LOCK: &str = "run.lock";
+
 /// The right to write to a folder, held as a lock on its file `run.lock` until dropped. The system gives it back when the process
 /// dies, however it dies.
 #[derive(Debug)]
 pub struct FolderLock {
-    _file: File,
+    path: PathBuf,
+    file: File,
+}
+
+/// What has become of the file that a [`FolderLock`] holds: who removes a folder removes the lock with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is where it was: nobody else can take the lock.
+    Held,
+    /// There is none.
+    Removed,
+    /// Another file has its name: somebody else took the folder.
+    Replaced,
 }
 
 impl FolderLock {
@@ -141,18 +155,26 @@ impl FolderLock {
     /// # Errors
     /// [`Error::File`] where another process holds it. On a file system without locks nobody is kept out.
     pub fn take(folder: &Path) -> Result<Self> {
-        let path = folder.join("run.lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(Error::file("lock", &path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let why = "another process writes to this run folder: wait for it or choose another folder with --out";
-                return Err(Error::file("lock", &path)(io::Error::new(ErrorKind::ResourceBusy, why)));
+        let path = folder.join(LOCK);
+        let lock = loop {
+            let file = File::options().create(true).truncate(false).write(true).open(&path);
+            let file = file.map_err(Error::file("lock", &path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let why =
+                        "another process writes to this run folder: wait for it or choose another folder with --out";
+                    return Err(Error::file("lock", &path)(io::Error::new(ErrorKind::ResourceBusy, why)));
+                }
+                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+                Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
             }
-            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
-        }
+            let lock = Self { path: path.clone(), file };
+            // An owner that left may have removed the file between opening and locking.
+            if lock.standing() == Standing::Held {
+                break lock;
+            }
+        };
         let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
         for entry in entries.flatten() {
             if entry.file_name().to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(SCRATCH)) {
@@ -160,8 +182,30 @@ impl FolderLock {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        Ok(Self { _file: file })
+        Ok(lock)
     }
+
+    /// What has become of the lock's file; held where the system does not tell.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Standing::Removed,
+            Ok(there) if self.file.metadata().is_ok_and(|own| !is_same(&own, &there)) => Standing::Replaced,
+            _ => Standing::Held,
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// Elsewhere no file that is open can make room for another.
+#[cfg(not(unix))]
+fn is_same(_: &fs::Metadata, _: &fs::Metadata) -> bool {
+    true
 }
 
 #[cfg(test)]
@@ -228,5 +272,17 @@ mod tests {
         assert!(matches!(refused, Error::File { source, .. } if source.to_string().contains("another process")));
         drop(lock);
         FolderLock::take(dir.path()).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_knows_that_its_file_is_gone_or_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(dir.path()).unwrap();
+        assert_eq!(lock.standing(), Standing::Held);
+        fs::remove_file(dir.path().join(LOCK)).unwrap();
+        assert_eq!(lock.standing(), Standing::Removed);
+        let other = FolderLock::take(dir.path()).unwrap();
+        assert_eq!((lock.standing(), other.standing()), (Standing::Replaced, Standing::Held));
     }
 }

@@ -24,6 +24,7 @@
 #![warn(missing_docs)]
 
 pub mod error;
+mod memory;
 mod parallel;
 pub mod real;
 pub mod rng;

@@ -1,8 +1,10 @@
 //! Work on all cores whose result does not depend on their number: the parts are fixed by the caller, and only who does a part
-//! is left to chance. Where no threads can be had, as in a browser, the caller does it all.
+//! is left to chance. Where no threads can be had, the caller does it all.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, ScopedJoinHandle};
 
 use crate::error::Result;
 
@@ -31,7 +33,10 @@ fn on_threads<T: Send>(threads: usize, data: &mut [T], size: usize, f: impl Fn(u
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(work);
+            // Where there are no more to be had, the others do it all.
+            if Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
         }
         work();
     });
@@ -52,20 +57,18 @@ pub(crate) fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Result<R> + S
         .collect()
     };
     let mut done: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| {
-                // A panic in a worker is a panic here.
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
+        let workers: Vec<_> = (1..threads).map_while(|_| Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let own = work();
+        // A panic in a worker is a panic here.
+        let join = |worker: ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+        workers.into_iter().flat_map(join).chain(own).collect()
     });
     done.sort_by_key(|(i, _)| *i);
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-fn cores() -> usize {
+/// Threads that run at once.
+pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 

@@ -3,7 +3,7 @@
 //! What a step does depends on the settings and its number alone, so a run in one go and a run in parts are the same to the
 //! bit. Reports come back from the device some steps late; nothing waits for them but the end of an epoch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 pub struct Trainer<'a> {
     settings: Settings,
     dataset: &'a Dataset,
+    /// What tells the data set from others.
+    data: String,
     runner: Runner,
     folder: RunFolder,
     observer: &'a mut dyn Observer,
@@ -59,6 +61,8 @@ pub struct Trainer<'a> {
     steps: Vec<StepRow>,
     epoch_rows: Vec<EpochRow>,
     best: Option<f64>,
+    /// Epochs that are done, validation and all.
+    finished: u64,
     warned: bool,
     /// Why the observer cannot tell any more.
     untold: Option<Error>,
@@ -106,8 +110,14 @@ impl std::fmt::Debug for Stage<'_> {
 }
 
 impl<'a> Trainer<'a> {
-    /// A new run in `folder`; `init` gives weights to start from instead of random ones.
-    pub fn new(mut settings: Settings, folder: RunFolder, init: Option<&Weights>, stage: Stage<'a>) -> Result<Self> {
+    /// A new run in `folder`, where nothing is touched before it is known that the run can start; `init` gives weights to start from
+    /// instead of random ones.
+    pub fn new(
+        mut settings: Settings,
+        mut folder: RunFolder,
+        init: Option<&Weights>,
+        stage: Stage<'a>,
+    ) -> Result<Self> {
         settings.check()?;
         let mut runner = runner(&mut settings, &stage)?;
         runner.init(settings.seed)?;
@@ -115,11 +125,14 @@ impl<'a> Trainer<'a> {
             runner.upload(Region::Params, &weights.params)?;
             runner.upload(Region::States, &weights.states)?;
         }
+        let data = stage.dataset.fingerprint()?;
+        folder.begin()?;
         folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings.clone()))?;
         let (metrics, epochs) = (Table::create(&folder.metrics())?, Table::create(&folder.epochs())?);
         let mut trainer = Self {
             settings,
             dataset: stage.dataset,
+            data,
             runner,
             folder,
             observer: stage.observer,
@@ -129,6 +142,7 @@ impl<'a> Trainer<'a> {
             steps: Vec::new(),
             epoch_rows: Vec::new(),
             best: None,
+            finished: 0,
             warned: false,
             untold: None,
             saved: Instant::now(),
@@ -166,12 +180,27 @@ impl<'a> Trainer<'a> {
             runner.upload(region, tensors)?;
         }
         runner.set_step(progress.step);
+        let data = stage.dataset.fingerprint()?;
+        check_progress(&progress, &path, &settings, stage.dataset.train.len(), &data)?;
         let (metrics, steps) = Table::resume(&folder.metrics(), |row: &StepRow| row.step < progress.step)?;
         let (epochs, epoch_rows) = Table::resume(&folder.epochs(), |row: &EpochRow| row.epoch <= progress.epoch)?;
+        let device = runner.describe();
+        let before = folder.load_config::<Settings>().map_or(device.clone(), |config| config.device);
+        let moved = format!("the run began on {before} and goes on on {device}: its numbers will differ a little");
+        let mut untold = None;
+        for message in [
+            (before != device).then_some(moved),
+            missing_rows(&folder.metrics(), steps.iter().map(|row| row.step), progress.step)?,
+            missing_rows(&folder.epochs(), epoch_rows.iter().map(|row| row.epoch), progress.epoch)?,
+        ] {
+            let Some(message) = message else { continue };
+            tell(stage.observer, &mut untold, &Event::Warning { message: &message })?;
+        }
         folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings.clone()))?;
         Ok(Self {
             settings,
             dataset: stage.dataset,
+            data,
             runner,
             folder,
             observer: stage.observer,
@@ -181,8 +210,9 @@ impl<'a> Trainer<'a> {
             steps,
             epoch_rows,
             best: progress.best,
+            finished: progress.epoch,
             warned: false,
-            untold: None,
+            untold,
             saved: Instant::now(),
             under_way: Vec::new(),
             last_report: Instant::now(),
@@ -232,14 +262,17 @@ impl<'a> Trainer<'a> {
                 first_step: self.runner.step(),
             }),
         )?;
-        for epoch in self.runner.step() / per_epoch + 1..=self.settings.epochs {
+        for epoch in self.finished + 1..=self.settings.epochs {
             let epoch_begun = Instant::now();
-            if self.epoch(epoch, steps)? == Outcome::Interrupted {
+            let mut outcome = self.epoch(epoch, steps)?;
+            if outcome == Outcome::Finished {
+                outcome = self.end_of_epoch(epoch, epoch_begun)?;
+            }
+            if outcome == Outcome::Interrupted {
                 let event = Event::Interrupted { step: self.runner.step(), run: self.folder.path() };
                 tell(self.observer, &mut self.untold, &event)?;
                 return self.end(Outcome::Interrupted);
             }
-            self.end_of_epoch(epoch, epoch_begun)?;
         }
         if self.profile.take().is_some() {
             tell(
@@ -272,7 +305,7 @@ impl<'a> Trainer<'a> {
         let part = feed::Epoch { number: epoch, first_step, done: (self.runner.step() - first_step) as usize };
         let (settings, images) = (self.settings.clone(), self.dataset.train.as_ref());
         std::thread::scope(|scope| {
-            for batch in feed::start(scope, &settings, images, part) {
+            for batch in feed::start(scope, &settings, images, part)? {
                 if self.stop.load(Ordering::Relaxed) {
                     self.collect(true)?;
                     self.save_checkpoint()?;
@@ -360,7 +393,8 @@ impl<'a> Trainer<'a> {
         self.last_report = Instant::now();
         for (report, ..) in reports {
             if !report.finite {
-                let tensor = self.runner.first_non_finite()?.unwrap_or_else(|| "the loss".to_owned());
+                let computed = if report.total.is_finite() { "the global gradient norm" } else { "the loss" };
+                let tensor = self.runner.first_non_finite()?.unwrap_or_else(|| computed.to_owned());
                 return Err(Error::NonFinite { tensor, step: report.step });
             }
             let row = StepRow {
@@ -381,16 +415,20 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn end_of_epoch(&mut self, epoch: u64, begun: Instant) -> Result<()> {
-        let val = self.validate()?;
+    fn end_of_epoch(&mut self, epoch: u64, begun: Instant) -> Result<Outcome> {
+        let Some(val) = self.validate()? else {
+            self.save_checkpoint()?;
+            return Ok(Outcome::Interrupted);
+        };
         let sizes = |step: u64| {
             let at = (step % self.steps_per_epoch()) as usize * self.settings.batch_size;
             self.settings.batch_size.min(self.dataset.train.len() - at) as f64
         };
+        let rows = || self.steps.iter().filter(|row| row.epoch == epoch);
+        let images: f64 = rows().map(|row| sizes(row.step)).sum();
         let mean = |term: fn(&StepRow) -> f32| {
-            let rows = self.steps.iter().filter(|row| row.epoch == epoch);
-            let sum: f64 = rows.map(|row| f64::from(term(row)) * sizes(row.step)).sum();
-            sum / self.dataset.train.len() as f64
+            let sum: f64 = rows().map(|row| f64::from(term(row)) * sizes(row.step)).sum();
+            sum / images
         };
         let row = EpochRow {
             epoch,
@@ -405,16 +443,18 @@ impl<'a> Trainer<'a> {
             seconds: begun.elapsed().as_secs_f64(),
         };
         if !row.val_total.is_finite() {
-            return Err(Error::NonFinite { tensor: "the validation loss".to_owned(), step: self.runner.step() });
+            return Err(Error::Diverged { what: "the validation loss".to_owned() });
         }
         let restored = self.restore();
         self.tolerate(restored)?;
         let pushed = self.epochs.push(&row);
         self.tolerate(pushed)?;
         self.epoch_rows.push(row);
-        let best = self.best.is_none_or(|best| row.val_total < best);
-        let model = if best { self.save_model() } else { Ok(()) };
-        if best && model.is_ok() {
+        self.finished = epoch;
+        let better = self.best.is_none_or(|best| row.val_total < best);
+        let model = if better { self.save_model() } else { Ok(()) };
+        let best = better && model.is_ok();
+        if best {
             self.best = Some(row.val_total);
         }
         let drawn = self.pictures(epoch).and_then(|()| self.plots());
@@ -427,7 +467,8 @@ impl<'a> Trainer<'a> {
             self.tolerate(model)?;
             self.tolerate(checkpoint)?;
         }
-        tell(self.observer, &mut self.untold, &Event::Epoch { row: &row, best })
+        tell(self.observer, &mut self.untold, &Event::Epoch { row: &row, best })?;
+        Ok(Outcome::Finished)
     }
 }
 
@@ -440,6 +481,41 @@ fn tell(observer: &mut dyn Observer, untold: &mut Option<Error>, event: &Event<'
         }
         other => other,
     }
+}
+
+/// Whether a run can have come as far as its checkpoint says, on these data.
+fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
+    let refuse = |what: &str, expected: String, found: String, hint: &str| {
+        let (path, what, hint) = (path.to_owned(), what.to_owned(), hint.to_owned());
+        Err(Error::Checkpoint { path, what, expected, found, hint })
+    };
+    if let Some(own) = progress.data.as_ref().filter(|own| *own != data) {
+        let hint = "give the run its own data, or start another from its weights with --init";
+        return refuse("data set", own.clone(), data.to_owned(), hint);
+    }
+    let per_epoch = images.div_ceil(settings.batch_size) as u64;
+    let most = per_epoch.saturating_mul(MAX_EPOCHS);
+    let changed = "the file was changed: use another checkpoint";
+    if progress.step > most {
+        return refuse("step", format!("at most {most}"), progress.step.to_string(), changed);
+    }
+    // After its last step an epoch has still to be validated.
+    let epochs = progress.step.saturating_sub(1) / per_epoch..=progress.step / per_epoch;
+    if !epochs.contains(&progress.epoch) {
+        let expected = format!("{} to {} after {} steps", epochs.start(), epochs.end(), progress.step);
+        return refuse("epoch", expected, progress.epoch.to_string(), changed);
+    }
+    Ok(())
+}
+
+/// What is to be said of a table that lacks some of its rows; `numbers` are those that it has.
+fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u64) -> Result<Option<String>> {
+    if !numbers.clone().is_sorted_by(|a, b| a < b) {
+        return Err(Error::garbled("understand", path, "its rows are not in order"));
+    }
+    let missing = all.saturating_sub(numbers.count() as u64);
+    let message = || format!("{}: {missing} of {all} rows are missing: means and plots do without", path.display());
+    Ok((missing > 0).then(message))
 }
 
 /// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of

@@ -34,7 +34,14 @@ fn checkpoint(step: u64) -> Checkpoint {
     let filled =
         |tensors: &[Tensor]| -> Vec<Vec<f32>> { tensors.iter().map(|t| vec![step as f32; t.spec.len()]).collect() };
     Checkpoint {
-        progress: Progress { step, epoch: step / 10, seed: 7, settings: "{}".to_owned(), best: Some(step as f64) },
+        progress: Progress {
+            step,
+            epoch: step / 10,
+            seed: 7,
+            settings: "{}".to_owned(),
+            best: Some(step as f64),
+            data: None,
+        },
         weights: Weights { params: filled(&params), states: filled(&states) },
         moment1: filled(&params),
         moment2: filled(&params),

@@ -110,6 +110,8 @@ pub struct Progress {
     pub settings: String,
     /// Best validation loss so far.
     pub best: Option<f64>,
+    /// [`Dataset::fingerprint`](crate::data::Dataset::fingerprint) of what it learns from; checkpoints of old do not tell.
+    pub data: Option<String>,
 }
 
 /// Everything that a run needs to go on as if it had never stopped: the content of `checkpoint.safetensors`.
@@ -131,7 +133,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Weights::save`].
     pub fn save(&self, path: &Path, inventory: Inventory<'_>) -> Result<()> {
-        let Progress { step, epoch, seed, settings, best } = &self.progress;
+        let Progress { step, epoch, seed, settings, best, data } = &self.progress;
         let mut metadata = vec![
             ("checkpoint", FORMAT.to_string()),
             ("step", step.to_string()),
@@ -140,6 +142,7 @@ impl Checkpoint {
             ("settings", settings.clone()),
         ];
         metadata.extend(best.map(|best| ("best", best.to_string())));
+        metadata.extend(data.clone().map(|data| ("data", data)));
         let Weights { params, states } = &self.weights;
         let wanted = inventory.of_weights().into_iter().chain(inventory.of_moments()).collect();
         let tensors = params.iter().chain(states).chain(&self.moment1).chain(&self.moment2);
@@ -204,6 +207,10 @@ impl Progress {
             None => None,
             Some(_) => Some(field(file, "best", error)?),
         };
+        if best.is_some_and(|best: f64| !best.is_finite()) {
+            let hint = "the file was changed: use another checkpoint";
+            return Err(error("best", "a finite number".to_owned(), file.metadata.get("best"), hint));
+        }
         let settings = file.metadata.get("settings").cloned().unwrap_or_default();
         Ok(Self {
             step: field(file, "step", error)?,
@@ -211,6 +218,7 @@ impl Progress {
             seed: field(file, "seed", error)?,
             settings,
             best,
+            data: file.metadata.get("data").cloned(),
         })
     }
 }
@@ -267,6 +275,7 @@ mod tests {
                 seed: 1 << 63,
                 settings: "{\"lr\":0.01}".into(),
                 best: Some(0.1 + 0.2),
+                data: Some("8 and 4 pictures".into()),
             },
             weights: Weights { params: numbers(&params(), 0.5), states: numbers(&states(), 7.0) },
             moment1: numbers(&params(), -3.25),

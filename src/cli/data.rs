@@ -37,9 +37,13 @@ impl DatasetArgs {
         Ok(Self { data, train_limit: limit(train_limit), val_limit: limit(val_limit) })
     }
 
-    /// The data set as it was named.
+    /// The data set, to be found from any folder.
     pub(super) fn spec(&self) -> Option<String> {
-        self.data.as_ref().map(ToString::to_string)
+        let spec = match self.data.as_ref()? {
+            DataSpec::Path(path) => DataSpec::Path(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            other => other.clone(),
+        };
+        Some(spec.to_string())
     }
 
     /// Numbers of training and test images to use.

@@ -31,6 +31,7 @@ mod interpolate;
 mod kernels;
 mod reconstruct;
 mod sample;
+mod signals;
 mod train;
 mod trained;
 mod traverse;
@@ -91,6 +92,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    signals::survive_file_limits();
     let result = match &cli.command {
         Command::Train(args) => args.run(),
         Command::Sample(args) => args.run(),
@@ -122,6 +124,9 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
 }
+
+/// Exit code of an interrupted run: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {

@@ -3,14 +3,15 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
-use super::trained::prepare;
+use super::trained::{make_folder, prepare};
 use super::values::from_zero;
-use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter};
+use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::checkpoint::{Inventory, Weights};
 use crate::exec::Device;
 use crate::model::Mode;
@@ -39,7 +40,7 @@ pub(super) struct TrainArgs {
     /// choice.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
-        "flip", "crop", "channels", "blocks", "latent_dim", "norm",
+        "flip", "crop", "channels", "blocks", "latent_dim", "norm", "train_limit", "val_limit",
     ])]
     resume: Option<PathBuf>,
     /// Start from the weights in this safetensors file (PyTorch's names and shapes).
@@ -103,9 +104,6 @@ enum ScheduleArg {
     Cosine,
 }
 
-/// Set by Ctrl-C: the run ends after the step in hand. A second Ctrl-C exits at once.
-static STOP: AtomicBool = AtomicBool::new(false);
-
 impl TrainArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         if let Some(table) = &self.plan.plan.variants {
@@ -127,12 +125,10 @@ impl TrainArgs {
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
         let mut observer = observer(self.json, self.quiet);
-        ctrlc::set_handler(|| {
-            if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(INTERRUPTED.into());
-            }
-        })?;
-        let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &STOP };
+        // The run ends after the step in hand.
+        let stop = Arc::new(AtomicBool::new(false));
+        signals::set_on_request(&stop)?;
+        let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
         let mut trainer = match folder {
             Some(folder) => Trainer::resume(settings, folder, stage)?,
             None => {
@@ -140,6 +136,9 @@ impl TrainArgs {
                 Trainer::new(settings, folder, init.as_ref(), stage)?
             }
         };
+        if let Some(trace) = &self.trace {
+            make_folder(trace)?;
+        }
         if profile {
             trainer.profile(self.trace.clone());
         }
@@ -193,9 +192,6 @@ impl TrainArgs {
         Ok(Some(Weights::load(path, Inventory::of(&graph))?))
     }
 }
-
-/// Exit code of an interrupted run: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// A wrong path is told before the data set is opened and the kernels are compiled.
 fn exists(path: &Path) -> crate::Result<()> {

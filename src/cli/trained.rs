@@ -163,18 +163,25 @@ pub(super) fn dims(config: &VaeConfig) -> [usize; 3] {
     [config.image_channels, config.image_size, config.image_size]
 }
 
-/// Makes sure that a result can be written before anything is computed: its name ends as one of `kinds`, and its folder is there and
-/// takes files.
+/// Makes sure that a result can be written before anything is computed: its name ends as one of `kinds`, and its folder takes files or
+/// can be made. Leaves no trace.
 pub(super) fn prepare(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     let kind = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if !kinds.contains(&kind.as_str()) {
         let known = kinds.iter().map(|k| format!(".{k}")).collect::<Vec<_>>().join(", ");
         return Err(Error::Unknown { kind: "kind of file", name: out.display().to_string(), known }.into());
     }
-    if let Some(folder) = out.parent().filter(|f| !f.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(Error::file("create the folder", folder))?;
+    // Of a path whose folders are still to be made, the first of them stands for the file.
+    let missing = out.ancestors().skip(1).take_while(|f| !f.as_os_str().is_empty() && !f.exists()).last();
+    Ok(check_writable(missing.unwrap_or(out))?)
+}
+
+/// Makes the folder of a result, just before it is written.
+pub(super) fn make_folder(out: &Path) -> crate::Result<()> {
+    match out.parent().filter(|f| !f.as_os_str().is_empty()) {
+        Some(folder) => fs::create_dir_all(folder).map_err(Error::file("create the folder", folder)),
+        None => Ok(()),
     }
-    Ok(check_writable(out)?)
 }
 
 /// Refuses more pictures than a person looks at, before they are computed.
@@ -194,7 +201,9 @@ pub(super) fn square(count: usize) -> usize {
 
 /// Writes pictures as a grid and says where it is.
 pub(super) fn save_grid(out: &Path, columns: usize, pictures: &Pictures, what: &str) -> anyhow::Result<()> {
-    save_png(out, &Grid { columns, ..Grid::default() }.draw(pictures)?)?;
+    let picture = Grid { columns, ..Grid::default() }.draw(pictures)?;
+    make_folder(out)?;
+    save_png(out, &picture)?;
     say(format_args!("{what}: {}", out.display()));
     Ok(())
 }
@@ -218,6 +227,7 @@ pub(super) const RAW: &[&str] = &["npy", "safetensors"];
 
 /// As a NumPy array, or as the tensor `name` of a safetensors file.
 pub(super) fn save_raw(out: &Path, name: &str, numbers: Array) -> crate::Result<()> {
+    make_folder(out)?;
     if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
         return files::save_atomic(out, &npy(&numbers));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::trained::{prepare, say};
+use super::trained::{make_folder, prepare, say};
 use super::{DeviceArgs, ModelArgs, out};
 use crate::bench::subjects;
 use crate::bench::tune::{MARGIN, Table, choices, tune};
@@ -84,6 +84,7 @@ impl TuneArgs {
             100.0 * MARGIN
         ))?;
         if let Some(file) = &self.out {
+            make_folder(file)?;
             save_atomic(file, Table::new(gpu.facts(), &tuned).to_json()?.as_bytes())?;
             say(format_args!("table: {0}; use it with --variants {0} --batch-size {1}", file.display(), self.batch));
         }

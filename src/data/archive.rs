@@ -14,7 +14,7 @@ use super::cifar::{self, Contents, FILES, MAX_FILE, URL};
 use crate::error::{Error, Result};
 
 /// The most that an archive may unpack to.
-const MAX_TOTAL: u64 = 512 << 20;
+const MAX_TOTAL: u64 = 192 << 20;
 
 /// Opens a folder with CIFAR-10's binary files (or with such a folder or archive in it, under its usual name), or an archive.
 pub fn open(path: &Path) -> Result<Dataset> {
@@ -100,12 +100,11 @@ fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Conten
     for entry in entries {
         let mut entry = entry.map_err(|e| damaged(origin, &last, &e))?;
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let shown: String = path.chars().take(120).map(|c| if c.is_control() { '?' } else { c }).collect();
         let offset = entry.raw_header_position();
-        last = format!("in or after member {shown} at byte {offset} of the unpacked archive");
+        last = format!("in or after member {path} at byte {offset} of the unpacked archive");
         let refuse = |what: &str| {
             Err(Error::data(
-                cifar::member(origin, &shown),
+                cifar::member(origin, &path),
                 format_args!("byte {offset}: {what}"),
                 "this is no archive to trust",
             ))
@@ -120,7 +119,7 @@ fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Conten
         }
         let size = entry.size();
         if size > MAX_FILE as u64 {
-            return Err(too_large(cifar::member(origin, &shown), format_args!("byte {offset}: declared {size}")));
+            return Err(too_large(cifar::member(origin, &path), format_args!("byte {offset}: declared {size}")));
         }
         let name = Path::new(&path).file_name().and_then(|n| n.to_str()).and_then(cifar::known);
         let Some(name) = name.filter(|_| !kind.is_dir()) else {

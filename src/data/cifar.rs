@@ -15,7 +15,7 @@ pub const URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 /// Bytes of a record: one label, 3,072 pixels.
 pub const RECORD: usize = 1 + PIXELS;
 /// The largest file that is accepted; the real ones have 30,730,000 bytes.
-pub const MAX_FILE: usize = 64 << 20;
+pub const MAX_FILE: usize = 32 << 20;
 
 const PIXELS: usize = 3 * 32 * 32;
 const TRAIN: [&str; 5] =

@@ -7,6 +7,7 @@ use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors
 use crate::error::{Error, Result};
 use crate::graph::plan::{Lifetime, lifetimes};
 use crate::graph::{Graph, Home, Node, Region, ValueId};
+use crate::memory;
 use crate::op::Op;
 use crate::real::{Real, Tracked};
 
@@ -63,9 +64,27 @@ impl<T: Precision> fmt::Debug for CpuExecutor<T> {
 
 impl<T: Precision> CpuExecutor<T> {
     /// For graphs over the same parameters; all regions start at zero.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] where a run would take more memory than there is, [`Error::Graph`] for no graph or graphs over other
+    /// parameters.
     pub fn new(graphs: Vec<Graph>) -> Result<Self> {
+        Self::within(graphs, None)
+    }
+
+    /// The same, in at most `budget` bytes.
+    ///
+    /// # Errors
+    /// As [`CpuExecutor::new`].
+    pub fn within(graphs: Vec<Graph>, budget: Option<u64>) -> Result<Self> {
         check_same_tensors(&graphs)?;
         let first = graphs.first().ok_or_else(|| Error::Graph("no graph to run".into()))?;
+        let needed = graphs.iter().map(bytes::<T>).max().unwrap_or(0);
+        let limit = [budget, memory::available()].into_iter().flatten().min();
+        if let Some(limit) = limit.filter(|&limit| needed > limit) {
+            let (what, hint) = ("the CPU reference".to_owned(), "use a smaller batch or fewer channels".to_owned());
+            return Err(Error::DoesNotFit { what, needed, limit, hint });
+        }
         let zeros = |r: Region| first.tensors(r).iter().map(|t| vec![T::zero(); t.spec.len()]).collect();
         let regions = Region::ALL.map(zeros);
         let programs = graphs
@@ -159,6 +178,29 @@ impl<T: Precision> CpuExecutor<T> {
         }
         Ok(())
     }
+}
+
+/// Bytes that a run of the graph takes at most: all regions, and the inputs and local values that are alive together.
+fn bytes<T>(graph: &Graph) -> u64 {
+    let regions: usize = Region::ALL.iter().flat_map(|&r| graph.tensors(r)).map(|t| t.spec.len()).sum();
+    let mut changes = vec![(0i128, 0i128); graph.nodes().len() + 1];
+    for (value, lifetime) in graph.values().iter().zip(lifetimes(graph)) {
+        let (first, last) = match (value.home, lifetime) {
+            (Home::Local, Some(lifetime)) => lifetime,
+            (Home::Input, _) => (0, graph.nodes().len()),
+            _ => continue,
+        };
+        changes[first].0 += value.spec.len() as i128;
+        changes[last].1 += value.spec.len() as i128;
+    }
+    let (mut alive, mut most) = (0, 0);
+    for (born, dead) in changes {
+        alive += born;
+        most = most.max(alive);
+        alive -= dead;
+    }
+    let numbers = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(regions as u64);
+    numbers.saturating_mul(size_of::<T>() as u64)
 }
 
 fn no_program(program: ProgramId) -> Error {

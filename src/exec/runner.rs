@@ -82,9 +82,11 @@ impl Runner {
         let (exec, memory, dispatches): (Box<dyn Executor>, _, _) = match device {
             Device::Cpu => {
                 let graphs = programs.iter().map(|&(batch, mode)| config.graph(batch, mode)).collect::<Result<_>>()?;
-                (Box::new(CpuExecutor::<f32>::new(graphs)?), None, 0)
+                (Box::new(CpuExecutor::<f32>::within(graphs, options.budget)?), None, 0)
             }
             Device::Gpu(gpu) => {
+                let budget = [options.budget, gpu.memory_left()].into_iter().flatten().min();
+                let options = &plan::Options { budget, ..options.clone() };
                 let mut planned = Vec::new();
                 let mut memory = None::<Memory>;
                 let mut dispatches = 0;

@@ -24,6 +24,7 @@ pub use roof::{Roof, probes, roof};
 pub use timing::{Span, Timer};
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::op::Profile;
 use crate::op::kernel::{Class, fold_grid};
 
@@ -42,6 +43,8 @@ pub struct Options {
     pub subgroup: Option<(u32, u32)>,
     /// An artificially low bound of the bytes of a buffer, for tests of what does not fit. None by default.
     pub max_buffer: Option<u64>,
+    /// What to take for the memory that is left, in bytes, for tests of what does not fit. None by default.
+    pub memory: Option<u64>,
     /// Let workgroups take their tiles from the last to the first, for tests that their order does not matter. Off by default.
     pub reverse_workgroups: bool,
     /// Ask for timestamp queries where the adapter has them. On by default.
@@ -56,6 +59,7 @@ impl Default for Options {
             max_workgroups: None,
             subgroup: None,
             max_buffer: None,
+            memory: None,
             reverse_workgroups: false,
             timestamps: true,
         }
@@ -69,6 +73,7 @@ pub struct Gpu {
     facts: AdapterFacts,
     cache: pipeline_cache::Cache,
     reverse_workgroups: bool,
+    memory: Option<u64>,
     sink: Arc<Mutex<Sink>>,
     modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
     pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
@@ -124,8 +129,8 @@ impl Gpu {
         });
         let (modules, pipelines, stages) = Default::default();
         let cache = pipeline_cache::Cache::of(&device, &adapter);
-        let reverse_workgroups = options.reverse_workgroups;
-        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, cache, reverse_workgroups, instance })
+        let (reverse_workgroups, memory) = (options.reverse_workgroups, options.memory);
+        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, cache, reverse_workgroups, memory, instance })
     }
 
     /// What is known of the adapter.
@@ -136,6 +141,15 @@ impl Gpu {
     /// What kernels and plans may depend on.
     pub fn profile(&self) -> &Profile {
         &self.facts.profile
+    }
+
+    /// Bytes that buffers may take, where that is known: a software driver has them from the system, which ends who takes too much.
+    #[must_use]
+    pub fn memory_left(&self) -> Option<u64> {
+        match self.profile().class {
+            Class::Software => self.memory.or_else(memory::available),
+            Class::Gpu => self.memory,
+        }
     }
 
     /// The device.

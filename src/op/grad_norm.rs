@@ -6,14 +6,14 @@ use crate::error::Result;
 use crate::real::{Real, blocked_sum};
 use crate::shape::{Shape, Spec};
 
-/// norm = (sqrt(sum of the squares of all gradients), finite, 0, 0), finite being 1 where every gradient and every loss term is
-/// finite and 0 otherwise.
+/// norm = (sqrt(sum of the squares of all gradients), finite, 0, 0), finite being 1 where every gradient, every loss term and the norm
+/// itself are finite and 0 otherwise.
 ///
 /// `grads`: the flat buffer of all gradients, padding included (padding is zero). `terms`: the loss terms of
 /// [`Elbo`](super::elbo::Elbo). `norm`: four numbers.
 ///
-/// The squares are summed in single precision without scaling: gradients above 1e19 give an infinite norm (and still the flag 1, as
-/// they are finite themselves), gradients below 1e-19 count as zero.
+/// The squares are summed in single precision without scaling: gradients above 1e19 give an infinite norm (their squares would be
+/// infinite second moments, too), gradients below 1e-19 count as zero.
 #[derive(Clone, Copy, Debug)]
 pub struct GradNorm {
     len: usize,
@@ -29,14 +29,10 @@ impl GradNorm {
     fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (entry, reads, writes) {
             ("forward", [grads, terms], [norm]) => {
-                let finite = grads.iter().chain(*terms).all(|g| g.value().is_finite());
+                let length = blocked_sum(grads.iter().map(|g| g.squared())).sqrt();
+                let finite = grads.iter().chain(*terms).chain([&length]).all(|g| g.value().is_finite());
                 let finite = T::of(if finite { 1.0 } else { 0.0 });
-                for (norm, v) in norm.iter_mut().zip([
-                    blocked_sum(grads.iter().map(|g| g.squared())).sqrt(),
-                    finite,
-                    T::zero(),
-                    T::zero(),
-                ]) {
+                for (norm, v) in norm.iter_mut().zip([length, finite, T::zero(), T::zero()]) {
                     *norm = v;
                 }
                 Ok(())
@@ -168,9 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_looks_at_the_numbers_and_not_at_their_squares() {
+    fn the_flag_looks_at_all_numbers_and_their_norm() {
         assert_eq!(run(&[3.0, 0.0, -4.0], &[1.0; 3]), [5.0, 1.0, 0.0, 0.0]);
-        assert_eq!(run(&[f32::MAX, 0.0], &[1.0; 3]), [f32::INFINITY, 1.0, 0.0, 0.0]);
+        assert_eq!(run(&[f32::MAX, 0.0], &[1.0; 3]), [f32::INFINITY, 0.0, 0.0, 0.0]);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert_eq!(run(&[1.0, bad], &[1.0; 3])[1], 0.0);
             assert_eq!(run(&[1.0], &[1.0, bad, 1.0])[1], 0.0);

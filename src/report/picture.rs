@@ -70,19 +70,30 @@ impl Pictures {
         // Cut before it is enlarged: a narrow strip would become endlessly long.
         let side = whole.width().min(whole.height());
         let middle = whole.crop_imm((whole.width() - side) / 2, (whole.height() - side) / 2, side, side);
+        drop(whole);
         let picture = middle.resize_exact(size, size, FilterType::CatmullRom).into_rgb8();
         Ok(Self { width: size, height: size, pixels: vec![picture] })
     }
 
-    /// The pictures of a PNG file that [`Pictures::save_strip`] wrote.
+    /// The pictures of a PNG file that [`Pictures::save_strip`] wrote, of which there is one a class at most.
     ///
     /// # Errors
     /// [`Error::File`] where it cannot be read or understood.
     pub fn load_strip(path: &Path) -> Result<Self> {
-        let strip = decode(&files::read(path)?, path)?.into_rgb8();
+        Self::from_strip(&files::read(path)?, path)
+    }
+
+    /// The same from the bytes of the file; `path` is for the message.
+    ///
+    /// # Errors
+    /// [`Error::File`] where they make no sense.
+    pub fn from_strip(bytes: &[u8], path: &Path) -> Result<Self> {
+        const MOST: u32 = 256;
+        let strip = decode(bytes, path)?.into_rgb8();
         let (width, height) = strip.dimensions();
-        if width == 0 || !height.is_multiple_of(width) {
-            return Err(Error::garbled("understand", path, "no column of square pictures"));
+        if width == 0 || !height.is_multiple_of(width) || height / width > MOST {
+            let why = format!("{width}x{height} pixels, expected a column of at most {MOST} square pictures");
+            return Err(Error::garbled("understand", path, why));
         }
         let cut = |i| imageops::crop_imm(&strip, 0, i * width, width, width).to_image();
         Ok(Self { width, height: width, pixels: (0..height / width).map(cut).collect() })
@@ -101,6 +112,12 @@ impl Pictures {
     #[must_use]
     pub fn len(&self) -> usize {
         self.pixels.len()
+    }
+
+    /// Width and height of each.
+    #[must_use]
+    pub fn size(&self) -> (u32, u32) {
+        (self.width, self.height)
     }
 
     /// Whether there is none.
@@ -232,16 +249,19 @@ pub fn save_png(path: &Path, picture: &RgbImage) -> Result<()> {
     files::save_atomic(path, bytes.get_ref())
 }
 
-/// Bytes of a decoded picture that a byte of its file can stand for: deflate's 1,032, for palette entries of a bit that become three bytes.
-const EXPANSION: u64 = 1032 * 8 * 3;
-/// The most bytes that decoding may take, and what it takes for the smallest picture.
-const MAX_MEMORY: u64 = 512 << 20;
+/// Bytes of a decoded picture that a byte of its file can stand for. PNG: deflate's 1,032, for palette entries of a bit that become three
+/// bytes. JPEG: a block of 8x8 pixels that are all the same takes a few bits for each colour; 1,024 leaves room for blank pages.
+const PNG_EXPANSION: u64 = 1032 * 8 * 3;
+const JPEG_EXPANSION: u64 = 1024;
+/// The most bytes that a decoded picture may have (64 million pixels; phones take 50), and what the smallest may.
+const MAX_MEMORY: u64 = 192 << 20;
 const MIN_MEMORY: u64 = 1 << 20;
 
 fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     let garbled = |error: image::ImageError| Error::garbled("understand the picture", path, error);
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::file("read", path))?;
-    let most = (bytes.len() as u64).saturating_mul(EXPANSION).clamp(MIN_MEMORY, MAX_MEMORY);
+    let expansion = if reader.format() == Some(ImageFormat::Jpeg) { JPEG_EXPANSION } else { PNG_EXPANSION };
+    let most = (bytes.len() as u64).saturating_mul(expansion).clamp(MIN_MEMORY, MAX_MEMORY);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(most);
     reader.limits(limits);

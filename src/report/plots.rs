@@ -93,8 +93,9 @@ fn points(steps: &[StepRow], value: impl Fn(&StepRow) -> f64) -> Vec<Point> {
     finite(steps.iter().map(|row| (row.step as f64, value(row))))
 }
 
+/// Points that can be drawn: between numbers as large as `f64` has them, axes have no length.
 fn finite(points: impl Iterator<Item = Point>) -> Vec<Point> {
-    points.filter(|p| p.1.is_finite()).collect()
+    points.filter(|p| p.1.abs() <= f64::from(f32::MAX)).collect()
 }
 
 /// One quantity over the steps.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::profile::Summary;
 use super::table::{EpochRow, StepRow};
@@ -46,6 +46,7 @@ pub enum Event<'a> {
         /// Best validation loss.
         best: Option<f64>,
         /// Where everything lies.
+        #[serde(serialize_with = "lossy")]
         run: &'a Path,
     },
     /// The run was stopped and saved.
@@ -53,14 +54,21 @@ pub enum Event<'a> {
         /// Number of the next step.
         step: u64,
         /// What `--resume` wants.
+        #[serde(serialize_with = "lossy")]
         run: &'a Path,
     },
+}
+
+/// A path as text, whatever its bytes are.
+fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&path.to_string_lossy())
 }
 
 /// What is known when a run starts.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Start<'a> {
     /// Where everything will lie.
+    #[serde(serialize_with = "lossy")]
     pub run: &'a Path,
     /// Adapter, driver and backend.
     pub device: &'a str,
@@ -288,7 +296,7 @@ impl Run {
                 format!("done: {epochs} epochs, {} steps in {time}{best}; see {}", grouped(*steps), run.display())
             }
             Event::Interrupted { step, run } => format!(
-                "interrupted before step {step} and saved; go on with: vae-wgpu train --resume {}",
+                "interrupted after {step} steps and saved; go on with: vae-wgpu train --resume {}",
                 run.display()
             ),
         })

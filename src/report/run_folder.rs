@@ -1,6 +1,7 @@
 //! The folder of a run: its files by name, who may write to it, and its settings.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::picture::{Grid, Pictures, save_png};
 use crate::error::{Error, Result};
-use crate::files::{self, FolderLock};
+use crate::files::{self, FolderLock, LOCK, Standing};
 
 /// Version of the layout of `config.json`.
 const FORMAT: u32 = 1;
@@ -67,7 +68,48 @@ impl<S: DeserializeOwned> RunConfig<S> {
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    _lock: Option<FolderLock>,
+    state: State,
+    /// Last: what happens when a folder is left happens under the lock.
+    lock: Option<FolderLock>,
+}
+
+/// What there is of the run.
+#[derive(Debug)]
+enum State {
+    /// One that has begun.
+    Begun,
+    /// One to be overwritten.
+    Old,
+    /// None; the folder goes when it is left so.
+    New(Reserved),
+}
+
+/// A folder that holds nothing but its lock. A run that does not begin in it leaves no trace.
+#[derive(Debug)]
+struct Reserved {
+    path: PathBuf,
+    /// Whether the folder was made for the run.
+    made: bool,
+}
+
+impl Reserved {
+    /// The run begins: the folder stays.
+    fn keep(mut self) {
+        self.path.clear();
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
+        // What stays is only untidy.
+        let _ = fs::remove_file(self.path.join(LOCK));
+        if self.made {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
 }
 
 /// The files of a run, in the order in which an overwritten run loses them: first what would let it be resumed.
@@ -87,33 +129,50 @@ const SAMPLES: &str = "samples";
 const RECONSTRUCTIONS: &str = "reconstructions";
 
 impl RunFolder {
-    /// A folder for a new run: `out`, or `runs/<date>-<n>` with the first free n. It must be new or empty, unless `force`: then
-    /// the files of the run that is there are removed, and only those.
+    /// A folder for a new run: `out`, or `runs/<date>-<n>` with the first free n. It must be new or empty, or hold a run and `force` be
+    /// given. Until the run begins nothing in it is touched.
     ///
     /// # Errors
     /// [`Error::File`] where it cannot be made, is taken, or another process writes to it.
     pub fn create(out: Option<&Path>, force: bool) -> Result<Self> {
         let Some(path) = out else { return Self::next(Path::new("runs"), &today()) };
+        let made = !path.exists();
         fs::create_dir_all(path).map_err(Error::file("create the folder", path))?;
-        let names = |folder: &Path| fs::read_dir(folder).map_err(Error::file("list", folder));
-        let taken = names(path)?.next().is_some();
-        if taken && !force {
-            let why = "it is not empty: give --force to overwrite the run in it, or another --out";
+        let taken = entries(path)?.any(|entry| entry.file_name() != LOCK);
+        let run = [LOCK, FILES[0]].iter().any(|name| path.join(name).exists());
+        if taken && !(force && run) {
+            let why = match run {
+                true => "it is not empty: give --force to overwrite the run in it, or another --out",
+                false => "it is not empty and holds no run: give another --out",
+            };
             return Err(Error::file("start a run in", path)(io::Error::new(ErrorKind::DirectoryNotEmpty, why)));
         }
-        let run = Self::locked(path.to_owned())?;
-        if taken {
-            for name in FILES {
-                remove(&path.join(name))?;
-            }
-            for folder in [SAMPLES, RECONSTRUCTIONS].map(|name| path.join(name)).iter().filter(|f| f.is_dir()) {
-                for entry in names(folder)?.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("epoch_"))
-                {
-                    remove(&entry.path())?;
+        let lock = FolderLock::take(path)?;
+        let state = if taken { State::Old } else { State::New(Reserved { path: path.to_owned(), made }) };
+        Ok(Self { path: path.to_owned(), state, lock: Some(lock) })
+    }
+
+    /// The run begins: the files of the one that is overwritten are removed, and only those.
+    ///
+    /// # Errors
+    /// [`Error::File`] where that cannot be done.
+    pub fn begin(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.state, State::Begun) {
+            State::Begun => {}
+            State::New(reserved) => reserved.keep(),
+            State::Old => {
+                for name in FILES {
+                    remove(&self.path.join(name))?;
+                }
+                for folder in [SAMPLES, RECONSTRUCTIONS].map(|name| self.path.join(name)) {
+                    if folder.is_dir() {
+                        let mut files = entries(&folder)?.filter(|entry| is_of_an_epoch(&entry.file_name()));
+                        files.try_for_each(|entry| remove(&entry.path()))?;
+                    }
                 }
             }
         }
-        run.with_folders()
+        self.make_folders()
     }
 
     fn next(runs: &Path, date: &str) -> Result<Self> {
@@ -122,7 +181,11 @@ impl RunFolder {
             let path = runs.join(format!("{date}-{n}"));
             // Two processes cannot both make the same folder.
             match fs::create_dir(&path) {
-                Ok(()) => return Self::locked(path)?.with_folders(),
+                Ok(()) => {
+                    let lock = FolderLock::take(&path)?;
+                    let reserved = Reserved { path: path.clone(), made: true };
+                    return Ok(Self { path, state: State::New(reserved), lock: Some(lock) });
+                }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::file("create the folder", &path)(error)),
             }
@@ -130,33 +193,35 @@ impl RunFolder {
         Err(Error::bug("no free name for a run folder"))
     }
 
-    fn locked(path: PathBuf) -> Result<Self> {
-        let lock = FolderLock::take(&path)?;
-        Ok(Self { path, _lock: Some(lock) })
-    }
-
-    fn with_folders(self) -> Result<Self> {
+    fn make_folders(&self) -> Result<()> {
         for folder in [SAMPLES, RECONSTRUCTIONS].map(|name| self.path.join(name)) {
             fs::create_dir_all(&folder).map_err(Error::file("create the folder", &folder))?;
         }
-        Ok(self)
+        Ok(())
     }
 
-    /// Whether somebody removed the run.
-    #[must_use]
-    pub fn is_gone(&self) -> bool {
-        matches!(self.config().try_exists(), Ok(false))
-    }
-
-    /// Makes a folder that is gone again, empty, and takes its lock.
+    /// Makes the folder anew where somebody removed it, empty but for the lock, and tells whether there is a run to be written to it.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be made or another process writes to it by now.
-    pub fn restore(&mut self) -> Result<()> {
-        fs::create_dir_all(&self.path).map_err(Error::file("create the folder", &self.path))?;
-        self._lock = None;
-        *self = Self::locked(self.path.clone())?.with_folders()?;
-        Ok(())
+    /// [`Error::Taken`] where another run was there since, [`Error::File`] where it cannot be made.
+    pub fn restore(&mut self) -> Result<bool> {
+        let taken = || Error::Taken { path: self.path.clone() };
+        match self.lock.as_ref().map(FolderLock::standing) {
+            Some(Standing::Replaced) => return Err(taken()),
+            Some(Standing::Removed) => {
+                fs::create_dir_all(&self.path).map_err(Error::file("create the folder", &self.path))?;
+                self.lock = Some(FolderLock::take(&self.path).map_err(|error| match error {
+                    Error::File { source, .. } if source.kind() == ErrorKind::ResourceBusy => taken(),
+                    other => other,
+                })?);
+            }
+            Some(Standing::Held) | None => {}
+        }
+        let gone = matches!(self.config().try_exists(), Ok(false));
+        if gone {
+            self.make_folders()?;
+        }
+        Ok(gone)
     }
 
     /// The folder of a run that is to go on.
@@ -166,7 +231,9 @@ impl RunFolder {
     pub fn resume(path: &Path) -> Result<Self> {
         let run = Self::view(path)?;
         fs::metadata(run.checkpoint()).map_err(Error::file("find", &run.checkpoint()))?;
-        Self::locked(run.path)?.with_folders()
+        let lock = FolderLock::take(path)?;
+        run.make_folders()?;
+        Ok(Self { lock: Some(lock), ..run })
     }
 
     /// The folder of a run to look at, which it may be running in.
@@ -174,7 +241,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::File`] where there is no run.
     pub fn view(path: &Path) -> Result<Self> {
-        let run = Self { path: path.to_owned(), _lock: None };
+        let run = Self { path: path.to_owned(), state: State::Begun, lock: None };
         match fs::metadata(run.config()) {
             Ok(_) => Ok(run),
             Err(error) => {
@@ -259,13 +326,14 @@ impl RunFolder {
     /// Writes an epoch's reconstructions (those of epoch 0 are the originals) as a column of their own, then the history anew:
     /// a row a picture, the originals, then a column an epoch; of long runs every second epoch, every fourth and so on, and the
     /// last. A kill between the two loses nothing, and a run resumed at an earlier epoch starts its columns there; those of
-    /// epochs that are not there stay blank.
+    /// epochs that are not there, or are of other pictures, stay blank.
     ///
     /// # Errors
-    /// [`Error::File`] where they cannot be written, [`Error::Shape`] where the columns do not fit each other.
+    /// [`Error::File`] where they cannot be written.
     pub fn save_reconstructions(&self, epoch: u64, pictures: &Pictures) -> Result<()> {
         pictures.save_strip(&self.reconstructions(epoch))?;
-        let column = |epoch| Pictures::load_strip(&self.reconstructions(epoch)).ok();
+        let fits = |column: &Pictures| column.size() == pictures.size() && column.len() == pictures.len();
+        let column = |epoch| Pictures::load_strip(&self.reconstructions(epoch)).ok().filter(fits);
         let columns: Vec<_> = columns(epoch).into_iter().map(column).collect();
         let grid = Grid { scale: 2, ..Grid::default() };
         save_png(&self.history(), &grid.draw_columns(&columns)?)
@@ -305,6 +373,16 @@ fn columns(epoch: u64) -> Vec<u64> {
     columns
 }
 
+fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry>> {
+    Ok(fs::read_dir(folder).map_err(Error::file("list", folder))?.flatten())
+}
+
+/// Whether a file is called `epoch_NN.png`.
+fn is_of_an_epoch(name: &OsStr) -> bool {
+    let number = name.to_str().and_then(|name| name.strip_prefix("epoch_")?.strip_suffix(".png"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
@@ -341,7 +419,8 @@ mod tests {
     fn default_folders_count_up() {
         let dir = tempfile::tempdir().unwrap();
         let runs = dir.path().join("runs");
-        let first = RunFolder::next(&runs, "2026-01-31").unwrap();
+        let mut first = RunFolder::next(&runs, "2026-01-31").unwrap();
+        first.begin().unwrap();
         let second = RunFolder::next(&runs, "2026-01-31").unwrap();
         assert!(first.path().ends_with("2026-01-31-1") && second.path().ends_with("2026-01-31-2"));
         assert!(first.samples(3).ends_with("samples/epoch_03.png") && first.samples(3).parent().unwrap().is_dir());
@@ -353,7 +432,8 @@ mod tests {
     fn a_run_is_overwritten_only_by_force_and_only_its_files() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a/b");
-        let run = RunFolder::create(Some(&out), false).unwrap();
+        let mut run = RunFolder::create(Some(&out), false).unwrap();
+        run.begin().unwrap();
         run.save_config(&config()).unwrap();
         for path in [run.checkpoint(), run.samples(1), run.reconstructions(0), run.metrics(), out.join("mine.txt")] {
             fs::write(path, "x").unwrap();
@@ -364,7 +444,10 @@ mod tests {
         drop(run);
         let error = RunFolder::create(Some(&out), false).unwrap_err();
         assert!(matches!(error, Error::File { source, .. } if source.to_string().contains("--force")));
-        let run = RunFolder::create(Some(&out), true).unwrap();
+        drop(RunFolder::create(Some(&out), true).unwrap());
+        let mut run = RunFolder::create(Some(&out), true).unwrap();
+        assert!(run.checkpoint().exists() && run.samples(1).exists(), "the new run has not begun");
+        run.begin().unwrap();
         for gone in [run.config(), run.checkpoint(), run.samples(1), run.reconstructions(0), run.metrics()] {
             assert!(!gone.exists(), "{}", gone.display());
         }
@@ -372,11 +455,55 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_does_not_begin_leaves_no_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        drop(RunFolder::create(Some(&out), false).unwrap());
+        assert!(!out.exists());
+        drop(RunFolder::next(dir.path(), "2026-01-31").unwrap());
+        fs::create_dir(&out).unwrap();
+        drop(RunFolder::create(Some(&out), false).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "an empty folder that was there stays");
+        // A lock alone, which a kill left behind, is no run.
+        fs::write(out.join(LOCK), "").unwrap();
+        RunFolder::create(Some(&out), false).unwrap().begin().unwrap();
+        assert!(out.join(LOCK).exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_another_run_took_is_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("run");
+        let begin = || {
+            let mut run = RunFolder::create(Some(&out), false).unwrap();
+            run.begin().unwrap();
+            run.save_config(&config()).unwrap();
+            run
+        };
+        let mut run = begin();
+        assert!(!run.restore().unwrap());
+        fs::remove_file(out.join(LOCK)).unwrap();
+        assert!(!run.restore().unwrap() && RunFolder::create(Some(&out), true).is_err(), "locked again");
+        fs::remove_dir_all(&out).unwrap();
+        assert!(run.restore().unwrap());
+        fs::remove_dir_all(&out).unwrap();
+        let other = begin();
+        for _ in 0..2 {
+            assert!(matches!(run.restore(), Err(Error::Taken { path }) if path == out));
+        }
+        drop(other);
+        assert!(matches!(run.restore(), Err(Error::Taken { .. })), "the other run is over, but there");
+    }
+
+    #[test]
     fn only_runs_can_be_viewed_and_resumed() {
         let dir = tempfile::tempdir().unwrap();
         assert!(RunFolder::view(dir.path()).is_err() && RunFolder::resume(&dir.path().join("none")).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        let run = RunFolder::create(Some(dir.path()), false).unwrap();
+        let mut run = RunFolder::create(Some(dir.path()), false).unwrap();
+        run.begin().unwrap();
         run.save_config(&config()).unwrap();
         assert!(RunFolder::view(dir.path()).is_ok() && RunFolder::resume(dir.path()).is_err());
         fs::write(run.checkpoint(), "x").unwrap();
@@ -388,7 +515,8 @@ mod tests {
     #[test]
     fn settings_come_back_and_strangers_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunFolder::create(Some(dir.path()), false).unwrap();
+        let mut run = RunFolder::create(Some(dir.path()), false).unwrap();
+        run.begin().unwrap();
         run.save_config(&config()).unwrap();
         assert_eq!(run.load_config::<Settings>().unwrap(), config());
         let text = fs::read_to_string(run.config()).unwrap();

@@ -5,7 +5,7 @@
 //! bring back the same bits.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -206,10 +206,7 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
 /// # Errors
 /// [`Error::File`] where a row makes no sense.
 pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Vec<R>, u64)> {
-    let wrong = |line: usize, why: String| {
-        let why = format!("line {line}: {why}");
-        Error::file("understand", path)(io::Error::new(io::ErrorKind::InvalidData, why))
-    };
+    let wrong = |line: usize, why: String| Error::garbled("understand", path, format!("line {line}: {why}"));
     let mut rows = Vec::new();
     let mut length = 0;
     for (line, number) in bytes.split_inclusive(|&b| b == b'\n').zip(1..) {

@@ -3,12 +3,12 @@
 //! What a batch holds depends on the settings and its step alone: who prepares it, and when, changes no number.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::Scope;
+use std::thread::{Builder, Scope};
 use std::time::Instant;
 
 use super::{Settings, noise};
 use crate::data::{self, Augment, Images};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Batches that wait ready: more than one, for preparing and stepping do not always take the same time.
 const DEPTH: usize = 2;
@@ -44,10 +44,12 @@ pub(super) fn start<'scope>(
     settings: &'scope Settings,
     images: &'scope dyn Images,
     epoch: Epoch,
-) -> Receiver<Result<Batch>> {
+) -> Result<Receiver<Result<Batch>>> {
     let (sender, receiver) = sync_channel(DEPTH);
-    scope.spawn(move || prepare(settings, images, epoch, &sender));
-    receiver
+    let prepare = move || prepare(settings, images, epoch, &sender);
+    let started = Builder::new().spawn_scoped(scope, prepare);
+    started.map_err(|e| Error::device("starting a thread that prepares batches", e))?;
+    Ok(receiver)
 }
 
 fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &SyncSender<Result<Batch>>) {
@@ -86,7 +88,7 @@ mod tests {
         let images = shapes::dataset().unwrap().limited(Some(30), Some(1)).unwrap().train;
         std::thread::scope(|scope| {
             let epoch = Epoch { number: 2, first_step: 5, done };
-            let batches = start(scope, &settings, images.as_ref(), epoch);
+            let batches = start(scope, &settings, images.as_ref(), epoch).unwrap();
             // What is not taken must not keep the thread.
             batches.iter().take(most).collect::<Result<_>>().unwrap()
         })
@@ -130,7 +132,7 @@ mod tests {
         let (settings, images) = (settings(), Odd(shapes::dataset().unwrap().test));
         let came = std::thread::scope(|scope| {
             let epoch = Epoch { number: 1, first_step: 0, done: 0 };
-            start(scope, &settings, &images, epoch).iter().map(|batch| batch.is_ok()).collect::<Vec<_>>()
+            start(scope, &settings, &images, epoch).unwrap().iter().map(|batch| batch.is_ok()).collect::<Vec<_>>()
         });
         assert_eq!(came, [false]);
     }

@@ -40,10 +40,9 @@ impl Trainer<'_> {
 
     /// Makes a run folder that is gone again, with what is known of the run.
     pub(super) fn restore(&mut self) -> Result<()> {
-        if !self.folder.is_gone() {
+        if !self.folder.restore()? {
             return Ok(());
         }
-        self.folder.restore()?;
         self.metrics = Table::create(&self.folder.metrics())?;
         self.epochs = Table::create(&self.folder.epochs())?;
         self.steps.iter().try_for_each(|row| self.metrics.push(row))?;
@@ -71,10 +70,11 @@ impl Trainer<'_> {
         let checkpoint = Checkpoint {
             progress: Progress {
                 step,
-                epoch: step / self.steps_per_epoch(),
+                epoch: self.finished,
                 seed: self.settings.seed,
                 settings: serde_json::to_string(&self.settings).map_err(Error::bug)?,
                 best: self.best,
+                data: Some(self.data.clone()),
             },
             weights: self.weights()?,
             moment1: self.runner.download(Region::Moment1)?,

@@ -1,5 +1,7 @@
 //! What a model is worth: its losses on the test set.
 
+use std::sync::atomic::Ordering;
+
 use super::{Trainer, noise};
 use crate::data;
 use crate::error::Result;
@@ -19,14 +21,17 @@ pub(super) struct Validation {
 }
 
 impl Trainer<'_> {
-    /// Means over the whole test set with running statistics.
-    pub(super) fn validate(&mut self) -> Result<Validation> {
+    /// Means over the whole test set with running statistics; nothing where the run is to end.
+    pub(super) fn validate(&mut self) -> Result<Option<Validation>> {
         let latent = self.settings.model.latent_dim;
         let images = self.dataset.test.as_ref();
         let all: Vec<u32> = (0..images.len() as u32).collect();
         let (mut sums, mut moments) = ([0.0f64; 4], vec![(0.0f64, 0.0f64); latent]);
         let mut pixels = Vec::new();
         for (i, indices) in all.chunks(self.settings.batch_size).enumerate() {
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
             let n = indices.len();
             data::batch(images, indices, &mut pixels)?;
             let eps = noise(&self.settings, VALIDATION_NOISE + i as u64, n);
@@ -49,6 +54,6 @@ impl Trainer<'_> {
         let variance = |(sum, squares): &(f64, f64)| squares / count - (sum / count).powi(2);
         let active_units = moments.iter().filter(|m| variance(m) > ACTIVE_VARIANCE).count() as u64;
         let [total, recon, kl, mse] = sums.map(|sum| sum / count);
-        Ok(Validation { total, recon, kl, mse, active_units })
+        Ok(Some(Validation { total, recon, kl, mse, active_units }))
     }
 }

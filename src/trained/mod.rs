@@ -143,7 +143,7 @@ impl Trained {
     /// `[n, 2 * latent]` (mu, then log_std) of `[n, c, h, w]` bytes, for `n` as it comes.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
+    /// [`Error::Diverged`] for numbers that are not finite, [`Error::Shape`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
     pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
         let picture = self.config().images(1).len();
         self.batches("bytes of pictures", images, picture, Runner::encode)
@@ -170,7 +170,11 @@ impl Trained {
         }
         let mut results = Vec::new();
         for part in all.chunks(self.batch * each) {
-            results.extend(run(&mut self.runner, part.len() / each, part)?);
+            let result = run(&mut self.runner, part.len() / each, part)?;
+            if !result.iter().all(|v| v.is_finite()) {
+                return Err(Error::Diverged { what: "what the model makes of its input".to_owned() });
+            }
+            results.extend(result);
         }
         Ok(results)
     }

@@ -4,13 +4,12 @@
 //! The components are found by subspace iteration with Rayleigh-Ritz projection (Halko, Martinsson and Tropp, arXiv:0909.4061): the
 //! covariance matrix is never formed, the pictures are read once a pass.
 
-use std::thread;
-
 use nalgebra::{DMatrix, DVector};
 
 use super::{in_blocks, scaled};
 use crate::data::{self, Images};
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::rng::{self, Purpose};
 
 /// Pictures that a thread multiplies at once; sums are taken block by block, so results do not depend on the number of threads.
@@ -126,14 +125,10 @@ fn scatter_times(images: &dyn Images, mean: &DVector<f64>, basis: &DMatrix<f64>)
         Ok(x * codes)
     };
     let starts: Vec<usize> = (0..images.len()).step_by(BLOCK).collect();
-    let threads = thread::available_parallelism().map_or(1, usize::from);
     let mut sum = DMatrix::zeros(basis.nrows(), basis.ncols());
-    for group in starts.chunks(threads) {
-        let parts = thread::scope(|scope| {
-            let workers: Vec<_> = group.iter().map(|&first| scope.spawn(move || block(first))).collect();
-            workers.into_iter().map(|w| w.join().unwrap_or_else(|_| Err(Error::bug("a thread panicked")))).collect()
-        });
-        for part in Result::<Vec<DMatrix<f64>>>::from_iter::<Vec<_>>(parts)? {
+    // In order: the sum must not depend on the number of threads.
+    for group in starts.chunks(parallel::cores()) {
+        for part in parallel::map(group, |&first| block(first))? {
             sum += part;
         }
     }
