@@ -425,6 +425,28 @@ fn a_wrong_model_is_refused_with_the_difference() {
 }
 
 #[test]
+fn a_model_that_has_diverged_is_told_and_leaves_nothing() {
+    let stage = Stage::new();
+    let mut model = TensorFile::load(&stage.model()).unwrap();
+    for array in model.tensors.values_mut() {
+        array.data.iter_mut().for_each(|v| *v = v.signum() * 1e30);
+    }
+    model.save(&stage.path("large.safetensors")).unwrap();
+    for line in [
+        "sample large.safetensors --out out.png",
+        "sample large.safetensors --raw --out out.npy",
+        "reconstruct large.safetensors --data shapes --out out.png",
+        "interpolate large.safetensors --data shapes --from 0 --to 1 --out out.png",
+        "traverse large.safetensors --data shapes --out out.png",
+        "encode large.safetensors --data shapes --val-limit 4 --out out.safetensors",
+        "eval large.safetensors --data shapes --val-limit 4 --no-pca",
+    ] {
+        stage.fails(line, 3, &["is not finite: the model has diverged"]);
+    }
+    assert_eq!(fs::read_dir(stage.dir.path()).unwrap().count(), 2, "a result was written");
+}
+
+#[test]
 fn mistakes_are_told_before_anything_is_computed() {
     let stage = Stage::new();
     for (line, code, parts) in [
@@ -435,6 +457,9 @@ fn mistakes_are_told_before_anything_is_computed() {
         ("sample run --temperature nan", 2, &["--temperature"]),
         ("sample run --batch-size 0", 2, &["--batch-size"]),
         ("sample run --out run/model.safetensors/x.png", 1, &["model.safetensors"]),
+        ("sample run --out new/folder/x.png --memory-limit 1 --batch-size 900", 1, &["needs"]),
+        ("sample nowhere --out new/folder/x.png", 1, &["nowhere"]),
+        ("encode run --data nowhere --out new/x.safetensors", 1, &["nowhere"]),
         ("sample", 2, &["RUN|FILE"]),
         ("encode run --data shapes --out latents.npy", 2, &[".safetensors"]),
         ("encode run --data shapes --split validation", 2, &["train, test"]),
@@ -446,7 +471,11 @@ fn mistakes_are_told_before_anything_is_computed() {
     ] {
         stage.fails(line, code, parts);
     }
-    assert!(!stage.path("samples.png").exists() && !stage.path("grid.jpg").exists());
+    for name in ["samples.png", "grid.jpg", "new"] {
+        assert!(!stage.path(name).exists(), "{name}");
+    }
+    stage.ok("sample run --count 1 --out new/folder/x.png");
+    assert!(stage.path("new/folder/x.png").exists());
 }
 
 #[test]

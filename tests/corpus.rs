@@ -10,6 +10,7 @@ use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use vae_wgpu::data::cifar;
 
 #[path = "../fuzz/targets.rs"]
 mod targets;
@@ -49,6 +50,37 @@ fn every_target_is_fuzzed() {
         assert!(source.contains(&format!("targets::{name}(bytes)")), "{name}");
         assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
     }
+}
+
+/// CIFAR-10's files, as large as they may be, of records that are as good as any.
+fn full_archive() -> Vec<u8> {
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let file = vec![0; cifar::MAX_FILE / cifar::RECORD * cifar::RECORD];
+    for name in &cifar::FILES[..6] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(file.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, file.as_slice()).unwrap();
+    }
+    tar.into_inner().unwrap().finish().unwrap()
+}
+
+/// The beginning of a JPEG file whose decoder keeps all coefficients, with nothing behind it but room for them.
+fn progressive_jpeg(width: u16, height: u16) -> Vec<u8> {
+    let mut jpeg = vec![0xff, 0xd8, 0xff, 0xdb, 0, 67, 0];
+    jpeg.extend([1; 64]);
+    jpeg.extend([0xff, 0xc2, 0, 17, 8]);
+    jpeg.extend(height.to_be_bytes());
+    jpeg.extend(width.to_be_bytes());
+    jpeg.extend([3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0]);
+    // A table with one code, and a scan of the mean brightness and colours.
+    jpeg.extend([0xff, 0xc4, 0, 20, 0, 1]);
+    jpeg.extend([0; 15]);
+    jpeg.push(0);
+    jpeg.extend([0xff, 0xda, 0, 12, 3, 1, 0, 2, 0, 3, 0, 0, 0, 0]);
+    jpeg.extend([0; 700_000]);
+    jpeg.extend([0xff, 0xd9]);
+    jpeg
 }
 
 /// Small files that say they are large, or are once unpacked.
@@ -91,6 +123,7 @@ fn bombs() -> Vec<(&'static str, Vec<u8>)> {
     };
     vec![
         ("archive", gzip(&vec![0; 96 << 20])),
+        ("archive", full_archive()),
         ("archive", tar("77777777777")),
         ("archive", tar("00400000000")),
         ("weights", length(u64::MAX)),
@@ -101,6 +134,8 @@ fn bombs() -> Vec<(&'static str, Vec<u8>)> {
         ("checkpoint", tensor("[268435456]", 1 << 30)),
         ("picture", png(60_000, 60_000, &[])),
         ("picture", png(13_000, 13_000, &[0; 64])),
+        ("picture", png(8_190, 8_190, &vec![0; 8_190 * (1 + 3 * 8_190)])),
+        ("picture", progressive_jpeg(8_000, 8_000)),
         ("picture", png(1, 4_000_000, &vec![0; 16_000_000])),
         ("picture", png(4_000_000, 1, &vec![0; 12_000_001])),
         ("config", [&b"{\"format\":1,\"kernels\":"[..], &[b'['; 4 << 20]].concat()),
@@ -130,7 +165,7 @@ fn bombs_and_corpus() {
 
 const CHILD: &str = "VAE_WGPU_TEST_BOMBS";
 /// What the child may allocate beside its own text and stacks, which it never uses in full.
-const KIB: u64 = 512 << 10;
+const KIB: u64 = 768 << 10;
 
 /// The child is this program under a limit of the system's: an allocation beyond it ends the child.
 #[cfg(target_os = "linux")]

@@ -173,11 +173,26 @@ fn a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(_: &Arc<Gpu>) {
     assert!(fits > 0, "{said}");
     start(fits).unwrap();
     assert!(start(fits + 1).is_err());
-    // In a run: refused before anything is written but the folder.
+    // Each buffer fits, but not all together.
+    let options = Options { memory: Some(2_000_000), ..Options::default() };
+    let device = Device::Gpu(Arc::new(Gpu::open(&options).unwrap()));
+    let start = |batch| Runner::new(model(), &[(batch, Mode::Train)], &device, &plan::Options::default());
+    let said = start(64).unwrap_err().to_string();
+    assert!(
+        said.starts_with("the plan of batch 64 needs ") && said.contains("the largest batch that fits is "),
+        "{said}"
+    );
+    let fits: usize = said.rsplit(' ').next().unwrap().parse().unwrap();
+    start(fits).unwrap();
+    assert!(start(fits + 1).is_err());
+    // In a run: refused before anything is written.
     let dir = tempfile::tempdir().unwrap();
-    let error = run(&dir.path().join("run"), &Options { max_buffer: Some(40_000), ..Options::default() }, None).0;
-    assert!(matches!(error, Err(Error::DoesNotFit { .. })), "{error:?}");
-    assert!(!dir.path().join("run/config.json").exists());
+    for options in [Options { max_buffer: Some(40_000), ..Options::default() }, options] {
+        let folder = dir.path().join("run");
+        let error = run(&folder, &Options { memory: options.memory.map(|_| 100_000), ..options }, None).0;
+        assert!(matches!(error, Err(Error::DoesNotFit { .. })), "{error:?}");
+        assert!(!folder.exists());
+    }
 }
 
 fn a_kernel_that_does_not_compile_is_named(gpu: &Arc<Gpu>) {

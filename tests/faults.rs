@@ -94,13 +94,15 @@ impl Watched {
     }
 }
 
+/// User and group.
+const NOBODY: u32 = 65_534;
+
 /// The tests must not be root for permissions to count; where they are, the run is somebody else.
 fn as_somebody(dir: &TempDir, args: &[&str]) -> Command {
     let owner = fs::metadata(dir.path()).unwrap().uid();
     if owner != 0 {
         return command(args);
     }
-    const NOBODY: u32 = 65_534;
     let program = dir.path().join("vae-wgpu");
     if !program.exists() {
         fs::copy(env!("CARGO_BIN_EXE_vae-wgpu"), &program).unwrap();
@@ -241,6 +243,104 @@ fn a_run_folder_that_vanishes_is_made_again() {
     assert!(Path::new(&run).join("model.safetensors").exists());
     // It can be gone on with, by one process at a time.
     ok(&resume(&run, "cpu", "41"));
+}
+
+#[test]
+fn a_run_whose_folder_another_run_took_ends_and_leaves_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let mut watched = Watched::new(&mut command(&tiny(&run, "cpu", "100000")));
+    watched.wait_for("epoch");
+    fs::rename(&run, dir.path().join("away")).unwrap();
+    ok(&tiny(&run, "cpu", "2"));
+    let files = ["model.safetensors", CHECKPOINT, "metrics.csv", "epochs.csv", "reconstruction_history.png"];
+    let read = || files.map(|file| fs::read(Path::new(&run).join(file)).unwrap());
+    let before = read();
+    let (code, events, words) = watched.end();
+    assert_eq!(code, Some(1), "{events}{words}");
+    assert!(words.contains("belongs to another run by now") && words.lines().count() == 1, "{words}");
+    assert!(read() == before, "the other run's files were touched");
+}
+
+#[test]
+fn a_run_that_cannot_start_leaves_the_one_that_it_was_to_overwrite() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&tiny(&run, "cpu", "1"));
+    let checkpoint = fs::read(Path::new(&run).join(CHECKPOINT)).unwrap();
+    // Of 32 channels and latent numbers.
+    fn large(out: &str) -> Vec<&str> {
+        let args = tiny(out, "cpu", "1").into_iter().map(|arg| if arg == "2" { "32" } else { arg });
+        args.chain(["--memory-limit", "1"]).collect()
+    }
+    let (code, said) = ends(command(&large(&run)).arg("--force"));
+    assert!(code == Some(1) && said.contains("the CPU reference needs") && said.lines().count() == 1, "{said}");
+    assert!(fs::read(Path::new(&run).join(CHECKPOINT)).unwrap() == checkpoint, "the old run is gone");
+    let new = run_in(&dir, "new");
+    assert_eq!(ends(&mut command(&large(&new))).0, Some(1));
+    assert!(!Path::new(&new).exists(), "a run that did not start left its folder");
+    // A folder that is no run's is nobody's to empty.
+    let own = dir.path().join("own");
+    fs::create_dir_all(own.join("samples")).unwrap();
+    for name in ["config.json", "metrics.csv", "samples/epoch_01.png"] {
+        fs::write(own.join(name), "mine").unwrap();
+    }
+    let (code, said) = ends(command(&tiny(own.to_str().unwrap(), "cpu", "1")).arg("--force"));
+    assert!(code == Some(1) && said.contains("holds no run") && said.lines().count() == 1, "{said}");
+    assert_eq!(fs::read_dir(&own).unwrap().count(), 3);
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_an_error_and_no_death() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    assert_eq!(ends(&mut as_somebody(&dir, &tiny(&run, "cpu", "1"))).0, Some(0));
+    let before = fs::read(Path::new(&run).join(CHECKPOINT)).unwrap();
+    let (code, said) = ends(&mut limited(&dir, "-f 4", &resume(&run, "cpu", "3")));
+    assert_eq!((code, warnings(&said)), (Some(1), 1), "{said}");
+    assert!(
+        said.contains("File too large") && said.lines().last().unwrap().starts_with("error: cannot write "),
+        "{said}"
+    );
+    assert!(fs::read(Path::new(&run).join(CHECKPOINT)).unwrap() == before, "the checkpoint is another");
+    let left = fs::read_dir(&run).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.ends_with(".scratch")).count(), 0);
+}
+
+#[test]
+fn where_no_thread_can_be_had_a_run_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let (code, said) = ends(limited(&dir, "-u 1", &tiny(&run, "cpu", "1")).arg("--quiet"));
+    assert!(code == Some(1) && said.contains("starting a thread") && said.lines().count() == 1, "{code:?} {said}");
+}
+
+/// The program as somebody under a limit of the shell's.
+fn limited(dir: &TempDir, limit: &str, args: &[&str]) -> Command {
+    let somebody = as_somebody(dir, args);
+    let mut shell = Command::new("bash");
+    let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+    shell.args(["-c", &script]).arg(somebody.get_program()).args(somebody.get_args()).stdin(Stdio::null());
+    if let Some(folder) = somebody.get_current_dir() {
+        shell.current_dir(folder).uid(NOBODY).gid(NOBODY);
+    }
+    shell
+}
+
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "trap '' HUP && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_vae-wgpu")])
+        .args(tiny(&run, "cpu", LONG));
+    let mut watched = Watched::new(&mut shell);
+    watched.wait_for("epoch");
+    signal(&watched.child, "-HUP");
+    let (code, events, words) = watched.end();
+    assert_eq!(code, Some(0), "{events}{words}");
+    assert_eq!(rows(&run, "epochs.csv").len(), 1 + LONG.parse::<usize>().unwrap());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
+use vae_wgpu::checkpoint::TensorFile;
 use vae_wgpu::gpu::{Gpu, Options};
 use vae_wgpu::graph::plan;
 use vae_wgpu::model::{Mode, VaeConfig};
@@ -189,6 +190,23 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     assert_same(&whole, &killed);
 }
 
+/// Finite gradients whose squares are not would make infinite moments, which no checkpoint can hold.
+#[test]
+fn a_norm_that_is_not_finite_ends_the_run_before_the_update() {
+    let dir = tempfile::tempdir().unwrap();
+    for device in ["cpu", device()] {
+        let run = run_in(&dir, device);
+        let mut args = small(&run, device, "2");
+        args.extend(["--beta", "1e25"]);
+        let output = command(&args).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains("non-finite value in the global gradient norm at step 0"), "{said}");
+        let checkpoint = TensorFile::load(&Path::new(&run).join("checkpoint.safetensors")).unwrap();
+        assert_eq!(checkpoint.metadata["step"], "0");
+    }
+}
+
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_before_the_update() {
     let dir = tempfile::tempdir().unwrap();
@@ -281,6 +299,64 @@ fn a_profiled_step_is_one_of_the_run() {
     assert!(text(&ok(&args).stderr).contains("no step left"));
 }
 
+/// A folder like CIFAR-10's with as many pictures as [`small`] has.
+fn other_pictures(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    let records = |count| [0; 3073].repeat(count);
+    for i in 1..=5 {
+        fs::write(folder.join(format!("data_batch_{i}.bin")), records(20)).unwrap();
+    }
+    fs::write(folder.join("test_batch.bin"), records(40)).unwrap();
+}
+
+#[test]
+fn what_a_run_goes_on_from_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&small(&run, "cpu", "1"));
+    let goes_on = |data: &str| {
+        let mut args = resume(&run, "cpu", "2");
+        args.extend(["--data", data]);
+        let output = command(&args).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(!said.contains("panicked"), "{said}");
+        (output.status.code(), said)
+    };
+    // Other pictures, as many of the same size.
+    let others = run_in(&dir, "others");
+    other_pictures(Path::new(&others));
+    let (code, said) = goes_on(&others);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("data set: expected 100 and 40 pictures of 3x32x32, checksum "), "{said}");
+    // Numbers of the checkpoint.
+    let checkpoint = Path::new(&run).join("checkpoint.safetensors");
+    let healthy = fs::read(&checkpoint).unwrap();
+    for (key, value, part) in [
+        ("step", "18446744073709551615", "step: expected at most"),
+        ("step", "9", "epoch: expected 2 to 2 after 9 steps"),
+        ("epoch", "7", "epoch: expected 0 to 1 after 4 steps"),
+        ("best", "NaN", "best: expected a finite number"),
+        ("best", "nil\n\u{1b}[2J", "best: expected a number, found `nil??[2J`"),
+    ] {
+        let mut file = TensorFile::load(&checkpoint).unwrap();
+        file.metadata.insert(key.to_owned(), value.to_owned());
+        file.save(&checkpoint).unwrap();
+        let (code, said) = goes_on("shapes");
+        assert!(code == Some(1) && said.contains(part) && said.lines().count() == 1, "{key} {value}: {said}");
+        fs::write(&checkpoint, &healthy).unwrap();
+    }
+    // Rows of its table.
+    let table = Path::new(&run).join("metrics.csv");
+    let rows = fs::read_to_string(&table).unwrap();
+    let lines: Vec<&str> = rows.lines().collect();
+    fs::write(&table, [lines[0], lines[2], lines[1], lines[3], ""].join("\n")).unwrap();
+    let (code, said) = goes_on("shapes");
+    assert!(code == Some(1) && said.contains("metrics.csv: its rows are not in order"), "{said}");
+    fs::write(&table, [lines[0], lines[1], lines[4], ""].join("\n")).unwrap();
+    let (code, said) = goes_on("shapes");
+    assert!(code == Some(0) && said.contains("metrics.csv: 2 of 4 rows are missing"), "{said}");
+}
+
 #[test]
 fn weights_to_start_from_are_checked_before_anything_else() {
     let dir = tempfile::tempdir().unwrap();
@@ -317,6 +393,7 @@ fn mistakes_are_told_in_a_line() {
         (words(&small(&run, "cpu", "1")), 1, "--force"),
         (words(&resume(&nowhere, "cpu", "2")), 1, "config.json"),
         (words(&["train", "--resume", &run, "--lr", "0.1"]), 2, "--lr"),
+        (words(&["train", "--resume", &run, "--train-limit", "7"]), 2, "--train-limit"),
         (with(&["--lr", "nan"]), 2, "--lr"),
         (with(&["--lr", "quick"]), 2, "--lr"),
         (with(&["--weight-decay=-1"]), 2, "--weight-decay"),
@@ -339,7 +416,7 @@ fn mistakes_are_told_in_a_line() {
         assert!(said.contains(part), "{args:?}: {said}");
         assert!(!said.contains("panicked"), "{said}");
     }
-    assert!(!Path::new(&nowhere).join("checkpoint.safetensors").exists());
+    assert!(!Path::new(&nowhere).exists());
     // --force takes the folder over.
     let mut args = small(&run, "cpu", "1");
     args.push("--force");

@@ -183,15 +183,17 @@ impl<T: Precision> CpuExecutor<T> {
 /// Bytes that a run of the graph takes at most: all regions, and the inputs and local values that are alive together.
 fn bytes<T>(graph: &Graph) -> u64 {
     let regions: usize = Region::ALL.iter().flat_map(|&r| graph.tensors(r)).map(|t| t.spec.len()).sum();
-    let mut changes = vec![(0i128, 0i128); graph.nodes().len() + 1];
+    let end = graph.nodes().len();
+    let mut changes = vec![(0i128, 0i128); end + 1];
     for (value, lifetime) in graph.values().iter().zip(lifetimes(graph)) {
         let (first, last) = match (value.home, lifetime) {
             (Home::Local, Some(lifetime)) => lifetime,
-            (Home::Input, _) => (0, graph.nodes().len()),
+            (Home::Input, _) => (0, end),
             _ => continue,
         };
-        changes[first].0 += value.spec.len() as i128;
-        changes[last].1 += value.spec.len() as i128;
+        // Outputs are alive for ever.
+        changes[first.min(end)].0 += value.spec.len() as i128;
+        changes[last.min(end)].1 += value.spec.len() as i128;
     }
     let (mut alive, mut most) = (0, 0);
     for (born, dead) in changes {

@@ -57,3 +57,67 @@ impl Trainer<'_> {
         Ok(Some(Validation { total, recon, kl, mse, active_units }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::super::{Outcome, Settings, Stage, Trainer};
+    use super::*;
+    use crate::data::shapes;
+    use crate::exec::Device;
+    use crate::graph::plan;
+    use crate::model::VaeConfig;
+    use crate::report::progress::{Event, Observer};
+    use crate::report::run_folder::RunFolder;
+    use crate::report::table::{EpochRow, read};
+
+    /// Ends the run once this step is done.
+    struct Stopper(u64, Arc<AtomicBool>);
+
+    impl Observer for Stopper {
+        fn observe(&mut self, event: &Event<'_>) -> Result<()> {
+            self.1.fetch_or(matches!(event, Event::Step(row) if row.step == self.0), Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    /// Three epochs of two steps, or what comes until `step` is done.
+    fn run(folder: &Path, step: u64) -> Outcome {
+        let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
+        let settings = Settings { model, batch_size: 4, epochs: 3, ..Settings::default() };
+        let dataset = shapes::dataset().unwrap().limited(Some(6), Some(6)).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (plan, mut stopper) = (plan::Options::default(), Stopper(step, Arc::clone(&stop)));
+        let stage = Stage { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut stopper, stop: &stop };
+        let trainer = if folder.exists() {
+            Trainer::resume(settings, RunFolder::resume(folder).unwrap(), stage)
+        } else {
+            Trainer::new(settings, RunFolder::create(Some(folder), false).unwrap(), None, stage)
+        };
+        trainer.unwrap().run().unwrap()
+    }
+
+    #[test]
+    fn a_run_that_is_stopped_before_its_epoch_is_validated_goes_on_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+        assert_eq!(run(&whole, u64::MAX), Outcome::Finished);
+        let epochs = |folder: &Path| {
+            let rows = read::<EpochRow>(&folder.join("epochs.csv")).unwrap();
+            rows.into_iter().map(|row| EpochRow { seconds: 0.0, ..row }).collect::<Vec<_>>()
+        };
+        // The last steps of the first epoch and of the last.
+        for (step, done) in [(1, 0), (5, 2)] {
+            assert_eq!((run(&parts, step), epochs(&parts).len()), (Outcome::Interrupted, done));
+        }
+        assert_eq!(run(&parts, u64::MAX), Outcome::Finished);
+        assert_eq!(epochs(&parts), epochs(&whole));
+        for file in ["checkpoint.safetensors", "model.safetensors", "samples/epoch_01.png", "samples/epoch_03.png"] {
+            assert!(fs::read(parts.join(file)).unwrap() == fs::read(whole.join(file)).unwrap(), "{file} differs");
+        }
+    }
+}
