@@ -18,7 +18,7 @@ use vae_wgpu::checkpoint::TensorFile;
 #[expect(dead_code, reason = "other tests use the rest")]
 mod runs;
 
-use runs::{command, ok, resume, rows, run_in, signal, start, text};
+use runs::{command, device, ok, resume, rows, run_in, signal, start, text};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Epochs of a run that is disturbed: enough for the test to take its time.
@@ -305,6 +305,18 @@ fn a_file_that_may_not_grow_is_an_error_and_no_death() {
     assert!(fs::read(Path::new(&run).join(CHECKPOINT)).unwrap() == before, "the checkpoint is another");
     let left = fs::read_dir(&run).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert_eq!(left.filter(|name| name.ends_with(".scratch")).count(), 0);
+}
+
+#[test]
+fn a_device_that_runs_out_of_memory_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    // Three gigabytes of activations where one may be had.
+    let mut args = vec!["train", "--data", "shapes", "--train-limit", "512", "--batch-size", "512", "--epochs", "1"];
+    args.extend(["--device", device(), "--quiet", "--out", &run]);
+    let (code, said) = ends(&mut limited(&dir, "-v 1000000", &args));
+    assert!(code == Some(1) && said.starts_with("error: ") && said.lines().count() == 1, "{code:?} {said}");
+    assert!(!Path::new(&run).exists(), "a run that did not start left its folder");
 }
 
 #[test]

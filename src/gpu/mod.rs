@@ -164,7 +164,7 @@ impl Gpu {
 
     /// A storage buffer of `bytes` (rounded up to four) zero bytes that can be copied from and to.
     ///
-    /// Errors: [`Error::DoesNotFit`] over the device's limit or when memory runs out.
+    /// Errors: [`Error::DoesNotFit`] over the device's limit, [`Error::Device`] when memory runs out.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         self.buffer_for(label, bytes, usage)
@@ -172,18 +172,18 @@ impl Gpu {
 
     fn buffer_for(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let limit = self.profile().max_buffer;
-        let does_not_fit =
-            |hint: String| Error::DoesNotFit { what: format!("buffer `{label}`"), needed: bytes, limit, hint };
         if bytes > limit {
-            return Err(does_not_fit("use a smaller batch".into()));
+            let (what, hint) = (format!("buffer `{label}`"), "use a smaller batch".to_owned());
+            return Err(Error::DoesNotFit { what, needed: bytes, limit, hint });
         }
         let size = bytes.next_multiple_of(4).max(4);
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         match self.captured(|| self.device.create_buffer(&descriptor)) {
             (buffer, None) => Ok(buffer),
-            (_, Some(wgpu::Error::OutOfMemory { source })) => {
-                Err(does_not_fit(format!("device memory ran out ({source}): use a smaller batch")))
-            }
+            (_, Some(wgpu::Error::OutOfMemory { .. })) => Err(Error::device(
+                format!("allocating {bytes} bytes for `{label}`"),
+                "memory ran out: use a smaller batch or fewer channels",
+            )),
             (_, Some(error)) => Err(Error::device(format!("creating buffer `{label}`"), error)),
         }
     }
