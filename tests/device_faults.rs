@@ -244,22 +244,21 @@ fn what_is_not_finite_is_caught_before_the_update_and_named(gpu: &Arc<Gpu>) {
         runner.init(1).unwrap();
         assert!(step(&mut runner, None));
         let healthy = bits(&mut runner);
-        let caught = |runner: &mut Runner, poison: Option<f32>, part: &str| {
+        let caught = |runner: &mut Runner, poison: Option<f32>, tensor: &str| {
             let before = bits(runner);
-            assert!(!step(runner, poison), "{part}");
-            assert!(bits(runner) == before, "{part}: the update was made");
-            let name = runner.first_non_finite().unwrap().unwrap_or_default();
-            assert!(name.contains(part), "{part}: {name}");
+            assert!(!step(runner, poison), "{tensor}");
+            assert!(bits(runner) == before, "{tensor}: the update was made");
+            assert_eq!(runner.first_non_finite().unwrap().as_deref(), Some(tensor));
         };
-        // Data: nothing but the gradients holds it.
+        // Data: nothing but the gradients holds it, all of them, and the first is named.
         for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            caught(&mut runner, Some(poison), "the gradient of ");
+            caught(&mut runner, Some(poison), "the gradient of encoder.stem.weight");
         }
         assert!(bits(&mut runner) == healthy);
         // Every weight.
         let params = runner.download(Region::Params).unwrap();
         let names: Vec<_> = runner.graph().unwrap().params().iter().map(|t| t.name.clone()).collect();
-        for (i, name) in names.iter().enumerate().step_by(7) {
+        for (i, name) in names.iter().enumerate() {
             for poison in [f32::NAN, f32::INFINITY] {
                 let mut poisoned = params.clone();
                 let last = poisoned[i].len() - 1;
@@ -268,12 +267,20 @@ fn what_is_not_finite_is_caught_before_the_update_and_named(gpu: &Arc<Gpu>) {
                 caught(&mut runner, None, name);
             }
         }
-        // Gradients: finite weights, whose loss is too large for single precision.
-        let mut large = params.clone();
-        let at = names.iter().position(|name| name == "decoder.out.weight").unwrap();
-        large[at].iter_mut().for_each(|v| *v = 1e30);
-        runner.upload(Region::Params, &large).unwrap();
-        caught(&mut runner, None, "the gradient of ");
+        // Gradients of finite weights, too large for single precision: of all tensors, and of one of the last alone.
+        let large: [(&[_], _); 2] = [
+            (&[("decoder.out.weight", 1e30)], "the gradient of encoder.stem.weight"),
+            (&[("decoder.norm.weight", 1e30), ("decoder.out.weight", 1e-20)], "the gradient of decoder.out.weight"),
+        ];
+        for (weights, tensor) in large {
+            let mut large = params.clone();
+            for (weight, value) in weights {
+                let at = names.iter().position(|name| name == weight).unwrap();
+                large[at].fill(*value);
+            }
+            runner.upload(Region::Params, &large).unwrap();
+            caught(&mut runner, None, tensor);
+        }
         runner.upload(Region::Params, &params).unwrap();
         assert!(step(&mut runner, None));
     }

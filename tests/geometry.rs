@@ -1,12 +1,15 @@
 //! Random geometry of operations: sizes of zero, enormous sizes and odd ones give an error or an operation that is sound, and what is
-//! small enough to run agrees with finite differences and, on an adapter, in every variant with the reference.
+//! small enough to run agrees with finite differences and, on an adapter, in every variant with the reference; so do random graphs.
 
 #![expect(clippy::unwrap_used, reason = "a test without libtest's harness")]
 
 #[path = "common/gpu.rs"]
 mod common;
+#[path = "common/random.rs"]
+mod random;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,11 +18,14 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use vae_wgpu::Error;
 use vae_wgpu::check::{Outcome, Subject};
+use vae_wgpu::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use vae_wgpu::gpu::{Gpu, Options};
+use vae_wgpu::graph::{Graph, Region, plan};
 use vae_wgpu::op::{
-    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, GlobalAvgPool, Linear, Op, Pixels, PositionNorm,
-    PositionNormConfig, Profile, Relu, Target, Upsample,
+    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Elbo, Fill, FusedConv, Fusible, GlobalAvgPool,
+    Linear, Op, Pixels, PositionNorm, PositionNormConfig, Profile, Relu, Reparameterize, Target, Upsample,
 };
+use vae_wgpu::rng::{self, Purpose};
 use vae_wgpu::shape::{MAX_ELEMENTS, Shape};
 
 /// The same cases in every run.
@@ -95,7 +101,7 @@ fn check(op: Result<impl Op, Error>) -> Result<bool, TestCaseError> {
 }
 
 fn any_convolution_is_an_error_or_sound() {
-    let (made, others) = (Cell::new(0), Cell::new(0));
+    let (made, others, whole) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let window = (size(), size(), size(), size());
     let result = runner(20_000).run(&(shape(), window), |(x, (out, kernel, stride, padding))| {
         let conv = Conv2d::new(x, out, kernel, stride, padding);
@@ -115,6 +121,15 @@ fn any_convolution_is_an_error_or_sound() {
             prop_assert_eq!((y.n, y.c), (x.n, out));
             prop_assert_eq!((y.h as i128, y.w as i128), (formula(x.h), formula(x.w)));
         }
+        let fused = |conv: &dyn Op| -> Result<FusedConv, Error> {
+            let Fusible::Conv(fused) = conv.fusible() else { return Err(Error::bug("a convolution that is none")) };
+            let config = BatchNormConfig { training: true, relu: true, ..BatchNormConfig::default() };
+            Ok(fused.with_norm(BatchNorm::new(x, config)?)?.with_residual().with_y_partials())
+        };
+        for conv in [conv.as_ref().ok().map(|op| op as &dyn Op), transposed.as_ref().ok().map(|op| op as &dyn Op)] {
+            let Some(conv) = conv else { continue };
+            whole.set(whole.get() + u32::from(check(fused(conv))?));
+        }
         for verdict in [check(conv)?, check(transposed)?] {
             let counter = if verdict { &made } else { &others };
             counter.set(counter.get() + 1);
@@ -123,23 +138,42 @@ fn any_convolution_is_an_error_or_sound() {
     });
     result.unwrap();
     assert!(made.get() > 500 && others.get() > 500, "{made:?} operations, {others:?} errors");
+    assert!(whole.get() > 500, "{whole:?} fused operations");
 }
 
 fn any_other_operation_is_an_error_or_sound() {
-    let shapes = (shape(), shape());
-    let result = runner(4_000).run(&shapes, |(x, y)| {
-        check(Linear::new(x, y))?;
-        check(Add::new(x, y))?;
-        check(Add::new(x, x))?;
-        check(Relu::new(x))?;
-        check(Upsample::new(x))?;
-        check(Pixels::new(x))?;
-        check(GlobalAvgPool::new(x))?;
-        check(BatchNorm::new(x, BatchNormConfig::default()))?;
-        check(PositionNorm::new(x, PositionNormConfig::default()))?;
+    // Of each operation, how many were made and how many refused.
+    let counts = RefCell::new(BTreeMap::<&str, [u32; 2]>::new());
+    let result = runner(4_000).run(&(shape(), shape()), |(x, y)| {
+        let twice = |size: usize| size.saturating_mul(2);
+        for (name, made) in [
+            ("linear", check(Linear::new(x, y))?),
+            ("add of two", check(Add::new(x, y))?),
+            ("add", check(Add::new(x, x))?),
+            ("relu", check(Relu::new(x))?),
+            ("upsample", check(Upsample::new(x))?),
+            ("pixels", check(Pixels::new(x))?),
+            ("global_avg_pool", check(GlobalAvgPool::new(x))?),
+            ("batch_norm", check(BatchNorm::new(x, BatchNormConfig::default()))?),
+            ("position_norm", check(PositionNorm::new(x, PositionNormConfig::default()))?),
+            (
+                "reparameterize",
+                check(Reparameterize::new(Shape::new(x.n, twice(x.c), 1, 1), Shape::new(x.n, x.c, 1, 1)))?,
+            ),
+            ("reparameterize of two", check(Reparameterize::new(x, y))?),
+            ("elbo", check(Elbo::new(x, x, Shape::new(x.n, twice(y.c), 1, 1), true))?),
+            ("elbo of three", check(Elbo::new(x, y, y, false))?),
+        ] {
+            counts.borrow_mut().entry(name).or_default()[usize::from(!made)] += 1;
+        }
         Ok(())
     });
     result.unwrap();
+    for (name, [made, refused]) in counts.into_inner() {
+        // Random shapes seldom fit each other.
+        let least = if name.contains(" of ") { 0 } else { 100 };
+        assert!(made >= least && refused > 500, "{name}: {made} operations, {refused} errors");
+    }
 }
 
 /// Convolutions small enough to be run in every way.
@@ -157,56 +191,227 @@ fn case((x, out, kernel, stride, padding, transposed): (Shape, usize, usize, usi
     }
 }
 
+/// What may be fused with a convolution: a norm (in training or not), a residual, statistics given and handed on.
+type Parts = (Option<bool>, bool, bool, bool);
+
+fn parts() -> impl Strategy<Value = Parts> {
+    let norm = prop_oneof![Just(None), Just(Some(true)), Just(Some(true)), Just(Some(false))];
+    (norm, any::<bool>(), any::<bool>(), any::<bool>())
+}
+
+/// The convolution with its parts, where there is one.
+fn fused(conv: &Case, (training, residual, given, handed_on): Parts) -> Option<Case> {
+    let Fusible::Conv(mut op) = conv.op.fusible() else { return None };
+    if let Some(training) = training {
+        let x = conv.op.operands().first()?.spec.shape;
+        let config = BatchNormConfig { training, relu: true, ..BatchNormConfig::default() };
+        op = op.with_norm(BatchNorm::new(x, config).ok()?).ok()?;
+    }
+    let given = given && training == Some(true);
+    op = if residual { op.with_residual() } else { op };
+    op = if given { op.with_partials().ok()? } else { op };
+    op = if handed_on { op.with_y_partials() } else { op };
+    let name = format!("{} with norm {training:?}, {residual}, {given}, {handed_on}", conv.name);
+    let case =
+        Case::new(name, op).fill("running_var", Fill::Uniform(0.5, 2.0)).fill("partials", Fill::Uniform(0.5, 1.5));
+    // No difference in x moves statistics that are given, and those that are handed on have no gradient.
+    Some(if given || handed_on { case.not_differentiated() } else { case })
+}
+
+/// The difference quotients of a case agree with its gradients; whether there were any.
+fn differentiated(case: Case) -> Result<bool, TestCaseError> {
+    if !case.differentiable {
+        return Ok(false);
+    }
+    let name = case.name.clone();
+    let lines = Subject::new(case).finite_differences().map_err(|e| TestCaseError::fail(format!("{name}: {e}")))?;
+    prop_assert!(!lines.is_empty());
+    for line in lines {
+        prop_assert!(line.passed(), "{name}: {line}");
+    }
+    Ok(true)
+}
+
 fn random_convolutions_have_the_gradients_of_finite_differences() {
+    let done = Cell::new(0);
     let result = runner(200).run(&small(), |sizes| {
         let Some(case) = case(sizes) else { return Ok(()) };
-        let name = case.name.clone();
-        let lines = Subject::new(case).finite_differences().map_err(|e| TestCaseError::fail(format!("{name}: {e}")))?;
-        prop_assert!(!lines.is_empty());
-        for line in lines {
-            prop_assert!(line.passed(), "{name}: {line}");
-        }
+        done.set(done.get() + u32::from(differentiated(case)?));
         Ok(())
     });
     result.unwrap();
+    assert!(done.get() > 100, "only {done:?} convolutions");
+}
+
+fn random_fused_convolutions_have_the_gradients_of_finite_differences() {
+    let done = Cell::new(0);
+    let result = runner(200).run(&(small(), parts()), |(sizes, parts)| {
+        let Some(case) = case(sizes).and_then(|conv| fused(&conv, parts)) else { return Ok(()) };
+        done.set(done.get() + u32::from(differentiated(case)?));
+        Ok(())
+    });
+    result.unwrap();
+    assert!(done.get() > 50, "only {done:?} convolutions");
+}
+
+/// Adds to `ran` what of the case runs on the adapter, by entry and variant; all of it must agree with the reference.
+fn agrees(gpu: &Gpu, case: Case, ran: &RefCell<BTreeMap<String, u32>>) -> Result<(), TestCaseError> {
+    let entries = case.op.entries();
+    let kernels: Vec<_> = std::iter::once(&entries.forward)
+        .chain(entries.backward)
+        .flat_map(|entry| case.op.variants(entry.name).iter().map(|variant| (entry.name, *variant)))
+        .collect();
+    let (family, name, subject) = (case.op.family(), case.name.clone(), Subject::new(case));
+    for (entry, variant) in kernels {
+        match subject.gpu_vs_reference(gpu, entry, variant, None) {
+            Ok(Outcome::Ran(lines)) => {
+                for line in lines {
+                    prop_assert!(line.passed(), "{family} {name}: {entry}/{variant}: {line}");
+                }
+                *ran.borrow_mut().entry(format!("{family}.{entry}/{variant}")).or_default() += 1;
+            }
+            Ok(Outcome::NotApplicable(_)) => {}
+            Err(error) => return Err(TestCaseError::fail(format!("{family} {name}: {entry}/{variant}: {error}"))),
+        }
+    }
+    Ok(())
+}
+
+/// Runs as many cases as asked for; how often each kernel ran, as `family.entry/variant`.
+fn agree<T: std::fmt::Debug>(
+    gpu: &Gpu,
+    cases: u32,
+    draws: &impl Strategy<Value = T>,
+    make: impl Fn(T) -> Option<Case>,
+) -> BTreeMap<String, u32> {
+    let ran = RefCell::default();
+    let result = runner(cases).run(draws, |drawn| match make(drawn) {
+        Some(case) => agrees(gpu, case, &ran),
+        None => Err(TestCaseError::reject("not an operation")),
+    });
+    result.unwrap();
+    ran.into_inner()
+}
+
+/// All that needs no subgroups, more than once.
+fn every_product_ran(ran: &BTreeMap<String, u32>, families: &[&str]) {
+    for family in families {
+        for entry in ["forward", "backward_input", "backward_weight"] {
+            for variant in ["naive", "tiled", "lanes_plain"] {
+                let kernel = format!("{family}.{entry}/{variant}");
+                assert!(ran.get(&kernel).is_some_and(|times| *times > 1), "{kernel}: {ran:?}");
+            }
+        }
+    }
 }
 
 fn random_convolutions_agree_with_the_reference_in_every_variant(gpu: &Arc<Gpu>) {
-    let mut strategies = runner(5);
-    let result = strategies.run(&small(), |sizes| {
-        let Some(case) = case(sizes) else { return Ok(()) };
-        let entries = case.op.entries();
-        let kernels: Vec<_> = std::iter::once(&entries.forward)
-            .chain(entries.backward)
-            .flat_map(|entry| case.op.variants(entry.name).iter().map(|variant| (entry.name, *variant)))
-            .collect();
-        let (name, subject) = (case.name.clone(), Subject::new(case));
-        for (entry, variant) in kernels {
-            match subject.gpu_vs_reference(gpu, entry, variant, None) {
-                Ok(Outcome::Ran(lines)) => {
-                    for line in lines {
-                        prop_assert!(line.passed(), "{name}: {entry}/{variant}: {line}");
-                    }
-                }
-                Ok(Outcome::NotApplicable(_)) | Err(Error::Unsupported { .. }) => {}
-                Err(error) => return Err(TestCaseError::fail(format!("{name}: {entry}/{variant}: {error}"))),
+    let ran = agree(gpu, 8, &small(), case);
+    every_product_ran(&ran, &["conv2d", "conv_transpose2d"]);
+}
+
+fn random_fused_convolutions_agree_with_the_reference_in_every_variant(gpu: &Arc<Gpu>) {
+    let ran = agree(gpu, 8, &(small(), parts()), |(sizes, parts)| fused(&case(sizes)?, parts));
+    every_product_ran(&ran, &["fused_conv"]);
+}
+
+/// Any other operation of small sizes.
+fn other((kind, x, y, flag): (u8, Shape, Shape, bool)) -> Option<Case> {
+    let name = format!("{x} and {y}, {flag}");
+    let vector = |n, c| Shape::new(n, c, 1, 1);
+    Some(match kind {
+        0 => Case::new(name, Linear::new(x, y.with_n(1)).ok()?),
+        1 => Case::new(name, Add::new(x, x).ok()?),
+        2 => Case::new(name, Relu::new(x).ok()?),
+        3 => Case::new(name, Upsample::new(x).ok()?),
+        4 => Case::new(name, Pixels::new(x).ok()?).fill("bytes", Fill::Pixels),
+        5 => Case::new(name, GlobalAvgPool::new(x).ok()?),
+        6 => {
+            let config = BatchNormConfig { training: y.n > 1, relu: flag, ..BatchNormConfig::default() };
+            Case::new(name, BatchNorm::new(x, config).ok()?).fill("running_var", Fill::Uniform(0.5, 2.0))
+        }
+        7 => {
+            let config = PositionNormConfig { relu: flag, ..PositionNormConfig::default() };
+            Case::new(name, PositionNorm::new(x, config).ok()?)
+        }
+        8 => Case::new(name, Reparameterize::new(vector(x.n, 2 * x.c), vector(x.n, x.c)).ok()?),
+        _ => Case::new(name, Elbo::new(x, x, vector(x.n, 2 * y.c), flag).ok()?).fill("step", Fill::Values(&STEP)),
+    })
+}
+
+/// The scalars of a step, beta among them.
+const STEP: [f32; 8] = [0.0, 0.75, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0];
+
+fn random_other_operations_agree_with_the_reference(gpu: &Arc<Gpu>) {
+    let shape = || (1usize..6, 1usize..40, 1usize..9, 1usize..9).prop_map(|(n, c, h, w)| Shape::new(n, c, h, w));
+    let ran = agree(gpu, 60, &(0u8..10, shape(), shape(), any::<bool>()), other);
+    let families: BTreeSet<&str> = ran.keys().filter_map(|kernel| kernel.split('.').next()).collect();
+    assert!(families.len() == 10 && ran.len() > 20, "{ran:?}");
+}
+
+/// Outputs, gradients and states of a graph after a run.
+fn results(exec: &mut dyn Executor, graph: &Graph, seed: u64) -> vae_wgpu::Result<Vec<Vec<f32>>> {
+    let mut noise = rng::stream(seed, Purpose::Check, 0);
+    for region in [Region::Params, Region::States] {
+        exec.upload(region, &vae_wgpu::model::initial(graph, region, seed)?)?;
+    }
+    for (name, id) in graph.inputs() {
+        exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len())))?;
+    }
+    exec.run(ProgramId(0), &[])?;
+    let mut found = vec![exec.read(ProgramId(0), "y")?, exec.read(ProgramId(0), "dx")?];
+    found.extend(exec.download(Region::Grads)?);
+    found.extend(exec.download(Region::States)?);
+    Ok(found)
+}
+
+fn random_graphs_agree_with_the_reference(gpu: &Arc<Gpu>) {
+    let (nodes, fusions) = (Cell::new(0), Cell::new(0));
+    let choices = prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 4..16);
+    let result = runner(8).run(&(choices, any::<u64>()), |(choices, seed)| {
+        let failed = |e: Error| TestCaseError::fail(e.to_string());
+        let defined = random::graph(&choices, false);
+        let mut exec = CpuExecutor::<f64>::new(vec![defined.clone()]).map_err(failed)?;
+        let expected = results(&mut exec, &defined, seed).map_err(failed)?;
+        for fuse in [false, true] {
+            let graph = random::graph(&choices, fuse);
+            nodes.set(nodes.get() + graph.nodes().len());
+            fusions.set(fusions.get() + graph.nodes().iter().filter(|n| n.op.family() == "fused_conv").count());
+            let mut exec =
+                GpuExecutor::new(Arc::clone(gpu), vec![graph.clone()], &plan::Options::default()).map_err(failed)?;
+            let found = results(&mut exec, &graph, seed).map_err(failed)?;
+            prop_assert_eq!(found.len(), expected.len());
+            for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let size =
+                    |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+                let distance = size(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+                let size = size(&mut expected.iter().copied());
+                prop_assert!(
+                    found.len() == expected.len() && distance <= 1e-3 * size + 1e-5,
+                    "tensor {i}, fused: {fuse}: {distance:e} away, of {size:e}"
+                );
             }
         }
         Ok(())
     });
     result.unwrap();
+    assert!(nodes.get() > 200 && fusions.get() > 20, "{nodes:?} nodes, {fusions:?} of them fused");
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let device = Gpu::open(&Options::default()).map(Arc::new);
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let plain: [(&str, fn()); 3] = [
+    let plain: [(&str, fn()); 4] = [
         ("any_convolution_is_an_error_or_sound", any_convolution_is_an_error_or_sound),
         ("any_other_operation_is_an_error_or_sound", any_other_operation_is_an_error_or_sound),
         (
             "random_convolutions_have_the_gradients_of_finite_differences",
             random_convolutions_have_the_gradients_of_finite_differences,
+        ),
+        (
+            "random_fused_convolutions_have_the_gradients_of_finite_differences",
+            random_fused_convolutions_have_the_gradients_of_finite_differences,
         ),
     ];
     trials.extend(plain.map(|(name, test)| {
@@ -215,8 +420,19 @@ fn main() -> ExitCode {
             Ok(())
         })
     }));
-    let gpu = device.as_ref().ok().cloned();
-    let name = "random_convolutions_agree_with_the_reference_in_every_variant";
-    trials.push(common::trial(name, gpu, random_convolutions_agree_with_the_reference_in_every_variant));
+    type Test = fn(&Arc<Gpu>);
+    let on_adapter: [(&str, Test); 4] = [
+        (
+            "random_convolutions_agree_with_the_reference_in_every_variant",
+            random_convolutions_agree_with_the_reference_in_every_variant,
+        ),
+        (
+            "random_fused_convolutions_agree_with_the_reference_in_every_variant",
+            random_fused_convolutions_agree_with_the_reference_in_every_variant,
+        ),
+        ("random_other_operations_agree_with_the_reference", random_other_operations_agree_with_the_reference),
+        ("random_graphs_agree_with_the_reference", random_graphs_agree_with_the_reference),
+    ];
+    trials.extend(on_adapter.map(|(name, test)| common::trial(name, device.as_ref().ok().cloned(), test)));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -18,6 +18,9 @@ use vae_wgpu::op::{
 use vae_wgpu::rng::{self, Purpose};
 use vae_wgpu::shape::{Shape, Spec};
 
+#[path = "common/random.rs"]
+mod random;
+
 fn tiny() -> VaeConfig {
     VaeConfig { channels: 4, blocks: 1, groups: 2, latent_dim: 3, image_size: 8, ..VaeConfig::default() }
 }
@@ -380,41 +383,13 @@ fn fusion_moves_less_and_keeps_less() {
     }
 }
 
-/// A random graph of convolutions, norms, ReLUs and adds over values of one shape, with all gradients.
-fn random_graph(choices: &[(u8, usize, usize)], fuse: bool) -> Graph {
-    let shape = Shape::new(2, 5, 4, 3);
-    let mut b = Builder::new();
-    let dy = b.input("dy", Spec::nhwc(shape)).unwrap();
-    let x = b.input("x", Spec::nhwc(shape)).unwrap();
-    // Everything after the first convolution leads to the sum at the end, so every parameter gets a gradient.
-    let mut values = vec![b.apply("first", &[x], |s| Conv2d::new(s[0], 5, 1, 1, 0)).unwrap()];
-    for (i, &(kind, a, c)) in choices.iter().enumerate() {
-        let (a, c) = (values[a % values.len()], values[c % values.len()]);
-        let name = format!("n{i}");
-        let relu = BatchNormConfig { eps: 1e-5, momentum: 0.1, training: true, relu: kind % 8 < 4 };
-        values.push(match kind % 4 {
-            0 => b.apply(&name, &[a], |s| Conv2d::new(s[0], 5, 3, 1, 1)).unwrap(),
-            1 => b.apply(&name, &[a], |s| BatchNorm::new(s[0], relu)).unwrap(),
-            2 => b.apply(&name, &[a], |s| Relu::new(s[0])).unwrap(),
-            _ => b.apply(&name, &[a, c], |s| Add::new(s[0], s[1])).unwrap(),
-        });
-    }
-    let mut sum = values[0];
-    for (i, value) in values.iter().enumerate().skip(1) {
-        sum = b.apply(&format!("sum{i}"), &[sum, *value], |s| Add::new(s[0], s[1])).unwrap();
-    }
-    let graph = b.output("y", sum).build();
-    let graph = if fuse { graph.fused().unwrap() } else { graph };
-    graph.with_gradients(&[Root::Seeded(sum, dy)], &["x"]).unwrap()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn plans_of_random_graphs_never_alias(choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..24)) {
         for (fuse, share) in [(true, true), (true, false), (false, true), (false, false)] {
-            let graph = random_graph(&choices, fuse);
+            let graph = random::graph(&choices, fuse);
             let plan = plan::plan(&graph, &Profile::WEBGPU, &Options { share, ..Options::default() }).unwrap();
             plan.verify(&graph).unwrap();
         }
@@ -424,7 +399,7 @@ proptest! {
     fn random_graphs_compute_the_same_fused(
         choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..16), seed in any::<u64>()
     ) {
-        let (fused, unfused) = (random_graph(&choices, true), random_graph(&choices, false));
+        let (fused, unfused) = (random::graph(&choices, true), random::graph(&choices, false));
         assert_same("a random graph", &results(&fused, seed), &results(&unfused, seed));
     }
 
@@ -432,8 +407,8 @@ proptest! {
     fn gradients_of_random_graphs_are_linear_in_their_seed_and_match_differences(
         choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..10), seed in any::<u64>()
     ) {
-        let graph = random_graph(&choices, false);
-        let len = Shape::new(2, 5, 4, 3).len();
+        let graph = random::graph(&choices, false);
+        let len = random::SHAPE.len();
         let mut noise = rng::stream(seed, Purpose::Check, 0);
         let (x, dy) = (rng::normals(&mut noise, len), rng::normals(&mut noise, len));
         let along = rng::normals(&mut noise, len);

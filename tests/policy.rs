@@ -114,6 +114,32 @@ fn unsafe_is_denied_but_for_one_reasoned_call() {
     assert_eq!(found, [(PathBuf::from("src/gpu/pipeline_cache.rs"), 1, 1)]);
 }
 
+/// Whether a file has a test of this name: a function that is marked as one or, where there is no harness, a name that stands there in
+/// quotes.
+fn has_test(file: &str, name: &str) -> bool {
+    let text = read(file);
+    let target = Path::new(file).file_stem().unwrap().to_str().unwrap();
+    let without_harness = format!("[[test]]\nname = \"{target}\"\nharness = false");
+    if file.starts_with("tests/") && read("Cargo.toml").contains(&without_harness) {
+        return text.contains(&format!("\"{name}\""));
+    }
+    let (mut lines, function) = (text.lines().map(str::trim_start), format!("fn {name}("));
+    let mut marked = false;
+    lines.any(|line| {
+        let found = marked && line.starts_with(&function);
+        marked = line == "#[test]" || marked && (line.starts_with("#[") || line.starts_with("//"));
+        found
+    })
+}
+
+#[test]
+fn a_test_is_told_from_what_is_none() {
+    assert!(has_test("tests/policy.rs", "a_test_is_told_from_what_is_none"));
+    assert!(!has_test("tests/policy.rs", "has_test"), "a function that is no test");
+    assert!(has_test("tests/training.rs", "agrees_with_the_reference"));
+    assert!(!has_test("tests/training.rs", "train"), "a function that is no trial");
+}
+
 /// In `docs/reliability.md` a test is named as `file.rs`: `function`, `function`.
 #[test]
 fn promises_name_tests_that_exist() {
@@ -123,10 +149,10 @@ fn promises_name_tests_that_exist() {
         let (mut file, mut named) = (None, 0);
         for name in proof.split('`').skip(1).step_by(2) {
             if name.ends_with(".rs") {
-                file = Some(read(name));
+                file = Some(name);
             } else {
-                let text = file.as_ref().unwrap_or_else(|| panic!("no file before `{name}`: {line}"));
-                assert!(text.contains(&format!("fn {name}(")), "there is no test `{name}`: {line}");
+                let file = file.unwrap_or_else(|| panic!("no file before `{name}`: {line}"));
+                assert!(has_test(file, name), "there is no test `{name}` in {file}: {line}");
                 named += 1;
             }
         }
@@ -134,4 +160,33 @@ fn promises_name_tests_that_exist() {
         promises += 1;
     }
     assert!(promises >= 20, "{promises} promises");
+}
+
+/// In a row of `.ci/portability` stand the title of a part of that script and bits of the lines that the part runs; the promise names
+/// what they skip.
+#[test]
+fn promises_of_other_drivers_are_what_the_script_runs() {
+    let names = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let script = read(".ci/portability");
+    let script: Vec<&str> = script.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let script = script.join("\n");
+    assert!(read(".ci/run").contains("\n.ci/portability "), "the gate does not run it");
+    assert!(read(".ci/validation.txt").contains("ENABLE_SYNCHRONIZATION_VALIDATION"));
+    let mut rows = 0;
+    for row in read("docs/reliability.md").lines() {
+        let Some((promise, proof)) = row.split_once(" | `.ci/portability`: ") else { continue };
+        let (promised, proof) = (names(promise), names(proof));
+        let (title, commands) = proof.split_first().unwrap();
+        let part = script.split("\necho \"*** ").find(|part| part.starts_with(&format!("{title}\"")));
+        let part = part.unwrap_or_else(|| panic!("there is no part `{title}`"));
+        assert!(commands.len() >= 3, "{row}");
+        for command in commands {
+            assert!(part.contains(command), "{title} does not run `{command}`");
+        }
+        for skipped in part.split("--skip ").skip(1).filter_map(|rest| rest.split([' ', ';', '\n']).next()) {
+            assert!(promised.iter().any(|name| name == skipped), "{title} skips `{skipped}`, and nobody says so");
+        }
+        rows += 1;
+    }
+    assert_eq!(rows, 2);
 }

@@ -1,9 +1,9 @@
 //! Kernels with subgroup operations are right at any size of the subgroups, and are chosen only where they are.
 //!
-//! By force: subgroups of 4 to 64 are emulated in workgroup memory, whatever the adapter has, full and partly filled. For real, on
-//! lavapipe: `LP_NATIVE_VECTOR_WIDTH` makes its subgroups 4, 8 and 16 wide.
+//! By force: subgroups of 8 to 64 are emulated in workgroup memory, whatever the adapter has, full and partly filled; of fewer no kernel
+//! is chosen that would use them. For real, on lavapipe: `LP_NATIVE_VECTOR_WIDTH` makes its subgroups 4, 8 and 16 wide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 use vae_wgpu::check::{Check, Kind, Outcome, Patch, suite};
 use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::{Kernel, Profile, Target};
+use vae_wgpu::op::{Kernel, OPS, Profile, Target};
 
 #[path = "common/gpu.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
@@ -50,6 +50,19 @@ fn checks(size: u32) -> vae_wgpu::Result<Vec<(Check, &'static Kernel)>> {
         }
     }
     Ok(found.into_values().map(|(_, check, kernel)| (check, kernel)).collect())
+}
+
+/// Every kernel that has subgroup operations is checked at every size, and none where subgroups are too small for it.
+fn none_is_left_out() -> Result<(), Failed> {
+    let all = OPS.iter().flat_map(|family| (family.kernels)()).filter(|kernel| kernel.subgroups);
+    let all: BTreeSet<_> = all.map(|kernel| (kernel.name, kernel.variant)).collect();
+    for (size, expected) in SIZES.map(|size| (size, &all)).into_iter().chain([(4, &BTreeSet::new())]) {
+        let found: BTreeSet<_> = checks(size)?.iter().map(|(_, kernel)| (kernel.name, kernel.variant)).collect();
+        if found != *expected {
+            return Err(format!("subgroups of {size}: {found:?} instead of {expected:?}").into());
+        }
+    }
+    if all.is_empty() { Err("there is no kernel with subgroup operations".into()) } else { Ok(()) }
 }
 
 /// Runs the check with the kernel's subgroup operations emulated.
@@ -131,11 +144,13 @@ fn main() -> vae_wgpu::Result<ExitCode> {
     let device = Gpu::open(&Options::default());
     let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
     let adapter = device.map(|gpu| gpu.facts().clone()).ok();
+    trials.push(Trial::test("every_kernel_with_subgroup_operations_is_checked", none_is_left_out));
     for size in SIZES {
         let options = Options { subgroup: Some((size, size)), ..Options::default() };
         let gpu = Gpu::open(&options).map(Arc::new).ok();
         for (check, kernel) in checks(size)? {
-            let name = format!("{}/{} with subgroups of {size}: {check}", kernel.name, kernel.variant);
+            let Kernel { name, variant, .. } = kernel;
+            let name = format!("{name}/{variant} with subgroups of {size}: {check}");
             trials.push(match &gpu {
                 None => common::without_adapter(name),
                 Some(gpu) => {

@@ -162,8 +162,9 @@ fn the_same_seed_gives_the_same_bits(device: &Arc<Gpu>) {
     }
 }
 
-/// Rounding differs from adapter to adapter, and training amplifies it: how far loss curves may part.
-const BAND: f64 = 0.002;
+/// Rounding differs from adapter to adapter, and training amplifies it: how far losses may part from the reference's. Those of two
+/// adapters are then within twice that of each other.
+const BAND: f64 = 0.001;
 
 fn fifty_steps_stay_beside_the_reference(device: &Arc<Gpu>) {
     let run = |device: &Device| {
@@ -171,11 +172,15 @@ fn fifty_steps_stay_beside_the_reference(device: &Arc<Gpu>) {
         train(&mut runner, BATCH, 50)
     };
     let (found, expected) = (run(&gpu(device)), run(&Device::Cpu));
-    assert_eq!(found.len(), expected.len());
-    let apart = |(a, b): (&StepReport, &StepReport)| f64::from(a.total - b.total).abs() / f64::from(b.total).abs();
-    let widest = found.iter().zip(&expected).map(apart).fold(0.0, f64::max);
+    assert_eq!((found.len(), expected.len()), (50, 50));
+    let mut widest = 0.0;
+    for (a, b) in found.iter().zip(&expected) {
+        assert!(a.total.is_finite() && b.total.is_finite(), "step {}: {} and {}", a.step, a.total, b.total);
+        let apart = f64::from(a.total - b.total).abs() / f64::from(b.total).abs();
+        assert!(apart <= BAND, "step {}: {} and {} are {apart:.2e} apart", a.step, a.total, b.total);
+        widest = f64::max(widest, apart);
+    }
     println!("{}: 50 steps, losses at most {widest:.2e} apart, of {BAND}", device.facts());
-    assert!(widest <= BAND, "{widest}");
     let (first, last) = (&expected[0], &expected[49]);
     assert!(last.total < first.total, "the reference does not learn: {} -> {}", first.total, last.total);
 }

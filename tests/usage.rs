@@ -191,15 +191,14 @@ impl Stage {
         command.output().unwrap()
     }
 
-    /// Names and sizes of everything in the folder.
-    fn tree(&self) -> BTreeMap<PathBuf, u64> {
-        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, u64>) {
-            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-                let about = entry.metadata().unwrap();
-                found.insert(entry.path(), if about.is_dir() { 0 } else { about.len() });
-                if about.is_dir() {
-                    walk(&entry.path(), found);
+    /// Everything in the folder, files with their contents.
+    fn tree(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
+            for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    walk(&path, found);
                 }
+                found.insert(path.clone(), path.is_file().then(|| fs::read(&path).unwrap()));
             }
         }
         let mut found = BTreeMap::new();
@@ -352,10 +351,13 @@ fn nonsense_in_any_option_is_told_in_a_line_and_leaves_nothing() {
                         }
                         given.push("--device=auto".to_owned());
                     }
-                    // Where a folder is none, that is what is named.
-                    let parent = value.rsplit_once('/').map_or(*value, |(parent, _)| parent);
-                    let parts =
-                        if value.is_empty() { vec![option.as_str()] } else { vec![option.as_str(), value, parent] };
+                    let (mut parts, file) = (vec![option.as_str()], format!("cannot read {value}:"));
+                    // In place of the option the file will do, or that it is a picture's number; where a folder is none, that is named.
+                    match value.parse::<f64>() {
+                        _ if *code == 2 => {}
+                        Ok(_) => parts.extend([file.as_str(), "index of an image: expected less than 4"]),
+                        Err(_) => parts.extend([*value, value.rsplit_once('/').map_or(*value, |(parent, _)| parent)]),
+                    }
                     check(&line(base, &options, &given), *code, &parts);
                 }
             }

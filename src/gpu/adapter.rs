@@ -212,7 +212,7 @@ pub(super) fn choose(instance: &wgpu::Instance, options: &Options) -> Result<(wg
         "install a Vulkan driver (a software one on Debian and Ubuntu: `apt install mesa-vulkan-drivers`), or run with \
          `--device cpu`"
     } else {
-        "choose one by number or by a part of its name"
+        "choose one with --device, by number or by a part of its name"
     };
     let fits = |facts: &AdapterFacts| match &options.select {
         Select::Auto => true,
