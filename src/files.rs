@@ -40,11 +40,16 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Resu
     fault::point(path);
     let written = write(&mut file).and_then(|()| {
         fault::point(path);
+        trace::note("sync");
         file.sync_all()
     });
     drop(file);
     fault::point(path);
-    if let Err(error) = written.and_then(|()| fs::rename(&scratch, path)) {
+    let rename = || {
+        trace::note("rename");
+        fs::rename(&scratch, path)
+    };
+    if let Err(error) = written.and_then(|()| rename()) {
         // The write's own error is the one to tell.
         let _ = fs::remove_file(&scratch);
         return Err(Error::file("write", path)(error));
@@ -80,6 +85,30 @@ pub(crate) mod fault {
     }
 }
 
+/// What is done in which order, for tests of what a power cut would leave. An ordinary build has nothing of it.
+#[cfg(not(test))]
+pub(crate) mod trace {
+    pub(crate) fn note(_: &'static str) {}
+}
+
+#[cfg(test)]
+pub(crate) mod trace {
+    use std::cell::RefCell;
+
+    thread_local! {
+        static NOTES: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(crate) fn note(what: &'static str) {
+        NOTES.with_borrow_mut(|notes| notes.push(what));
+    }
+
+    /// What this thread has noted since it was last asked.
+    pub(crate) fn taken() -> Vec<&'static str> {
+        NOTES.take()
+    }
+}
+
 /// A new file beside `path`: `.N.scratch` with the first free N, so that no two writers share one. Refuses what can be no file.
 fn create_scratch(folder: &Path, path: &Path) -> Result<(PathBuf, File)> {
     let refuse = |why: &str| Err(Error::file("write", path)(io::Error::new(ErrorKind::InvalidInput, why)));
@@ -108,6 +137,7 @@ fn folder_of(path: &Path) -> &Path {
 
 /// Makes a rename last. Windows and some network file systems have no such call; there it does nothing.
 fn sync_folder(folder: &Path) -> io::Result<()> {
+    trace::note("sync folder");
     if cfg!(unix) {
         match File::open(folder)?.sync_all() {
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
@@ -229,6 +259,14 @@ mod tests {
             assert_eq!(read(&path).unwrap(), content.as_bytes());
             assert_eq!(names(dir.path()), ["x"]);
         }
+    }
+
+    #[test]
+    fn a_file_is_synced_before_it_gets_its_name_and_its_folder_after() {
+        let dir = tempfile::tempdir().unwrap();
+        trace::taken();
+        save_atomic(&dir.path().join("x"), b"x").unwrap();
+        assert_eq!(trace::taken(), ["sync", "rename", "sync folder"]);
     }
 
     #[test]

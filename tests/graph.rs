@@ -536,7 +536,7 @@ fn no_submission_keeps_a_slow_gpu_busy_for_long() {
         };
         for part in parts {
             let nodes: BTreeSet<usize> = part.map(node).collect();
-            assert!(nodes.len() == 1 || seconds(nodes.clone()) <= 0.5, "{nodes:?}");
+            assert!(seconds(nodes.clone()) <= 0.5, "{nodes:?}");
         }
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, trace};
 
 /// A row of a table.
 pub trait Row: Sized {
@@ -188,6 +188,7 @@ impl<R: Row> Table<R> {
     /// [`Error::File`] where the system cannot do it, or cannot write rows that are owed.
     pub fn sync(&mut self) -> Result<()> {
         self.settle()?;
+        trace::note("sync rows");
         self.file.sync_data().map_err(Error::file("sync", &self.path))
     }
 }
@@ -312,7 +313,7 @@ mod tests {
         let full = File::options().append(true).open("/dev/full").unwrap();
         let good = std::mem::replace(&mut table.file, full);
         let error = table.push(&row(2)).unwrap_err();
-        assert!(matches!(error, Error::File { source, .. } if source.kind() == io::ErrorKind::StorageFull));
+        assert!(matches!(error, Error::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
         assert!(table.push(&row(3)).is_err() && table.sync().is_err());
         assert_eq!(read::<StepRow>(&path).unwrap().len(), 2);
         // Half a row got through before the disk was full.

@@ -69,6 +69,7 @@ mod tests {
     use super::*;
     use crate::data::shapes;
     use crate::exec::Device;
+    use crate::files::trace;
     use crate::graph::plan;
     use crate::model::VaeConfig;
     use crate::report::progress::{Event, Observer};
@@ -116,6 +117,9 @@ mod tests {
         }
         assert_eq!(run(&parts, u64::MAX), Outcome::Finished);
         assert_eq!(epochs(&parts), epochs(&whole));
+        // Rows before the checkpoint that counts on them.
+        let notes = trace::taken();
+        assert_eq!(notes.split_last_chunk().unwrap().1, &["sync rows", "sync rows", "sync", "rename", "sync folder"]);
         for file in ["checkpoint.safetensors", "model.safetensors", "samples/epoch_01.png", "samples/epoch_03.png"] {
             assert!(fs::read(parts.join(file)).unwrap() == fs::read(whole.join(file)).unwrap(), "{file} differs");
         }
