@@ -315,7 +315,8 @@ fn a_device_that_runs_out_of_memory_is_an_error() {
     let mut args = vec!["train", "--data", "shapes", "--train-limit", "512", "--batch-size", "512", "--epochs", "1"];
     args.extend(["--device", device(), "--quiet", "--out", &run]);
     let (code, said) = ends(&mut limited(&dir, "-v 1000000", &args));
-    assert!(code == Some(1) && said.starts_with("error: ") && said.lines().count() == 1, "{code:?} {said}");
+    // The driver may have words of its own.
+    assert!(code == Some(1) && said.lines().filter(|line| line.starts_with("error: ")).count() == 1, "{code:?} {said}");
     assert!(!Path::new(&run).exists(), "a run that did not start left its folder");
 }
 

@@ -445,6 +445,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("real", 1),
     ("rng", 1),
     ("shader", 1),
+    ("memory", 1),
     ("parallel", 1),
     ("op", 2),
     ("graph", 3),
@@ -501,6 +502,7 @@ fn imports_point_down() {
             }
             let pure = PURE.iter().any(|p| inner == Path::new(p));
             let forbidden: &[&str] = match floor {
+                _ if module == "memory" => &["std::thread", "Instant", "block_on", "wgpu::", "std::env"],
                 // The one place where they may start threads.
                 _ if module == "parallel" => &["std::fs", "Instant", "block_on", "wgpu::", "std::env"],
                 _ if pure => &["std::fs", "std::thread", "Instant", "block_on", "wgpu::", "std::env"],

@@ -69,7 +69,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("a partial sum left out", "elbo/tail/forward/two_stage", "elbo.forward.finish_seeds", "sum.x += partials[i]", "sum.x = partials[i] * select(1.0, 0.0, i + 1u == q.partials)"),
     mutant("seed with the wrong sign", "elbo/odd/forward/two_stage", "elbo.forward.pixels_seeds", "mean[i] - x[i]", "x[i] - mean[i]"),
     mutant("half of the tree not summed", "grad_norm/tail/forward/two_stage", "grad_norm.forward.partial", "half > 0u", "half > 1u"),
-    mutant("flag ignores infinity", "grad_norm/infinite_loss/forward/two_stage", "grad_norm.forward.finish", "any_lane(not_finite(terms[0]))", "0.0"),
+    mutant("flag ignores infinity", "grad_norm/infinite_loss/forward/two_stage", "grad_norm.forward.finish", "not_finite(terms[0]) | ", ""),
     mutant("missing bias", "batch_norm/odd_training/forward/columns", "batch_norm.forward.normalize", "* c.weight + c.bias;", "* c.weight;"),
     mutant("stale running mean", "batch_norm/odd_training/forward/columns", "batch_norm.forward.normalize", "MOMENTUM * (c.shift + c.offset)", "MOMENTUM * running_mean[g]"),
     mutant("statistics of another channel group", "batch_norm/group_of_tiles_training/forward/columns", "batch_norm.forward.normalize", "inverse_std(variance, g), weight[g]", "inverse_std(variance, g), weight[0]"),

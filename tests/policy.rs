@@ -59,9 +59,14 @@ fn licence_expressions_are_understood() {
 
 #[test]
 fn licences_and_sources_of_all_dependencies_are_allowed() {
-    let mut metadata = Command::new(env!("CARGO"));
-    metadata.args(["metadata", "--format-version", "1", "--locked", "--offline"]).current_dir(root());
-    let output = metadata.output().unwrap();
+    let metadata = |more: &[&str]| {
+        let mut metadata = Command::new(env!("CARGO"));
+        metadata.args(["metadata", "--format-version", "1", "--locked"]).args(more).current_dir(root());
+        metadata.output().unwrap()
+    };
+    // Packages of other systems may not have been fetched yet.
+    let output = Some(metadata(&["--offline"])).filter(|output| output.status.success());
+    let output = output.unwrap_or_else(|| metadata(&[]));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
@@ -188,5 +193,5 @@ fn promises_of_other_drivers_are_what_the_script_runs() {
         }
         rows += 1;
     }
-    assert_eq!(rows, 2);
+    assert_eq!(rows, 3);
 }

@@ -256,7 +256,7 @@ fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<
         let long = if name == "-n" { "--count" } else { name };
         let known = options.contains_key(long);
         let planned_for_no_device = base.command == "info" && long == "--device";
-        let excluded = resumes && !matches!(long, "--device" | "--data" | "--train-limit" | "--val-limit" | "--quiet")
+        let excluded = resumes && !matches!(long, "--device" | "--data" | "--quiet")
             || files && ["--data", "--train-limit", "--val-limit", "--count"].contains(&long)
             || trained && ["--channels", "--blocks", "--latent-dim"].contains(&long);
         if known && !planned_for_no_device && !excluded && !names.contains(&long) && !names.contains(&name.as_str()) {

@@ -406,7 +406,7 @@ mod tests {
                 "step 5/9775  epoch 1/25  loss 0.9500 (recon 0.9375, kl 0.0125)  62 images/s",
                 "epoch  1/25  train 0.0000  validation 0.9818 (recon 0.0000, kl 0.0000, mse 0.0000)  16 active units  12 m 05 s  best",
                 "warning: metrics.csv was missing",
-                "interrupted before step 6 and saved; go on with: vae-wgpu train --resume runs/2026-01-31-1",
+                "interrupted after 6 steps and saved; go on with: vae-wgpu train --resume runs/2026-01-31-1",
                 "done: 25 epochs, 9,775 steps in 7.2 s; see runs/2026-01-31-1",
             ]
         );

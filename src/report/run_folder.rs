@@ -551,7 +551,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
         let history = |out: &Path, epochs: &[u64]| {
-            let run = RunFolder::create(Some(out), true).unwrap();
+            let mut run = RunFolder::create(Some(out), true).unwrap();
+            run.begin().unwrap();
             for &epoch in epochs {
                 run.save_reconstructions(epoch, &pictures(10 * epoch as u8)).unwrap();
             }
