@@ -167,6 +167,7 @@ impl Stage {
         let settings = Settings { data: Some("shapes".into()), ..Settings::default() };
         let about = RunConfig::new(String::new(), Default::default(), settings);
         fs::write(stage.path("run/config.json"), serde_json::to_string(&about).unwrap()).unwrap();
+        fs::write(stage.path("run/run.lock"), "").unwrap();
         let picture = image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([x as u8 * 5, y as u8 * 6, (x ^ y) as u8]));
         picture.save(stage.path("cut.png")).unwrap();
         let png = fs::read(stage.path("cut.png")).unwrap();
