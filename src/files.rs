@@ -28,12 +28,14 @@ pub fn save_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// [`Error::File`] where it could not.
 pub fn check_writable(path: &Path) -> Result<()> {
+    let path = &behind_links(path);
     let (scratch, file) = create_scratch(folder_of(path), path)?;
     drop(file);
     fs::remove_file(&scratch).map_err(Error::file("remove", &scratch))
 }
 
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    let path = &behind_links(path);
     let folder = folder_of(path);
     fault::point(path);
     let (scratch, mut file) = create_scratch(folder, path)?;
@@ -129,6 +131,12 @@ fn create_scratch(folder: &Path, path: &Path) -> Result<(PathBuf, File)> {
         }
     }
     Err(Error::bug("no free name for a scratch file"))
+}
+
+/// The file that is meant by a link, so that it is replaced and the link stays; one that leads nowhere is replaced itself.
+fn behind_links(path: &Path) -> PathBuf {
+    let linked = fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink());
+    linked.then(|| fs::canonicalize(path).ok()).flatten().unwrap_or_else(|| path.to_owned())
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -296,6 +304,28 @@ mod tests {
         assert_eq!(names(dir.path()), ["folder"]);
         assert!(read(dir.path()).unwrap_err().to_string().starts_with("cannot read "));
         assert!(read(&dir.path().join("missing")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_and_pipes_are_no_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let [link, file] = ["link", "file"].map(|name| dir.path().join(name));
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        fs::write(&file, "old").unwrap();
+        check_writable(&link).unwrap();
+        save_atomic(&link, b"new").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink() && read(&file).unwrap() == b"new");
+        fs::remove_file(&file).unwrap();
+        save_atomic(&link, b"newer").unwrap();
+        assert_eq!((read(&link).unwrap(), names(dir.path())), (b"newer".to_vec(), vec!["link".to_owned()]));
+        let device = Path::new("/dev/null");
+        assert!(check_writable(device).is_err() && save_atomic(device, b"x").is_err());
+        assert!(!fs::metadata(device).unwrap().is_file());
+        // A name as long as a name can be.
+        let long = dir.path().join("x".repeat(255));
+        save_atomic(&long, b"x").unwrap();
+        assert_eq!(read(&long).unwrap(), b"x");
     }
 
     #[test]

@@ -353,10 +353,10 @@ fn nonsense_in_any_option_is_told_in_a_line_and_leaves_nothing() {
                         given.push("--device=auto".to_owned());
                     }
                     let (mut parts, file) = (vec![option.as_str()], format!("cannot read {value}:"));
-                    // In place of the option the file will do, or that it is a picture's number; where a folder is none, that is named.
+                    // In place of the option the file will do; where a folder is none, that is named.
                     match value.parse::<f64>() {
                         _ if *code == 2 => {}
-                        Ok(_) => parts.extend([file.as_str(), "index of an image: expected less than 4"]),
+                        Ok(_) => parts.push(&file),
                         Err(_) => parts.extend([*value, value.rsplit_once('/').map_or(*value, |(parent, _)| parent)]),
                     }
                     check(&line(base, &options, &given), *code, &parts);

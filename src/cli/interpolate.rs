@@ -37,7 +37,7 @@ impl InterpolateArgs {
         prepare(&self.out, &["png"])?;
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
-        let pixels = Source::read(&[&self.from, &self.to], &self.images, &self.trained, config)?;
+        let pixels = Source::read(&[("--from", &self.from), ("--to", &self.to)], &self.images, &self.trained, config)?;
         let steps = self.steps as usize;
         let mut trained = self.trained.start(&model, &[(Mode::Encode, 2), (Mode::Decode, steps)])?;
         let mu = means(&trained.encode(&pixels)?, config.latent_dim);

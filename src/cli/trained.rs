@@ -116,22 +116,22 @@ impl FromStr for Source {
 }
 
 impl Source {
-    /// The bytes of pictures, one after the other; the data set is opened only if one of them is there.
+    /// The bytes of pictures, each with the option that names it, one after the other; the data set is opened only if one of them is there.
     pub(super) fn read(
-        sources: &[&Self],
+        sources: &[(&str, &Self)],
         images: &ImagesArgs,
         trained: &TrainedArgs,
         config: &VaeConfig,
     ) -> anyhow::Result<Vec<u8>> {
-        let from_data = sources.iter().any(|s| matches!(s, Self::Index(_)));
+        let from_data = sources.iter().any(|(_, source)| matches!(source, Self::Index(_)));
         let images = if from_data { Some(images.open(trained, config)?) } else { None };
         let mut all = Vec::new();
-        for source in sources {
+        for (option, source) in sources {
             match (source, &images) {
                 (Self::File(path), _) => all.extend(from_file(path, config)?),
                 (Self::Index(index), Some(images)) => {
                     let mut pixels = Vec::new();
-                    data::batch(images.as_ref(), &[*index], &mut pixels)?;
+                    data::batch(images.as_ref(), &[*index], &mut pixels).map_err(|e| e.at_node(option))?;
                     all.extend(pixels);
                 }
                 (Self::Index(_), None) => return Err(Error::bug("a picture without a data set").into()),

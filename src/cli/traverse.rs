@@ -40,7 +40,7 @@ impl TraverseArgs {
         let (latent, steps) = (config.latent_dim, self.steps as usize);
         check_grid(latent * steps)?;
         let pixels = match &self.image {
-            Some(image) => Source::read(&[image], &self.images, &self.trained, config)?,
+            Some(image) => Source::read(&[("--image", image)], &self.images, &self.trained, config)?,
             None => Vec::new(),
         };
         let encoded = usize::from(self.image.is_some());

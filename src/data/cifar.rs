@@ -106,7 +106,8 @@ fn class_names(file: &str, bytes: &[u8]) -> Result<Vec<String>> {
             return refuse(format!("byte {}: not UTF-8, expected ten names of classes", e.valid_up_to()));
         }
     };
-    let names: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+    let names: Vec<String> =
+        text.trim_start_matches('\u{feff}').lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
     if names.len() != CLASSES.len() {
         return refuse(format!("{} names of classes in {} bytes, expected 10", names.len(), bytes.len()));
     }
