@@ -135,7 +135,7 @@ pub(crate) fn config(bytes: &[u8]) {
 pub(crate) fn table(bytes: &[u8]) {
     let steps = table::parse::<StepRow>(bytes, path(), |_| true).map_err(|error| clear(&error));
     let epochs = table::parse::<EpochRow>(bytes, path(), |row| row.epoch < 7).map_err(|error| clear(&error));
-    if bytes.len() % 8 > 0 {
+    if !bytes.len().is_multiple_of(8) {
         return;
     }
     if let Ok((steps, _)) = &steps {
