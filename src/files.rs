@@ -42,16 +42,11 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Resu
     fault::point(path);
     let written = write(&mut file).and_then(|()| {
         fault::point(path);
-        trace::note("sync");
-        file.sync_all()
+        trace::noted("sync", file.sync_all())
     });
     drop(file);
     fault::point(path);
-    let rename = || {
-        trace::note("rename");
-        fs::rename(&scratch, path)
-    };
-    if let Err(error) = written.and_then(|()| rename()) {
+    if let Err(error) = written.and_then(|()| trace::noted("rename", fs::rename(&scratch, path))) {
         // The write's own error is the one to tell.
         let _ = fs::remove_file(&scratch);
         return Err(Error::file("write", path)(error));
@@ -90,7 +85,9 @@ pub(crate) mod fault {
 /// What is done in which order, for tests of what a power cut would leave. An ordinary build has nothing of it.
 #[cfg(not(test))]
 pub(crate) mod trace {
-    pub(crate) fn note(_: &'static str) {}
+    pub(crate) fn noted<T>(_: &'static str, done: T) -> T {
+        done
+    }
 }
 
 #[cfg(test)]
@@ -101,8 +98,10 @@ pub(crate) mod trace {
         static NOTES: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
     }
 
-    pub(crate) fn note(what: &'static str) {
+    /// Takes what was done, so that the note cannot stay where the deed is gone.
+    pub(crate) fn noted<T>(what: &'static str, done: T) -> T {
         NOTES.with_borrow_mut(|notes| notes.push(what));
+        done
     }
 
     /// What this thread has noted since it was last asked.
@@ -139,15 +138,23 @@ fn behind_links(path: &Path) -> PathBuf {
     linked.then(|| fs::canonicalize(path).ok()).flatten().unwrap_or_else(|| path.to_owned())
 }
 
+/// Makes the folder that a file is to be written to, where it is missing.
+///
+/// # Errors
+/// [`Error::File`] where it cannot be made.
+pub fn make_folder_of(path: &Path) -> Result<()> {
+    let folder = folder_of(path);
+    fs::create_dir_all(folder).map_err(Error::file("create the folder", folder))
+}
+
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a rename last. Windows and some network file systems have no such call; there it does nothing.
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    trace::note("sync folder");
     if cfg!(unix) {
-        match File::open(folder)?.sync_all() {
+        match trace::noted("sync folder", File::open(folder)?.sync_all()) {
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
             other => return other,
         }

@@ -10,6 +10,7 @@ use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, out, values};
 use crate::bench::{Line, Rig, Summary, median, subjects};
 use crate::exec::{Device, Runner, StepInput};
 use crate::gpu::roof;
+use crate::memory;
 use crate::model::Mode;
 use crate::rng::{self, Purpose};
 
@@ -131,7 +132,7 @@ impl StepArgs {
         let encode = middle(|t| t.1);
         let gflops = runner.graph()?.cost()?.flop / ms / 1e6;
         let dispatches = runner.dispatches();
-        let peak_rss_mb = peak_rss_mb();
+        let peak_rss_mb = memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 20));
         // Measured last: its buffers are large and its work is heavy.
         let roof_pct = match &device {
             Device::Cpu => None,
@@ -209,11 +210,4 @@ impl KernelsArgs {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Largest resident memory of this process so far in MB, where the system tells (Linux).
-fn peak_rss_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::trained::{ImagesArgs, TrainedArgs, bar, make_folder, prepare, say};
+use super::trained::{ImagesArgs, TrainedArgs, bar, prepare, say};
 use crate::error::Error;
 use crate::files;
 use crate::model::Mode;
@@ -50,7 +50,7 @@ impl EncodeArgs {
         ];
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(Error::bug)?;
-        make_folder(&self.out)?;
+        files::make_folder_of(&self.out)?;
         files::save_atomic(&self.out, &bytes)?;
         say(format_args!("latent numbers of {count} pictures: {}", self.out.display()));
         Ok(ExitCode::SUCCESS)

@@ -9,11 +9,12 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
-use super::trained::{make_folder, prepare};
+use super::trained::prepare;
 use super::values::from_zero;
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::checkpoint::{Inventory, Weights};
 use crate::exec::Device;
+use crate::files::make_folder_of;
 use crate::model::Mode;
 use crate::report::progress::observer;
 use crate::report::run_folder::RunFolder;
@@ -137,7 +138,7 @@ impl TrainArgs {
             }
         };
         if let Some(trace) = &self.trace {
-            make_folder(trace)?;
+            make_folder_of(trace)?;
         }
         if profile {
             trainer.profile(self.trace.clone());

@@ -1,6 +1,5 @@
 //! What the commands share that use a trained model: opening it, its pictures, and where results go.
 
-use std::fs;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -176,14 +175,6 @@ pub(super) fn prepare(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     Ok(check_writable(missing.unwrap_or(out))?)
 }
 
-/// Makes the folder of a result, just before it is written.
-pub(super) fn make_folder(out: &Path) -> crate::Result<()> {
-    match out.parent().filter(|f| !f.as_os_str().is_empty()) {
-        Some(folder) => fs::create_dir_all(folder).map_err(Error::file("create the folder", folder)),
-        None => Ok(()),
-    }
-}
-
 /// Refuses more pictures than a person looks at, before they are computed.
 pub(super) fn check_grid(pictures: usize) -> anyhow::Result<()> {
     const MOST: usize = 20_000;
@@ -202,7 +193,7 @@ pub(super) fn square(count: usize) -> usize {
 /// Writes pictures as a grid and says where it is.
 pub(super) fn save_grid(out: &Path, columns: usize, pictures: &Pictures, what: &str) -> anyhow::Result<()> {
     let picture = Grid { columns, ..Grid::default() }.draw(pictures)?;
-    make_folder(out)?;
+    files::make_folder_of(out)?;
     save_png(out, &picture)?;
     say(format_args!("{what}: {}", out.display()));
     Ok(())
@@ -227,7 +218,7 @@ pub(super) const RAW: &[&str] = &["npy", "safetensors"];
 
 /// As a NumPy array, or as the tensor `name` of a safetensors file.
 pub(super) fn save_raw(out: &Path, name: &str, numbers: Array) -> crate::Result<()> {
-    make_folder(out)?;
+    files::make_folder_of(out)?;
     if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
         return files::save_atomic(out, &npy(&numbers));
     }

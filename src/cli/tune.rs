@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::trained::{make_folder, prepare, say};
+use super::trained::{prepare, say};
 use super::{DeviceArgs, ModelArgs, out};
 use crate::bench::subjects;
 use crate::bench::tune::{MARGIN, Table, choices, tune};
 use crate::exec::Device;
-use crate::files::save_atomic;
+use crate::files::{make_folder_of, save_atomic};
 use crate::graph::plan;
 use crate::model::Mode;
 
@@ -84,7 +84,7 @@ impl TuneArgs {
             100.0 * MARGIN
         ))?;
         if let Some(file) = &self.out {
-            make_folder(file)?;
+            make_folder_of(file)?;
             save_atomic(file, Table::new(gpu.facts(), &tuned).to_json()?.as_bytes())?;
             say(format_args!("table: {0}; use it with --variants {0} --batch-size {1}", file.display(), self.batch));
         }

@@ -188,8 +188,7 @@ impl<R: Row> Table<R> {
     /// [`Error::File`] where the system cannot do it, or cannot write rows that are owed.
     pub fn sync(&mut self) -> Result<()> {
         self.settle()?;
-        trace::note("sync rows");
-        self.file.sync_data().map_err(Error::file("sync", &self.path))
+        trace::noted("sync rows", self.file.sync_data()).map_err(Error::file("sync", &self.path))
     }
 }
 
