@@ -9,10 +9,10 @@ use std::cell::{Cell, OnceCell};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use vae_wgpu::bench::{Line, Rig, Subject, Summary, subjects};
-use vae_wgpu::gpu::{Gpu, Options, roof};
-use vae_wgpu::graph::plan;
-use vae_wgpu::model::{Mode, VaeConfig};
+use vae_wgpu::app::bench::{Line, Rig, Subject, Summary, subjects};
+use vae_wgpu::runtime::gpu::{Gpu, Options, roof};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 fn main() {
     let gpu = match Gpu::open(&Options::default()) {

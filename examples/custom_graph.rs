@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use vae_wgpu::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::graph::{Builder, Region, Root};
-use vae_wgpu::model;
-use vae_wgpu::op::{Conv2d, GlobalAvgPool, Linear, Relu};
-use vae_wgpu::shape::{Shape, Spec};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::graph::{Builder, Region, Root};
+use vae_wgpu::runtime::op::{Conv2d, GlobalAvgPool, Linear, Relu};
+use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 
 fn main() -> vae_wgpu::Result<()> {
     // y = linear(pool(relu(conv(x)))), with the gradient of y as an input and that of x as an output.
@@ -22,7 +21,7 @@ fn main() -> vae_wgpu::Result<()> {
     let graph = b.output("y", y).build().with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
     print!("{graph}");
 
-    let weights = model::initial(&graph, Region::Params, 7)?;
+    let weights = vae_wgpu::runtime::graph::initial(&graph, Region::Params, 7)?;
     let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(CpuExecutor::<f64>::new(vec![graph.clone()])?)];
     match Gpu::open(&Options::default()) {
         Ok(gpu) => executors.push(Box::new(GpuExecutor::new(Arc::new(gpu), vec![graph.clone()], &Default::default())?)),

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use vae_wgpu::data::{self, Memory};
-use vae_wgpu::exec::{Device, Runner, StepInput};
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::model::{Mode, VaeConfig};
-use vae_wgpu::rng::{self, Purpose};
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::vae::data;
+use vae_wgpu::vae::data::Memory;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::runner::{Device, Runner, StepInput};
 
 fn main() -> vae_wgpu::Result<()> {
     // 256 grey 16x16 pictures of bars, bright and dark to different degrees: any `[u8]` in the order [image, channel, row,

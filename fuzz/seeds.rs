@@ -9,12 +9,14 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use image::{ImageFormat, RgbImage};
 use tar::{Builder, EntryType, Header};
-use vae_wgpu::checkpoint::{Array, Checkpoint, Inventory, Progress, TensorFile, Weights};
-use vae_wgpu::data::cifar::{FILES, RECORD};
-use vae_wgpu::graph::Region;
-use vae_wgpu::model::{self, Mode, VaeConfig};
-use vae_wgpu::report::run_folder::RunConfig;
-use vae_wgpu::train::Settings;
+use vae_wgpu::app::io::tensor_file::{Array, TensorFile};
+use vae_wgpu::app::io::checkpoint::{Checkpoint, Inventory, Progress, Weights};
+use vae_wgpu::vae::data::cifar10::{FILES, RECORD};
+use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::vae::model;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::vae::train::Settings;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -130,7 +132,7 @@ fn tensors() -> Result<(Vec<u8>, Vec<u8>)> {
     let model = VaeConfig { channels: 2, blocks: 1, groups: 1, latent_dim: 1, image_size: 2, ..VaeConfig::default() };
     let graph = model.graph(1, Mode::Encode)?;
     let inventory = Inventory::of(&graph);
-    let initial = |region| model::initial(&graph, region, 1);
+    let initial = |region| vae_wgpu::runtime::graph::initial(&graph, region, 1);
     let weights = Weights { params: initial(Region::Params)?, states: initial(Region::States)? };
     let file = std::env::temp_dir().join("vae-wgpu-seed");
     weights.save(&file, inventory, &serde_json::to_string(&model)?)?;

@@ -6,15 +6,21 @@ use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use vae_wgpu::bench::tune;
-use vae_wgpu::checkpoint::{Checkpoint, Inventory, Progress, TensorFile};
-use vae_wgpu::data::{Dataset, archive, cifar};
-use vae_wgpu::model::Mode;
-use vae_wgpu::report::run_folder::RunConfig;
-use vae_wgpu::report::{EpochRow, Pictures, StepRow, plots, table};
-use vae_wgpu::train::Settings;
-use vae_wgpu::trained::Model;
-use vae_wgpu::{Error, shader};
+use vae_wgpu::Error;
+use vae_wgpu::app::bench::tune;
+use vae_wgpu::app::data::archive;
+use vae_wgpu::app::io::checkpoint::{Checkpoint, Inventory, Progress};
+use vae_wgpu::app::io::csv;
+use vae_wgpu::app::io::csv::{EpochRow, StepRow};
+use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::app::viz::image_grid::Pictures;
+use vae_wgpu::app::viz::plots;
+use vae_wgpu::runtime::kernel::preprocess;
+use vae_wgpu::vae::data::{Dataset, cifar10 as cifar};
+use vae_wgpu::vae::inference::Model;
+use vae_wgpu::vae::model::Mode;
+use vae_wgpu::vae::train::Settings;
 
 /// A target by its name, which is that of its corpus.
 pub(crate) type Target = (&'static str, fn(&[u8]));
@@ -133,8 +139,8 @@ pub(crate) fn config(bytes: &[u8]) {
 
 /// `metrics.csv` and `epochs.csv`. To draw them takes long: only some are.
 pub(crate) fn table(bytes: &[u8]) {
-    let steps = table::parse::<StepRow>(bytes, path(), |_| true).map_err(|error| clear(&error));
-    let epochs = table::parse::<EpochRow>(bytes, path(), |row| row.epoch < 7).map_err(|error| clear(&error));
+    let steps = csv::parse::<StepRow>(bytes, path(), |_| true).map_err(|error| clear(&error));
+    let epochs = csv::parse::<EpochRow>(bytes, path(), |row| row.epoch < 7).map_err(|error| clear(&error));
     if !bytes.len().is_multiple_of(8) {
         return;
     }
@@ -165,7 +171,7 @@ pub(crate) fn picture(bytes: &[u8]) {
 /// A kernel's source, with the names that kernels have.
 pub(crate) fn shader(bytes: &[u8]) {
     let Ok(source) = std::str::from_utf8(bytes) else { return };
-    if let Err(error) = shader::expand("outside", source, &[("TM", 4), ("TN", 8), ("ACC", 0)]) {
+    if let Err(error) = preprocess::expand("outside", source, &[("TM", 4), ("TN", 8), ("ACC", 0)]) {
         assert!(matches!(error, Error::Shader { .. }), "{error:?}");
     }
 }

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vae_wgpu::cli::main()
+    vae_wgpu::app::cli::main()
 }

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use rand::RngExt;
 use vae_wgpu::Error;
-use vae_wgpu::checkpoint::{Checkpoint, Inventory, Progress, Weights};
-use vae_wgpu::files::FolderLock;
-use vae_wgpu::graph::Tensor;
-use vae_wgpu::op::Init;
-use vae_wgpu::rng::{self, Purpose};
-use vae_wgpu::shape::Spec;
+use vae_wgpu::app::io::atomic::FolderLock;
+use vae_wgpu::app::io::checkpoint::{Checkpoint, Inventory, Progress, Weights};
+use vae_wgpu::runtime::graph::Tensor;
+use vae_wgpu::runtime::op::Init;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::shape::Spec;
 
 /// Tells the child what to be: the run folder that it writes to.
 const WRITER: &str = "VAE_WGPU_TEST_WRITER";

@@ -5,11 +5,11 @@
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use vae_wgpu::bench::subjects;
-use vae_wgpu::bench::tune::Table;
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::graph::plan;
-use vae_wgpu::model::{Mode, VaeConfig};
+use vae_wgpu::app::bench::subjects;
+use vae_wgpu::app::bench::tune::Table;
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 fn run(args: &[&str]) -> Output {
     command(args).output().unwrap()

@@ -9,16 +9,20 @@ use std::process::{Command, Output, Stdio};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
-use vae_wgpu::checkpoint::{Inventory, TensorFile, Weights};
-use vae_wgpu::data::{self, Images, shapes};
-use vae_wgpu::exec::{Device, Runner};
-use vae_wgpu::graph::Region;
-use vae_wgpu::model::{self, Mode, VaeConfig};
-use vae_wgpu::report::{Pictures, RunConfig};
-use vae_wgpu::rng::{self, Purpose};
-use vae_wgpu::train::Settings;
-use vae_wgpu::trained::Model;
-use vae_wgpu::trained::pca::Pca;
+use vae_wgpu::app::io::checkpoint::{Inventory, Weights};
+use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::app::viz::image_grid::Pictures;
+use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::vae::data;
+use vae_wgpu::vae::data::{Images, shapes};
+use vae_wgpu::vae::inference::Model;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::pca::Pca;
+use vae_wgpu::vae::runner::{Device, Runner};
+use vae_wgpu::vae::train::Settings;
 
 const LATENT: usize = 4;
 const DIMS: usize = 3 * 32 * 32;
@@ -33,7 +37,7 @@ impl Stage {
         let stage = Self { dir: tempfile::tempdir().unwrap() };
         let config = VaeConfig { channels: 4, blocks: 1, latent_dim: LATENT, ..VaeConfig::default() };
         let graph = config.graph(1, Mode::Encode).unwrap();
-        let initial = |region| model::initial(&graph, region, 5).unwrap();
+        let initial = |region| vae_wgpu::runtime::graph::initial(&graph, region, 5).unwrap();
         let mut weights = Weights { params: initial(Region::Params), states: initial(Region::States) };
         // Codes that differ from picture to picture, pictures that differ from code to code.
         for (tensor, numbers) in graph.params().iter().zip(&mut weights.params) {

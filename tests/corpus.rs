@@ -10,7 +10,7 @@ use std::process::Command;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use vae_wgpu::data::cifar;
+use vae_wgpu::vae::data::cifar10;
 
 #[path = "../fuzz/targets.rs"]
 mod targets;
@@ -55,8 +55,8 @@ fn every_target_is_fuzzed() {
 /// CIFAR-10's files, as large as they may be, of records that are as good as any.
 fn full_archive() -> Vec<u8> {
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-    let file = vec![0; cifar::MAX_FILE / cifar::RECORD * cifar::RECORD];
-    for name in &cifar::FILES[..6] {
+    let file = vec![0; cifar10::MAX_FILE / cifar10::RECORD * cifar10::RECORD];
+    for name in &cifar10::FILES[..6] {
         let mut header = tar::Header::new_ustar();
         header.set_size(file.len() as u64);
         header.set_mode(0o644);

@@ -15,9 +15,10 @@ use flate2::write::GzEncoder;
 use md5::{Digest, Md5};
 use tar::{Builder, EntryType, Header};
 use vae_wgpu::Error;
-use vae_wgpu::data::cifar::{ARCHIVE, FILES, FOLDER, RECORD};
-use vae_wgpu::data::download::Source;
-use vae_wgpu::data::{DataSpec, Dataset, Places, Progress, archive, batch, open};
+use vae_wgpu::app::data::download::Source;
+use vae_wgpu::app::data::{DataSpec, Places, Progress, archive, open};
+use vae_wgpu::vae::data::cifar10::{ARCHIVE, FILES, FOLDER, RECORD};
+use vae_wgpu::vae::data::{Dataset, batch};
 
 /// Records of noise: incompressible, as photographs nearly are.
 fn records(seed: u64, count: usize) -> Vec<u8> {

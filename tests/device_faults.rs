@@ -17,16 +17,19 @@ use std::time::Duration;
 
 use libtest_mimic::Arguments;
 use vae_wgpu::Error;
-use vae_wgpu::data::shapes;
-use vae_wgpu::exec::{Device, Runner, StepInput};
-use vae_wgpu::gpu::{Binding, Gpu, Options, Program, Step};
-use vae_wgpu::graph::{Region, plan};
-use vae_wgpu::model::{Mode, VaeConfig};
-use vae_wgpu::op::{Add, Op, Target};
-use vae_wgpu::report::{Event, Observer, RunFolder};
-use vae_wgpu::rng::{self, Purpose};
-use vae_wgpu::shape::Shape;
-use vae_wgpu::train::{Outcome, Settings, Stage, Trainer};
+use vae_wgpu::app::io::run_folder::RunFolder;
+use vae_wgpu::runtime::gpu::{Binding, Gpu, Options, Program, Step};
+use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::runtime::op::{Add, Op, Target};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::shape::Shape;
+use vae_wgpu::vae::data::shapes;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::runner::{Device, Runner, StepInput};
+use vae_wgpu::vae::train::events::{Event, Observer};
+use vae_wgpu::vae::train::{Outcome, Settings, Stage, Trainer};
 
 const BATCH: usize = 4;
 /// Two steps an epoch.

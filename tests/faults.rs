@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
-use vae_wgpu::checkpoint::TensorFile;
+use vae_wgpu::app::io::tensor_file::TensorFile;
 
 #[path = "common/runs.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]

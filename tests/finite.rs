@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::step::StepScalars;
-use vae_wgpu::op::{Adam, AdamConfig, GradNorm, Op};
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
+use vae_wgpu::runtime::op::{Adam, AdamConfig, GradNorm, Op};
 
 #[path = "common/entry.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]

@@ -17,16 +17,19 @@ use libtest_mimic::{Arguments, Trial};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use vae_wgpu::Error;
-use vae_wgpu::check::{Outcome, Subject};
-use vae_wgpu::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::graph::{Graph, Region, plan};
-use vae_wgpu::op::{
+use vae_wgpu::app::check::{Outcome, Subject};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::graph::{Graph, Region};
+use vae_wgpu::runtime::kernel::Profile;
+use vae_wgpu::runtime::op::{
     Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Elbo, Fill, FusedConv, Fusible, GlobalAvgPool,
-    Linear, Op, Pixels, PositionNorm, PositionNormConfig, Profile, Relu, Reparameterize, Target, Upsample,
+    Linear, Op, Pixels, PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
 };
-use vae_wgpu::rng::{self, Purpose};
-use vae_wgpu::shape::{MAX_ELEMENTS, Shape};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::shape::{MAX_ELEMENTS, Shape};
 
 /// The same cases in every run.
 fn runner(cases: u32) -> TestRunner {
@@ -353,7 +356,7 @@ fn random_other_operations_agree_with_the_reference(gpu: &Arc<Gpu>) {
 fn results(exec: &mut dyn Executor, graph: &Graph, seed: u64) -> vae_wgpu::Result<Vec<Vec<f32>>> {
     let mut noise = rng::stream(seed, Purpose::Check, 0);
     for region in [Region::Params, Region::States] {
-        exec.upload(region, &vae_wgpu::model::initial(graph, region, seed)?)?;
+        exec.upload(region, &vae_wgpu::runtime::graph::initial(graph, region, seed)?)?;
     }
     for (name, id) in graph.inputs() {
         exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len())))?;

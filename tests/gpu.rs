@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 
 use libtest_mimic::Arguments;
 use vae_wgpu::Error;
-use vae_wgpu::gpu::{Binding, Compiled, Gpu, Options, Program, Ring, Step, Timer, roof};
-use vae_wgpu::op::{Add, Bind, Op, Target};
-use vae_wgpu::shape::Shape;
+use vae_wgpu::runtime::gpu::{Binding, Compiled, Gpu, Options, Program, Ring, Step, Timer, roof};
+use vae_wgpu::runtime::kernel::Bind;
+use vae_wgpu::runtime::op::{Add, Op, Target};
+use vae_wgpu::runtime::tensor::shape::Shape;
 
 fn a_program_runs_is_timed_and_leaves_nothing_behind(_: &Arc<Gpu>) {
     // A device of its own: other tests make objects on theirs at the same time.

@@ -7,16 +7,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use vae_wgpu::exec::{CpuExecutor, Data, Executor, ProgramId};
-use vae_wgpu::graph::plan::{self, Options};
-use vae_wgpu::graph::{Builder, Graph, Region, Root, ValueId};
-use vae_wgpu::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
-use vae_wgpu::op::{
-    Add, BatchNorm, BatchNormConfig, Class, Conv2d, ConvTranspose2d, PositionNorm, PositionNormConfig, Profile, Relu,
-    Upsample,
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, ProgramId};
+use vae_wgpu::runtime::graph::{Builder, Graph, Region, Root, ValueId};
+use vae_wgpu::runtime::kernel::{Class, Profile};
+use vae_wgpu::runtime::op::{
+    Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, PositionNorm, PositionNormConfig, Relu, Upsample,
 };
-use vae_wgpu::rng::{self, Purpose};
-use vae_wgpu::shape::{Shape, Spec};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::runtime::plan::Options;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
 
 #[path = "common/random.rs"]
 mod random;
@@ -132,8 +134,8 @@ fn the_gradient_of_a_whole_network_is_its_directional_derivative() {
         exec.write(ProgramId(0), "images", Data::U8(&images)).unwrap();
         exec.write(ProgramId(0), "eps", Data::F32(&rng::normals(&mut noise, batch * config.latent_dim))).unwrap();
         exec.write(ProgramId(0), "step", Data::F32(&[0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])).unwrap();
-        exec.upload(Region::States, &vae_wgpu::model::initial(&graph, Region::States, 0).unwrap()).unwrap();
-        exec.upload(Region::Params, &vae_wgpu::model::initial(&graph, Region::Params, 3).unwrap()).unwrap();
+        exec.upload(Region::States, &vae_wgpu::runtime::graph::initial(&graph, Region::States, 0).unwrap()).unwrap();
+        exec.upload(Region::Params, &vae_wgpu::runtime::graph::initial(&graph, Region::Params, 3).unwrap()).unwrap();
         let start = exec.tensors(Region::Params).to_vec();
         let mut loss = |params: Vec<Vec<f64>>| -> (f64, Vec<Vec<f64>>) {
             exec.tensors(Region::Params).clone_from_slice(&params);
@@ -314,7 +316,7 @@ fn results(graph: &Graph, seed: u64) -> Vec<Vec<f64>> {
     let mut noise = rng::stream(seed, Purpose::Check, 0);
     let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
     for region in [Region::Params, Region::States] {
-        exec.upload(region, &vae_wgpu::model::initial(graph, region, seed).unwrap()).unwrap();
+        exec.upload(region, &vae_wgpu::runtime::graph::initial(graph, region, seed).unwrap()).unwrap();
     }
     for (name, id) in graph.inputs() {
         exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len()))).unwrap();
@@ -412,7 +414,7 @@ proptest! {
         let mut noise = rng::stream(seed, Purpose::Check, 0);
         let (x, dy) = (rng::normals(&mut noise, len), rng::normals(&mut noise, len));
         let along = rng::normals(&mut noise, len);
-        let params = vae_wgpu::model::initial(&graph, Region::Params, seed).unwrap();
+        let params = vae_wgpu::runtime::graph::initial(&graph, Region::Params, seed).unwrap();
         let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
         exec.upload(Region::Params, &params).unwrap();
         let mut loss = |x: &[f32]| -> (f64, Vec<f64>) {

@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use vae_wgpu::check::{Check, Kind, Line, Outcome, Patch, Subject, suite};
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::{Case, Cost, Entries, Entry, Lowered, Op, Operand, Role, Target};
-use vae_wgpu::real::Real;
-use vae_wgpu::shape::{Shape, Spec};
+use vae_wgpu::app::check::{Check, Kind, Line, Outcome, Patch, Subject, suite};
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::kernel::Lowered;
+use vae_wgpu::runtime::op::{Case, Cost, Entries, Entry, Op, Operand, Role, Target};
+use vae_wgpu::runtime::tensor::real::Real;
+use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 use vae_wgpu::{Error, Result};
 
 #[path = "common/gpu.rs"]

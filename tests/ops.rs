@@ -12,8 +12,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use vae_wgpu::check::{Check, Outcome, suite};
-use vae_wgpu::gpu::{Gpu, Options};
+use vae_wgpu::app::check::{Check, Outcome, suite};
+use vae_wgpu::runtime::gpu::{Gpu, Options};
 
 /// The devices of the checks, by a suffix for their names.
 fn devices() -> vae_wgpu::Result<Vec<(&'static str, Arc<Gpu>)>> {

@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Trial};
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::step::StepScalars;
-use vae_wgpu::op::{
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
+use vae_wgpu::runtime::op::{
     Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, Entry, GlobalAvgPool, Linear, Op,
     PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
 };
-use vae_wgpu::shape::Shape;
+use vae_wgpu::runtime::tensor::shape::Shape;
 
 use crate::entry::{Engine, Values};
 use crate::oracle::{OracleCase, OracleTensor};

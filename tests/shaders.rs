@@ -9,8 +9,9 @@ use naga::{
     StorageFormat, TypeInner,
 };
 use vae_wgpu::error::Error;
-use vae_wgpu::gpu::probes;
-use vae_wgpu::op::{Access, Bind, Class, Dispatch, Entry, Kernel, OPS, Op, Profile, Target};
+use vae_wgpu::runtime::gpu::probes;
+use vae_wgpu::runtime::kernel::{Access, Bind, Class, Dispatch, Kernel, Profile};
+use vae_wgpu::runtime::op::{Entry, OPS, Op, Target};
 
 /// What WebGPU's default limits allow a kernel.
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -223,7 +224,7 @@ fn lowered(op: &dyn Op, entry: &Entry, dispatch: &Dispatch, scratch: usize, know
     }
     // Whatever is named must have a shape.
     for name in [entry.reads, entry.writes, entry.updates].concat() {
-        vae_wgpu::op::spec_of(op, name).map_err(|e| e.to_string())?;
+        vae_wgpu::runtime::op::spec_of(op, name).map_err(|e| e.to_string())?;
     }
     Ok(())
 }

@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Arguments;
 
-use vae_wgpu::data;
-use vae_wgpu::exec::Device;
-use vae_wgpu::gpu::{Gpu, LiveObjects, Options as GpuOptions};
-use vae_wgpu::graph::plan;
-use vae_wgpu::model::VaeConfig;
-use vae_wgpu::report::run_folder::RunFolder;
-use vae_wgpu::report::{Event, Observer};
-use vae_wgpu::train::{Settings, Stage, Trainer};
+use vae_wgpu::app::io::run_folder::RunFolder;
+use vae_wgpu::runtime::gpu::{Gpu, LiveObjects, Options as GpuOptions};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::vae::data;
+use vae_wgpu::vae::model::VaeConfig;
+use vae_wgpu::vae::runner::Device;
+use vae_wgpu::vae::train::events::{Event, Observer};
+use vae_wgpu::vae::train::{Settings, Stage, Trainer};
 
 const BATCH: usize = 32;
 /// MiB by which resident memory may grow in the short run, and in the long one, which keeps the rows of its tables: some hundred bytes a

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
-use vae_wgpu::check::{Check, Kind, Outcome, Patch, suite};
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::op::{Kernel, OPS, Profile, Target};
+use vae_wgpu::app::check::{Check, Kind, Outcome, Patch, suite};
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::kernel::{Kernel, Profile};
+use vae_wgpu::runtime::op::{OPS, Target};
 
 #[path = "common/gpu.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]

@@ -9,11 +9,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use vae_wgpu::checkpoint::TensorFile;
-use vae_wgpu::gpu::{Gpu, Options};
-use vae_wgpu::graph::plan;
-use vae_wgpu::model::{Mode, VaeConfig};
-use vae_wgpu::rng::{self, Purpose};
+use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 #[path = "common/runs.rs"]
 mod runs;

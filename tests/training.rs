@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libtest_mimic::Arguments;
 
-use vae_wgpu::check::bisect;
-use vae_wgpu::exec::{Device, Runner, StepInput, StepReport};
-use vae_wgpu::gpu::{Gpu, Options as GpuOptions};
-use vae_wgpu::graph::Region;
-use vae_wgpu::graph::plan::Options;
-use vae_wgpu::model::{Mode, Norm, VaeConfig};
-use vae_wgpu::rng::{self, Purpose};
+use vae_wgpu::app::check::bisect;
+use vae_wgpu::runtime::gpu::{Gpu, Options as GpuOptions};
+use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::runtime::plan::Options;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
+use vae_wgpu::vae::runner::{Device, Runner, StepInput, StepReport};
 
 const BATCH: usize = 3;
 

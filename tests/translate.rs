@@ -19,9 +19,10 @@ use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Module, ResourceBinding, ShaderStage};
 use vae_wgpu::error::Error;
-use vae_wgpu::gpu::probes;
-use vae_wgpu::model::{Mode, Norm, VaeConfig};
-use vae_wgpu::op::{Access, Class, Entry, Kernel, OPS, Op, Profile, Target};
+use vae_wgpu::runtime::gpu::probes;
+use vae_wgpu::runtime::kernel::{Access, Class, Kernel, Profile};
+use vae_wgpu::runtime::op::{Entry, OPS, Op, Target};
+use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 
 /// What a kernel goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
-use vae_wgpu::checkpoint::{Inventory, Weights};
-use vae_wgpu::graph::Region;
-use vae_wgpu::model::{self, Mode, VaeConfig};
-use vae_wgpu::report::RunConfig;
-use vae_wgpu::train::Settings;
+use vae_wgpu::app::io::checkpoint::{Inventory, Weights};
+use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::train::Settings;
 
 /// A command with arguments that make it work, small enough to run, and what it writes.
 struct Base {
@@ -156,7 +156,7 @@ impl Stage {
         let save = |channels: usize, file: &str, about: &str| {
             let config = VaeConfig { channels, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
             let graph = config.graph(1, Mode::Encode).unwrap();
-            let initial = |region| model::initial(&graph, region, 5).unwrap();
+            let initial = |region| vae_wgpu::runtime::graph::initial(&graph, region, 5).unwrap();
             let weights = Weights { params: initial(Region::Params), states: initial(Region::States) };
             let about = if about.is_empty() { serde_json::to_string(&config).unwrap() } else { about.to_owned() };
             weights.save(&stage.path(file), Inventory::of(&graph), &about).unwrap();

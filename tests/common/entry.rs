@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use vae_wgpu::Error;
-use vae_wgpu::gpu::{Binding, Gpu, Program, Step};
-use vae_wgpu::op::{Bind, Entry, Op, Target, spec_of};
-use vae_wgpu::shape::Spec;
+use vae_wgpu::runtime::gpu::{Binding, Gpu, Program, Step};
+use vae_wgpu::runtime::kernel::Bind;
+use vae_wgpu::runtime::op::{Entry, Op, Target, spec_of};
+use vae_wgpu::runtime::tensor::shape::Spec;
 
 /// Tensors in logical order, by operand or gradient.
 pub(crate) type Values = BTreeMap<String, Vec<f64>>;

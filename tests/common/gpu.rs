@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use libtest_mimic::{Failed, Trial};
-use vae_wgpu::gpu::Gpu;
+use vae_wgpu::runtime::gpu::Gpu;
 
 /// Names the devices on stderr. Without one: a failing trial where one is required.
 pub(crate) fn announce<T>(devices: &vae_wgpu::Result<T>, name: impl Fn(&T) -> String) -> Vec<Trial> {

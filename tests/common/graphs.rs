@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use vae_wgpu::exec::{CpuExecutor, Data, Device, Executor, GpuExecutor, ProgramId, Runner, StepInput};
-use vae_wgpu::graph::plan::Options;
-use vae_wgpu::graph::{Builder, Graph, Region, Root, ValueId};
-use vae_wgpu::model::{Mode, Norm, Scale, VaeConfig, residual_block};
-use vae_wgpu::op::AdamConfig;
-use vae_wgpu::op::step::StepScalars;
-use vae_wgpu::shape::{Shape, Spec};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::runtime::graph::{Builder, Graph, Region, Root, ValueId};
+use vae_wgpu::runtime::op::AdamConfig;
+use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
+use vae_wgpu::runtime::plan::Options;
+use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
+use vae_wgpu::vae::runner::{Device, Runner, StepInput};
 
 use crate::entry::Engine;
 use crate::oracle::{OracleCase, OracleTensor};
@@ -82,7 +83,7 @@ impl<'a> Shares<'a> {
 
 fn executor(
     engine: Engine<'_>,
-    gpu: Option<&Arc<vae_wgpu::gpu::Gpu>>,
+    gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
     graphs: Vec<Graph>,
 ) -> Result<Box<dyn Executor>> {
     Ok(match (engine, gpu) {
@@ -108,7 +109,11 @@ fn norm(name: &str) -> Result<Norm> {
 }
 
 /// A block: forward, all gradients, running statistics.
-pub(crate) fn block(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_wgpu::gpu::Gpu>>) -> Result<String> {
+pub(crate) fn block(
+    case: &OracleCase,
+    engine: Engine<'_>,
+    gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
+) -> Result<String> {
     let text = |name: &str| Ok::<_, anyhow::Error>(case.attr(name)?.as_str().context("not a text")?.to_owned());
     let scale = match text("scale")?.as_str() {
         "same" => Scale::Same,
@@ -164,7 +169,11 @@ pub(crate) fn block(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_
 }
 
 /// A model: the first step in detail, five steps of training, evaluation.
-pub(crate) fn model(case: &OracleCase, engine: Engine<'_>, gpu: Option<&Arc<vae_wgpu::gpu::Gpu>>) -> Result<String> {
+pub(crate) fn model(
+    case: &OracleCase,
+    engine: Engine<'_>,
+    gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
+) -> Result<String> {
     let attr = |name: &str| case.attr("config")?.get(name).with_context(|| format!("config without {name}"));
     let size = |name: &str| Ok::<_, anyhow::Error>(attr(name)?.as_u64().context("not a size")? as usize);
     let config = VaeConfig {

@@ -8,9 +8,10 @@ use naga::back::{PipelineConstants, pipeline_constants::process_overrides, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use vae_wgpu::error::Error;
-use vae_wgpu::graph::plan;
-use vae_wgpu::model::{Mode, VaeConfig};
-use vae_wgpu::op::{Dispatch, Kernel, Profile, Target};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::runtime::kernel::{Dispatch, Kernel, Profile};
+use vae_wgpu::runtime::op::Target;
 
 /// Pictures in a batch.
 pub const BATCH: usize = 128;

@@ -6,7 +6,7 @@ use std::ptr::null_mut;
 
 use anyhow::{Context, Result, bail};
 use ash::vk;
-use vae_wgpu::op::Access;
+use vae_wgpu::runtime::kernel::Access;
 
 use crate::isa::{Loop, inner_loop};
 use crate::kernels::Specialised;

@@ -1,0 +1,352 @@
+//! Choosing variants by measurement: every variant of every kernel of a model, and the table of the best.
+//!
+//! A table is made when somebody asks for one and used when somebody names it, never otherwise: what a run computes does not hang on a
+//! stopwatch that nobody looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Rig, Subject, median};
+use crate::error::{Error, Result};
+use crate::runtime::gpu::{AdapterFacts, Gpu};
+use crate::runtime::kernel::{Lowered, Profile};
+use crate::runtime::op::{OPS, Target};
+use crate::runtime::plan;
+
+/// A variant is taken instead of the default one only where it saves more than this share of its time.
+pub const MARGIN: f64 = 0.03;
+/// A variant other than the default that takes so many times as long as the quickest in its first runs is not measured further.
+const HOPELESS: f64 = 4.0;
+/// At most so many.
+const FIRST_RUNS: usize = 5;
+
+/// What the variants of a subject took.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tuned {
+    /// What the choice is filed under ([`plan::key`]).
+    pub key: String,
+    /// How many nodes of the model run it.
+    pub count: usize,
+    /// The variant that is chosen without a table.
+    pub default: &'static str,
+    /// The quickest, or the default where that is as good as the quickest.
+    pub best: &'static str,
+    /// Median milliseconds of each variant.
+    pub ms: BTreeMap<&'static str, f64>,
+}
+
+impl Tuned {
+    fn new(key: String, count: usize, default: &'static str, ms: BTreeMap<&'static str, f64>) -> Result<Self> {
+        let quickest = ms.iter().min_by(|a, b| a.1.total_cmp(b.1)).map(|(name, ms)| (*name, *ms));
+        let (quickest, least) = quickest.ok_or_else(|| Error::bug("no variant was timed"))?;
+        let tie = ms.get(default).is_some_and(|&ms| least > ms * (1.0 - MARGIN));
+        Ok(Self { key, count, default, best: if tie { default } else { quickest }, ms })
+    }
+
+    /// Milliseconds of the best and of the default.
+    #[must_use]
+    pub fn best_and_default(&self) -> (f64, f64) {
+        let ms = |name| self.ms.get(name).copied().unwrap_or(f64::NAN);
+        (ms(self.best), ms(self.default))
+    }
+}
+
+/// The variants of a subject that a device can run, and the one that it gets without a choice; none where there is nothing to choose.
+pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'static str>, &'static str)>> {
+    let (op, entry) = (subject.op.as_ref(), &subject.entry);
+    let accumulate = vec![false; entry.writes.len()];
+    let lower = |variant| op.lower(entry.name, &Target { profile, variant, accumulate: &accumulate });
+    let kernels = |lowered: &Lowered| {
+        let kernel =
+            |d: &crate::runtime::kernel::Dispatch| (d.kernel.name, d.kernel.variant, d.overrides.clone(), d.workgroups);
+        lowered.dispatches.iter().map(kernel).collect::<Vec<_>>()
+    };
+    let chosen = kernels(&lower(None)?);
+    let (mut able, mut default) = (Vec::new(), None);
+    for &variant in op.variants(entry.name) {
+        match lower(Some(variant)) {
+            Ok(lowered) => {
+                if default.is_none() && kernels(&lowered) == chosen {
+                    default = Some(variant);
+                }
+                able.push(variant);
+            }
+            Err(Error::Unsupported { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(default.filter(|_| able.len() > 1).map(|default| (able, default)))
+}
+
+/// What there is to choose of a model: of subjects that touch the same shapes in the same entry, and so share a choice, the first, for
+/// all of them.
+pub fn choices(profile: &Profile, subjects: Vec<Subject>) -> Result<Vec<Subject>> {
+    let mut chosen: Vec<(String, Subject)> = Vec::new();
+    for subject in subjects {
+        if candidates(profile, &subject)?.is_none() {
+            continue;
+        }
+        let key = plan::key(subject.op.as_ref(), &subject.entry)?;
+        match chosen.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, first)) => first.count += subject.count,
+            None => chosen.push((key, subject)),
+        }
+    }
+    Ok(chosen.into_iter().map(|(_, subject)| subject).collect())
+}
+
+/// Times the variants of a subject, one after the other in every round, so that what disturbs the machine disturbs them alike.
+pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Result<Option<Tuned>> {
+    let Some((variants, default)) = candidates(gpu.profile(), subject)? else { return Ok(None) };
+    let mut rigs = Vec::new();
+    for variant in variants {
+        let rig = Rig::new(gpu, subject, Some(variant))?;
+        rig.run(1)?;
+        // A single short run may be disturbed: the quickest of a few.
+        let (mut once, mut sum) = (f64::INFINITY, 0.0);
+        for _ in 0..FIRST_RUNS {
+            let seconds = rig.run(1)?.max(Duration::from_nanos(1)).as_secs_f64();
+            (once, sum) = (seconds.min(once), sum + seconds);
+            if sum > least.as_secs_f64() {
+                break;
+            }
+        }
+        rigs.push((variant, rig, once));
+    }
+    let quickest = rigs.iter().map(|(.., once)| *once).fold(f64::INFINITY, f64::min);
+    let mut samples: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    let hopeless = |(variant, _, once): &&(&str, Rig<'_>, f64)| *once > HOPELESS * quickest && *variant != default;
+    for (variant, _, once) in rigs.iter().filter(hopeless) {
+        samples.insert(variant, vec![*once]);
+    }
+    rigs.retain(|(variant, ..)| !samples.contains_key(variant));
+    for _ in 0..rounds.max(1) {
+        for (variant, rig, once) in &rigs {
+            let times = (least.as_secs_f64() / once).ceil().clamp(1.0, 1000.0) as u64;
+            samples.entry(variant).or_default().push(rig.run(times)?.as_secs_f64() / times as f64);
+        }
+    }
+    let ms = samples.into_iter().filter_map(|(variant, mut seconds)| {
+        seconds.sort_by(f64::total_cmp);
+        Some((variant, 1e3 * median(&seconds)?))
+    });
+    let key = plan::key(subject.op.as_ref(), &subject.entry)?;
+    Tuned::new(key, subject.count, default, ms.collect()).map(Some)
+}
+
+/// The best variants of a model's kernels on an adapter, as a file keeps them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// Version of the layout of the file.
+    pub format: u32,
+    /// Version of vae-wgpu.
+    pub version: String,
+    /// Name of the adapter.
+    pub adapter: String,
+    /// Its driver with version.
+    pub driver: String,
+    /// The choices.
+    pub entries: Vec<Choice>,
+}
+
+/// A line of a [`Table`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Choice {
+    /// Entry and shapes ([`plan::key`]).
+    pub key: String,
+    /// The best variant there.
+    pub variant: String,
+    /// Its median milliseconds.
+    pub ms: f64,
+}
+
+const FORMAT: u32 = 1;
+
+impl Table {
+    /// The table of what was measured.
+    #[must_use]
+    pub fn new(facts: &AdapterFacts, tuned: &[Tuned]) -> Self {
+        let choice = |t: &Tuned| Choice { key: t.key.clone(), variant: t.best.to_owned(), ms: t.best_and_default().0 };
+        Self {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            adapter: facts.name.clone(),
+            driver: driver(facts),
+            entries: tuned.iter().map(choice).collect(),
+        }
+    }
+
+    /// As a file has it.
+    pub fn to_json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self).map_err(Error::bug)? + "\n")
+    }
+
+    /// From the bytes of a file; names of operations and variants that do not exist are errors.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let table: Self = serde_json::from_slice(bytes)?;
+        if table.format != FORMAT {
+            let message = format!(
+                "its format is {}, this version knows {FORMAT}: make it again with `vae-wgpu tune`",
+                table.format
+            );
+            return Err(message.into());
+        }
+        let known = Known::new()?;
+        for Choice { key, variant, .. } in &table.entries {
+            let (entry, shapes) = key.split_once(' ').unwrap_or((key, ""));
+            known.check_entry(entry, variant)?;
+            if shapes.is_empty() {
+                return Err(format!(
+                    "`{key}` says nothing of shapes: for all of them there is --variant {key}={variant}"
+                )
+                .into());
+            }
+        }
+        Ok(table)
+    }
+
+    /// What to say where the table was made for another adapter or driver.
+    #[must_use]
+    pub fn foreign(&self, facts: &AdapterFacts) -> Option<String> {
+        let here = (&facts.name, &driver(facts));
+        let of = |(name, driver): (&String, &String)| format!("{name} ({driver})");
+        let there = (&self.adapter, &self.driver);
+        (here != there).then(|| format!("it was made on {}, and this is {}", of(there), of(here)))
+    }
+}
+
+fn driver(facts: &AdapterFacts) -> String {
+    [facts.driver.as_str(), facts.driver_info.as_str()].join(" ").trim().to_owned()
+}
+
+/// The variants of each entry that some case of its operation has.
+#[derive(Debug)]
+pub struct Known(BTreeMap<String, BTreeSet<&'static str>>);
+
+impl Known {
+    /// From the cases of all operations.
+    pub fn new() -> Result<Self> {
+        let mut known: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+        for family in OPS {
+            for case in (family.cases)()? {
+                let entries = case.op.entries();
+                for entry in std::iter::once(&entries.forward).chain(entries.backward) {
+                    let variants = known.entry(format!("{}.{}", family.name, entry.name)).or_default();
+                    variants.extend(case.op.variants(entry.name));
+                }
+            }
+        }
+        Ok(Self(known))
+    }
+
+    /// Refuses an operation (`conv2d`), an entry (`conv2d.forward`) or a variant that does not exist.
+    pub fn check(&self, name: &str, variant: &str) -> Result<()> {
+        if name.contains('.') {
+            return self.check_entry(name, variant);
+        }
+        if !OPS.iter().any(|family| family.name == name) {
+            let known = OPS.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
+            return Err(Error::Unknown { kind: "operation", name: name.to_owned(), known });
+        }
+        let of_family = |entry: &&String| entry.split_once('.').is_some_and(|(family, _)| family == name);
+        let variants = self.0.iter().filter(|(entry, _)| of_family(entry)).flat_map(|(_, variants)| variants);
+        one_of(variants.copied().collect(), name, variant)
+    }
+
+    fn check_entry(&self, entry: &str, variant: &str) -> Result<()> {
+        let known = || self.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let unknown = || Error::Unknown { kind: "operation and entry", name: entry.to_owned(), known: known() };
+        one_of(self.0.get(entry).ok_or_else(unknown)?.clone(), entry, variant)
+    }
+}
+
+fn one_of(variants: BTreeSet<&'static str>, of: &str, variant: &str) -> Result<()> {
+    if variants.contains(variant) {
+        return Ok(());
+    }
+    let known = variants.into_iter().collect::<Vec<_>>().join(", ");
+    Err(Error::Unknown { kind: "variant", name: format!("{variant}` of `{of}"), known })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::subjects;
+    use super::*;
+    use crate::runtime::kernel::Class;
+    use crate::vae::model::{Mode, VaeConfig};
+
+    #[test]
+    fn the_default_wins_ties() {
+        let best =
+            |ms: &[(&'static str, f64)]| Tuned::new("k".into(), 1, "tiled", ms.iter().copied().collect()).unwrap().best;
+        assert_eq!(best(&[("tiled", 1.0), ("naive", 0.98), ("lanes", 2.0)]), "tiled");
+        assert_eq!(best(&[("tiled", 1.0), ("naive", 0.96), ("lanes", 2.0)]), "naive");
+        assert_eq!(best(&[("tiled", 1.0), ("naive", 3.0)]), "tiled");
+        assert!(Tuned::new("k".into(), 1, "tiled", BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn every_choice_of_a_model_has_a_default_and_a_key_of_its_own() {
+        let profiles = [
+            Profile::WEBGPU,
+            Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU },
+            Profile { class: Class::Software, ..Profile::WEBGPU },
+        ];
+        let known = Known::new().unwrap();
+        for profile in profiles {
+            let options = plan::Options::default();
+            let (graph, _) = VaeConfig::default().plan(4, Mode::Train, &profile, &options).unwrap();
+            let all = subjects(&graph).unwrap();
+            let mut nodes = 0;
+            for subject in &all {
+                let candidates = candidates(&profile, subject).unwrap();
+                assert!(candidates.is_some() || !subject.is_product(), "{}", subject.name);
+                nodes += candidates.map_or(0, |_| subject.count);
+            }
+            let choices = choices(&profile, all).unwrap();
+            assert_eq!(choices.iter().map(|s| s.count).sum::<usize>(), nodes);
+            let mut keys = BTreeSet::new();
+            for subject in choices {
+                let (variants, default) = candidates(&profile, &subject).unwrap().unwrap();
+                assert!(variants.contains(&default));
+                let key = plan::key(subject.op.as_ref(), &subject.entry).unwrap();
+                let (entry, _) = key.split_once(' ').unwrap();
+                assert!(variants.iter().all(|v| known.check(entry, v).is_ok()), "{key}");
+                assert!(keys.insert(key.clone()), "{key} twice");
+            }
+            assert!(keys.len() > 20);
+        }
+    }
+
+    #[test]
+    fn tables_are_read_back_and_nonsense_is_refused() {
+        let choice = |key: &str, variant: &str| Choice { key: key.into(), variant: variant.into(), ms: 0.5 };
+        let table = |format, entries: Vec<Choice>| Table {
+            format,
+            version: "0.1.0".into(),
+            adapter: "llvmpipe".into(),
+            driver: "Mesa".into(),
+            entries,
+        };
+        let good = table(1, vec![choice("conv2d.forward [1, 3, 8, 8] -> [1, 4, 8, 8]", "naive")]);
+        assert_eq!(Table::from_json(good.to_json().unwrap().as_bytes()).unwrap(), good);
+        for (bad, part) in [
+            (table(2, vec![]), "vae-wgpu tune"),
+            (table(1, vec![choice("conv3d.forward [1]", "naive")]), "`conv3d.forward`"),
+            (table(1, vec![choice("conv2d.sideways [1]", "naive")]), "`conv2d.sideways`"),
+            (table(1, vec![choice("conv2d.forward [1]", "quick")]), "unknown variant `quick` of `conv2d.forward`"),
+            (table(1, vec![choice("conv2d.forward", "naive")]), "--variant conv2d.forward=naive"),
+        ] {
+            let error = Table::from_json(bad.to_json().unwrap().as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let text = good.to_json().unwrap();
+        for end in 0..text.trim_end().len() {
+            assert!(Table::from_json(&text.as_bytes()[..end]).is_err(), "{end}");
+        }
+    }
+}

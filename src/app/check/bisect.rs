@@ -1,0 +1,126 @@
+//! The first tensor of a whole training step that comes out wrong.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{SEED, Values, numbers_of, run};
+use crate::error::Result;
+use crate::runtime::exec::{Data, Executor, GpuExecutor, ProgramId};
+use crate::runtime::gpu::Gpu;
+use crate::runtime::graph::{Home, Region, ValueId};
+use crate::runtime::op::optim::step_scalars::StepScalars;
+use crate::runtime::op::{AdamConfig, Entry};
+use crate::runtime::plan;
+use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
+use crate::runtime::tensor::shape::Spec;
+use crate::vae::model::{Mode, VaeConfig};
+
+/// How far a device is from the reference at one tensor of a training step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Distance {
+    /// The node that reads or writes the tensor.
+    pub node: String,
+    /// The tensor.
+    pub tensor: String,
+    /// Distance in l2 from what it should be.
+    pub distance: f64,
+    /// The largest distance allowed.
+    pub limit: f64,
+    /// What else is wrong: the tensor was written by somebody else since its own node wrote it.
+    pub fault: Option<String>,
+}
+
+impl Distance {
+    /// Whether device and reference agree here.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.fault.is_none() && self.distance <= self.limit
+    }
+}
+
+impl fmt::Display for Distance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, tensor, distance, limit, fault } = self;
+        write!(f, "{tensor} of {node}: distance {distance:.2e}, limit {limit:.2e}")?;
+        fault.as_ref().map_or(Ok(()), |fault| write!(f, "; {fault}"))
+    }
+}
+
+/// Runs a whole training step of `config` on the device, node by node, and gives every tensor that a node writes, in order. Each
+/// node is compared with the reference on the very numbers that the device gave it, so that the first tensor that has not
+/// [`passed`](Distance::passed) is where a wrong result comes from; and what it reads must be, to the bit, what was written.
+///
+/// Tensors are compared as a whole: where an activation lies within rounding of a ReLU's kink, an element of a gradient may be
+/// there or not. The limit allows for two of them.
+pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::Options) -> Result<Vec<Distance>> {
+    const PROGRAM: ProgramId = ProgramId(0);
+    let graph = config.graph(batch, Mode::Train)?;
+    let mut exec = GpuExecutor::new(Arc::clone(gpu), vec![graph.clone()], options)?;
+    for region in [Region::Params, Region::States] {
+        exec.upload(region, &crate::runtime::graph::initial(&graph, region, SEED)?)?;
+    }
+    let images = numbers_of(Spec::bytes(config.images(batch)), None, 1.0, 0)?;
+    let eps = numbers_of(Spec::flat(batch * config.latent_dim), None, 1.0, 1)?;
+    let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(0);
+    let scalars =
+        StepScalars { lr: 1e-3, beta: 1.0, bias_correction1, bias_correction2, weight_decay: 1e-2, clip: 1.0 };
+    exec.write(PROGRAM, "images", Data::F32(&images))?;
+    exec.write(PROGRAM, "eps", Data::F32(&eps))?;
+    exec.write(PROGRAM, "step", Data::F32(&scalars.to_array()))?;
+
+    let same = |a: &[f32], b: &[f32]| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
+    let mut written: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
+    let mut distances = Vec::new();
+    for (number, node) in graph.nodes().iter().enumerate() {
+        let Entry { reads, updates, .. } = node.entry;
+        // A gradient that depends on x, as it does behind a ReLU, but not in a product.
+        let bent = reads.contains(&"x") && node.entry.writes.contains(&"dx");
+        let mut values = Values::new();
+        let mut largest_gradient = 0.0f64;
+        let (mut faults, mut priors) = (Vec::new(), Vec::new());
+        for (name, id) in reads.iter().chain(updates).zip(node.reads.iter().chain(&node.updates)) {
+            let value = exec.value(PROGRAM, *id)?;
+            if written.get(id).is_some_and(|before| !same(before, &value)) {
+                faults.push(graph.value(*id).name.clone());
+            }
+            if name.starts_with('d') {
+                largest_gradient = value.iter().fold(largest_gradient, |max, v| max.max(f64::from(v.abs())));
+            }
+            values.insert((*name).to_owned(), value.iter().map(|v| Tracked::of(f64::from(*v))).collect());
+        }
+        for (id, accumulate) in node.writes.iter().zip(&node.accumulate) {
+            priors.push(if *accumulate { exec.value(PROGRAM, *id)? } else { Vec::new() });
+        }
+        let expected = run(node.op.as_ref(), node.entry, &values)?;
+        exec.run_node(PROGRAM, number)?;
+        let ids = node.writes.iter().chain(&node.updates);
+        let priors = priors.into_iter().chain(updates.iter().map(|_| Vec::new()));
+        for (((name, expected), id), prior) in expected.iter().zip(ids).zip(priors) {
+            let got = exec.value(PROGRAM, *id)?;
+            let (mut distance, mut limit) = (0.0, 0.0);
+            for (i, (got, want)) in got.iter().zip(expected).enumerate() {
+                let prior = prior.get(i).map_or(Tracked::default(), |v| Tracked::of(f64::from(*v)));
+                let want = *want + prior;
+                distance += (f64::from(*got) - want.value()).powi(2);
+                limit += (8.0 * want.rms() + ROUNDING * want.value().abs()).powi(2);
+            }
+            let kinks = if bent && name.starts_with('d') { 2.0 * largest_gradient } else { 0.0 };
+            let fault = (!faults.is_empty()).then(|| format!("{} was overwritten before this node", faults.join(", ")));
+            let complete = got.len() == expected.len();
+            distances.push(Distance {
+                node: node.label(),
+                tensor: graph.value(*id).name.clone(),
+                distance: if complete { f64::sqrt(distance) } else { f64::NAN },
+                limit: f64::sqrt(limit) + kinks + 1e-37,
+                fault,
+            });
+            if matches!(graph.value(*id).home, Home::Local) {
+                written.insert(*id, got);
+            }
+        }
+    }
+    Ok(distances)
+}

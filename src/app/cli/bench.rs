@@ -1,0 +1,214 @@
+//! `vae-wgpu bench`.
+
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+
+use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, out, values};
+use crate::app::bench::{Line, Rig, Summary, median, subjects};
+use crate::runtime::gpu::roof;
+use crate::runtime::sys::memory;
+use crate::runtime::tensor::rng;
+use crate::runtime::tensor::rng::Purpose;
+use crate::vae::model::Mode;
+use crate::vae::runner::{Device, Runner, StepInput};
+
+/// Measure the training step and its kernels.
+#[derive(Args, Debug)]
+pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    /// Time whole training steps on random pictures, the loss read back after each.
+    Step(StepArgs),
+    /// Time every kernel that a training step runs, alone, at each of its shapes, against the measured roof of the device.
+    ///
+    /// A row is an operation, a direction and the shapes of its first operand and its result; `count` is how often a step runs it, `roof%`
+    /// the share of what binds it: the measured rate of multiply-adds, or the measured bandwidth of a copy.
+    Kernels(KernelsArgs),
+}
+
+#[derive(Args, Debug)]
+struct StepArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: TrainingPlanArgs,
+    /// Pictures in a batch.
+    #[arg(long, default_value = "32")]
+    batch: NonZeroUsize,
+    /// Timed steps.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
+    /// Steps before the timed ones.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    warmup: u32,
+    /// Learning rate.
+    #[arg(long, default_value_t = 0.01, value_parser = values::from_zero)]
+    lr: f64,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct KernelsArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: TrainingPlanArgs,
+    /// Pictures in a batch.
+    #[arg(long, default_value = "32")]
+    batch: NonZeroUsize,
+    /// Only rows whose name contains this, e.g. conv2d or backward_weight.
+    #[arg(long, value_name = "FILTER")]
+    only: Option<String>,
+    /// Print JSON: a line with the adapter and its roof, then an object a kernel.
+    #[arg(long)]
+    json: bool,
+}
+
+impl BenchArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        match &self.what {
+            What::Step(args) => args.run(),
+            What::Kernels(args) => args.run(),
+        }
+    }
+}
+
+impl StepArgs {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let (started, batch) = (Instant::now(), self.batch.get());
+        let config = self.model.config()?;
+        let device = self.device.open_for_models(!self.json)?;
+        let programs = [(batch, Mode::Train)];
+        let options = self.plan.options(adapter(&device), &config, &programs)?;
+        let mut runner = Runner::new(config, &programs, &device, &options)?;
+        runner.init(0)?;
+        let mut noise = rng::stream(1, Purpose::Check, 0);
+        let pixels = config.images(batch).len();
+        let images: Vec<u8> =
+            rng::uniforms(&mut noise, pixels, 1.0)?.iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
+        let mut step = |runner: &mut Runner| {
+            let eps = rng::normals(&mut noise, batch * config.latent_dim);
+            let input = StepInput { images: &images, eps: &eps, lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
+            let begun = Instant::now();
+            runner.train(batch, &input)?;
+            let encode_ms = begun.elapsed().as_secs_f64() * 1e3;
+            let report = runner.reports(true)?.pop();
+            let report = report.ok_or_else(|| anyhow::anyhow!("a step without a report"))?;
+            anyhow::Ok((begun.elapsed().as_secs_f64() * 1e3, encode_ms, report.total))
+        };
+        let mut first = None;
+        for _ in 0..self.warmup {
+            let (_, _, loss) = step(&mut runner)?;
+            first.get_or_insert(loss);
+        }
+        let warmup_s = started.elapsed().as_secs_f64();
+        let mut timed = Vec::new();
+        for _ in 0..self.steps {
+            timed.push(step(&mut runner)?);
+        }
+        let (Some(&(_, _, last)), Some(&(_, _, first_timed))) = (timed.last(), timed.first()) else {
+            anyhow::bail!("no step was timed")
+        };
+        let first = first.unwrap_or(first_timed);
+        let middle = |part: fn(&(f64, f64, f32)) -> f64| {
+            let mut values: Vec<f64> = timed.iter().map(part).collect();
+            values.sort_by(f64::total_cmp);
+            median(&values).unwrap_or(f64::NAN)
+        };
+        let ms = middle(|t| t.0);
+        let min = timed.iter().map(|t| t.0).fold(f64::INFINITY, f64::min);
+        let encode = middle(|t| t.1);
+        let gflops = runner.graph()?.cost()?.flop / ms / 1e6;
+        let dispatches = runner.dispatches();
+        let peak_rss_mb = memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 20));
+        // Measured last: its buffers are large and its work is heavy.
+        let roof_pct = match &device {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(100.0 * gflops / roof(gpu)?.gflops),
+        };
+        if self.json {
+            out(serde_json::json!({
+                "peer": "vae-wgpu", "version": env!("CARGO_PKG_VERSION"), "backend": runner.describe(), "batch": batch,
+                "warmup_s": warmup_s, "step_ms_median": ms, "step_ms_min": min,
+                "images_per_s": batch as f64 / ms * 1e3, "peak_rss_mb": peak_rss_mb,
+                "loss_first": first, "loss_last": last, "steps": self.steps,
+                "dispatches": dispatches, "encode_ms": encode, "gflops": gflops, "roof_pct": roof_pct,
+            }))?;
+        } else {
+            let roof = roof_pct.map(|pct| format!(" ({pct:.1} % of the multiply-add roof)")).unwrap_or_default();
+            out(format_args!(
+                "{}: batch {}, step median {ms:.1} ms, min {min:.1} ms, {:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {first:.4} -> {last:.4}",
+                runner.describe(),
+                batch,
+                batch as f64 / ms * 1e3
+            ))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Samples of a kernel, of which the median counts.
+const SAMPLES: usize = 5;
+/// Length of a sample.
+const SAMPLE: Duration = Duration::from_millis(20);
+
+impl KernelsArgs {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let (config, batch) = (self.model.config()?, self.batch.get());
+        let Device::Gpu(gpu) = self.device.open()? else {
+            anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
+        };
+        let options = self.plan.options(Some(gpu.facts()), &config, &[(batch, Mode::Train)])?;
+        let (graph, _) = config.plan(batch, Mode::Train, gpu.profile(), &options)?;
+        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+        let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        if subjects.is_empty() {
+            anyhow::bail!("no kernel matches `{}`", self.only.as_deref().unwrap_or_default());
+        }
+        let roof = roof(&gpu)?;
+        if self.json {
+            out(serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.facts().to_string(), "roof": roof, "batch": batch,
+            }))?;
+        } else {
+            out(format_args!("adapter: {}", gpu.facts()))?;
+            out(format_args!(
+                "roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write); batch {}",
+                roof.gflops, roof.copy_gb_s, batch
+            ))?;
+            out(Line::heading())?;
+        }
+        let mut lines = Vec::new();
+        for subject in &subjects {
+            let variant = options.variant(subject.op.as_ref(), &subject.entry)?;
+            let rig = Rig::new(&gpu, subject, variant)?;
+            let seconds = rig.time(SAMPLES, SAMPLE)?;
+            let product = Rig::of_product(&gpu, subject, variant)?;
+            let product = product.map(|rig| rig.time(SAMPLES, SAMPLE)).transpose()?;
+            let line = Line::new(subject, &rig.variant, seconds, product, &roof);
+            if self.json {
+                out(serde_json::to_string(&line)?)?;
+            } else {
+                out(&line)?;
+            }
+            lines.push(line);
+        }
+        if let (false, Some(summary)) = (self.json, Summary::of(&lines)) {
+            out(summary)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

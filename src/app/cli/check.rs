@@ -1,0 +1,119 @@
+//! `vae-wgpu check`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{DeviceArgs, out};
+use crate::app::check::{Check, Outcome, bisect, suite};
+use crate::runtime::gpu::Gpu;
+use crate::runtime::plan;
+use crate::vae::model::VaeConfig;
+use crate::vae::runner::Device;
+
+/// Hold every kernel against the CPU reference on this machine's adapter, and the reference against finite differences.
+#[derive(Args, Debug)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Run only the checks whose name contains this, e.g. conv2d or backward.
+    #[arg(value_name = "FILTER")]
+    filter: Option<String>,
+    /// Print a line for each tensor, with the share of its limit that was used.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print one JSON object a check.
+    #[arg(long)]
+    json: bool,
+    /// Instead, run a whole training step of the default model, and name the first tensor at which adapter and reference part.
+    #[arg(long, conflicts_with = "filter")]
+    bisect: bool,
+}
+
+impl CheckArgs {
+    /// Exit code 1 when a check fails or none matches.
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let gpu = match self.device.open()? {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(gpu),
+        };
+        if self.bisect && gpu.is_none() {
+            anyhow::bail!("--bisect needs an adapter to hold against the reference");
+        }
+        let wanted = |check: &Check| {
+            self.filter.as_ref().is_none_or(|f| check.to_string().contains(f.as_str()))
+                && (gpu.is_some() || !check.needs_gpu())
+        };
+        let checks: Vec<_> = if self.bisect { Vec::new() } else { suite()?.into_iter().filter(wanted).collect() };
+        if checks.is_empty() && !self.bisect {
+            anyhow::bail!("no check matches `{}`", self.filter.as_deref().unwrap_or_default());
+        }
+        if !self.json {
+            match &gpu {
+                Some(gpu) => out(format_args!("adapter: {}", gpu.facts()))?,
+                None => out("no adapter: the reference alone is checked")?,
+            }
+        }
+        if let (true, Some(gpu)) = (self.bisect, &gpu) {
+            return self.bisect(gpu);
+        }
+        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        for check in checks {
+            let name = check.to_string();
+            let (verdict, lines, why) = match check.run(gpu.as_deref()) {
+                Ok(Outcome::Ran(lines)) => {
+                    let good = !lines.is_empty() && lines.iter().all(crate::app::check::Line::passed);
+                    (if good { "ok" } else { "FAILED" }, lines, None)
+                }
+                Ok(Outcome::NotApplicable(why)) => ("not applicable", Vec::new(), Some(why)),
+                Err(error) => ("FAILED", Vec::new(), Some(error.to_string())),
+            };
+            match verdict {
+                "ok" => passed += 1,
+                "FAILED" => failed += 1,
+                _ => skipped += 1,
+            }
+            if self.json {
+                out(json!({ "check": name, "verdict": verdict, "why": why, "tensors": lines }))?;
+                continue;
+            }
+            let worst = lines.iter().map(|l| l.share).fold(0.0, f64::max);
+            match why {
+                Some(why) => out(format_args!("{verdict:<14} {name}: {why}"))?,
+                None => out(format_args!("{verdict:<14} {name} ({worst:.0} % of the limit)"))?,
+            }
+            for line in lines.iter().filter(|l| self.verbose || !l.passed()) {
+                out(format_args!("    {line}"))?;
+            }
+        }
+        if !self.json {
+            out(format_args!("{passed} passed, {failed} failed, {skipped} not applicable"))?;
+        }
+        if passed + failed == 0 {
+            anyhow::bail!("no check that matches `{}` is applicable", self.filter.as_deref().unwrap_or_default());
+        }
+        Ok(ExitCode::from(u8::from(failed > 0)))
+    }
+
+    fn bisect(&self, gpu: &Arc<Gpu>) -> anyhow::Result<ExitCode> {
+        let distances = bisect(gpu, &VaeConfig::default(), BISECT_BATCH, &plan::Options::default())?;
+        for distance in distances.iter().filter(|_| self.verbose) {
+            out(distance)?;
+        }
+        let first = distances.iter().find(|distance| !distance.passed());
+        if self.json {
+            out(json!({ "tensors": distances.len(), "first": first }))?;
+        } else {
+            match first {
+                Some(first) => out(format_args!("adapter and reference part at {first}"))?,
+                None => out(format_args!("all {} tensors of a training step agree", distances.len()))?,
+            }
+        }
+        Ok(ExitCode::from(u8::from(first.is_some() || distances.is_empty())))
+    }
+}
+
+/// Pictures in the training step of `--bisect`: few, for the sake of the reference.
+const BISECT_BATCH: usize = 4;

@@ -1,0 +1,58 @@
+//! `vae-wgpu encode`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::trained::{ImagesArgs, TrainedArgs, bar, prepare, say};
+use crate::app::io::atomic;
+use crate::error::Error;
+use crate::vae::inference::in_blocks;
+use crate::vae::model::Mode;
+
+/// Encode pictures: the mean and log standard deviation of each one's latent numbers.
+#[derive(Args, Debug)]
+pub(super) struct EncodeArgs {
+    #[command(flatten)]
+    trained: TrainedArgs,
+    #[command(flatten)]
+    images: ImagesArgs,
+    /// Result: tensors mu and log_std ([n, latent], F32) and label ([n], I64).
+    #[arg(long, short, value_name = "FILE", default_value = "latents.safetensors")]
+    out: PathBuf,
+}
+
+impl EncodeArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        prepare(&self.out, &["safetensors"])?;
+        let model = self.trained.load()?;
+        let images = self.images.open(&self.trained, &model.config)?;
+        let (count, latent) = (images.len(), model.config.latent_dim);
+        let mut trained = self.trained.start(&model, &[(Mode::Encode, count)])?;
+        let (mut mu, mut log_std) = (Vec::new(), Vec::new());
+        let bar = bar(count, "encoding");
+        in_blocks(images.as_ref(), trained.batch(), |pixels| {
+            for row in trained.encode(pixels)?.chunks_exact(2 * latent) {
+                mu.extend(row[..latent].iter().flat_map(|v| v.to_le_bytes()));
+                log_std.extend(row[latent..].iter().flat_map(|v| v.to_le_bytes()));
+                bar.inc(1);
+            }
+            Ok(())
+        })?;
+        bar.finish_and_clear();
+        let label: Vec<u8> = (0..count).flat_map(|i| i64::from(images.label(i)).to_le_bytes()).collect();
+        let tensors = [
+            ("mu", TensorView::new(Dtype::F32, vec![count, latent], &mu)?),
+            ("log_std", TensorView::new(Dtype::F32, vec![count, latent], &log_std)?),
+            ("label", TensorView::new(Dtype::I64, vec![count], &label)?),
+        ];
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(Error::bug)?;
+        atomic::make_folder_of(&self.out)?;
+        atomic::save_atomic(&self.out, &bytes)?;
+        say(format_args!("latent numbers of {count} pictures: {}", self.out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+}

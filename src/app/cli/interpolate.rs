@@ -1,0 +1,56 @@
+//! `vae-wgpu interpolate`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::trained::{ImagesArgs, Source, TrainedArgs, dims, prepare, save_grid};
+use super::values::given;
+use crate::app::viz::image_grid::Pictures;
+use crate::vae::inference::means;
+use crate::vae::model::Mode;
+
+/// Turn one picture into another through the latent space.
+#[derive(Args, Debug)]
+pub(super) struct InterpolateArgs {
+    #[command(flatten)]
+    trained: TrainedArgs,
+    #[command(flatten)]
+    images: ImagesArgs,
+    /// First picture: its number in the data set, or a PNG or JPEG file.
+    #[arg(long, value_name = "I|FILE", value_parser = given::<Source>)]
+    from: Source,
+    /// Last picture, likewise.
+    #[arg(long, value_name = "J|FILE", value_parser = given::<Source>)]
+    to: Source,
+    /// Pictures decoded on the way, both ends among them.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    steps: u32,
+    /// Result: a row with an original at either end.
+    #[arg(long, short, value_name = "FILE", default_value = "interpolation.png")]
+    out: PathBuf,
+}
+
+impl InterpolateArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        prepare(&self.out, &["png"])?;
+        let model = self.trained.load()?;
+        let (config, dims) = (&model.config, dims(&model.config));
+        let pixels = Source::read(&[("--from", &self.from), ("--to", &self.to)], &self.images, &self.trained, config)?;
+        let steps = self.steps as usize;
+        let mut trained = self.trained.start(&model, &[(Mode::Encode, 2), (Mode::Decode, steps)])?;
+        let mu = means(&trained.encode(&pixels)?, config.latent_dim);
+        let (from, to) = mu.split_at(config.latent_dim);
+        let z: Vec<f32> = (0..steps)
+            .map(|step| step as f32 / (steps - 1) as f32)
+            .flat_map(|t| from.iter().zip(to).map(move |(a, b)| a + t * (b - a)))
+            .collect();
+        let (first, last) = pixels.split_at(pixels.len() / 2);
+        let mut row = Pictures::from_bytes(first, dims)?;
+        row.append(Pictures::from_floats(&trained.decode(&z)?, dims)?)?;
+        row.append(Pictures::from_bytes(last, dims)?)?;
+        save_grid(&self.out, steps + 2, &row, "interpolation between the originals at both ends")?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

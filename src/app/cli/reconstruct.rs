@@ -1,0 +1,75 @@
+//! `vae-wgpu reconstruct`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::trained::{
+    ImagesArgs, RAW, TrainedArgs, check_grid, dims, from_file, prepare, save_grid, save_raw, say, square,
+};
+use crate::app::io::tensor_file::Array;
+use crate::app::viz::image_grid::Pictures;
+use crate::vae::data;
+use crate::vae::inference::means;
+use crate::vae::model::Mode;
+
+/// Put pictures beside what a trained model makes of them.
+#[derive(Args, Debug)]
+pub(super) struct ReconstructArgs {
+    #[command(flatten)]
+    trained: TrainedArgs,
+    /// PNG or JPEG files, cut to a square and resized, instead of pictures of a data set.
+    #[arg(value_name = "FILES", conflicts_with_all = ["data", "split", "train_limit", "val_limit", "count"])]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    images: ImagesArgs,
+    /// The first so many pictures of the data set.
+    #[arg(short = 'n', long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
+    /// Write the numbers of the reconstructions (-1 to 1, [n, channels, height, width]) instead of a picture: .npy or .safetensors, as
+    /// --out ends.
+    #[arg(long)]
+    raw: bool,
+    /// Result: originals left, reconstructions right of them [default: reconstructions.png, with --raw reconstructions.npy].
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl ReconstructArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let default = if self.raw { "reconstructions.npy" } else { "reconstructions.png" };
+        let out = self.out.as_deref().unwrap_or(Path::new(default));
+        prepare(out, if self.raw { RAW } else { &["png"] })?;
+        let model = self.trained.load()?;
+        let (config, dims) = (&model.config, dims(&model.config));
+        let mut pixels = Vec::new();
+        if self.files.is_empty() {
+            let images = self.images.open(&self.trained, config)?;
+            let indices: Vec<u32> = (0..self.count.min(images.len() as u32)).collect();
+            if !self.raw {
+                check_grid(2 * indices.len())?;
+            }
+            data::batch(images.as_ref(), &indices, &mut pixels)?;
+        }
+        for file in &self.files {
+            pixels.extend(from_file(file, config)?);
+        }
+        let originals = Pictures::from_bytes(&pixels, dims)?;
+        let count = originals.len();
+        let mut trained = self.trained.start(&model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
+        let h = trained.encode(&pixels)?;
+        let reconstructions = trained.decode(&means(&h, config.latent_dim))?;
+        if self.raw {
+            let [c, h, w] = dims;
+            save_raw(out, "reconstructions", Array { dims: vec![count, c, h, w], data: reconstructions })?;
+            say(format_args!("{count} reconstructions: {}", out.display()));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let reconstructions = Pictures::from_floats(&reconstructions, dims)?;
+        let pairs = square(count);
+        let what = "originals and, right of each, its reconstruction";
+        save_grid(out, 2 * pairs, &originals.beside(reconstructions)?, what)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

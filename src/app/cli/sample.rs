@@ -1,0 +1,62 @@
+//! `vae-wgpu sample`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::trained::{RAW, TrainedArgs, check_grid, dims, prepare, save_grid, save_raw, say, square};
+use super::values::from_zero;
+use crate::app::io::tensor_file::Array;
+use crate::app::viz::image_grid::Pictures;
+use crate::runtime::tensor::rng;
+use crate::runtime::tensor::rng::Purpose;
+use crate::vae::model::Mode;
+
+/// Draw new pictures from a trained model.
+#[derive(Args, Debug)]
+pub(super) struct SampleArgs {
+    #[command(flatten)]
+    trained: TrainedArgs,
+    /// Pictures to draw.
+    #[arg(short = 'n', long, default_value_t = 49, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    count: u32,
+    /// Seed of the latent noise.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Standard deviation of the latent noise.
+    #[arg(long, default_value_t = 1.0, value_parser = from_zero)]
+    temperature: f64,
+    /// Write the numbers (-1 to 1, [n, channels, height, width]) instead of a picture: .npy or .safetensors, as --out ends.
+    #[arg(long)]
+    raw: bool,
+    /// Result [default: samples.png, with --raw samples.npy].
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl SampleArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let default = if self.raw { "samples.npy" } else { "samples.png" };
+        let out = self.out.as_deref().unwrap_or(Path::new(default));
+        let count = self.count as usize;
+        prepare(out, if self.raw { RAW } else { &["png"] })?;
+        if !self.raw {
+            check_grid(count)?;
+        }
+        let model = self.trained.load()?;
+        let mut trained = self.trained.start(&model, &[(Mode::Decode, count)])?;
+        let mut z = rng::normals(&mut rng::stream(self.seed, Purpose::Sample, 0), count * model.config.latent_dim);
+        z.iter_mut().for_each(|z| *z *= self.temperature as f32);
+        let means = trained.decode(&z)?;
+        if self.raw {
+            let [c, h, w] = dims(&model.config);
+            save_raw(out, "samples", Array { dims: vec![count, c, h, w], data: means })?;
+            say(format_args!("{count} samples: {}", out.display()));
+        } else {
+            let pictures = Pictures::from_floats(&means, dims(&model.config))?;
+            save_grid(out, square(count), &pictures, "samples")?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

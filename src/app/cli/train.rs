@@ -1,0 +1,200 @@
+//! `vae-wgpu train`.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, ValueEnum};
+
+use super::data::DatasetArgs;
+use super::trained::prepare;
+use super::values::from_zero;
+use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
+use crate::app::cli::progress::observer;
+use crate::app::io::atomic::make_folder_of;
+use crate::app::io::checkpoint::{Inventory, Weights};
+use crate::app::io::run_folder::RunFolder;
+use crate::vae::model::Mode;
+use crate::vae::runner::Device;
+use crate::vae::train::{MAX_EPOCHS, Outcome, Schedule, Settings, Stage, Trainer};
+
+/// Train the model, from nothing to weights and pictures.
+#[derive(Args, Debug)]
+pub(super) struct TrainArgs {
+    #[command(flatten)]
+    dataset: DatasetArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: TrainingPlanArgs,
+    /// Run folder (default: runs/DATE-N).
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Overwrite the run in --out.
+    #[arg(long)]
+    force: bool,
+    /// Go on with a run, with its settings and its choice of kernels; --epochs gives a new total, and --variant or --variants replace the
+    /// choice.
+    #[arg(long, value_name = "RUN", conflicts_with_all = [
+        "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
+        "flip", "crop", "channels", "blocks", "latent_dim", "norm", "train_limit", "val_limit",
+    ])]
+    resume: Option<PathBuf>,
+    /// Start from the weights in this safetensors file (PyTorch's names and shapes).
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Epochs of the whole run [default: 25].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
+    epochs: Option<u64>,
+    /// Images a step.
+    #[arg(long, default_value = "128")]
+    batch_size: NonZeroUsize,
+    /// Seed of weights, order, noise and augmentation.
+    #[arg(long, default_value_t = Settings::default().seed)]
+    seed: u64,
+    /// Learning rate after the warm-up.
+    #[arg(long, default_value_t = Settings::default().lr, value_parser = from_zero)]
+    lr: f64,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = Settings::default().weight_decay, value_parser = from_zero)]
+    weight_decay: f64,
+    /// Steps over which the learning rate rises from 1 % to 100 %.
+    #[arg(long, default_value_t = Settings::default().warmup)]
+    warmup: u64,
+    /// What the learning rate does after the warm-up.
+    #[arg(long, value_enum, default_value = "constant")]
+    schedule: ScheduleArg,
+    /// Largest global gradient norm; 0 is off.
+    #[arg(long, default_value_t = Settings::default().clip_grad, value_parser = from_zero)]
+    clip_grad: f64,
+    /// Weight of the KL term.
+    #[arg(long, default_value_t = Settings::default().beta, value_parser = from_zero)]
+    beta: f64,
+    /// Steps over which beta rises from zero; 0 is off.
+    #[arg(long, default_value_t = Settings::default().beta_warmup)]
+    beta_warmup: u64,
+    /// Mirror training images at random.
+    #[arg(long)]
+    flip: bool,
+    /// Move training images by up to 4 pixels at random.
+    #[arg(long)]
+    crop: bool,
+    /// Time the dispatches of one training step on the device, after a few to warm up, and print a table on stderr: each kernel's number of
+    /// dispatches, time and share (with --json an event; with --quiet only --trace says anything). The numbers of the run stay the same.
+    #[arg(long)]
+    profile: bool,
+    /// Write the times of that step, dispatch by dispatch and with the host's side, to this file: JSON for Perfetto
+    /// (ui.perfetto.dev). Implies --profile.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print one JSON object an event on stdout.
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors.
+    #[arg(long, short, conflicts_with = "json")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ScheduleArg {
+    Constant,
+    Cosine,
+}
+
+impl TrainArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        if let Some(table) = &self.plan.plan.variants {
+            exists(table)?;
+        }
+        let (settings, folder) = self.settings()?;
+        settings.check()?;
+        let init = self.init(&settings)?;
+        let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
+        let dataset = dataset.open(self.quiet || self.json)?;
+        let device = self.device.open_for_models(!self.quiet && !self.json)?;
+        let profile = self.profile || self.trace.is_some();
+        if profile && matches!(device, Device::Cpu) {
+            anyhow::bail!("profiling needs a GPU adapter: the CPU reference runs no kernels (see `vae-wgpu devices`)");
+        }
+        if let Some(trace) = &self.trace {
+            prepare(trace, &["json"])?;
+        }
+        let batch = settings.batch_size.min(dataset.train.len());
+        let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
+        let mut observer = observer(self.json, self.quiet);
+        // The run ends after the step in hand.
+        let stop = Arc::new(AtomicBool::new(false));
+        signals::set_on_request(&stop)?;
+        let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
+        let mut trainer = match folder {
+            Some(folder) => Trainer::resume(settings, folder, stage)?,
+            None => {
+                let folder = RunFolder::create(self.out.as_deref(), self.force)?;
+                Trainer::new(settings, folder, init.as_ref(), stage)?
+            }
+        };
+        if let Some(trace) = &self.trace {
+            make_folder_of(trace)?;
+        }
+        if profile {
+            trainer.profile(self.trace.clone());
+        }
+        Ok(match trainer.run()? {
+            Outcome::Finished => ExitCode::SUCCESS,
+            Outcome::Interrupted => ExitCode::from(INTERRUPTED),
+        })
+    }
+
+    /// The settings, and the folder of a run that is to go on.
+    fn settings(&self) -> anyhow::Result<(Settings, Option<RunFolder>)> {
+        if let Some(run) = &self.resume {
+            let folder = RunFolder::resume(run)?;
+            let mut settings = Trainer::settings_of(&folder)?;
+            settings.epochs = self.epochs.unwrap_or(settings.epochs);
+            // The data set may have moved; what it holds must be the same for the run to go on to the bit.
+            settings.data = self.dataset.spec().or(settings.data);
+            return Ok((settings, Some(folder)));
+        }
+        let (train_limit, val_limit) = self.dataset.limits();
+        let settings = Settings {
+            model: self.model.config()?,
+            data: self.dataset.spec(),
+            train_limit,
+            val_limit,
+            batch_size: self.batch_size.get(),
+            epochs: self.epochs.unwrap_or(Settings::default().epochs),
+            seed: self.seed,
+            lr: self.lr,
+            weight_decay: self.weight_decay,
+            warmup: self.warmup,
+            schedule: match self.schedule {
+                ScheduleArg::Constant => Schedule::Constant,
+                ScheduleArg::Cosine => Schedule::Cosine,
+            },
+            clip_grad: self.clip_grad,
+            beta: self.beta,
+            beta_warmup: self.beta_warmup,
+            flip: self.flip,
+            crop: self.crop,
+            // Those of the plan, which the trainer adds.
+            ..Settings::default()
+        };
+        Ok((settings, None))
+    }
+
+    /// The weights to start from.
+    fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
+        let Some(path) = &self.init else { return Ok(None) };
+        let graph = settings.model.graph(1, Mode::Encode)?;
+        Ok(Some(Weights::load(path, Inventory::of(&graph))?))
+    }
+}
+
+/// A wrong path is told before the data set is opened and the kernels are compiled.
+fn exists(path: &Path) -> crate::Result<()> {
+    std::fs::metadata(path).map(drop).map_err(crate::Error::file("find", path))
+}

@@ -1,0 +1,245 @@
+//! What the commands share that use a trained model: opening it, its pictures, and where results go.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::data::DatasetArgs;
+use super::{DeviceArgs, PlanArgs, adapter};
+use crate::app::io::atomic;
+use crate::app::io::atomic::check_writable;
+use crate::app::io::run_folder::{RunConfig, RunFolder};
+use crate::app::io::tensor_file::{Array, TensorFile};
+use crate::app::viz::image_grid::{Grid, Pictures, save_png};
+use crate::error::Error;
+use crate::vae::data;
+use crate::vae::data::{Dataset, Images};
+use crate::vae::inference::{Model, Trained, check_size};
+use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::train::Settings;
+
+/// Options that choose a trained model and where it runs.
+#[derive(Args, Debug, Clone)]
+pub(super) struct TrainedArgs {
+    /// Run folder that `vae-wgpu train` made, or a model.safetensors.
+    #[arg(value_name = "RUN|FILE")]
+    run: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Pictures that are worked on at once.
+    #[arg(long, default_value = "128")]
+    batch_size: NonZeroUsize,
+}
+
+impl TrainedArgs {
+    /// Reads and checks the model; needs no device.
+    pub(super) fn load(&self) -> anyhow::Result<Model> {
+        Ok(Model::load(&self.run)?)
+    }
+
+    /// Puts it on the device, with programs for `work`.
+    pub(super) fn start(&self, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
+        self.start_telling(true, model, work)
+    }
+
+    /// The same; `tell` says whether anything is said while kernels are compiled.
+    pub(super) fn start_telling(&self, tell: bool, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
+        let (device, batch) = (self.device.open_for_models(tell)?, self.batch_size.get());
+        let programs: Vec<_> = work.iter().map(|&(mode, count)| (batch.min(count), mode)).collect();
+        let options = self.plan.options(adapter(&device), &model.config, &programs)?;
+        Ok(model.on(&device, &options, batch, work)?)
+    }
+
+    /// The data set that was asked for; without a word, the one that the run was trained on.
+    pub(super) fn dataset(&self, args: &DatasetArgs, config: &VaeConfig) -> anyhow::Result<Dataset> {
+        let mut args = args.clone();
+        if args.spec().is_none() && self.run.is_dir() {
+            let run: RunConfig<Settings> = RunFolder::view(&self.run)?.load_config()?;
+            let (train, test) = args.limits();
+            args = DatasetArgs::new(run.settings.data.as_deref(), train, test)?;
+        }
+        let dataset = args.open(false)?;
+        check_size(config, dataset.test.as_ref())?;
+        Ok(dataset)
+    }
+}
+
+/// Which half of a data set.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Split {
+    /// The pictures that were trained on.
+    Train,
+    /// The pictures that were not.
+    Test,
+}
+
+/// Options that choose pictures of a data set.
+#[derive(Args, Debug, Clone)]
+pub(super) struct ImagesArgs {
+    #[command(flatten)]
+    dataset: DatasetArgs,
+    /// Half of the data set.
+    #[arg(long, value_enum, default_value = "test")]
+    split: Split,
+}
+
+impl ImagesArgs {
+    /// Opens them.
+    pub(super) fn open(&self, trained: &TrainedArgs, config: &VaeConfig) -> anyhow::Result<Box<dyn Images>> {
+        let dataset = trained.dataset(&self.dataset, config)?;
+        Ok(match self.split {
+            Split::Train => dataset.train,
+            Split::Test => dataset.test,
+        })
+    }
+}
+
+/// A picture on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Of the data set, by number.
+    Index(u32),
+    /// A PNG or JPEG file.
+    File(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(text.parse().map_or_else(|_| Self::File(text.into()), Self::Index))
+    }
+}
+
+impl Source {
+    /// The bytes of pictures, each with the option that names it, one after the other; the data set is opened only if one of them is there.
+    pub(super) fn read(
+        sources: &[(&str, &Self)],
+        images: &ImagesArgs,
+        trained: &TrainedArgs,
+        config: &VaeConfig,
+    ) -> anyhow::Result<Vec<u8>> {
+        let from_data = sources.iter().any(|(_, source)| matches!(source, Self::Index(_)));
+        let images = if from_data { Some(images.open(trained, config)?) } else { None };
+        let mut all = Vec::new();
+        for (option, source) in sources {
+            match (source, &images) {
+                (Self::File(path), _) => all.extend(from_file(path, config)?),
+                (Self::Index(index), Some(images)) => {
+                    let mut pixels = Vec::new();
+                    data::batch(images.as_ref(), &[*index], &mut pixels).map_err(|e| e.at_node(option))?;
+                    all.extend(pixels);
+                }
+                (Self::Index(_), None) => return Err(Error::bug("a picture without a data set").into()),
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// A picture of the user's as the model takes it: cut and resized, grey where the model knows no colours.
+pub(super) fn from_file(path: &Path, config: &VaeConfig) -> anyhow::Result<Vec<u8>> {
+    let bytes = Pictures::load(path, config.image_size as u32)?.to_bytes();
+    match config.image_channels {
+        3 => Ok(bytes),
+        1 => {
+            let (r, gb) = bytes.split_at(bytes.len() / 3);
+            let (g, b) = gb.split_at(r.len());
+            let grey = |((r, g), b): ((&u8, &u8), &u8)| {
+                ((299 * u32::from(*r) + 587 * u32::from(*g) + 114 * u32::from(*b) + 500) / 1000) as u8
+            };
+            Ok(r.iter().zip(g).zip(b).map(grey).collect())
+        }
+        other => Err(Error::shape("model", "channels of its pictures", "1 or 3 for files", other).into()),
+    }
+}
+
+/// Channels, height and width of a picture.
+pub(super) fn dims(config: &VaeConfig) -> [usize; 3] {
+    [config.image_channels, config.image_size, config.image_size]
+}
+
+/// Makes sure that a result can be written before anything is computed: its name ends as one of `kinds`, and its folder takes files or
+/// can be made. Leaves no trace.
+pub(super) fn prepare(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
+    let kind = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if !kinds.contains(&kind.as_str()) {
+        let known = kinds.iter().map(|k| format!(".{k}")).collect::<Vec<_>>().join(", ");
+        return Err(Error::Unknown { kind: "kind of file", name: out.display().to_string(), known }.into());
+    }
+    // Of a path whose folders are still to be made, the first of them stands for the file.
+    let missing = out.ancestors().skip(1).take_while(|f| !f.as_os_str().is_empty() && !f.exists()).last();
+    Ok(check_writable(missing.unwrap_or(out))?)
+}
+
+/// Refuses more pictures than a person looks at, before they are computed.
+pub(super) fn check_grid(pictures: usize) -> anyhow::Result<()> {
+    const MOST: usize = 20_000;
+    if pictures > MOST {
+        return Err(Error::shape("grid", "pictures", format!("at most {MOST}"), pictures).into());
+    }
+    Ok(())
+}
+
+/// Columns of a grid as high as wide.
+pub(super) fn square(count: usize) -> usize {
+    let side = count.isqrt();
+    side + usize::from(side * side < count)
+}
+
+/// Writes pictures as a grid and says where it is.
+pub(super) fn save_grid(out: &Path, columns: usize, pictures: &Pictures, what: &str) -> anyhow::Result<()> {
+    let picture = Grid { columns, ..Grid::default() }.draw(pictures)?;
+    atomic::make_folder_of(out)?;
+    save_png(out, &picture)?;
+    say(format_args!("{what}: {}", out.display()));
+    Ok(())
+}
+
+/// A line on stderr; a closed stderr leaves nobody to tell.
+pub(super) fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A bar on stderr that counts to `total`; nothing where stderr is no terminal.
+pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(total as u64).with_message(what);
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Endings of files of numbers.
+pub(super) const RAW: &[&str] = &["npy", "safetensors"];
+
+/// As a NumPy array, or as the tensor `name` of a safetensors file.
+pub(super) fn save_raw(out: &Path, name: &str, numbers: Array) -> crate::Result<()> {
+    atomic::make_folder_of(out)?;
+    if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
+        return atomic::save_atomic(out, &npy(&numbers));
+    }
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    TensorFile { metadata, tensors: [(name.to_owned(), numbers)].into() }.save(out)
+}
+
+/// A NumPy file, version 1.0: magic, length of the header, a Python dictionary padded to 64 bytes, the numbers.
+fn npy(array: &Array) -> Vec<u8> {
+    const PREFIX: usize = 10;
+    let shape: String = array.dims.iter().map(|d| format!("{d}, ")).collect();
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
+    let length = (PREFIX + header.len() + 1).next_multiple_of(64) - PREFIX;
+    header.push_str(&" ".repeat(length - header.len() - 1));
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(array.data.iter().flat_map(|v| v.to_le_bytes()));
+    bytes
+}

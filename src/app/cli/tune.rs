@@ -1,0 +1,93 @@
+//! `vae-wgpu tune`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::trained::{prepare, say};
+use super::{DeviceArgs, ModelArgs, out};
+use crate::app::bench::subjects;
+use crate::app::bench::tune::{MARGIN, Table, choices, tune};
+use crate::app::io::atomic::{make_folder_of, save_atomic};
+use crate::runtime::plan;
+use crate::vae::model::Mode;
+use crate::vae::runner::Device;
+
+/// Time every variant of every kernel of a training step on this machine, for a table of the best.
+#[derive(Args, Debug)]
+pub(super) struct TuneArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Pictures in a batch: that of the training that the table is for.
+    #[arg(long, default_value = "128")]
+    batch: NonZeroUsize,
+    /// Only kernels whose name contains this, e.g. conv2d or backward_weight.
+    #[arg(long, value_name = "FILTER")]
+    only: Option<String>,
+    /// Write the table to this file (.json), for --variants.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Samples of a variant, of which the median counts, and the length of one.
+const ROUNDS: usize = 5;
+const SAMPLE: Duration = Duration::from_millis(20);
+
+impl TuneArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let config = self.model.config()?;
+        if let Some(file) = &self.out {
+            prepare(file, &["json"])?;
+        }
+        let Device::Gpu(gpu) = self.device.open()? else {
+            anyhow::bail!(
+                "the CPU reference has no variants to choose from: choose an adapter (see `vae-wgpu devices`)"
+            )
+        };
+        let (graph, _) = config.plan(self.batch.get(), Mode::Train, gpu.profile(), &plan::Options::default())?;
+        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+        let subjects = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        let choices = choices(gpu.profile(), subjects)?;
+        if choices.is_empty() {
+            anyhow::bail!("no kernel with a choice of variants matches `{}`", self.only.as_deref().unwrap_or_default());
+        }
+        out(format_args!("adapter: {}", gpu.facts()))?;
+        out(format_args!(
+            "{:<78} {:>5} {:<10} {:>9} {:<10} {:>9} {:>7}",
+            "kernel", "count", "default", "ms", "best", "ms", "gain"
+        ))?;
+        let (mut tuned, mut before, mut after, mut better) = (Vec::new(), 0.0, 0.0, 0);
+        for subject in &choices {
+            let Some(row) = tune(&gpu, subject, ROUNDS, SAMPLE)? else { continue };
+            let (best, default) = row.best_and_default();
+            before += default * row.count as f64;
+            after += best * row.count as f64;
+            better += usize::from(row.best != row.default);
+            out(format_args!(
+                "{:<78} {:>5} {:<10} {default:>9.3} {:<10} {best:>9.3} {:>5.1} %",
+                subject.name,
+                row.count,
+                row.default,
+                row.best,
+                100.0 * (1.0 - best / default)
+            ))?;
+            tuned.push(row);
+        }
+        out(format_args!(
+            "{better} of {} kernels gain more than {:.0} %; all of them in a step: {before:.1} ms with the defaults, {after:.1} ms with the best",
+            tuned.len(),
+            100.0 * MARGIN
+        ))?;
+        if let Some(file) = &self.out {
+            make_folder_of(file)?;
+            save_atomic(file, Table::new(gpu.facts(), &tuned).to_json()?.as_bytes())?;
+            say(format_args!("table: {0}; use it with --variants {0} --batch-size {1}", file.display(), self.batch));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,319 @@
+//! Named arrays of `f32` in a safetensors file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+use serde_json::json;
+
+use crate::app::io::atomic;
+use crate::error::{Error, Result};
+
+/// A row-major array.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    /// Sizes, outermost first.
+    pub dims: Vec<usize>,
+    /// The numbers.
+    pub data: Vec<f32>,
+}
+
+/// A safetensors file: named arrays of finite `f32` and a map of strings. Equal content gives equal bytes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TensorFile {
+    /// Free text by key.
+    pub metadata: BTreeMap<String, String>,
+    /// Arrays by name.
+    pub tensors: BTreeMap<String, Array>,
+}
+
+/// What a batch norm of PyTorch counts beside its statistics: an `i64` that nothing here needs.
+const COUNTER: &str = ".num_batches_tracked";
+
+impl TensorFile {
+    /// The file's bytes: length and JSON header, padded to eight, then the numbers in the order of the names.
+    ///
+    /// The crate's own writer keeps the metadata in a hash map, whose order changes from run to run.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where sizes and numbers disagree, [`Error::Checkpoint`] for a number that is not finite; `path` is for the
+    /// message.
+    pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>> {
+        let mut header = serde_json::Map::new();
+        header.insert("__metadata__".into(), json!(self.metadata));
+        let mut end = 0;
+        for (name, Array { dims, data }) in &self.tensors {
+            if dims.iter().product::<usize>() != data.len() || name == "__metadata__" {
+                return Err(Error::shape("save", format!("numbers of `{name}` {dims:?}"), "as many", data.len()));
+            }
+            check_finite(path, name, data)?;
+            let start = end;
+            end += 4 * data.len();
+            header.insert(name.clone(), json!({"dtype": "F32", "shape": dims, "data_offsets": [start, end]}));
+        }
+        let mut header = serde_json::Value::Object(header).to_string();
+        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+        let mut bytes = Vec::with_capacity(8 + header.len() + end);
+        bytes.extend((header.len() as u64).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(self.tensors.values().flat_map(|t| &t.data).flat_map(|v| v.to_le_bytes()));
+        Ok(bytes)
+    }
+
+    /// Reads what [`TensorFile::to_bytes`] or PyTorch wrote; `path` is for the message. Every length is checked before it is used.
+    ///
+    /// # Errors
+    /// [`Error::File`] for bytes that are no safetensors file, [`Error::Checkpoint`] for a type other than `f32` or a number that is
+    /// not finite.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
+        let garbled = |why| Error::garbled("understand", path, why);
+        let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| garbled(Box::new(e)))?;
+        let data = bytes.get(8 + length..).unwrap_or_default();
+        let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut tensors = BTreeMap::new();
+        let mut foreign = Vec::new();
+        let infos: BTreeMap<_, _> = header.tensors().into_iter().filter(|(name, _)| !name.ends_with(COUNTER)).collect();
+        for (name, info) in infos {
+            let (start, end) = info.data_offsets;
+            if info.dtype != Dtype::F32 {
+                foreign.push(format!("`{name}` of {}", info.dtype));
+                continue;
+            }
+            let numbers =
+                data.get(start..end).ok_or_else(|| Error::bug(format!("`{name}` lies outside of its file")))?;
+            let numbers: Vec<f32> =
+                numbers.as_chunks().0.iter().map(|number: &[u8; 4]| f32::from_le_bytes(*number)).collect();
+            check_finite(path, &name, &numbers)?;
+            tensors.insert(name, Array { dims: info.shape.clone(), data: numbers });
+        }
+        if foreign.is_empty() {
+            return Ok(Self { metadata, tensors });
+        }
+        Err(Error::Checkpoint {
+            path: path.to_owned(),
+            what: "number type".into(),
+            expected: "F32 everywhere".into(),
+            found: first_few(&foreign),
+            hint: "convert the tensors to float32 before saving them".into(),
+        })
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// As [`TensorFile::from_bytes`], and [`Error::File`] where it cannot be read.
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::from_bytes(&atomic::read(path)?, path)
+    }
+
+    /// Writes the file, atomically.
+    ///
+    /// # Errors
+    /// As [`TensorFile::to_bytes`] and [`atomic::save_atomic`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        atomic::save_atomic(path, &self.to_bytes(path)?)
+    }
+
+    /// The numbers of the wanted tensors, in the order wanted, once the file is known to hold exactly these.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] with the difference.
+    pub(super) fn take(mut self, path: &Path, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Vec<f32>>> {
+        let (mut missing, mut misshapen, mut taken) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, dims) in wanted {
+            match self.tensors.remove(name) {
+                None => missing.push(format!("`{name}`")),
+                Some(array) if array.dims != *dims => {
+                    misshapen.push(format!("`{name}` {:?} instead of {dims:?}", array.dims));
+                }
+                Some(array) => taken.push(array.data),
+            }
+        }
+        let unexpected: Vec<String> = self.tensors.keys().map(|name| format!("`{name}`")).collect();
+        let kinds = [("missing", &missing), ("unexpected", &unexpected), ("of another shape", &misshapen)];
+        let difference: Vec<String> = kinds
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(kind, names)| format!("{} {kind}: {}", names.len(), first_few(names)))
+            .collect();
+        if difference.is_empty() {
+            return Ok(taken);
+        }
+        Err(Error::Checkpoint {
+            path: path.to_owned(),
+            what: "tensors".into(),
+            expected: format!("the {} of the model", wanted.len()),
+            found: difference.join("; "),
+            hint: "it was saved by another model: give the same channels, blocks, latent dimension and norm".into(),
+        })
+    }
+}
+
+fn check_finite(path: &Path, name: &str, data: &[f32]) -> Result<()> {
+    match data.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::Checkpoint {
+            path: path.to_owned(),
+            what: format!("`{name}`"),
+            expected: "finite numbers".into(),
+            found: format!("{} at index {at}", data[at]),
+            hint: "go back to an earlier checkpoint".into(),
+        }),
+    }
+}
+
+fn first_few(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::iter;
+
+    fn small() -> TensorFile {
+        let array = |dims: &[usize]| Array {
+            dims: dims.to_vec(),
+            data: (0..dims.iter().product::<usize>()).map(|i| i as f32 - 0.1).collect(),
+        };
+        TensorFile {
+            metadata: [("version", "0.1"), ("config", "{\"a\": \"\u{e9}\"}"), ("b", "")]
+                .map(|(k, v)| (k.into(), v.into()))
+                .into(),
+            tensors: [
+                ("b.weight", array(&[3, 2, 1, 1])),
+                ("a", array(&[5])),
+                ("scalar", array(&[])),
+                ("none", array(&[0, 7])),
+            ]
+            .map(|(k, v)| (k.into(), v))
+            .into(),
+        }
+    }
+
+    fn path() -> &'static Path {
+        Path::new("x.safetensors")
+    }
+
+    /// A file with a header as given.
+    fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    #[test]
+    fn bytes_and_back() {
+        let bytes = small().to_bytes(path()).unwrap();
+        assert_eq!(TensorFile::from_bytes(&bytes, path()).unwrap(), small());
+        assert_eq!(bytes, small().to_bytes(path()).unwrap());
+        let empty = TensorFile::default();
+        assert_eq!(TensorFile::from_bytes(&empty.to_bytes(path()).unwrap(), path()).unwrap(), empty);
+        // As the format asks: the numbers start at a multiple of eight.
+        assert_eq!(u64::from_le_bytes(bytes[..8].try_into().unwrap()) % 8, 0);
+    }
+
+    #[test]
+    fn truncated_anywhere_is_an_error() {
+        let bytes = small().to_bytes(path()).unwrap();
+        for length in 0..bytes.len() {
+            assert!(TensorFile::from_bytes(&bytes[..length], path()).is_err(), "{length}");
+        }
+        assert!(TensorFile::from_bytes(&[bytes, vec![0]].concat(), path()).is_err());
+    }
+
+    #[test]
+    fn any_damaged_byte_of_the_header_is_an_error_or_another_file() {
+        let bytes = small().to_bytes(path()).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        for at in 0..header {
+            for value in [0, b'9', b'"', 0xff] {
+                let mut bytes = bytes.clone();
+                bytes[at] = value;
+                if let Ok(file) = TensorFile::from_bytes(&bytes, path()) {
+                    assert!(file.tensors.values().all(|t| t.dims.iter().product::<usize>() == t.data.len()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_headers() {
+        let one = |dtype: &str, shape: &str, offsets: &str| {
+            format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
+        let two = |a: &str, b: &str| {
+            let entry = |name, offsets| format!(r#""{name}":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}"#);
+            format!("{{{},{}}}", entry("a", a), entry("b", b))
+        };
+        let cases = [
+            ("", ""),
+            ("PK", "garbled magic"),
+            ("[]", ""),
+            (&one("F32", "[2]", "[0,4]"), "size against shape"),
+            (&one("F32", "[4]", "[0,16]"), "beyond the end"),
+            (&one("F32", "[2]", "[8,0]"), "backwards"),
+            (&one("F32", "[-1]", "[0,8]"), "negative"),
+            (&one("F32", "[18446744073709551615,18446744073709551615]", "[0,8]"), "overflow"),
+            (&one("F32", "[2]", "[18446744073709551608,18446744073709551615]"), "overflow"),
+            (&one("X7", "[2]", "[0,8]"), "unknown type"),
+            (&two("[0,8]", "[0,8]"), "overlap"),
+            (&two("[0,8]", "[4,12]"), "overlap"),
+        ];
+        for (header, what) in cases {
+            let error = TensorFile::from_bytes(&raw(header, &[0; 8]), path()).unwrap_err();
+            assert!(matches!(error, Error::File { .. }), "{what}: {error}");
+        }
+        for length in [9, 1 << 20, u64::from(u32::MAX), u64::MAX, u64::MAX - 7] {
+            assert!(TensorFile::from_bytes(&[&length.to_le_bytes()[..], b"{}"].concat(), path()).is_err());
+        }
+    }
+
+    #[test]
+    fn other_types_are_named() {
+        let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"n.num_batches_tracked":{"dtype":"I64","shape":[],"data_offsets":[4,12]}}"#;
+        let error = TensorFile::from_bytes(&raw(header, &[0; 12]), path()).unwrap_err().to_string();
+        assert!(error.contains("found `a` of F16; convert"), "{error}");
+        let header = header.replace("F16\",\"shape\":[2]", "F32\",\"shape\":[1]");
+        let file = TensorFile::from_bytes(&raw(&header, &[0; 12]), path()).unwrap();
+        assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn non_finite_numbers_are_refused_both_ways() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut file = small();
+            file.tensors.get_mut("b.weight").unwrap().data[4] = bad;
+            let error = file.to_bytes(path()).unwrap_err().to_string();
+            assert!(error.contains("`b.weight`: expected finite numbers") && error.contains("index 4"), "{error}");
+            let mut bytes = small().to_bytes(path()).unwrap();
+            let at = bytes.len() - 8;
+            bytes[at..at + 4].copy_from_slice(&bad.to_le_bytes());
+            assert!(TensorFile::from_bytes(&bytes, path()).unwrap_err().to_string().contains("finite"));
+        }
+    }
+
+    #[test]
+    fn sizes_and_numbers_must_agree() {
+        let mut file = small();
+        file.tensors.get_mut("a").unwrap().dims.push(2);
+        assert!(file.to_bytes(path()).is_err());
+    }
+
+    #[test]
+    fn differences_are_listed() {
+        let wanted: Vec<_> =
+            iter::once(("a".to_owned(), vec![4])).chain((0..11).map(|i| (format!("m{i}"), vec![1]))).collect();
+        let error = small().take(path(), &wanted).unwrap_err().to_string();
+        for part in [
+            "expected the 12 of the model",
+            "11 missing: `m0`, `m1`",
+            "`m7` and 3 more; ",
+            "3 unexpected: `b.weight`, `none`, `scalar`; ",
+            "1 of another shape: `a` [5] instead of [4]",
+        ] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}

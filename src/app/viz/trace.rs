@@ -1,0 +1,239 @@
+//! Where the time of a training step goes: a table of its kernels, and a trace for [Perfetto](https://ui.perfetto.dev).
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::app::io::atomic::save_atomic;
+use crate::error::{Error, Result};
+use crate::runtime::gpu::Span;
+
+/// One training step: what the device did, dispatch by dispatch, and what the host did meanwhile.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// Adapter, driver and backend.
+    pub device: String,
+    /// The dispatches in order.
+    pub spans: Vec<Span>,
+    /// The host's side.
+    pub host: Vec<HostSpan>,
+}
+
+/// Something that the host did for the step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostSpan {
+    /// What: `prepare`, `encode and submit`, `wait`.
+    pub name: &'static str,
+    /// Nanoseconds from the moment when the step was in the device's hands; negative before.
+    pub begin_ns: f64,
+    /// Nanoseconds.
+    pub ns: f64,
+}
+
+/// The dispatches of one kernel together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Kernel, `family.entry`.
+    pub kernel: &'static str,
+    /// Variant.
+    pub variant: &'static str,
+    /// Number of dispatches with a time.
+    pub dispatches: usize,
+    /// Time of all of them in milliseconds.
+    pub ms: f64,
+    /// Share of the time of all dispatches, in percent.
+    pub share: f64,
+}
+
+/// A profile in a few lines: kernels with the longest time first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// A row a kernel and variant.
+    pub kernels: Vec<Row>,
+    /// Dispatches with a time.
+    pub dispatches: usize,
+    /// Time of all of them in milliseconds.
+    pub ms: f64,
+    /// From the beginning of the first to the end of the last: with what is between them, copies and gaps.
+    pub elapsed_ms: f64,
+    /// Dispatches for which the device's clock gave nothing possible; they are in no row and no sum.
+    pub impossible: usize,
+    /// The host's side: what, and milliseconds.
+    pub host: Vec<(&'static str, f64)>,
+}
+
+impl Profile {
+    /// Adds the dispatches up by kernel and variant.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut kernels: Vec<Row> = Vec::new();
+        let (mut dispatches, mut ms, mut last, mut impossible) = (0, 0.0, 0.0f64, 0);
+        for Span { kernel, variant, begin_ns, ns, .. } in &self.spans {
+            let (Some(begin), Some(ns)) = (begin_ns, ns) else {
+                impossible += 1;
+                continue;
+            };
+            last = last.max(begin + ns);
+            dispatches += 1;
+            ms += ns / 1e6;
+            match kernels.iter_mut().find(|row| (row.kernel, row.variant) == (*kernel, *variant)) {
+                Some(row) => {
+                    row.dispatches += 1;
+                    row.ms += ns / 1e6;
+                }
+                None => kernels.push(Row { kernel, variant, dispatches: 1, ms: ns / 1e6, share: 0.0 }),
+            }
+        }
+        for row in &mut kernels {
+            row.share = 100.0 * row.ms / ms;
+        }
+        kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+        let host = self.host.iter().map(|span| (span.name, span.ns / 1e6)).collect();
+        Summary { step: self.step, kernels, dispatches, ms, elapsed_ms: last / 1e6, impossible, host }
+    }
+
+    /// Writes a trace in Chrome's JSON format, which Perfetto and `chrome://tracing` open: the device on one track, the host on another.
+    ///
+    /// The clocks of device and host know nothing of each other: the first dispatch is put where the host was through with submitting.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be written.
+    pub fn save_trace(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec(&self.trace()).map_err(Error::bug)?;
+        save_atomic(path, &text)
+    }
+
+    fn trace(&self) -> Value {
+        // Times of a trace count from zero.
+        let zero = self.host.iter().map(|span| span.begin_ns).fold(0.0, f64::min);
+        let name = |what: &str, tid: u32, name: &str| json!({"ph": "M", "name": what, "pid": 1, "tid": tid, "args": {"name": name}});
+        let mut events = vec![
+            name("process_name", DEVICE, &format!("vae-wgpu, training step {}", self.step + 1)),
+            name("thread_name", DEVICE, &self.device),
+            name("thread_name", HOST, "host"),
+        ];
+        let event = |name: &str, tid: u32, begin: f64, ns: f64, args: Value| {
+            json!({
+                "ph": "X", "cat": if tid == HOST { "host" } else { "device" }, "name": name, "pid": 1, "tid": tid,
+                "ts": (begin - zero) / 1e3, "dur": ns / 1e3, "args": args,
+            })
+        };
+        for Span { label, kernel, variant, begin_ns, ns } in &self.spans {
+            if let (Some(begin), Some(ns)) = (begin_ns, ns) {
+                events.push(event(label, DEVICE, *begin, *ns, json!({"kernel": kernel, "variant": variant})));
+            }
+        }
+        for HostSpan { name, begin_ns, ns } in &self.host {
+            events.push(event(name, HOST, *begin_ns, *ns, json!({})));
+        }
+        json!({
+            "displayTimeUnit": "ms",
+            "otherData": {"version": env!("CARGO_PKG_VERSION"), "device": self.device, "step": self.step},
+            "traceEvents": events,
+        })
+    }
+}
+
+/// Numbers of the tracks.
+const DEVICE: u32 = 1;
+const HOST: u32 = 2;
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "profile of step {}", self.step + 1)?;
+        writeln!(f, "{:<34} {:<16} {:>10} {:>10} {:>7}", "kernel", "variant", "dispatches", "ms", "share")?;
+        for Row { kernel, variant, dispatches, ms, share } in &self.kernels {
+            writeln!(f, "{kernel:<34} {variant:<16} {dispatches:>10} {ms:>10.3} {share:>5.1} %")?;
+        }
+        writeln!(
+            f,
+            "{:<34} {:<16} {:>10} {:>10.3} of {:.3} ms from first to last",
+            "total on the device", "", self.dispatches, self.ms, self.elapsed_ms
+        )?;
+        if self.impossible > 0 {
+            writeln!(f, "not counted: {} dispatches with impossible times", self.impossible)?;
+        }
+        let host: Vec<_> = self.host.iter().map(|(name, ms)| format!("{name} {ms:.3} ms")).collect();
+        write!(f, "host: {}", host.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile() -> Profile {
+        let span =
+            |label: &str, kernel, begin_ns, ns| Span { label: label.into(), kernel, variant: "tiled", begin_ns, ns };
+        let host = |name, begin_ns, ns| HostSpan { name, begin_ns, ns };
+        Profile {
+            step: 3,
+            device: "llvmpipe".into(),
+            spans: vec![
+                span("a/relu.forward", "relu.forward", Some(0.0), Some(1e6)),
+                span("b/conv2d.forward", "conv2d.forward", Some(1e6), Some(2e6)),
+                span("c/conv2d.forward", "conv2d.forward", None, None),
+                span("d/conv2d.forward", "conv2d.forward", Some(4e6), Some(1e6)),
+            ],
+            host: vec![host("prepare", -9e6, 2e6), host("encode and submit", -1e6, 1e6), host("wait", 0.0, 6e6)],
+        }
+    }
+
+    #[test]
+    fn kernels_are_added_up_and_impossible_times_stay_out() {
+        let summary = profile().summary();
+        let row = |kernel, dispatches, ms, share| Row { kernel, variant: "tiled", dispatches, ms, share };
+        assert_eq!(summary.kernels, [row("conv2d.forward", 2, 3.0, 75.0), row("relu.forward", 1, 1.0, 25.0)]);
+        assert_eq!((summary.dispatches, summary.ms, summary.elapsed_ms, summary.impossible), (3, 4.0, 5.0, 1));
+        let text = summary.to_string();
+        for part in [
+            "step 4",
+            "4.000 of 5.000 ms",
+            "75.0 %",
+            "not counted: 1 ",
+            "host: prepare 2.000 ms, encode and submit 1.000 ms, wait 6.000 ms",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let nothing = Profile { spans: vec![], ..profile() }.summary();
+        assert!(!nothing.to_string().contains("NaN"), "{nothing}");
+    }
+
+    #[test]
+    fn a_trace_counts_from_zero_on_two_tracks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace.json");
+        profile().save_trace(&path).unwrap();
+        let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let events: Vec<&Value> = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
+        let seen: Vec<_> = events
+            .iter()
+            .map(|e| {
+                (
+                    e["name"].as_str().unwrap(),
+                    e["tid"].as_u64().unwrap(),
+                    e["ts"].as_f64().unwrap(),
+                    e["dur"].as_f64().unwrap(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("a/relu.forward", 1, 9e3, 1e3),
+                ("b/conv2d.forward", 1, 10e3, 2e3),
+                ("d/conv2d.forward", 1, 13e3, 1e3),
+                ("prepare", 2, 0.0, 2e3),
+                ("encode and submit", 2, 8e3, 1e3),
+                ("wait", 2, 9e3, 6e3),
+            ]
+        );
+        assert_eq!(events[1]["args"], json!({"kernel": "conv2d.forward", "variant": "tiled"}));
+    }
+}

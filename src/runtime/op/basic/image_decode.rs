@@ -1,0 +1,129 @@
+//! Pixels from bytes: y = byte / 127.5 - 1, the same bits on every device.
+
+use crate::error::Result;
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::tensor::real::Real;
+use crate::runtime::tensor::shape::{Shape, Spec};
+
+/// y = bytes / 127.5 - 1, from -1 to 1. `bytes`: `[n, c, h, w]`, planes of bytes as CIFAR-10 stores them; `y`: `[n, c, h, w]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pixels {
+    shape: Shape,
+}
+
+impl Pixels {
+    /// For pictures of this shape.
+    pub fn new(bytes: Shape) -> Result<Self> {
+        Ok(Self { shape: bytes.checked(FAMILY.name, "bytes")? })
+    }
+
+    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (entry, reads, writes) {
+            ("forward", [bytes], [y]) => {
+                for (y, byte) in y.iter_mut().zip(*bytes) {
+                    // Single precision in every precision: the picture is made of these numbers.
+                    *y = T::of(f64::from(byte.value() as f32 / 127.5 - 1.0));
+                }
+                Ok(())
+            }
+            _ => Err(no_such_entry(self, entry)),
+        }
+    }
+}
+
+impl Op for Pixels {
+    fn family(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        vec![
+            Operand::new("bytes", Role::Constant, Spec::bytes(self.shape)),
+            Operand::new("y", Role::Output, Spec::nhwc(self.shape)),
+        ]
+    }
+
+    fn entries(&self) -> Entries {
+        Entries {
+            forward: Entry { name: "forward", reads: &["bytes"], writes: &["y"], updates: &[] },
+            backward: &[],
+            aliases: &[],
+        }
+    }
+
+    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+        &["integer"]
+    }
+
+    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if entry != "forward" {
+            return Err(no_such_entry(self, entry));
+        }
+        let Shape { c, h, w, .. } = self.shape;
+        let len = self.shape.pixels() * c.div_ceil(4);
+        Ok(Lowered::one(Dispatch {
+            flags: vec![],
+            kernel: &FORWARD,
+            bindings: vec![Bind::Operand("bytes"), Bind::Operand("y")],
+            overrides: vec![],
+            params: Params { len: len as u32, channels: c as u32, area: (h * w) as u32 }.bytes(),
+            workgroups: workgroups(len, 64),
+        }))
+    }
+
+    fn cost(&self, entry: &Entry) -> Result<Cost> {
+        Cost::of(self, entry, 2.0 * self.shape.len() as f64)
+    }
+
+    crate::reference!();
+}
+
+crate::kernel_params! {
+    /// See `shaders/pixels.wgsl`.
+    Params { len: u32, channels: u32, area: u32 }
+}
+
+static FORWARD: Kernel = Kernel {
+    name: "pixels.forward",
+    variant: "integer",
+    file: "basic/image_decode.wgsl",
+    source: include_str!("../../../../shaders/basic/image_decode.wgsl"),
+    entry: "forward",
+    defines: &[],
+    flags: &[],
+    bindings: &[("bytes", Access::Read), ("y", Access::ReadWrite)],
+    params: Params::FIELDS,
+    overrides: &[],
+    workgroup: [64, 1, 1],
+    subgroups: false,
+};
+
+/// The line of the table of operations.
+pub static FAMILY: Family = Family {
+    name: "pixels",
+    kernels: || vec![&FORWARD],
+    cases: || {
+        let mut cases = vec![];
+        for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 3), ("cifar", 4, 3, 32, 32)] {
+            let op = Pixels::new(Shape::new(n, c, h, w))?;
+            cases.push(Case::new(name, op).fill("bytes", Fill::Pixels).not_differentiated());
+        }
+        Ok(cases)
+    },
+};
+
+#[cfg(test)]
+mod tests {
+    /// What the shader computes, with whole numbers alone.
+    fn kernel(byte: u32) -> f32 {
+        ((byte * 131_586 + (byte >> 6).min(2)) as i32 - (1 << 24)) as f32 * 2.0f32.powi(-24)
+    }
+
+    #[test]
+    fn the_whole_number_formula_is_the_division_for_every_byte() {
+        for byte in 0..=255u8 {
+            assert_eq!(kernel(byte.into()).to_bits(), (f32::from(byte) / 127.5 - 1.0).to_bits(), "{byte}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Elementwise operations, resampling and pooling.
+
+pub mod add;
+pub(crate) mod column_sum;
+pub mod global_avg_pool;
+pub mod image_decode;
+pub mod relu;
+pub mod upsample;
+
+pub use add::Add;
+pub use global_avg_pool::GlobalAvgPool;
+pub use image_decode::Pixels;
+pub use relu::Relu;
+pub use upsample::Upsample;

@@ -1,0 +1,262 @@
+//! AdamW: the update of all parameters in one dispatch.
+
+use crate::error::{Error, Result};
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::op::optim::step_scalars::StepScalars;
+use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::tensor::real::Real;
+use crate::runtime::tensor::shape::{Shape, Spec};
+
+/// The numbers of Adam that stay the same through a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamConfig {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+}
+
+impl Default for AdamConfig {
+    /// PyTorch's: 0.9, 0.999, 1e-8.
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+    }
+}
+
+impl AdamConfig {
+    /// `1 - beta1^t` and `1 - beta2^t` for [`StepScalars`]; `step` counts from 0, so t is `step + 1`.
+    #[must_use]
+    pub fn bias_corrections(&self, step: u64) -> (f32, f32) {
+        let t = (step + 1) as f64;
+        ((1.0 - self.beta1.powf(t)) as f32, (1.0 - self.beta2.powf(t)) as f32)
+    }
+}
+
+/// One step of PyTorch's AdamW with `clip_grad_norm_` before it:
+///
+/// - g = grads * min(clip / (norm + 1e-6), 1) where clip > 0,
+/// - params *= 1 - lr * weight_decay,
+/// - m = beta1 * m + (1 - beta1) * g,
+/// - v = beta2 * v + (1 - beta2) * g^2,
+/// - params -= lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps).
+///
+/// Nothing changes at all unless the finite flag, the second number of `norm`, is 1.
+///
+/// `grads`, `params`, `m`, `v`: flat buffers of all parameters, padding included. `norm`: from
+/// [`GradNorm`](crate::runtime::op::optim::grad_norm::GradNorm). `step`: [`StepScalars`].
+#[derive(Clone, Copy, Debug)]
+pub struct Adam {
+    len: usize,
+    config: AdamConfig,
+}
+
+impl Adam {
+    /// For `len` parameters.
+    pub fn new(len: usize, config: AdamConfig) -> Result<Self> {
+        Shape::vector(len).checked("adam", "params")?;
+        for (what, beta) in [("beta1", config.beta1), ("beta2", config.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return Err(Error::shape("adam", what, "a number from 0 to below 1", beta));
+            }
+        }
+        if !(config.eps > 0.0 && config.eps.is_finite()) {
+            return Err(Error::shape("adam", "eps", "a positive number", config.eps));
+        }
+        Ok(Self { len, config })
+    }
+
+    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        let ("forward", &[grads, norm, step], [params, m, v]) = (entry, reads, writes) else {
+            return Err(no_such_entry(self, entry));
+        };
+        let one = T::of(1.0);
+        if norm[1] != one {
+            return Ok(());
+        }
+        let AdamConfig { beta1, beta2, eps } = self.config;
+        let (rest1, rest2) = (T::of(1.0 - beta1), T::of(1.0 - beta2));
+        let (beta1, beta2, eps) = (T::of(beta1), T::of(beta2), T::of(eps));
+        let lr = step[StepScalars::LR];
+        let rate = lr / step[StepScalars::BIAS_CORRECTION1];
+        let root2 = step[StepScalars::BIAS_CORRECTION2].sqrt();
+        let keep = one - lr * step[StepScalars::WEIGHT_DECAY];
+        let clip = step[StepScalars::CLIP];
+        let scale = if clip > T::zero() { clip / (norm[0] + T::of(1e-6)) } else { one };
+        for (((p, m), v), &g) in params.iter_mut().zip(&mut **m).zip(&mut **v).zip(grads) {
+            let g = if scale < one { g * scale } else { g };
+            *m = beta1 * *m + rest1 * g;
+            *v = beta2 * *v + rest2 * g.squared();
+            *p = *p * keep - rate * (*m / (v.sqrt() / root2 + eps));
+        }
+        Ok(())
+    }
+}
+
+impl Op for Adam {
+    fn family(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let spec = Spec::flat(self.len);
+        vec![
+            Operand::new("grads", Role::Constant, spec),
+            Operand::new("norm", Role::Constant, Spec::flat(4)),
+            Operand::new("step", Role::Constant, StepScalars::spec()),
+            Operand::new("params", Role::State(0.0), spec),
+            Operand::new("m", Role::State(0.0), spec),
+            Operand::new("v", Role::State(0.0), spec),
+        ]
+    }
+
+    fn entries(&self) -> Entries {
+        let forward =
+            Entry { name: "forward", reads: &["grads", "norm", "step"], writes: &[], updates: &["params", "m", "v"] };
+        Entries { forward, backward: &[], aliases: &[] }
+    }
+
+    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+        &["vec4"]
+    }
+
+    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if entry != "forward" {
+            return Err(no_such_entry(self, entry));
+        }
+        let len = Spec::flat(self.len).device_bytes() / 16;
+        let AdamConfig { beta1, beta2, eps } = self.config;
+        let params = Params {
+            len: len as u32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            rest1: (1.0 - beta1) as f32,
+            rest2: (1.0 - beta2) as f32,
+            eps: eps as f32,
+        };
+        Ok(Lowered::one(Dispatch {
+            flags: vec![],
+            kernel: &FORWARD,
+            bindings: ["grads", "norm", "step", "params", "m", "v"].map(Bind::Operand).to_vec(),
+            overrides: vec![],
+            params: params.bytes(),
+            workgroups: workgroups(len, 64),
+        }))
+    }
+
+    fn cost(&self, entry: &Entry) -> Result<Cost> {
+        Cost::of(self, entry, (15 * self.len) as f64)
+    }
+
+    crate::reference!();
+}
+
+crate::kernel_params! {
+    /// See `shaders/adam.wgsl`.
+    Params { len: u32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32 }
+}
+
+static FORWARD: Kernel = Kernel {
+    name: "adam.forward",
+    variant: "vec4",
+    file: "optim/adam.wgsl",
+    source: include_str!("../../../../shaders/optim/adam.wgsl"),
+    entry: "forward",
+    defines: &[
+        ("LR", StepScalars::LR as i64),
+        ("BC1", StepScalars::BIAS_CORRECTION1 as i64),
+        ("BC2", StepScalars::BIAS_CORRECTION2 as i64),
+        ("DECAY", StepScalars::WEIGHT_DECAY as i64),
+        ("CLIP", StepScalars::CLIP as i64),
+    ],
+    flags: &[],
+    bindings: &[
+        ("grads", Access::Read),
+        ("norm", Access::Read),
+        ("step", Access::Read),
+        ("params", Access::ReadWrite),
+        ("m", Access::ReadWrite),
+        ("v", Access::ReadWrite),
+    ],
+    params: Params::FIELDS,
+    overrides: &[],
+    workgroup: [64, 1, 1],
+    subgroups: false,
+};
+
+/// The line of the table of operations.
+pub static FAMILY: Family = Family {
+    name: "adam",
+    kernels: || vec![&FORWARD],
+    cases: || {
+        let case = |name: &str, len: usize, norm: &'static [f32], step: &'static [f32]| {
+            let case = Case::new(name, Adam::new(len, AdamConfig::default())?).fill("v", Fill::Uniform(0.0, 1.0));
+            Ok(case.fill("norm", Fill::Values(norm)).fill("step", Fill::Values(step)).not_differentiated())
+        };
+        Ok(vec![
+            case("one", 1, &[9.0, 1.0, 0.0, 0.0], &STEP)?,
+            case("odd", 259, &[9.0, 1.0, 0.0, 0.0], &STEP)?,
+            case("clipped", 259, &[9.0, 1.0, 0.0, 0.0], &CLIPPED)?,
+            case("below_the_clip", 259, &[1.5, 1.0, 0.0, 0.0], &CLIPPED)?,
+            case("first_step", 259, &[9.0, 1.0, 0.0, 0.0], &STEP)?.fill("m", ZERO).fill("v", ZERO),
+            case("refused", 259, &[9.0, 0.0, 0.0, 0.0], &CLIPPED)?,
+            case("model", 1_721_891, &[9.0, 1.0, 0.0, 0.0], &CLIPPED)?,
+        ])
+    },
+};
+
+const ZERO: Fill = Fill::Constant(0.0);
+
+/// The third step of a run.
+const STEP: [f32; StepScalars::LEN] = StepScalars {
+    lr: 1e-2,
+    beta: 1.0,
+    bias_correction1: 0.271,
+    bias_correction2: 0.002_997_001,
+    weight_decay: 0.1,
+    clip: 0.0,
+}
+.to_array();
+
+const CLIPPED: [f32; StepScalars::LEN] = {
+    let mut step = STEP;
+    step[StepScalars::CLIP] = 2.0;
+    step
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One parameter, by hand: the first step of Adam is lr against the sign of the gradient, whatever its size.
+    #[test]
+    fn the_first_step_is_the_learning_rate() {
+        let config = AdamConfig::default();
+        let (bias_correction1, bias_correction2) = config.bias_corrections(0);
+        let step = StepScalars { lr: 0.01, bias_correction1, bias_correction2, ..StepScalars::default() }.to_array();
+        for g in [1e-4f32, 1.0, -30.0] {
+            let (mut p, mut m, mut v) = ([2.0f32], [0.0f32], [0.0f32]);
+            let op = Adam::new(1, config).unwrap();
+            op.reference("forward", &[&[g], &[g.abs(), 1.0, 0.0, 0.0], &step], &mut [&mut p, &mut m, &mut v]).unwrap();
+            assert!((p[0] - (2.0 - 0.01 * g.signum())).abs() < 2e-6, "{g}: {}", p[0]);
+        }
+    }
+
+    #[test]
+    fn a_raised_flag_changes_nothing() {
+        let op = Adam::new(1, AdamConfig::default()).unwrap();
+        let (mut p, mut m, mut v) = ([2.0f32], [3.0f32], [4.0f32]);
+        let norm = [f32::NAN, 0.0, 0.0, 0.0];
+        op.reference("forward", &[&[f32::NAN], &norm, &STEP], &mut [&mut p, &mut m, &mut v]).unwrap();
+        assert_eq!((p, m, v), ([2.0], [3.0], [4.0]));
+    }
+
+    #[test]
+    fn impossible_settings_are_refused() {
+        for (beta1, beta2, eps) in [(1.0, 0.9, 1e-8), (0.9, -0.1, 1e-8), (0.9, f64::NAN, 1e-8), (0.9, 0.9, 0.0)] {
+            assert!(Adam::new(4, AdamConfig { beta1, beta2, eps }).is_err());
+        }
+        assert!(Adam::new(0, AdamConfig::default()).is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! The optimizer step: gradient norm, Adam, and restoring the running statistics of a rejected step.
+
+pub mod adam;
+pub mod grad_norm;
+pub mod restore_states;
+pub mod step_scalars;
+
+pub use adam::{Adam, AdamConfig};
+pub use grad_norm::GradNorm;
+pub use restore_states::Rollback;

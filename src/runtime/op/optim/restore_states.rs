@@ -1,0 +1,120 @@
+//! Running statistics of a step that was refused: back to what they were.
+//!
+//! Batch norm moves the running statistics in the forward pass, before anybody knows whether loss and gradients are finite. At the
+//! end of the step the finite flag decides, as it does for Adam.
+
+use crate::error::Result;
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::tensor::real::Real;
+use crate::runtime::tensor::shape::{Shape, Spec};
+
+/// accepted = states where the finite flag, the second number of `norm`, is 1; states = accepted where it is not.
+///
+/// `states`, `accepted`: flat buffers of all running statistics, padding included. `norm`: from
+/// [`GradNorm`](crate::runtime::op::optim::grad_norm::GradNorm).
+#[derive(Clone, Copy, Debug)]
+pub struct Rollback {
+    len: usize,
+}
+
+impl Rollback {
+    /// For `len` numbers.
+    pub fn new(len: usize) -> Result<Self> {
+        Shape::vector(len).checked("rollback", "states")?;
+        Ok(Self { len })
+    }
+
+    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        let ("forward", &[norm], [states, accepted]) = (entry, reads, writes) else {
+            return Err(no_such_entry(self, entry));
+        };
+        if norm[1] == T::of(1.0) {
+            accepted.copy_from_slice(states);
+        } else {
+            states.copy_from_slice(accepted);
+        }
+        Ok(())
+    }
+}
+
+impl Op for Rollback {
+    fn family(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let spec = Spec::flat(self.len);
+        vec![
+            Operand::new("norm", Role::Constant, Spec::flat(4)),
+            Operand::new("states", Role::State(0.0), spec),
+            Operand::new("accepted", Role::State(0.0), spec),
+        ]
+    }
+
+    fn entries(&self) -> Entries {
+        let forward = Entry { name: "forward", reads: &["norm"], writes: &[], updates: &["states", "accepted"] };
+        Entries { forward, backward: &[], aliases: &[] }
+    }
+
+    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+        &["vec4"]
+    }
+
+    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if entry != "forward" {
+            return Err(no_such_entry(self, entry));
+        }
+        let len = Spec::flat(self.len).device_bytes() / 16;
+        Ok(Lowered::one(Dispatch {
+            flags: vec![],
+            kernel: &FORWARD,
+            bindings: ["norm", "states", "accepted"].map(Bind::Operand).to_vec(),
+            overrides: vec![],
+            params: Params { len: len as u32 }.bytes(),
+            workgroups: workgroups(len, 64),
+        }))
+    }
+
+    fn cost(&self, entry: &Entry) -> Result<Cost> {
+        Cost::of(self, entry, 0.0)
+    }
+
+    crate::reference!();
+}
+
+crate::kernel_params! {
+    /// See `shaders/rollback.wgsl`.
+    Params { len: u32 }
+}
+
+static FORWARD: Kernel = Kernel {
+    name: "rollback.forward",
+    variant: "vec4",
+    file: "optim/restore_states.wgsl",
+    source: include_str!("../../../../shaders/optim/restore_states.wgsl"),
+    entry: "forward",
+    defines: &[],
+    flags: &[],
+    bindings: &[("norm", Access::Read), ("states", Access::ReadWrite), ("accepted", Access::ReadWrite)],
+    params: Params::FIELDS,
+    overrides: &[],
+    workgroup: [64, 1, 1],
+    subgroups: false,
+};
+
+/// The line of the table of operations.
+pub static FAMILY: Family = Family {
+    name: "rollback",
+    kernels: || vec![&FORWARD],
+    cases: || {
+        let case = |name: &str, len, norm: &'static [f32]| {
+            Ok(Case::new(name, Rollback::new(len)?).fill("norm", Fill::Values(norm)).not_differentiated())
+        };
+        Ok(vec![
+            case("one", 1, &[9.0, 1.0, 0.0, 0.0])?,
+            case("accepted", 259, &[9.0, 1.0, 0.0, 0.0])?,
+            case("refused", 259, &[9.0, 0.0, 0.0, 0.0])?,
+        ])
+    },
+};

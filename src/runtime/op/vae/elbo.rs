@@ -1,0 +1,266 @@
+//! The loss: the evidence lower bound of the VAE per dimension, and the gradients that start the backward pass.
+
+use crate::error::{Error, Result};
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::op::optim::step_scalars::StepScalars;
+use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::tensor::real::{Real, blocked_sum};
+use crate::runtime::tensor::shape::{Shape, Spec, pad4};
+
+/// With N the batch and D = C * H * W:
+///
+/// - recon = (0.5 * sum (x - mean)^2 + 0.5 * ln(2 pi) * N * D) / (N * D): the Gaussian negative log-likelihood of unit variance,
+/// - kl = 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std) / (N * D),
+/// - total = recon + beta * kl.
+///
+/// `x`, `mean`: `[n, c, h, w]`. `h`: `[n, 2 * latent, 1, 1]`, mu before log_std. `step`: [`StepScalars`], of which beta is used.
+/// `terms`: total, recon, kl. With seeds, `seed_mean` and `seed_h` are the gradients of total with respect to `mean` and `h`; they
+/// cost no pass of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Elbo {
+    x: Shape,
+    h: Shape,
+    seeds: bool,
+}
+
+const HALF_LN_2PI: f64 = 0.918_938_533_204_672_7;
+
+impl Elbo {
+    /// For pixels `x`, their reconstruction `mean` and the encoder's output `h`; `seeds` asks for the gradients too.
+    pub fn new(x: Shape, mean: Shape, h: Shape, seeds: bool) -> Result<Self> {
+        let (x, h) = (x.checked("elbo", "x")?, h.checked("elbo", "h")?);
+        if mean != x {
+            return Err(Error::shape("elbo", "mean", x, mean));
+        }
+        if h.n != x.n || h.c % 2 != 0 || h.h != 1 || h.w != 1 {
+            return Err(Error::shape("elbo", "h", format!("[{}, 2 * latent, 1, 1]", x.n), h));
+        }
+        Ok(Self { x, h, seeds })
+    }
+
+    fn latent(&self) -> usize {
+        self.h.c / 2
+    }
+
+    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        let ("forward", &[x, mean, h, step], [terms, seeds @ ..]) = (entry, reads, writes) else {
+            return Err(no_such_entry(self, entry));
+        };
+        let &mut [ref mut total, ref mut recon, ref mut kl] = &mut **terms else {
+            return Err(no_such_entry(self, entry));
+        };
+        let (half, one, two) = (T::of(0.5), T::of(1.0), T::of(2.0));
+        let count = T::count(self.x.len());
+        let beta = step[StepScalars::BETA];
+        let squares = blocked_sum(x.iter().zip(mean).map(|(&x, &m)| (x - m).squared()));
+        let divergence = blocked_sum(h.chunks_exact(self.h.c).flat_map(|row| {
+            let (mu, log_std) = row.split_at(self.latent());
+            mu.iter().zip(log_std).map(|(&m, &s)| m.squared() + ((two * s).exp() - one - two * s))
+        }));
+        *recon = half * squares / count + T::of(HALF_LN_2PI);
+        *kl = half * divergence / count;
+        *total = *recon + beta * *kl;
+        if let [seed_mean, seed_h] = seeds {
+            for ((seed, &m), &x) in seed_mean.iter_mut().zip(mean).zip(x) {
+                *seed = (m - x) / count;
+            }
+            for (seed, row) in seed_h.chunks_exact_mut(self.h.c).zip(h.chunks_exact(self.h.c)) {
+                for (i, (seed, &v)) in seed.iter_mut().zip(row).enumerate() {
+                    let slope = if i < self.latent() { v } else { (two * v).exp() - one };
+                    *seed = beta * slope / count;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Op for Elbo {
+    fn family(&self) -> &'static str {
+        FAMILY.name
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let (pixels, h) = (Spec::nhwc(self.x), Spec::nhwc(self.h));
+        let mut operands = vec![
+            Operand::new("x", Role::Constant, pixels),
+            Operand::new("mean", Role::Input, pixels),
+            Operand::new("h", Role::Input, h),
+            Operand::new("step", Role::Constant, StepScalars::spec()),
+            Operand::new("terms", Role::Output, Spec::flat(3)),
+        ];
+        if self.seeds {
+            operands.push(Operand::new("seed_mean", Role::Saved, pixels));
+            operands.push(Operand::new("seed_h", Role::Saved, h));
+        }
+        operands
+    }
+
+    fn entries(&self) -> Entries {
+        let (writes, aliases): (&[_], &[_]) = if self.seeds {
+            (&["terms", "seed_mean", "seed_h"], &[("dmean", "seed_mean"), ("dh", "seed_h")])
+        } else {
+            (&["terms"], &[])
+        };
+        let forward = Entry { name: "forward", reads: &["x", "mean", "h", "step"], writes, updates: &[] };
+        Entries { forward, backward: &[], aliases }
+    }
+
+    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+        &["two_stage"]
+    }
+
+    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if entry != "forward" {
+            return Err(no_such_entry(self, entry));
+        }
+        let len = Spec::nhwc(self.x).device_bytes() / 16;
+        let partials = workgroups(len, SPAN);
+        let stride = pad4(self.h.c);
+        let params = Params {
+            len: len as u32,
+            partials: partials as u32,
+            elements: (self.h.n * stride) as u32,
+            stride: stride as u32,
+            latent: self.latent() as u32,
+            scale: (1.0 / self.x.len() as f64) as f32,
+        }
+        .bytes();
+        let mut pixels = Dispatch {
+            flags: vec![],
+            kernel: if self.seeds { &PIXELS_SEEDS } else { &PIXELS },
+            bindings: vec![Bind::Operand("x"), Bind::Operand("mean"), Bind::Scratch(0)],
+            overrides: vec![],
+            params: params.clone(),
+            workgroups: partials,
+        };
+        let mut finish = Dispatch {
+            flags: vec![],
+            kernel: if self.seeds { &FINISH_SEEDS } else { &FINISH },
+            bindings: vec![Bind::Scratch(0), Bind::Operand("h"), Bind::Operand("step"), Bind::Operand("terms")],
+            overrides: vec![],
+            params,
+            workgroups: 1,
+        };
+        if self.seeds {
+            pixels.bindings.push(Bind::Operand("seed_mean"));
+            finish.bindings.push(Bind::Operand("seed_h"));
+        }
+        Ok(Lowered { dispatches: vec![pixels, finish], scratch: vec![4 * pad4(partials)] })
+    }
+
+    fn cost(&self, entry: &Entry) -> Result<Cost> {
+        let each = if self.seeds { (4, 8) } else { (3, 6) };
+        Cost::of(self, entry, (each.0 * self.x.len() + each.1 * self.h.len()) as f64)
+    }
+
+    crate::reference!();
+}
+
+crate::kernel_params! {
+    /// See `shaders/elbo.wgsl`.
+    Params { len: u32, partials: u32, elements: u32, stride: u32, latent: u32, scale: f32 }
+}
+
+/// Lanes of a workgroup of the first stage, and vec4s that each of them sums.
+const WIDTH: usize = 64;
+const ITEMS: usize = 16;
+const SPAN: usize = WIDTH * ITEMS;
+/// Lanes of the one workgroup of the second stage.
+const FINISH_WIDTH: usize = 256;
+
+const fn defines(width: usize, seeds: bool) -> [(&'static str, i64); 4] {
+    [
+        ("SUM_WIDTH", width as i64),
+        ("ITEMS", ITEMS as i64),
+        ("SEEDS", seeds as i64),
+        ("STEP_BETA", StepScalars::BETA as i64),
+    ]
+}
+
+static PIXELS: Kernel = Kernel {
+    name: "elbo.forward.pixels",
+    variant: "two_stage",
+    file: "vae/elbo.wgsl",
+    source: include_str!("../../../../shaders/vae/elbo.wgsl"),
+    entry: "pixels",
+    defines: &defines(WIDTH, false),
+    flags: &[],
+    bindings: &[("x", Access::Read), ("mean", Access::Read), ("sums", Access::ReadWrite)],
+    params: Params::FIELDS,
+    overrides: &[],
+    workgroup: [WIDTH as u32, 1, 1],
+    subgroups: false,
+};
+
+static PIXELS_SEEDS: Kernel = Kernel {
+    name: "elbo.forward.pixels_seeds",
+    defines: &defines(WIDTH, true),
+    bindings: &[
+        ("x", Access::Read),
+        ("mean", Access::Read),
+        ("sums", Access::ReadWrite),
+        ("seed_mean", Access::ReadWrite),
+    ],
+    ..PIXELS
+};
+
+static FINISH: Kernel = Kernel {
+    name: "elbo.forward.finish",
+    entry: "finish",
+    defines: &defines(FINISH_WIDTH, false),
+    bindings: &[("partials", Access::Read), ("h", Access::Read), ("step", Access::Read), ("terms", Access::ReadWrite)],
+    workgroup: [FINISH_WIDTH as u32, 1, 1],
+    ..PIXELS
+};
+
+static FINISH_SEEDS: Kernel = Kernel {
+    name: "elbo.forward.finish_seeds",
+    defines: &defines(FINISH_WIDTH, true),
+    bindings: &[
+        ("partials", Access::Read),
+        ("h", Access::Read),
+        ("step", Access::Read),
+        ("terms", Access::ReadWrite),
+        ("seed_h", Access::ReadWrite),
+    ],
+    ..FINISH
+};
+
+/// The line of the table of operations.
+pub static FAMILY: Family = Family {
+    name: "elbo",
+    kernels: || vec![&PIXELS, &PIXELS_SEEDS, &FINISH, &FINISH_SEEDS],
+    cases: || {
+        let case = |name: &str, x: Shape, latent: usize, seeds: bool| {
+            let elbo = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), seeds)?;
+            Ok(Case::new(name, elbo).fill("step", Fill::Values(&STEP)))
+        };
+        Ok(vec![
+            case("one", Shape::new(1, 1, 1, 1), 1, true)?,
+            case("odd", Shape::new(3, 5, 7, 9), 5, true)?,
+            // One vec4 more than a workgroup takes, and more latent numbers than the last one has lanes.
+            case("tail", Shape::new(41, 4, 5, 5), 7, true)?,
+            case("evaluate", Shape::new(2, 3, 8, 8), 16, false)?,
+            case("model", Shape::new(16, 3, 32, 32), 16, true)?,
+        ])
+    },
+};
+
+const STEP: [f32; StepScalars::LEN] =
+    StepScalars { lr: 0.0, beta: 0.75, bias_correction1: 1.0, bias_correction2: 1.0, weight_decay: 0.0, clip: 0.0 }
+        .to_array();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_checked() {
+        let x = Shape::new(2, 3, 4, 4);
+        assert!(Elbo::new(x, x.with_c(4), Shape::new(2, 8, 1, 1), true).is_err());
+        for h in [Shape::new(1, 8, 1, 1), Shape::new(2, 7, 1, 1), Shape::new(2, 8, 2, 1), Shape::new(2, 0, 1, 1)] {
+            assert!(Elbo::new(x, x, h, true).is_err(), "{h}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Shapes and layouts of tensors, the number types of the CPU reference, and random streams.
+
+pub mod real;
+pub mod rng;
+pub mod shape;

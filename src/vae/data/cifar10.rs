@@ -1,0 +1,188 @@
+//! CIFAR-10's binary files, from bytes: records of 3,073 bytes, a label and then a 32x32 picture in red, green and blue planes.
+
+use std::collections::BTreeMap;
+
+use super::{Dataset, Memory};
+use crate::error::{Error, Result};
+
+/// Name of the folder inside the official archive, and of an unpacked copy.
+pub const FOLDER: &str = "cifar-10-batches-bin";
+/// Name of the official archive.
+pub const ARCHIVE: &str = "cifar-10-binary.tar.gz";
+/// Where the official archive is.
+pub const URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
+
+/// Bytes of a record: one label, 3,072 pixels.
+pub const RECORD: usize = 1 + PIXELS;
+/// The largest file that is accepted; the real ones have 30,730,000 bytes.
+pub const MAX_FILE: usize = 32 << 20;
+
+const PIXELS: usize = 3 * 32 * 32;
+const TRAIN: [&str; 5] =
+    ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
+const TEST: &str = "test_batch.bin";
+const NAMES: &str = "batches.meta.txt";
+const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+
+/// Files that make a data set, in the order in which they are read; all but the last must be there.
+pub const FILES: [&str; 7] = [TRAIN[0], TRAIN[1], TRAIN[2], TRAIN[3], TRAIN[4], TEST, NAMES];
+
+/// Contents of the files found, by their names in [`FILES`].
+pub type Contents = BTreeMap<&'static str, Vec<u8>>;
+
+/// The one of [`FILES`] that is called `name`.
+#[must_use]
+pub fn known(name: &str) -> Option<&'static str> {
+    FILES.into_iter().find(|f| *f == name)
+}
+
+/// Joins the files of a data set that came from `origin` (a folder or an archive). Errors name the file in it, the offset and what
+/// was found there; all missing files are listed at once.
+pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
+    let missing: Vec<&str> = FILES.into_iter().filter(|f| *f != NAMES && !contents.contains_key(f)).collect();
+    if !missing.is_empty() {
+        return Err(Error::data(
+            origin,
+            format_args!("not a complete copy of CIFAR-10's binary version: {} missing", missing.join(", ")),
+            format_args!("it holds data_batch_1.bin to data_batch_5.bin and test_batch.bin, as {URL} does"),
+        ));
+    }
+    let classes = match contents.get(NAMES) {
+        Some(text) => class_names(&member(origin, NAMES), text)?,
+        None => CLASSES.map(str::to_owned).to_vec(),
+    };
+    let mut half = |files: &[&'static str]| {
+        let total: usize = files.iter().filter_map(|f| contents.get(f)).map(Vec::len).sum();
+        let (mut labels, mut pixels) =
+            (Vec::with_capacity(total / RECORD), Vec::with_capacity(total / RECORD * PIXELS));
+        for file in files {
+            // Each file is dropped once read: 180 MB are held once, not twice.
+            let bytes = contents.remove(file).unwrap_or_default();
+            records(&member(origin, file), &bytes, &mut labels, &mut pixels)?;
+        }
+        Memory::new((3, 32, 32), classes.clone(), labels, pixels)
+    };
+    let (train, test) = (half(&TRAIN)?, half(&[TEST])?);
+    Dataset::new("CIFAR-10", origin, Box::new(train), Box::new(test))
+}
+
+/// Path of a member, for messages.
+pub(crate) fn member(origin: &str, file: &str) -> String {
+    format!("{}/{file}", origin.trim_end_matches(['/', '\\']))
+}
+
+/// Appends the records of `bytes` to `labels` and `pixels`.
+fn records(file: &str, bytes: &[u8], labels: &mut Vec<u8>, pixels: &mut Vec<u8>) -> Result<()> {
+    let damaged = |what: String| {
+        Err(Error::data(file, what, format_args!("the file is damaged or no CIFAR-10 file: get {URL} again")))
+    };
+    if bytes.is_empty() {
+        return damaged("byte 0: the file is empty, expected records of 3073 bytes".into());
+    }
+    for (i, record) in bytes.chunks(RECORD).enumerate() {
+        let offset = i * RECORD;
+        let Some((&label, picture)) = record.split_first().filter(|_| record.len() == RECORD) else {
+            return damaged(format!(
+                "byte {offset}: record {i} has {} of {RECORD} bytes; the size of {} bytes is not a multiple of {RECORD}",
+                record.len(),
+                bytes.len()
+            ));
+        };
+        if usize::from(label) >= CLASSES.len() {
+            return damaged(format!("byte {offset}: record {i} has label {label}, expected 0 to 9"));
+        }
+        labels.push(label);
+        pixels.extend_from_slice(picture);
+    }
+    Ok(())
+}
+
+/// Ten names, one a line; blank lines do not count.
+fn class_names(file: &str, bytes: &[u8]) -> Result<Vec<String>> {
+    let refuse = |what: String| Err(Error::data(file, what, "remove the file to use the usual names"));
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(e) => {
+            return refuse(format!("byte {}: not UTF-8, expected ten names of classes", e.valid_up_to()));
+        }
+    };
+    let names: Vec<String> =
+        text.trim_start_matches('\u{feff}').lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
+    if names.len() != CLASSES.len() {
+        return refuse(format!("{} names of classes in {} bytes, expected 10", names.len(), bytes.len()));
+    }
+    if let Some(i) = names.iter().position(|n| n.chars().count() > 64 || n.chars().any(char::is_control)) {
+        return refuse(format!("line {}: expected a name of at most 64 printable characters", i + 1));
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(records: usize) -> Vec<u8> {
+        (0..records).flat_map(|i| [vec![(i % 10) as u8], vec![i as u8; PIXELS]].concat()).collect()
+    }
+
+    fn contents() -> Contents {
+        let mut contents: Contents = FILES[..6].iter().map(|f| (*f, file(3))).collect();
+        contents.insert(NAMES, CLASSES.join("\n").into_bytes());
+        contents
+    }
+
+    fn error_with(name: &'static str, bytes: Vec<u8>) -> String {
+        let mut contents = contents();
+        contents.insert(name, bytes);
+        parse("set", contents).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn whole_files_are_joined_in_order() {
+        let mut contents = contents();
+        contents.insert(TRAIN[4], file(5));
+        let data = parse("set", contents).unwrap();
+        assert_eq!((data.train.len(), data.test.len()), (17, 3));
+        assert_eq!((data.train.label(16), data.train.classes()[3].as_str()), (4, "cat"));
+        let mut picture = vec![0; PIXELS];
+        data.train.write(16, &mut picture);
+        assert_eq!(picture, vec![4; PIXELS]);
+    }
+
+    #[test]
+    fn every_truncation_is_refused_with_its_place() {
+        let whole = file(3);
+        for len in (0..whole.len()).filter(|l| l % RECORD != 0 || *l == 0) {
+            let error = error_with(TRAIN[2], whole[..len].to_vec());
+            let at = format!("set/data_batch_3.bin: byte {}:", len / RECORD * RECORD);
+            assert!(error.starts_with(&at), "{len}: {error}");
+        }
+    }
+
+    #[test]
+    fn labels_over_nine_are_refused() {
+        let mut bytes = file(3);
+        bytes[2 * RECORD] = 10;
+        let error = error_with(TEST, bytes);
+        assert!(error.contains("test_batch.bin: byte 6146: record 2 has label 10, expected 0 to 9"), "{error}");
+    }
+
+    #[test]
+    fn missing_files_are_listed() {
+        let mut some = contents();
+        some.remove(TRAIN[1]);
+        some.remove(TEST);
+        let error = parse("set", some).unwrap_err().to_string();
+        assert!(error.contains("data_batch_2.bin, test_batch.bin missing") && error.contains(URL), "{error}");
+        let mut unnamed = contents();
+        unnamed.remove(NAMES);
+        assert_eq!(parse("set", unnamed).unwrap().train.classes(), CLASSES);
+    }
+
+    #[test]
+    fn damaged_names_are_refused() {
+        assert!(error_with(NAMES, b"cat\ndog\n".to_vec()).contains("2 names"));
+        assert!(error_with(NAMES, vec![b'a', 0xff]).contains("byte 1"));
+        assert!(error_with(NAMES, b"a\nb\nc\nd\ne\nf\ng\nh\ni\n\x1b[2J".to_vec()).contains("line 10"));
+    }
+}

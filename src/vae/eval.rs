@@ -1,0 +1,227 @@
+//! How well a model describes pictures: the terms of the loss, its error, and a tighter bound on the likelihood.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::runtime::tensor::rng;
+use crate::runtime::tensor::rng::Purpose;
+use crate::vae::data::Images;
+use crate::vae::inference::{Trained, check_size, in_blocks, means, scaled};
+
+/// A latent number is active where its mean varies more than this over the data (Burda et al., arXiv:1509.00519).
+const ACTIVE_VARIANCE: f64 = 0.01;
+const HALF_LN_TAU: f64 = 0.918_938_533_204_672_7;
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Seed of the noise; draw k of all pictures comes from stream k, whatever the batch size.
+    pub seed: u64,
+    /// Draws a picture for the importance-weighted bound; 0 leaves it out.
+    pub iwae: usize,
+}
+
+/// Means over pictures. The likelihood is that of the training loss: a Gaussian of unit variance around the decoded picture, pixels
+/// from -1 to 1; beta is 1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Pictures.
+    pub images: usize,
+    /// recon + kl, nats per dimension: the training loss.
+    pub total: f64,
+    /// -log p(x|z) for one draw of z, nats per dimension.
+    pub recon: f64,
+    /// KL from the prior, nats per dimension.
+    pub kl: f64,
+    /// `total` in nats per picture.
+    pub total_nats: f64,
+    /// `recon` in nats per picture.
+    pub recon_nats: f64,
+    /// `kl` in nats per picture.
+    pub kl_nats: f64,
+    /// Mean squared error per dimension of the decoded latent mean.
+    pub mse: f64,
+    /// Peak signal-to-noise ratio in dB of that error: 10 log10(2^2 / mse).
+    pub psnr: f64,
+    /// Latent numbers whose mean varies over the pictures.
+    pub active_units: usize,
+    /// All latent numbers.
+    pub latent_dim: usize,
+    /// The importance-weighted bound.
+    pub iwae: Option<Bound>,
+}
+
+/// An upper bound on -log p(x), the tighter the more draws: -log mean_k p(x|z_k) p(z_k) / q(z_k|x).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bound {
+    /// Draws a picture.
+    pub samples: usize,
+    /// Nats per picture.
+    pub nats: f64,
+    /// Nats per dimension.
+    pub nats_per_dim: f64,
+}
+
+/// Peak signal-to-noise ratio in dB of a mean squared error, of pixels from -1 to 1.
+#[must_use]
+pub fn psnr(mse: f64) -> f64 {
+    10.0 * (4.0 / mse).log10()
+}
+
+/// Measures a model on all pictures of `images`; `done` is told how many are behind it. The model must have been made for encoding
+/// and decoding as many.
+///
+/// # Errors
+/// [`Error::Shape`] where the pictures do not fit, [`Error::Diverged`] where the model gives numbers that are not finite, and those
+/// of the device.
+pub fn evaluate(
+    model: &mut Trained,
+    images: &dyn Images,
+    options: &Options,
+    done: &mut dyn FnMut(usize),
+) -> Result<Evaluation> {
+    check_size(model.config(), images)?;
+    let (latent, dims) = (model.config().latent_dim, model.config().images(1).len());
+    let mut noise: Vec<_> =
+        (0..options.iwae.max(1) as u64).map(|k| rng::stream(options.seed, Purpose::Sample, k)).collect();
+    let [mut recon, mut kl, mut squares, mut bound] = [0.0f64; 4];
+    let mut mu: Vec<f32> = Vec::new();
+    let mut seen = 0;
+    in_blocks(images, model.batch(), |pixels| {
+        let h = model.encode(pixels)?;
+        let still = means(&h, latent);
+        squares += squared_errors(pixels, &model.decode(&still)?, dims).iter().sum::<f64>();
+        kl += h.chunks_exact(2 * latent).map(divergence).sum::<f64>();
+        let mut log_weights = vec![Vec::with_capacity(options.iwae); still.len() / latent];
+        for (k, noise) in noise.iter_mut().enumerate() {
+            let eps = rng::normals(noise, still.len());
+            let z: Vec<f32> =
+                h.chunks_exact(2 * latent).zip(eps.chunks_exact(latent)).flat_map(|(h, eps)| draw(h, eps)).collect();
+            let errors = squared_errors(pixels, &model.decode(&z)?, dims);
+            let nats: Vec<f64> = errors.iter().map(|e| 0.5 * e + HALF_LN_TAU * dims as f64).collect();
+            if k == 0 {
+                recon += nats.iter().sum::<f64>();
+            }
+            let rows = h.chunks_exact(2 * latent).zip(z.chunks_exact(latent)).zip(eps.chunks_exact(latent));
+            for (((h, z), eps), (weights, nats)) in rows.zip(log_weights.iter_mut().zip(&nats)) {
+                weights.push(log_prior_over_posterior(h, z, eps) - nats);
+            }
+        }
+        bound -= log_weights.iter().map(|w| log_mean_exp(w)).sum::<f64>();
+        mu.extend(still);
+        seen = mu.len() / latent;
+        done(seen);
+        Ok(())
+    })?;
+    if let Some((name, _)) = [("recon", recon), ("kl", kl), ("mse", squares)].iter().find(|(_, v)| !v.is_finite()) {
+        return Err(Error::Diverged { what: (*name).to_owned() });
+    }
+    let (images, dims) = (seen as f64, dims as f64);
+    let [recon_nats, kl_nats, nats] = [recon, kl, bound].map(|sum| sum / images);
+    let mse = squares / (images * dims);
+    Ok(Evaluation {
+        images: seen,
+        total: (recon_nats + kl_nats) / dims,
+        recon: recon_nats / dims,
+        kl: kl_nats / dims,
+        total_nats: recon_nats + kl_nats,
+        recon_nats,
+        kl_nats,
+        mse,
+        psnr: psnr(mse),
+        active_units: active_units(&mu, latent),
+        latent_dim: latent,
+        iwae: (options.iwae > 0).then_some(Bound { samples: options.iwae, nats, nats_per_dim: nats / dims }),
+    })
+}
+
+/// z = mu + exp(log_std) * eps, in single precision as in training.
+fn draw(h: &[f32], eps: &[f32]) -> Vec<f32> {
+    let (mu, log_std) = h.split_at(eps.len());
+    mu.iter().zip(log_std).zip(eps).map(|((m, s), e)| m + s.exp() * e).collect()
+}
+
+/// 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std): the KL divergence of a picture in nats.
+fn divergence(h: &[f32]) -> f64 {
+    let (mu, log_std) = h.split_at(h.len() / 2);
+    let term = |(m, s): (&f32, &f32)| {
+        let (m, s) = (f64::from(*m), f64::from(*s));
+        m * m + (2.0 * s).exp_m1() - 2.0 * s
+    };
+    0.5 * mu.iter().zip(log_std).map(term).sum::<f64>()
+}
+
+/// log p(z) - log q(z|x), where z = mu + exp(log_std) * eps: the constants cancel.
+fn log_prior_over_posterior(h: &[f32], z: &[f32], eps: &[f32]) -> f64 {
+    let squares = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+    0.5 * (squares(eps) - squares(z)) + h[h.len() / 2..].iter().map(|s| f64::from(*s)).sum::<f64>()
+}
+
+/// Sum of the squared errors of each picture.
+fn squared_errors(pixels: &[u8], means: &[f32], dims: usize) -> Vec<f64> {
+    let error = |(x, m): (&u8, &f32)| (scaled(*x) - f64::from(*m)).powi(2);
+    let picture = |(x, m): (&[u8], &[f32])| x.iter().zip(m).map(error).sum();
+    pixels.chunks_exact(dims).zip(means.chunks_exact(dims)).map(picture).collect()
+}
+
+/// log (1/K sum exp(w)), without overflow.
+fn log_mean_exp(weights: &[f64]) -> f64 {
+    let most = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    most + (weights.iter().map(|w| (w - most).exp()).sum::<f64>() / weights.len() as f64).ln()
+}
+
+/// Columns of `mu` (`[n, latent]`) whose variance is above the threshold.
+fn active_units(mu: &[f32], latent: usize) -> usize {
+    let variance = |j: usize| {
+        let column = || mu.iter().skip(j).step_by(latent).map(|v| f64::from(*v));
+        let count = (mu.len() / latent) as f64;
+        let mean = column().sum::<f64>() / count;
+        column().map(|v| (v - mean).powi(2)).sum::<f64>() / count
+    };
+    (0..latent).filter(|&j| variance(j) > ACTIVE_VARIANCE).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_mean_exp_does_not_overflow() {
+        assert!((log_mean_exp(&[-5000.0, -5000.0]) + 5000.0).abs() < 1e-12);
+        assert!((log_mean_exp(&[1000.0, f64::NEG_INFINITY]) - (1000.0 - 2.0f64.ln())).abs() < 1e-12);
+        assert!((log_mean_exp(&[1.0f64.ln(), 3.0f64.ln()]) - 2.0f64.ln()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn the_posterior_that_is_the_prior_costs_nothing() {
+        let (h, eps) = ([0.0f32; 6], [0.3f32, -1.0, 2.0]);
+        let z = draw(&h, &eps);
+        assert_eq!(z, eps);
+        assert_eq!((divergence(&h), log_prior_over_posterior(&h, &z, &eps)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_mean_of_the_log_ratio_is_the_divergence() {
+        let h = [0.5f32, -1.0, -0.3, 0.2];
+        let mut noise = rng::stream(0, Purpose::Check, 0);
+        let draws = 200_000;
+        let sum: f64 = (0..draws)
+            .map(|_| {
+                let eps = rng::normals(&mut noise, 2);
+                -log_prior_over_posterior(&h, &draw(&h, &eps), &eps)
+            })
+            .sum();
+        assert!(
+            (sum / f64::from(draws) - divergence(&h)).abs() < 0.01,
+            "{} {}",
+            sum / f64::from(draws),
+            divergence(&h)
+        );
+    }
+
+    #[test]
+    fn units_that_vary_are_active() {
+        let mu: Vec<f32> = (0..100).flat_map(|i| [i as f32, 5.0, if i % 2 == 0 { 0.09 } else { -0.09 }]).collect();
+        assert_eq!(active_units(&mu, 3), 1);
+    }
+}

@@ -1,0 +1,224 @@
+//! What training made, put to use: a model from a file, on a device, encoding and decoding any number of pictures.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::app::io::checkpoint::{Inventory, Weights};
+use crate::app::io::run_folder::RunFolder;
+use crate::app::io::tensor_file::TensorFile;
+use crate::error::{Error, Result};
+use crate::runtime::graph::Region;
+use crate::runtime::plan;
+use crate::vae::data;
+use crate::vae::data::Images;
+use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::runner::{Device, Runner};
+
+/// A model in a file: its sizes and its numbers, which fit each other.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// The file that it came from.
+    pub path: PathBuf,
+    /// Sizes.
+    pub config: VaeConfig,
+    /// Parameters and running statistics.
+    pub weights: Weights,
+}
+
+impl Model {
+    /// Reads a run folder's `model.safetensors`, or any such file, or a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it cannot be read, [`Error::Checkpoint`] where it does not say what model it holds or where its
+    /// tensors are not those of that model.
+    pub fn load(run_or_file: &Path) -> Result<Self> {
+        let path = if run_or_file.is_dir() { RunFolder::view(run_or_file)?.model() } else { run_or_file.to_owned() };
+        if let Err(error) = fs::metadata(&path)
+            && error.kind() == ErrorKind::NotFound
+            && run_or_file.is_dir()
+        {
+            let why = "the run has no weights before its first epoch ends";
+            return Err(Error::file("find", &path)(std::io::Error::new(ErrorKind::NotFound, why)));
+        }
+        Self::from_file(TensorFile::load(&path)?, path)
+    }
+
+    /// Takes it from a file's content; `path` is for the message.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], [`Error::File`] and [`Error::Shape`] where it does not say what model it holds, or where its tensors are not
+    /// those of that model.
+    pub fn from_file(file: TensorFile, path: PathBuf) -> Result<Self> {
+        let config = config_of(&file, &path)?;
+        let graph = config.graph(1, Mode::Encode)?;
+        let weights = Weights::from_file(file, &path, Inventory::of(&graph))?;
+        Ok(Self { path, config, weights })
+    }
+
+    /// Puts it on a device. `work` says how many pictures will be encoded and decoded in one go; they are taken `batch` at a time
+    /// and what is left over with a program of its own size.
+    ///
+    /// # Errors
+    /// Those of [`Runner::new`]; [`Error::Shape`] for a batch of 0.
+    pub fn on(
+        &self,
+        device: &Device,
+        options: &plan::Options,
+        batch: usize,
+        work: &[(Mode, usize)],
+    ) -> Result<Trained> {
+        if batch == 0 {
+            return Err(Error::shape("model", "pictures at once", "at least 1", 0));
+        }
+        let mut programs = Vec::new();
+        for &(mode, count) in work {
+            for size in [if count < batch { 0 } else { batch }, count % batch] {
+                if size > 0 && !programs.contains(&(size, mode)) {
+                    programs.push((size, mode));
+                }
+            }
+        }
+        let mut runner = Runner::new(self.config, &programs, device, options)?;
+        for region in [Region::Params, Region::States] {
+            runner.upload(region, self.weights.region(region)?)?;
+        }
+        Ok(Trained { runner, batch })
+    }
+}
+
+/// The sizes that a file was saved with: `config` of a model, `settings` of a checkpoint.
+fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
+    #[derive(Deserialize)]
+    struct Settings {
+        model: VaeConfig,
+    }
+    let parsed = match (file.metadata.get("config"), file.metadata.get("settings")) {
+        (Some(config), _) => serde_json::from_str(config),
+        (None, Some(settings)) => serde_json::from_str(settings).map(|s: Settings| s.model),
+        (None, None) => {
+            return Err(Error::Checkpoint {
+                path: path.to_owned(),
+                what: "metadata".into(),
+                expected: "`config`, the sizes of the model".into(),
+                found: "none".into(),
+                hint: "only files that vae-wgpu wrote have it; other weights can start a run: vae-wgpu train --init"
+                    .into(),
+            });
+        }
+    };
+    let config: VaeConfig = parsed.map_err(|e| Error::garbled("understand the sizes of the model in", path, e))?;
+    config.check()?;
+    Ok(config)
+}
+
+/// A model on a device.
+#[derive(Debug)]
+pub struct Trained {
+    runner: Runner,
+    batch: usize,
+}
+
+impl Trained {
+    /// The sizes of the model.
+    #[must_use]
+    pub fn config(&self) -> &VaeConfig {
+        self.runner.config()
+    }
+
+    /// Pictures that are worked on at once.
+    #[must_use]
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Device, driver and backend, for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.runner.describe()
+    }
+
+    /// `[n, 2 * latent]` (mu, then log_std) of `[n, c, h, w]` bytes, for `n` as it comes.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] for numbers that are not finite, [`Error::Shape`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
+    pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
+        let picture = self.config().images(1).len();
+        self.batches("bytes of pictures", images, picture, Runner::encode)
+    }
+
+    /// Mean pictures (`[n, c, h, w]`, -1 to 1) of `[n, latent]` numbers, for `n` as it comes.
+    ///
+    /// # Errors
+    /// As [`Trained::encode`].
+    pub fn decode(&mut self, z: &[f32]) -> Result<Vec<f32>> {
+        let latent = self.config().latent_dim;
+        self.batches("latent numbers", z, latent, Runner::decode)
+    }
+
+    fn batches<T>(
+        &mut self,
+        what: &str,
+        all: &[T],
+        each: usize,
+        run: impl Fn(&mut Runner, usize, &[T]) -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
+        if !all.len().is_multiple_of(each) {
+            return Err(Error::shape("model", what, format!("a multiple of {each}"), all.len()));
+        }
+        let mut results = Vec::new();
+        for part in all.chunks(self.batch * each) {
+            let result = run(&mut self.runner, part.len() / each, part)?;
+            if !result.iter().all(|v| v.is_finite()) {
+                return Err(Error::Diverged { what: "what the model makes of its input".to_owned() });
+            }
+            results.extend(result);
+        }
+        Ok(results)
+    }
+}
+
+/// The latent means (`[n, latent]`) in `h` (`[n, 2 * latent]`): what a picture is decoded from when nothing is drawn at random.
+#[must_use]
+pub fn means(h: &[f32], latent: usize) -> Vec<f32> {
+    h.chunks_exact(2 * latent.max(1)).flat_map(|row| &row[..latent]).copied().collect()
+}
+
+/// Refuses pictures of another size than the model's.
+///
+/// # Errors
+/// [`Error::Shape`] with both.
+pub fn check_size(config: &VaeConfig, images: &dyn Images) -> Result<()> {
+    let (c, h, w) = images.size();
+    let (channels, side) = (config.image_channels, config.image_size);
+    if (c, h, w) == (channels, side, side) {
+        return Ok(());
+    }
+    Err(Error::shape(
+        "model",
+        "channels and size of the pictures",
+        format!("{channels}x{side}x{side}"),
+        format!("{c}x{h}x{w}"),
+    ))
+}
+
+/// Calls `each` with the bytes of `size` pictures after `size` pictures, in order; the last call may get fewer.
+///
+/// # Errors
+/// Those of `each`.
+pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut pixels = Vec::new();
+    for first in (0..images.len()).step_by(size.max(1)) {
+        let indices: Vec<u32> = (first as u32..images.len().min(first + size) as u32).collect();
+        data::batch(images, &indices, &mut pixels)?;
+        each(&pixels)?;
+    }
+    Ok(())
+}
+
+/// A byte of a picture as the model sees it.
+pub(crate) fn scaled(byte: u8) -> f64 {
+    f64::from(f32::from(byte) / 127.5 - 1.0)
+}

@@ -1,0 +1,325 @@
+//! The ResNet U-Net VAE, assembled with the graph builder.
+//!
+//! Pre-activation residual blocks (He et al., arXiv:1603.05027) in three groups each way; the first block of a group halves or
+//! doubles the resolution while channels double or halve. The encoder ends in the mean and log standard deviation of a
+//! diagonal Gaussian (Kingma and Welling, arXiv:1312.6114), the decoder in the mean of a Gaussian with unit variance.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::runtime::graph::{Builder, Graph, Root, ValueId};
+use crate::runtime::kernel::Profile;
+use crate::runtime::op::optim::step_scalars::StepScalars;
+use crate::runtime::op::{
+    AdamConfig, Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, Linear, Pixels,
+    PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
+};
+use crate::runtime::plan;
+use crate::runtime::plan::Plan;
+use crate::runtime::tensor::shape::{MAX_ELEMENTS, Shape, Spec};
+
+/// Which normalisation stands before every ReLU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Norm {
+    /// Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167), momentum 0.1.
+    Batch,
+    /// Layer normalisation over the channels of each pixel.
+    Position,
+}
+
+impl std::str::FromStr for Norm {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "batch" => Ok(Self::Batch),
+            "position" => Ok(Self::Position),
+            _ => Err(Error::Unknown { kind: "norm", name: name.to_owned(), known: "batch, position".to_owned() }),
+        }
+    }
+}
+
+/// Sizes of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaeConfig {
+    /// Channels after the stem; each group doubles them. Even, at least 2.
+    pub channels: usize,
+    /// Residual blocks in each group; at least 1.
+    pub blocks: usize,
+    /// Groups each way; each halves the resolution.
+    pub groups: usize,
+    /// Numbers that a picture is encoded in.
+    pub latent_dim: usize,
+    /// Normalisation.
+    pub norm: Norm,
+    /// Height and width of a picture: a multiple of 2^groups.
+    pub image_size: usize,
+    /// Channels of a picture.
+    pub image_channels: usize,
+}
+
+impl Default for VaeConfig {
+    /// 32 channels, 4 blocks, 3 groups, 16 latent numbers, batch norm, 32x32 RGB: 1,721,891 parameters.
+    fn default() -> Self {
+        Self {
+            channels: 32,
+            blocks: 4,
+            groups: 3,
+            latent_dim: 16,
+            norm: Norm::Batch,
+            image_size: 32,
+            image_channels: 3,
+        }
+    }
+}
+
+/// Epsilon of both normalisations.
+const NORM_EPS: f64 = 1e-5;
+/// Momentum of batch norm's running statistics.
+const NORM_MOMENTUM: f64 = 0.1;
+
+/// What a graph of the model computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Batch statistics, all gradients, the update.
+    Train,
+    /// Running statistics; the loss, `h` (mu, then log_std) and `mean` of a batch.
+    Evaluate,
+    /// Running statistics; `images` to `h`.
+    Encode,
+    /// Running statistics; `z` to `mean`.
+    Decode,
+}
+
+impl VaeConfig {
+    /// Refuses sizes that make no model.
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str, expected: String, found: usize| Err(Error::shape("model", what, expected, found));
+        if self.channels < 2 || !self.channels.is_multiple_of(2) || self.channels > 4096 {
+            return bad("channels", "an even number from 2 to 4096".into(), self.channels);
+        }
+        for (what, found, most) in
+            [("blocks", self.blocks, 256), ("groups", self.groups, 8), ("latent numbers", self.latent_dim, 65_536)]
+        {
+            if found == 0 || found > most {
+                return bad(what, format!("1 to {most}"), found);
+            }
+        }
+        if self.image_channels == 0 || self.image_channels > 16 {
+            return bad("picture channels", "1 to 16".into(), self.image_channels);
+        }
+        let granule = 1 << self.groups;
+        if self.image_size == 0 || !self.image_size.is_multiple_of(granule) || self.image_size > 1024 {
+            return bad("picture size", format!("a multiple of {granule} up to 1024"), self.image_size);
+        }
+        Ok(())
+    }
+
+    /// Shape of a batch of pictures.
+    #[must_use]
+    pub const fn images(&self, batch: usize) -> Shape {
+        Shape::new(batch, self.image_channels, self.image_size, self.image_size)
+    }
+
+    /// The graph for one batch size, all over the same parameters. Inputs, as far as the mode needs them: `images` (bytes), `eps`
+    /// (`[batch, latent]`), `z` (likewise), `step` ([`StepScalars`]). Outputs likewise: `terms` (total, recon, kl), `h`
+    /// (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite flag).
+    pub fn graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
+        self.rewritten(batch, mode, false, false)
+    }
+
+    /// The same with fused operations: [`Graph::fused`].
+    pub fn fused_graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
+        self.rewritten(batch, mode, true, false)
+    }
+
+    fn rewritten(&self, batch: usize, mode: Mode, fuse: bool, checkpoint: bool) -> Result<Graph> {
+        let (graph, loss) = self.forward(batch, mode)?;
+        let graph = if fuse { graph.fused()? } else { graph };
+        match mode {
+            Mode::Train => {
+                let graph = graph.with_gradients(&[Root::Loss(loss)], &[])?;
+                let graph = if checkpoint { graph.checkpointed(block_of)? } else { graph };
+                graph.with_adam(AdamConfig::default())
+            }
+            Mode::Evaluate => Ok(graph),
+            Mode::Encode => graph.only(&["h"]),
+            Mode::Decode => graph.only(&["mean"]),
+        }
+    }
+
+    /// The training graph without the update: loss and all gradients.
+    pub fn gradient_graph(&self, batch: usize) -> Result<Graph> {
+        let (graph, loss) = self.forward(batch, Mode::Train)?;
+        graph.with_gradients(&[Root::Loss(loss)], &[])
+    }
+
+    fn forward(&self, batch: usize, mode: Mode) -> Result<(Graph, ValueId)> {
+        self.check()?;
+        self.images(batch).checked("model", &format!("a batch of {batch}"))?;
+        let training = mode == Mode::Train;
+        let mut b = Builder::new();
+        let bytes = b.input("images", Spec::bytes(self.images(batch)))?;
+        let x = b.apply("pixels", &[bytes], |s| Pixels::new(s[0]))?;
+        let h = self.encoder(&mut b, x, training)?;
+        let latent = Spec::nhwc(Shape::new(batch, self.latent_dim, 1, 1));
+        let z = if mode == Mode::Decode {
+            b.input("z", latent)?
+        } else {
+            let eps = b.input("eps", latent)?;
+            b.apply("reparameterize", &[h, eps], |s| Reparameterize::new(s[0], s[1]))?
+        };
+        let mean = self.decoder(&mut b, z, training)?;
+        let step = b.input("step", Spec::flat(StepScalars::LEN))?;
+        let terms = b.apply("loss", &[x, mean, h, step], |s| Elbo::new(s[0], s[1], s[2], training))?;
+        Ok((b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
+    }
+
+    /// The graph and plan for a device, or the refusal that names the largest batch that fits.
+    pub fn plan(&self, batch: usize, mode: Mode, profile: &Profile, options: &plan::Options) -> Result<(Graph, Plan)> {
+        let build = |batch: usize| {
+            let graph = self.rewritten(batch, mode, options.fuse, options.checkpoint)?;
+            let plan = plan::plan(&graph, profile, options)?;
+            Ok((graph, plan))
+        };
+        let error = match build(batch) {
+            Err(error) if batch > 1 || matches!(error, Error::DoesNotFit { .. }) => error,
+            result => return result,
+        };
+        let (what, needed, limit) = match (error, build(1)) {
+            (Error::DoesNotFit { what, needed, limit, .. }, _) => (what, needed, limit),
+            // What fails at this batch and not at 1 is a tensor with more elements than can be counted.
+            (Error::Shape { .. }, Ok((_, one))) => {
+                let needed = one.memory.largest.saturating_mul(batch as u64);
+                ("the largest tensor".to_owned(), needed, MAX_ELEMENTS as u64 * 4)
+            }
+            (error, _) => return Err(error),
+        };
+        let (mut fits, mut fails) = (0, batch);
+        while fails - fits > 1 {
+            let middle = fits + (fails - fits) / 2;
+            if build(middle).is_ok() { fits = middle } else { fails = middle }
+        }
+        let hint = match fits {
+            0 => "not even a batch of 1 fits: use fewer channels".to_owned(),
+            _ => format!("the largest batch that fits is {fits}"),
+        };
+        Err(Error::DoesNotFit { what: format!("{what} of batch {batch}"), needed, limit, hint })
+    }
+}
+
+/// The residual block that a node belongs to: `encoder.groups.0.blocks.1` of `encoder.groups.0.blocks.1.conv2`.
+fn block_of(node: &str) -> Option<&str> {
+    let start = node.find(".blocks.")? + ".blocks.".len();
+    let digits = node.get(start..)?.find('.')?;
+    node.get(..start + digits)
+}
+
+/// What a residual block does to the resolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// Keeps it.
+    Same,
+    /// Halves it.
+    Down,
+    /// Doubles it.
+    Up,
+}
+
+/// A normalisation with the ReLU behind it: parameters `name.weight` and `name.bias`, with [`Norm::Batch`] also the running
+/// statistics, which are used and not updated unless `training`.
+pub fn norm_relu(b: &mut Builder, name: &str, x: ValueId, norm: Norm, training: bool) -> Result<ValueId> {
+    let y = match norm {
+        Norm::Batch => {
+            let config = BatchNormConfig { eps: NORM_EPS, momentum: NORM_MOMENTUM, training, relu: false };
+            b.apply(name, &[x], |s| BatchNorm::new(s[0], config))?
+        }
+        Norm::Position => {
+            let config = PositionNormConfig { eps: NORM_EPS, relu: false };
+            b.apply(name, &[x], |s| PositionNorm::new(s[0], config))?
+        }
+    };
+    b.apply(&format!("{name}.relu"), &[y], |s| Relu::new(s[0]))
+}
+
+/// A pre-activation bottleneck block to `out` channels:
+///
+/// ```text
+/// main = norm relu conv1x1(c -> c/2) norm relu C norm relu conv1x1(c/2 -> out)
+///   C: same = conv3x3; down = conv3x3 stride 2; up = conv_transpose4x4 stride 2     (c/2 -> c/2)
+/// skip = x, where it has the right shape; otherwise norm relu conv1x1(c -> out; stride 2 if down), then nearest x2 if up
+/// y = main + skip
+/// ```
+pub fn residual_block(
+    b: &mut Builder,
+    x: ValueId,
+    out: usize,
+    scale: Scale,
+    norm: Norm,
+    training: bool,
+) -> Result<ValueId> {
+    let middle = b.shape(x).c / 2;
+    let stride = if scale == Scale::Down { 2 } else { 1 };
+    let h = norm_relu(b, "norm1", x, norm, training)?;
+    let h = conv(b, "conv1", h, middle, 1, 1)?;
+    let h = norm_relu(b, "norm2", h, norm, training)?;
+    let h = match scale {
+        Scale::Up => b.apply("conv2", &[h], |s| ConvTranspose2d::new(s[0], middle, 4, 2, 1))?,
+        _ => conv(b, "conv2", h, middle, 3, stride)?,
+    };
+    let h = norm_relu(b, "norm3", h, norm, training)?;
+    let h = conv(b, "conv3", h, out, 1, 1)?;
+    let skip = if scale == Scale::Same && b.shape(x).c == out {
+        x
+    } else {
+        let s = norm_relu(b, "skip_norm", x, norm, training)?;
+        let s = conv(b, "skip_conv", s, out, 1, stride)?;
+        if scale == Scale::Up { b.apply("skip_up", &[s], |s| Upsample::new(s[0]))? } else { s }
+    };
+    b.apply("add", &[h, skip], |s| Add::new(s[0], s[1]))
+}
+
+fn conv(b: &mut Builder, name: &str, x: ValueId, out: usize, kernel: usize, stride: usize) -> Result<ValueId> {
+    b.apply(name, &[x], |s| Conv2d::new(s[0], out, kernel, stride, kernel / 2))
+}
+
+impl VaeConfig {
+    fn groups(&self, b: &mut Builder, mut x: ValueId, scale: Scale, training: bool) -> Result<ValueId> {
+        for g in 0..self.groups {
+            let c = b.shape(x).c;
+            let out = if scale == Scale::Down { c * 2 } else { c / 2 };
+            for block in 0..self.blocks {
+                let scale = if block == 0 { scale } else { Scale::Same };
+                b.scope_in(format_args!("groups.{g}.blocks.{block}"));
+                x = residual_block(b, x, out, scale, self.norm, training)?;
+                b.scope_out();
+            }
+        }
+        Ok(x)
+    }
+
+    fn encoder(&self, b: &mut Builder, x: ValueId, training: bool) -> Result<ValueId> {
+        b.scope_in("encoder");
+        let h = conv(b, "stem", x, self.channels, 3, 1)?;
+        let h = self.groups(b, h, Scale::Down, training)?;
+        let h = norm_relu(b, "norm", h, self.norm, training)?;
+        let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
+        let out = Shape::vector(2 * self.latent_dim);
+        let h = b.apply("fc", &[h], |s| Linear::new(s[0], out))?;
+        b.scope_out();
+        Ok(h)
+    }
+
+    fn decoder(&self, b: &mut Builder, z: ValueId, training: bool) -> Result<ValueId> {
+        b.scope_in("decoder");
+        let size = self.image_size >> self.groups;
+        let out = Shape::new(1, self.channels << self.groups, size, size);
+        let h = b.apply("fc", &[z], |s| Linear::new(s[0], out))?;
+        let h = self.groups(b, h, Scale::Up, training)?;
+        let h = norm_relu(b, "norm", h, self.norm, training)?;
+        let mean = conv(b, "out", h, self.image_channels, 3, 1)?;
+        b.scope_out();
+        Ok(mean)
+    }
+}

@@ -1,0 +1,172 @@
+//! Principal component analysis of pictures: the best that any linear code of a given length can do, and so the yardstick of a
+//! nonlinear one.
+//!
+//! The components are found by subspace iteration with Rayleigh-Ritz projection (Halko, Martinsson and Tropp, arXiv:0909.4061): the
+//! covariance matrix is never formed, the pictures are read once a pass.
+
+use nalgebra::{DMatrix, DVector};
+
+use crate::error::{Error, Result};
+use crate::runtime::sys::threads;
+use crate::runtime::tensor::rng;
+use crate::runtime::tensor::rng::Purpose;
+use crate::vae::data;
+use crate::vae::data::Images;
+use crate::vae::inference::{in_blocks, scaled};
+
+/// Pictures that a thread multiplies at once; sums are taken block by block, so results do not depend on the number of threads.
+const BLOCK: usize = 512;
+/// Passes after which the components are good enough in any case.
+const PASSES: usize = 40;
+/// Relative change of the variance explained that ends the iteration.
+const TOLERANCE: f64 = 1e-6;
+
+/// The mean picture and the directions in which pictures vary most.
+#[derive(Clone, Debug)]
+pub struct Pca {
+    mean: DVector<f64>,
+    /// One orthonormal column a component.
+    components: DMatrix<f64>,
+}
+
+impl Pca {
+    /// Fits `components` directions (no more than a picture has numbers) to all pictures; `done` is told of each pass over them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for no pictures.
+    pub fn fit(images: &dyn Images, components: usize, done: &mut dyn FnMut(usize)) -> Result<Self> {
+        let dims = data::picture_bytes(images.size())?;
+        if images.is_empty() || components == 0 {
+            return Err(Error::shape("pca", "pictures and components", "at least 1", 0));
+        }
+        let kept = components.min(dims);
+        // More directions than asked for make the wanted ones converge fast.
+        let width = (2 * kept + 8).min(dims);
+        let mean = mean(images, dims)?;
+        let mut noise = rng::stream(0, Purpose::Check, 0);
+        let start = rng::normals(&mut noise, dims * width).into_iter().map(f64::from);
+        let mut basis = orthonormal(DMatrix::from_iterator(dims, width, start));
+        let mut explained = 0.0;
+        for pass in 1.. {
+            let product = scatter_times(images, &mean, &basis)?;
+            done(pass);
+            // The best directions within the basis; their eigenvalues are the variance along them.
+            let eigen = (basis.transpose() * &product).symmetric_eigen();
+            let mut order: Vec<usize> = (0..width).collect();
+            order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
+            let best = &order[..kept];
+            let now: f64 = best.iter().map(|&i| eigen.eigenvalues[i]).sum();
+            if now - explained <= TOLERANCE * now || pass == PASSES {
+                let components = basis * eigen.eigenvectors.select_columns(best);
+                return Ok(Self { mean, components });
+            }
+            explained = now;
+            basis = orthonormal(product);
+        }
+        Err(Error::bug("an iteration without end"))
+    }
+
+    /// Number of components.
+    #[must_use]
+    pub fn components(&self) -> usize {
+        self.components.ncols()
+    }
+
+    /// Mean squared error per dimension (pixels from -1 to 1) of pictures projected on the components.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for pictures of another size.
+    pub fn mse(&self, images: &dyn Images) -> Result<f64> {
+        let dims = data::picture_bytes(images.size())?;
+        if dims != self.mean.len() {
+            return Err(Error::shape("pca", "numbers of a picture", self.mean.len(), dims));
+        }
+        let basis = self.components.transpose();
+        let mut sum = 0.0;
+        in_blocks(images, BLOCK, |pixels| {
+            let block = centred(pixels, &self.mean);
+            // The components are orthonormal: what they hold and what is left add up.
+            sum += block.norm_squared() - (&basis * &block).norm_squared();
+            Ok(())
+        })?;
+        Ok((sum / (images.len() as f64 * dims as f64)).max(0.0))
+    }
+}
+
+fn orthonormal(matrix: DMatrix<f64>) -> DMatrix<f64> {
+    matrix.qr().q()
+}
+
+fn mean(images: &dyn Images, dims: usize) -> Result<DVector<f64>> {
+    let mut sums = DVector::zeros(dims);
+    in_blocks(images, BLOCK, |pixels| {
+        for picture in pixels.chunks_exact(dims) {
+            sums.iter_mut().zip(picture).for_each(|(sum, x)| *sum += scaled(*x));
+        }
+        Ok(())
+    })?;
+    Ok(sums / images.len() as f64)
+}
+
+/// Pictures as columns, less the mean.
+fn centred(pixels: &[u8], mean: &DVector<f64>) -> DMatrix<f64> {
+    let dims = mean.len();
+    let numbers = pixels.chunks_exact(dims).flat_map(|p| p.iter().zip(mean).map(|(x, m)| scaled(*x) - m));
+    DMatrix::from_iterator(dims, pixels.len() / dims, numbers)
+}
+
+/// X X^T Q for X with a picture a column and an orthonormal basis Q.
+fn scatter_times(images: &dyn Images, mean: &DVector<f64>, basis: &DMatrix<f64>) -> Result<DMatrix<f64>> {
+    let transposed = basis.transpose();
+    let block = |first: usize| -> Result<DMatrix<f64>> {
+        let indices: Vec<u32> = (first as u32..images.len().min(first + BLOCK) as u32).collect();
+        let mut pixels = Vec::new();
+        data::batch(images, &indices, &mut pixels)?;
+        let x = centred(&pixels, mean);
+        let codes = (&transposed * &x).transpose();
+        Ok(x * codes)
+    };
+    let starts: Vec<usize> = (0..images.len()).step_by(BLOCK).collect();
+    let mut sum = DMatrix::zeros(basis.nrows(), basis.ncols());
+    // In order: the sum must not depend on the number of threads.
+    for group in starts.chunks(threads::cores()) {
+        for part in threads::map(group, |&first| block(first))? {
+            sum += part;
+        }
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vae::data::Memory;
+    use crate::vae::data::shapes::Shapes;
+
+    #[test]
+    fn it_is_the_projection_on_the_eigenvectors_of_the_covariance() {
+        let mut noise = rng::stream(3, Purpose::Check, 0);
+        let (dims, count) = (4 * 6, 700);
+        // Pictures that vary by less and less from pixel to pixel.
+        let pixel = |(i, v): (usize, f32)| (128.0 + v * 60.0 / (1.0 + (i % dims) as f32 * 0.5)).clamp(0.0, 255.0) as u8;
+        let pixels: Vec<u8> = rng::normals(&mut noise, dims * count).into_iter().enumerate().map(pixel).collect();
+        let images = Memory::new((1, 4, 6), vec!["x".into()], vec![0; count], pixels.clone()).unwrap();
+        let x = centred(&pixels, &mean(&images, dims).unwrap());
+        let mut eigenvalues: Vec<f64> = (&x * x.transpose()).symmetric_eigenvalues().iter().copied().collect();
+        eigenvalues.sort_by(|a, b| b.total_cmp(a));
+        for components in [1, 3, 8, 24, 100] {
+            let left: f64 = eigenvalues.iter().skip(components).sum::<f64>() / (dims * count) as f64;
+            let mse = Pca::fit(&images, components, &mut |_| ()).unwrap().mse(&images).unwrap();
+            assert!((mse - left).abs() <= 1e-5 * left + 1e-12, "{components}: {mse} {left}");
+        }
+    }
+
+    #[test]
+    fn fewer_pictures_than_components_are_held_exactly() {
+        let images = Shapes::new(0, 0, 5);
+        let pca = Pca::fit(&images, 8, &mut |_| ()).unwrap();
+        assert!(pca.mse(&images).unwrap() < 1e-12);
+        assert!(pca.mse(&Shapes::new(0, 100, 5)).unwrap() > 1e-3);
+        assert!(Pca::fit(&Shapes::new(0, 0, 0), 1, &mut |_| ()).is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! The batches of an epoch, prepared on a thread of their own while the device runs the steps before.
+//!
+//! What a batch holds depends on the settings and its step alone: who prepares it, and when, changes no number.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Builder, Scope};
+use std::time::Instant;
+
+use super::{Settings, noise};
+use crate::error::{Error, Result};
+use crate::vae::data;
+use crate::vae::data::{Augment, Images};
+
+/// Batches that wait ready: more than one, for preparing and stepping do not always take the same time.
+const DEPTH: usize = 2;
+
+/// What a training step takes from the data set and from chance.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Number of pictures.
+    pub(super) len: usize,
+    /// Pixels, augmented.
+    pub(super) pixels: Vec<u8>,
+    /// Noise.
+    pub(super) eps: Vec<f32>,
+    /// When preparing it began and when it was done.
+    pub(super) prepared: [Instant; 2],
+}
+
+/// Which batches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Epoch {
+    /// Number, from 1.
+    pub(super) number: u64,
+    /// Number of its first step in the run.
+    pub(super) first_step: u64,
+    /// Steps of it that have been made.
+    pub(super) done: usize,
+}
+
+/// Prepares the rest of an epoch's batches, in order; an error is the last thing that comes. The thread ends when all are taken or when
+/// the receiver is dropped.
+pub(super) fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    settings: &'scope Settings,
+    images: &'scope dyn Images,
+    epoch: Epoch,
+) -> Result<Receiver<Result<Batch>>> {
+    let (sender, receiver) = sync_channel(DEPTH);
+    let prepare = move || prepare(settings, images, epoch, &sender);
+    let started = Builder::new().spawn_scoped(scope, prepare);
+    started.map_err(|e| Error::device("starting a thread that prepares batches", e))?;
+    Ok(receiver)
+}
+
+fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &SyncSender<Result<Batch>>) {
+    let order = data::epoch_order(settings.seed, epoch.number, images.len());
+    for (step, indices) in (epoch.first_step..).zip(order.chunks(settings.batch_size)).skip(epoch.done) {
+        let batch = batch(settings, images, epoch.number, step, indices);
+        let failed = batch.is_err();
+        // Nobody waits for it any more where the epoch was left.
+        if sender.send(batch).is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn batch(settings: &Settings, images: &dyn Images, epoch: u64, step: u64, indices: &[u32]) -> Result<Batch> {
+    let begun = Instant::now();
+    let mut pixels = Vec::new();
+    data::batch(images, indices, &mut pixels)?;
+    let augment = Augment { flip: settings.flip, crop: settings.crop };
+    augment.apply(settings.seed, epoch, indices, images.size(), &mut pixels)?;
+    let eps = noise(settings, step, indices.len());
+    Ok(Batch { len: indices.len(), pixels, eps, prepared: [begun, Instant::now()] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vae::data::shapes;
+
+    fn settings() -> Settings {
+        Settings { batch_size: 7, seed: 3, flip: true, crop: true, ..Settings::default() }
+    }
+
+    fn taken(done: usize, most: usize) -> Vec<Batch> {
+        let settings = settings();
+        let images = shapes::dataset().unwrap().limited(Some(30), Some(1)).unwrap().train;
+        std::thread::scope(|scope| {
+            let epoch = Epoch { number: 2, first_step: 5, done };
+            let batches = start(scope, &settings, images.as_ref(), epoch).unwrap();
+            // What is not taken must not keep the thread.
+            batches.iter().take(most).collect::<Result<_>>().unwrap()
+        })
+    }
+
+    #[test]
+    fn batches_come_in_order_from_any_step_and_may_be_left() {
+        let all = taken(0, 99);
+        assert_eq!(all.iter().map(|b| b.len).collect::<Vec<_>>(), [7, 7, 7, 7, 2]);
+        for (done, most) in [(0, 1), (2, 99), (4, 99), (5, 99), (0, 0)] {
+            let some = taken(done, most);
+            assert_eq!(some.len(), most.min(5 - done));
+            for (a, b) in some.iter().zip(&all[done..]) {
+                assert!(a.pixels == b.pixels && a.eps == b.eps);
+            }
+        }
+        assert_eq!(all[1].eps, noise(&settings(), 6, 7));
+        assert!(all.iter().all(|b| b.prepared[0] <= b.prepared[1]));
+    }
+
+    #[test]
+    fn an_error_is_the_last_thing_that_comes() {
+        /// Pictures of no possible size.
+        #[derive(Debug)]
+        struct Odd(Box<dyn Images>);
+        impl Images for Odd {
+            fn len(&self) -> usize {
+                self.0.len()
+            }
+            fn size(&self) -> (usize, usize, usize) {
+                (usize::MAX, 2, 2)
+            }
+            fn classes(&self) -> &[String] {
+                self.0.classes()
+            }
+            fn label(&self, index: usize) -> u8 {
+                self.0.label(index)
+            }
+            fn write(&self, _: usize, _: &mut [u8]) {}
+        }
+        let (settings, images) = (settings(), Odd(shapes::dataset().unwrap().test));
+        let came = std::thread::scope(|scope| {
+            let epoch = Epoch { number: 1, first_step: 0, done: 0 };
+            start(scope, &settings, &images, epoch).unwrap().iter().map(|batch| batch.is_ok()).collect::<Vec<_>>()
+        });
+        assert_eq!(came, [false]);
+    }
+}

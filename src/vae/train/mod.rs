@@ -1,0 +1,569 @@
+//! The training loop: epochs of shuffled batches, validation, pictures, and a run folder that can be gone on with at any step.
+//!
+//! What a step does depends on the settings and its number alone, so a run in one go and a run in parts are the same to the
+//! bit. Reports come back from the device some steps late; nothing waits for them but the end of an epoch.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use self::loader::Batch;
+use crate::app::io::checkpoint::{Checkpoint, Inventory, Progress, Weights};
+use crate::app::io::csv::{EpochRow, StepRow, Table};
+use crate::app::io::run_folder::{RunConfig, RunFolder};
+use crate::app::viz::trace::{HostSpan, Profile};
+use crate::error::{Error, Result};
+use crate::runtime::graph::Region;
+use crate::runtime::plan;
+use crate::runtime::tensor::rng;
+use crate::runtime::tensor::rng::Purpose;
+use crate::vae::data::Dataset;
+use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::runner::{Device, Runner, StepInput};
+use crate::vae::train::events::{Event, Observer, Start};
+
+mod artifacts;
+#[cfg(test)]
+mod crash;
+pub mod events;
+mod loader;
+mod settings;
+mod validation;
+
+pub use settings::{MAX_EPOCHS, Schedule, Settings};
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All epochs are done.
+    Finished,
+    /// It was stopped and saved.
+    Interrupted,
+}
+
+/// Steps under way on the device before the host waits for the oldest.
+const IN_FLIGHT: usize = 2;
+/// Steps of this part of a run before the one that is timed.
+const PROFILE_AFTER: u64 = 3;
+/// Time after which a checkpoint is written within an epoch.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
+
+/// A run in progress.
+pub struct Trainer<'a> {
+    settings: Settings,
+    dataset: &'a Dataset,
+    /// What tells the data set from others.
+    data: String,
+    runner: Runner,
+    folder: RunFolder,
+    observer: &'a mut dyn Observer,
+    stop: &'a AtomicBool,
+    metrics: Table<StepRow>,
+    epochs: Table<EpochRow>,
+    /// All rows of the run so far: means and plots are made from them.
+    steps: Vec<StepRow>,
+    epoch_rows: Vec<EpochRow>,
+    best: Option<f64>,
+    /// Epochs that are done, validation and all.
+    finished: u64,
+    warned: bool,
+    /// Why the observer cannot tell any more.
+    untold: Option<Error>,
+    saved: Instant,
+    /// Start of each step under way: number, images, time.
+    under_way: Vec<(u64, usize, Instant)>,
+    last_report: Instant,
+    /// A step to be timed.
+    profile: Option<ProfileAt>,
+}
+
+/// Which step is timed, and where its trace goes.
+struct ProfileAt {
+    step: u64,
+    trace: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Trainer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trainer")
+            .field("folder", &self.folder.path())
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a run takes place.
+pub struct Stage<'a> {
+    /// Images to train on and to validate with.
+    pub dataset: &'a Dataset,
+    /// The device.
+    pub device: &'a Device,
+    /// How kernels are chosen and placed.
+    pub plan: &'a plan::Options,
+    /// Who looks on.
+    pub observer: &'a mut dyn Observer,
+    /// Set from outside to end the run after the step in hand.
+    pub stop: &'a AtomicBool,
+}
+
+impl std::fmt::Debug for Stage<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stage").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Trainer<'a> {
+    /// A new run in `folder`, where nothing is touched before it is known that the run can start; `init` gives weights to start from
+    /// instead of random ones.
+    pub fn new(
+        mut settings: Settings,
+        mut folder: RunFolder,
+        init: Option<&Weights>,
+        stage: Stage<'a>,
+    ) -> Result<Self> {
+        settings.check()?;
+        let mut runner = runner(&mut settings, &stage)?;
+        runner.init(settings.seed)?;
+        if let Some(weights) = init {
+            runner.upload(Region::Params, &weights.params)?;
+            runner.upload(Region::States, &weights.states)?;
+        }
+        let data = stage.dataset.fingerprint()?;
+        folder.begin()?;
+        folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings.clone()))?;
+        let (metrics, epochs) = (Table::create(&folder.metrics())?, Table::create(&folder.epochs())?);
+        let mut trainer = Self {
+            settings,
+            dataset: stage.dataset,
+            data,
+            runner,
+            folder,
+            observer: stage.observer,
+            stop: stage.stop,
+            metrics,
+            epochs,
+            steps: Vec::new(),
+            epoch_rows: Vec::new(),
+            best: None,
+            finished: 0,
+            warned: false,
+            untold: None,
+            saved: Instant::now(),
+            under_way: Vec::new(),
+            last_report: Instant::now(),
+            profile: None,
+        };
+        trainer.pictures(0)?;
+        trainer.save_checkpoint()?;
+        Ok(trainer)
+    }
+
+    /// The settings of a run that is to go on, from its checkpoint.
+    pub fn settings_of(folder: &RunFolder) -> Result<Settings> {
+        let path = folder.checkpoint();
+        let file = crate::app::io::tensor_file::TensorFile::load(&path)?;
+        let progress = Progress::of(&file, &path)?;
+        serde_json::from_str(&progress.settings).map_err(|e| Error::garbled("understand the settings in", &path, e))
+    }
+
+    /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs) and its choice of
+    /// kernels, unless the stage's plan has another.
+    pub fn resume(mut settings: Settings, folder: RunFolder, stage: Stage<'a>) -> Result<Self> {
+        settings.check()?;
+        let mut runner = runner(&mut settings, &stage)?;
+        let path = folder.checkpoint();
+        let Checkpoint { progress, weights, moment1, moment2 } =
+            Checkpoint::load(&path, Inventory::of(runner.graph()?))?;
+        for (region, tensors) in [
+            (Region::Params, &weights.params),
+            (Region::States, &weights.states),
+            (Region::Moment1, &moment1),
+            (Region::Moment2, &moment2),
+        ] {
+            runner.upload(region, tensors)?;
+        }
+        runner.set_step(progress.step);
+        let data = stage.dataset.fingerprint()?;
+        check_progress(&progress, &path, &settings, stage.dataset.train.len(), &data)?;
+        let (metrics, steps) = Table::resume(&folder.metrics(), |row: &StepRow| row.step < progress.step)?;
+        let (epochs, epoch_rows) = Table::resume(&folder.epochs(), |row: &EpochRow| row.epoch <= progress.epoch)?;
+        let device = runner.describe();
+        let before = folder.load_config::<Settings>().map_or(device.clone(), |config| config.device);
+        let moved = format!("the run began on {before} and goes on on {device}: its numbers will differ a little");
+        let mut untold = None;
+        for message in [
+            (before != device).then_some(moved),
+            missing_rows(&folder.metrics(), steps.iter().map(|row| row.step), progress.step)?,
+            missing_rows(&folder.epochs(), epoch_rows.iter().map(|row| row.epoch), progress.epoch)?,
+        ] {
+            let Some(message) = message else { continue };
+            tell(stage.observer, &mut untold, &Event::Warning { message: &message })?;
+        }
+        folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings.clone()))?;
+        Ok(Self {
+            settings,
+            dataset: stage.dataset,
+            data,
+            runner,
+            folder,
+            observer: stage.observer,
+            stop: stage.stop,
+            metrics,
+            epochs,
+            steps,
+            epoch_rows,
+            best: progress.best,
+            finished: progress.epoch,
+            warned: false,
+            untold,
+            saved: Instant::now(),
+            under_way: Vec::new(),
+            last_report: Instant::now(),
+            profile: None,
+        })
+    }
+
+    /// Steps of an epoch: the last may be shorter.
+    fn steps_per_epoch(&self) -> u64 {
+        self.dataset.train.len().div_ceil(self.settings.batch_size) as u64
+    }
+
+    /// The model on its device, for what comes after training.
+    pub fn runner(&mut self) -> &mut Runner {
+        &mut self.runner
+    }
+
+    /// Times one of the steps to come on the device, the first whole batch after a few to warm up, and tells the observer; `trace`: where
+    /// to write it down in full. The numbers of the run stay what they are.
+    pub fn profile(&mut self, trace: Option<PathBuf>) {
+        let (first, per_epoch) = (self.runner.step(), self.steps_per_epoch());
+        let steps = per_epoch * self.settings.epochs;
+        let whole = |step: &u64| step % per_epoch + 1 < per_epoch;
+        let after = first.saturating_add(PROFILE_AFTER);
+        let step = (after..after + per_epoch.min(2)).find(whole).unwrap_or(after);
+        self.profile = Some(ProfileAt { step: step.min(steps.saturating_sub(1)), trace });
+    }
+
+    /// Trains until all epochs are done or the run is stopped.
+    pub fn run(&mut self) -> Result<Outcome> {
+        let begun = Instant::now();
+        let per_epoch = self.steps_per_epoch();
+        let steps = per_epoch * self.settings.epochs;
+        let model = describe(&self.settings.model);
+        tell(
+            self.observer,
+            &mut self.untold,
+            &Event::Started(Start {
+                run: self.folder.path(),
+                device: &self.runner.describe(),
+                model: &model,
+                parameters: self.runner.graph()?.parameter_count(),
+                images: self.dataset.train.len(),
+                batch_size: self.settings.batch_size,
+                epochs: self.settings.epochs,
+                steps,
+                first_step: self.runner.step(),
+            }),
+        )?;
+        for epoch in self.finished + 1..=self.settings.epochs {
+            let epoch_begun = Instant::now();
+            let mut outcome = self.epoch(epoch, steps)?;
+            if outcome == Outcome::Finished {
+                outcome = self.end_of_epoch(epoch, epoch_begun)?;
+            }
+            if outcome == Outcome::Interrupted {
+                let event = Event::Interrupted { step: self.runner.step(), run: self.folder.path() };
+                tell(self.observer, &mut self.untold, &event)?;
+                return self.end(Outcome::Interrupted);
+            }
+        }
+        if self.profile.take().is_some() {
+            tell(
+                self.observer,
+                &mut self.untold,
+                &Event::Warning { message: "no profile: there was no step left to time" },
+            )?;
+        }
+        tell(
+            self.observer,
+            &mut self.untold,
+            &Event::Finished {
+                epochs: self.settings.epochs,
+                steps: self.runner.step(),
+                seconds: begun.elapsed().as_secs_f64(),
+                best: self.best,
+                run: self.folder.path(),
+            },
+        )?;
+        self.end(Outcome::Finished)
+    }
+
+    /// All is saved: only now an observer that had nowhere to write is a failure.
+    fn end(&mut self, outcome: Outcome) -> Result<Outcome> {
+        self.untold.take().map_or(Ok(outcome), Err)
+    }
+
+    fn epoch(&mut self, epoch: u64, steps: u64) -> Result<Outcome> {
+        let first_step = (epoch - 1) * self.steps_per_epoch();
+        let part = loader::Epoch { number: epoch, first_step, done: (self.runner.step() - first_step) as usize };
+        let (settings, images) = (self.settings.clone(), self.dataset.train.as_ref());
+        std::thread::scope(|scope| {
+            for batch in loader::start(scope, &settings, images, part)? {
+                if self.stop.load(Ordering::Relaxed) {
+                    self.collect(true)?;
+                    self.save_checkpoint()?;
+                    return Ok(Outcome::Interrupted);
+                }
+                self.train(&batch?, steps)?;
+                if self.saved.elapsed() > CHECKPOINT_EVERY {
+                    self.collect(true)?;
+                    let saved = self.save_checkpoint();
+                    self.tolerate(saved)?;
+                }
+            }
+            self.collect(true)?;
+            Ok(Outcome::Finished)
+        })
+    }
+
+    /// Starts the next step of a run of `steps`.
+    fn train(&mut self, batch: &Batch, steps: u64) -> Result<()> {
+        let step = self.runner.step();
+        let profile = self.profile_of(step)?;
+        let begun = Instant::now();
+        self.under_way.push((step, batch.len, begun));
+        let input = StepInput {
+            images: &batch.pixels,
+            eps: &batch.eps,
+            lr: self.settings.lr_at(step, steps),
+            weight_decay: self.settings.weight_decay,
+            beta: self.settings.beta_at(step),
+            clip: self.settings.clip_grad,
+        };
+        self.runner.train(batch.len, &input)?;
+        let submitted = Instant::now();
+        self.collect(profile.is_some() || self.under_way.len() >= IN_FLIGHT)?;
+        let Some(ProfileAt { trace, .. }) = profile else { return Ok(()) };
+        let span = |name, from: Instant, to: Instant| {
+            let begin = from.saturating_duration_since(submitted).as_nanos() as f64
+                - submitted.saturating_duration_since(from).as_nanos() as f64;
+            HostSpan { name, begin_ns: begin, ns: (to - from).as_nanos() as f64 }
+        };
+        let [prepared, ready] = batch.prepared;
+        let host = vec![
+            span("prepare", prepared, ready),
+            span("encode and submit", begun, submitted),
+            span("wait", submitted, Instant::now()),
+        ];
+        let profile = Profile { step, device: self.runner.describe(), spans: self.runner.spans()?, host };
+        tell(self.observer, &mut self.untold, &Event::Profile(&profile.summary()))?;
+        let Some(path) = trace else { return Ok(()) };
+        // A trace that cannot be written is no reason to end a run.
+        match profile.save_trace(&path) {
+            Err(error) => {
+                tell(self.observer, &mut self.untold, &Event::Warning { message: &format!("no trace: {error}") })
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Makes ready for timing this step, if it is the one: nothing else is under way, and the device is told.
+    fn profile_of(&mut self, step: u64) -> Result<Option<ProfileAt>> {
+        let Some(profile) = self.profile.take_if(|profile| profile.step == step) else { return Ok(None) };
+        self.collect(true)?;
+        if self.runner.time_next()? {
+            return Ok(Some(profile));
+        }
+        let message = "no profile: the device has no timestamp queries";
+        tell(self.observer, &mut self.untold, &Event::Warning { message })?;
+        Ok(None)
+    }
+
+    /// Takes in the reports that have come; a step that was not finite ends the run.
+    fn collect(&mut self, wait: bool) -> Result<()> {
+        let steps = self.steps_per_epoch() * self.settings.epochs;
+        let mut reports = Vec::new();
+        for report in self.runner.reports(wait)? {
+            let at = self.under_way.iter().position(|(step, ..)| *step == report.step);
+            let (_, images, begun) =
+                at.map(|at| self.under_way.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
+            reports.push((report, images, begun));
+        }
+        let Some((_, _, begun)) = reports.first() else { return Ok(()) };
+        // Steps overlap on the device and several may come back at once: together they took the time since those before came back.
+        let seconds = (*begun).max(self.last_report).elapsed().as_secs_f64().max(1e-9);
+        let images_per_s = reports.iter().map(|(_, images, _)| *images as f64).sum::<f64>() / seconds;
+        self.last_report = Instant::now();
+        for (report, ..) in reports {
+            if !report.finite {
+                let computed = if report.total.is_finite() { "the global gradient norm" } else { "the loss" };
+                let tensor = self.runner.first_non_finite()?.unwrap_or_else(|| computed.to_owned());
+                return Err(Error::NonFinite { tensor, step: report.step });
+            }
+            let row = StepRow {
+                step: report.step,
+                epoch: report.step / self.steps_per_epoch() + 1,
+                total: report.total,
+                recon: report.recon,
+                kl: report.kl,
+                grad_norm: report.grad_norm,
+                lr: self.settings.lr_at(report.step, steps),
+                images_per_s: images_per_s as f32,
+            };
+            tell(self.observer, &mut self.untold, &Event::Step(&row))?;
+            let pushed = self.metrics.push(&row);
+            self.tolerate(pushed)?;
+            self.steps.push(row);
+        }
+        Ok(())
+    }
+
+    fn end_of_epoch(&mut self, epoch: u64, begun: Instant) -> Result<Outcome> {
+        let Some(val) = self.validate()? else {
+            self.save_checkpoint()?;
+            return Ok(Outcome::Interrupted);
+        };
+        let sizes = |step: u64| {
+            let at = (step % self.steps_per_epoch()) as usize * self.settings.batch_size;
+            self.settings.batch_size.min(self.dataset.train.len() - at) as f64
+        };
+        let rows = || self.steps.iter().filter(|row| row.epoch == epoch);
+        let images: f64 = rows().map(|row| sizes(row.step)).sum();
+        let mean = |term: fn(&StepRow) -> f32| {
+            let sum: f64 = rows().map(|row| f64::from(term(row)) * sizes(row.step)).sum();
+            sum / images
+        };
+        let row = EpochRow {
+            epoch,
+            train_total: mean(|row| row.total),
+            train_recon: mean(|row| row.recon),
+            train_kl: mean(|row| row.kl),
+            val_total: val.total,
+            val_recon: val.recon,
+            val_kl: val.kl,
+            val_mse: val.mse,
+            active_units: val.active_units,
+            seconds: begun.elapsed().as_secs_f64(),
+        };
+        if !row.val_total.is_finite() {
+            return Err(Error::Diverged { what: "the validation loss".to_owned() });
+        }
+        let restored = self.restore();
+        self.tolerate(restored)?;
+        let pushed = self.epochs.push(&row);
+        self.tolerate(pushed)?;
+        self.epoch_rows.push(row);
+        self.finished = epoch;
+        let better = self.best.is_none_or(|best| row.val_total < best);
+        let model = if better { self.save_model() } else { Ok(()) };
+        let best = better && model.is_ok();
+        if best {
+            self.best = Some(row.val_total);
+        }
+        let drawn = self.pictures(epoch).and_then(|()| self.plots());
+        self.tolerate(drawn)?;
+        // Last: what a kill before this leaves out is made again, to the same bytes, when the epoch is.
+        let checkpoint = self.save_checkpoint();
+        if epoch == self.settings.epochs {
+            model.and(checkpoint)?;
+        } else {
+            self.tolerate(model)?;
+            self.tolerate(checkpoint)?;
+        }
+        tell(self.observer, &mut self.untold, &Event::Epoch { row: &row, best })?;
+        Ok(Outcome::Finished)
+    }
+}
+
+/// Tells the observer. That it has nowhere to write is kept for the end of the run.
+fn tell(observer: &mut dyn Observer, untold: &mut Option<Error>, event: &Event<'_>) -> Result<()> {
+    match observer.observe(event) {
+        Err(error @ Error::File { .. }) => {
+            untold.get_or_insert(error);
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Whether a run can have come as far as its checkpoint says, on these data.
+fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
+    let refuse = |what: &str, expected: String, found: String, hint: &str| {
+        let (path, what, hint) = (path.to_owned(), what.to_owned(), hint.to_owned());
+        Err(Error::Checkpoint { path, what, expected, found, hint })
+    };
+    if let Some(own) = progress.data.as_ref().filter(|own| *own != data) {
+        let hint = "give the run its own data, or start another from its weights with --init";
+        return refuse("data set", own.clone(), data.to_owned(), hint);
+    }
+    let per_epoch = images.div_ceil(settings.batch_size) as u64;
+    let most = per_epoch.saturating_mul(MAX_EPOCHS);
+    let changed = "the file was changed: use another checkpoint";
+    if progress.step > most {
+        return refuse("step", format!("at most {most}"), progress.step.to_string(), changed);
+    }
+    // After its last step an epoch has still to be validated.
+    let epochs = progress.step.saturating_sub(1) / per_epoch..=progress.step / per_epoch;
+    if !epochs.contains(&progress.epoch) {
+        let expected = format!("{} to {} after {} steps", epochs.start(), epochs.end(), progress.step);
+        return refuse("epoch", expected, progress.epoch.to_string(), changed);
+    }
+    Ok(())
+}
+
+/// What is to be said of a table that lacks some of its rows; `numbers` are those that it has.
+fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u64) -> Result<Option<String>> {
+    if !numbers.clone().is_sorted_by(|a, b| a < b) {
+        return Err(Error::garbled("understand", path, "its rows are not in order"));
+    }
+    let missing = all.saturating_sub(numbers.count() as u64);
+    let message = || format!("{}: {missing} of {all} rows are missing: means and plots do without", path.display());
+    Ok((missing > 0).then(message))
+}
+
+/// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of
+/// the settings and becomes theirs.
+fn runner(settings: &mut Settings, stage: &Stage<'_>) -> Result<Runner> {
+    if !stage.plan.variants.is_empty() {
+        settings.variants.clone_from(&stage.plan.variants);
+    }
+    let plan = plan::Options { variants: settings.variants.clone(), ..stage.plan.clone() };
+    let (train, test) = (stage.dataset.train.as_ref(), stage.dataset.test.as_ref());
+    let (c, h, w) = train.size();
+    let model = &settings.model;
+    if (c, h, w) != (model.image_channels, model.image_size, model.image_size) {
+        let expected = format!("{} of {s}x{s}", model.image_channels, s = model.image_size);
+        return Err(Error::shape("train", "channels and size of the pictures", expected, format!("{c} of {h}x{w}")));
+    }
+    let mut programs = Vec::new();
+    for (images, mode) in [(train, Mode::Train), (test, Mode::Evaluate)] {
+        for size in [settings.batch_size.min(images.len()), images.len() % settings.batch_size] {
+            if size > 0 && !programs.contains(&(size, mode)) {
+                programs.push((size, mode));
+            }
+        }
+    }
+    for program in [(artifacts::first_of_each_class(test).len(), Mode::Evaluate), (artifacts::SAMPLES, Mode::Decode)] {
+        if !programs.contains(&program) {
+            programs.push(program);
+        }
+    }
+    Runner::new(*model, &programs, stage.device, &plan)
+}
+
+/// Noise for `count` pictures; a shorter batch gets the beginning of the same numbers.
+fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
+    rng::normals(&mut rng::stream(settings.seed, Purpose::Noise, index), count * settings.model.latent_dim)
+}
+
+/// The model in a few words.
+fn describe(model: &VaeConfig) -> String {
+    let norm = match model.norm {
+        crate::vae::model::Norm::Batch => "batch",
+        crate::vae::model::Norm::Position => "position",
+    };
+    format!(
+        "ResNet VAE, {} channels, {} groups of {} blocks, {} latent numbers, {norm} norm",
+        model.channels, model.groups, model.blocks, model.latent_dim
+    )
+}

@@ -1,0 +1,191 @@
+//! What decides what a run computes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::vae::model::VaeConfig;
+
+/// How the learning rate goes on after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// It falls to zero at the last step, along half a cosine.
+    Cosine,
+}
+
+/// Everything that decides what a run computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Sizes of the model.
+    pub model: VaeConfig,
+    /// Data set, as `--data` names it; none is the default.
+    pub data: Option<String>,
+    /// Only the first so many training images.
+    pub train_limit: Option<usize>,
+    /// Only the first so many test images.
+    pub val_limit: Option<usize>,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Epochs of the whole run.
+    pub epochs: u64,
+    /// Seed of weights, order, noise and augmentation.
+    pub seed: u64,
+    /// Learning rate after the warm-up.
+    pub lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Steps over which the learning rate rises from 1 % to 100 %.
+    pub warmup: u64,
+    /// What comes after the warm-up.
+    pub schedule: Schedule,
+    /// Largest global gradient norm; 0 is off.
+    pub clip_grad: f64,
+    /// Weight of the KL term.
+    pub beta: f64,
+    /// Steps over which `beta` rises from zero; 0 is off.
+    pub beta_warmup: u64,
+    /// Mirror training images at random.
+    pub flip: bool,
+    /// Move training images at random.
+    pub crop: bool,
+    /// Variants of kernels that were asked for, as [`plan::Options::variants`](crate::runtime::plan::Options::variants) has them: they decide the order of sums.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variants: BTreeMap<String, String>,
+}
+
+impl Default for Settings {
+    /// AdamW at 0.01 with weight decay 1e-4, 1,000 steps of warm-up, batch 128, 25 epochs, seed 0, no clipping, beta 1.
+    fn default() -> Self {
+        Self {
+            model: VaeConfig::default(),
+            data: None,
+            train_limit: None,
+            val_limit: None,
+            batch_size: 128,
+            epochs: 25,
+            seed: 0,
+            lr: 0.01,
+            weight_decay: 1e-4,
+            warmup: 1000,
+            schedule: Schedule::Constant,
+            clip_grad: 0.0,
+            beta: 1.0,
+            beta_warmup: 0,
+            flip: false,
+            crop: false,
+            variants: BTreeMap::new(),
+        }
+    }
+}
+
+/// The most epochs of a run: with up to 2^32 steps in each, the streams of noise of all steps stay apart from the others.
+pub const MAX_EPOCHS: u64 = 1_000_000_000;
+
+impl Settings {
+    /// Refuses numbers that make no run.
+    pub fn check(&self) -> Result<()> {
+        self.model.check()?;
+        for (what, value) in
+            [("lr", self.lr), ("weight-decay", self.weight_decay), ("clip-grad", self.clip_grad), ("beta", self.beta)]
+        {
+            // Kernels compute in single precision.
+            if !(0.0..=f64::from(f32::MAX)).contains(&value) {
+                return Err(Error::shape("train", what, format!("a number from 0 to {:e}", f32::MAX), value));
+            }
+        }
+        if self.batch_size == 0 {
+            return Err(Error::shape("train", "batch-size", "at least 1", 0));
+        }
+        if !(1..=MAX_EPOCHS).contains(&self.epochs) {
+            return Err(Error::shape("train", "epochs", format!("1 to {MAX_EPOCHS}"), self.epochs));
+        }
+        Ok(())
+    }
+
+    /// Learning rate of a step of a run of `steps`.
+    #[must_use]
+    pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
+        let share = |part: u64, whole: u64| if whole == 0 { 1.0 } else { part.min(whole) as f64 / whole as f64 };
+        let warm = self.lr * (0.01 + 0.99 * share(step, self.warmup));
+        match self.schedule {
+            Schedule::Constant => warm,
+            Schedule::Cosine if step < self.warmup => warm,
+            Schedule::Cosine => {
+                let gone = share(step - self.warmup, steps.saturating_sub(self.warmup).max(1));
+                warm * 0.5 * (1.0 + (std::f64::consts::PI * gone).cos())
+            }
+        }
+    }
+
+    /// Weight of the KL term in a step.
+    #[must_use]
+    pub fn beta_at(&self, step: u64) -> f64 {
+        if self.beta_warmup == 0 { self.beta } else { self.beta * (step as f64 / self.beta_warmup as f64).min(1.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::tensor::rng;
+    use crate::runtime::tensor::rng::Purpose;
+
+    #[test]
+    fn the_learning_rate_warms_up_and_falls() {
+        let settings = Settings::default();
+        assert!((settings.lr_at(0, 9775) - 1e-4).abs() < 1e-12);
+        assert!((settings.lr_at(500, 9775) - 0.01 * (0.01 + 0.99 * 0.5)).abs() < 1e-12);
+        assert!((settings.lr_at(1000, 9775) - 0.01).abs() < 1e-12);
+        assert!((settings.lr_at(9000, 9775) - 0.01).abs() < 1e-12);
+        let cosine = Settings { schedule: Schedule::Cosine, ..settings };
+        assert!((cosine.lr_at(999, 9775) - settings_at(999)).abs() < 1e-12);
+        assert!((cosine.lr_at(1000 + 8775 / 2, 9775) - 0.005).abs() < 1e-5);
+        assert!(cosine.lr_at(9775, 9775).abs() < 1e-12);
+    }
+
+    fn settings_at(step: u64) -> f64 {
+        Settings::default().lr_at(step, 9775)
+    }
+
+    #[test]
+    fn beta_warms_up() {
+        let settings = Settings { beta: 2.0, beta_warmup: 10, ..Settings::default() };
+        assert_eq!([0, 5, 10, 20].map(|s| settings.beta_at(s)), [0.0, 1.0, 2.0, 2.0]);
+        assert_eq!(Settings::default().beta_at(0), 1.0);
+    }
+
+    /// Or a run that goes on would compute with other numbers than one in one go.
+    #[test]
+    fn settings_come_back_bit_for_bit() {
+        let mut draw = rng::stream(1, Purpose::Check, 0);
+        for _ in 0..10_000 {
+            let word = || (u64::from(rng::below(&mut draw, u32::MAX)) << 32) | 0x9e37_79b9;
+            let lr =
+                f64::from_bits(std::iter::repeat_with(word).find(|bits| f64::from_bits(*bits).is_finite()).unwrap());
+            let settings = Settings { lr, ..Settings::default() };
+            let json = serde_json::to_string(&settings).unwrap();
+            let back: Settings = serde_json::from_str(&json).unwrap();
+            assert_eq!(back.lr.to_bits(), lr.to_bits(), "{json}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for settings in [
+            Settings { lr: f64::NAN, ..Settings::default() },
+            Settings { lr: -1.0, ..Settings::default() },
+            Settings { batch_size: 0, ..Settings::default() },
+            Settings { epochs: 0, ..Settings::default() },
+            Settings { epochs: u64::MAX, ..Settings::default() },
+            Settings { clip_grad: 1e39, ..Settings::default() },
+            Settings { beta: f64::INFINITY, ..Settings::default() },
+        ] {
+            assert!(settings.check().is_err(), "{settings:?}");
+        }
+    }
+}
