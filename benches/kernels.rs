@@ -24,7 +24,7 @@ fn main() {
     };
     let short = std::env::var_os("VAE_WGPU_BENCH_SHORT").is_some();
     let roof = roof(&gpu).expect("the roof");
-    println!("adapter: {}", gpu.facts());
+    println!("adapter: {}", gpu.adapter_info());
     println!("roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write)", roof.gflops, roof.copy_gb_s);
     let (samples, seconds) = if short { (10, 0.05) } else { (10, 0.5) };
     let mut criterion = Criterion::default()
@@ -39,10 +39,10 @@ fn main() {
         let planned = VaeConfig::default().plan(batch, Mode::Train, gpu.profile(), &options);
         let (graph, _) = planned.expect("the default model");
         let all = subjects(&graph).expect("its kernels");
-        // The short mode only shows that everything runs: one shape of each entry.
+        // The short mode only shows that everything runs: one shape of each pass.
         let mut seen = Vec::new();
         let mut wanted = |s: &&Subject| {
-            let key = (s.op.family(), s.entry.name);
+            let key = (s.op.kind(), s.pass.name);
             let fresh = !seen.contains(&key);
             seen.push(key);
             !short || fresh

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
-use vae_wgpu::runtime::graph::{Builder, Region, Root};
+use vae_wgpu::runtime::graph::{Arena, Builder, Root};
 use vae_wgpu::runtime::op::{Conv2d, GlobalAvgPool, Linear, Relu};
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 
@@ -21,7 +21,7 @@ fn main() -> vae_wgpu::Result<()> {
     let graph = b.output("y", y).build().with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
     print!("{graph}");
 
-    let weights = vae_wgpu::runtime::graph::initial(&graph, Region::Params, 7)?;
+    let weights = vae_wgpu::runtime::graph::initial(&graph, Arena::Params, 7)?;
     let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(CpuExecutor::<f64>::new(vec![graph.clone()])?)];
     match Gpu::open(&Options::default()) {
         Ok(gpu) => executors.push(Box::new(GpuExecutor::new(Arc::new(gpu), vec![graph.clone()], &Default::default())?)),
@@ -29,14 +29,14 @@ fn main() -> vae_wgpu::Result<()> {
     }
     for exec in &mut executors {
         let program = ProgramId(0);
-        exec.upload(Region::Params, &weights)?;
+        exec.upload(Arena::Params, &weights)?;
         let x: Vec<f32> = (0..2 * 3 * 8 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
         exec.write(program, "x", Data::F32(&x))?;
         exec.write(program, "dy", Data::F32(&[1.0, 0.0, -1.0, 0.5, 0.0, 2.0, 0.0, 1.0]))?;
         exec.run(program, &[])?;
         println!("{}\n  y  {:?}", exec.describe(), exec.read(program, "y")?);
         println!("  dx {:?} ...", &exec.read(program, "dx")?[..4]);
-        println!("  dweight of {} {:?}", graph.params()[2].name, &exec.download(Region::Grads)?[2][..4]);
+        println!("  dweight of {} {:?}", graph.params()[2].name, &exec.download(Arena::Grads)?[2][..4]);
     }
     Ok(())
 }

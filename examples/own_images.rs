@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::data;
 use vae_wgpu::vae::data::Memory;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
@@ -33,7 +33,7 @@ fn main() -> vae_wgpu::Result<()> {
         let mut batch = Vec::new();
         for indices in data::epoch_order(0, epoch, 256).chunks(64) {
             data::batch(&images, indices, &mut batch)?;
-            let eps = rng::normals(&mut rng::stream(0, Purpose::Noise, runner.step()), 64 * config.latent_dim);
+            let eps = rng::normals(&mut rng::stream(0, Stream::Noise, runner.step()), 64 * config.latent_dim);
             let input = StepInput { images: &batch, eps: &eps, lr: 3e-3, weight_decay: 1e-4, beta: 1.0, clip: 1.0 };
             runner.train(64, &input)?;
         }
@@ -41,7 +41,7 @@ fn main() -> vae_wgpu::Result<()> {
             println!("epoch {epoch:>2}: total {:.4}, recon {:.4}, kl {:.4}", report.total, report.recon, report.kl);
         }
     }
-    let z = rng::normals(&mut rng::stream(1, Purpose::Noise, 0), 4 * config.latent_dim);
+    let z = rng::normals(&mut rng::stream(1, Stream::Noise, 0), 4 * config.latent_dim);
     for row in runner.decode(4, &z)?.chunks(16).take(16) {
         println!("{}", row.iter().map(|v| format!("{:4.0}", (v + 1.0) * 127.5)).collect::<String>());
     }

@@ -10,10 +10,9 @@ use flate2::write::GzEncoder;
 use image::{ImageFormat, RgbImage};
 use tar::{Builder, EntryType, Header};
 use vae_wgpu::app::io::tensor_file::{Array, TensorFile};
-use vae_wgpu::app::io::checkpoint::{Checkpoint, Inventory, Progress, Weights};
+use vae_wgpu::app::io::checkpoint::{Checkpoint, TensorSchema, Progress, Weights};
 use vae_wgpu::vae::data::cifar10::{FILES, RECORD};
-use vae_wgpu::runtime::graph::Region;
-use vae_wgpu::vae::model;
+use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::app::io::run_folder::RunConfig;
 use vae_wgpu::vae::train::Settings;
@@ -131,9 +130,9 @@ fn records() -> Result<()> {
 fn tensors() -> Result<(Vec<u8>, Vec<u8>)> {
     let model = VaeConfig { channels: 2, blocks: 1, groups: 1, latent_dim: 1, image_size: 2, ..VaeConfig::default() };
     let graph = model.graph(1, Mode::Encode)?;
-    let inventory = Inventory::of(&graph);
-    let initial = |region| vae_wgpu::runtime::graph::initial(&graph, region, 1);
-    let weights = Weights { params: initial(Region::Params)?, states: initial(Region::States)? };
+    let inventory = TensorSchema::of(&graph);
+    let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 1);
+    let weights = Weights { params: initial(Arena::Params)?, states: initial(Arena::States)? };
     let file = std::env::temp_dir().join("vae-wgpu-seed");
     weights.save(&file, inventory, &serde_json::to_string(&model)?)?;
     let bytes = fs::read(&file)?;

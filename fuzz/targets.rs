@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 use vae_wgpu::Error;
 use vae_wgpu::app::bench::tune;
 use vae_wgpu::app::data::archive;
-use vae_wgpu::app::io::checkpoint::{Checkpoint, Inventory, Progress};
+use vae_wgpu::app::io::checkpoint::{Checkpoint, Progress, TensorSchema};
 use vae_wgpu::app::io::csv;
 use vae_wgpu::app::io::csv::{EpochRow, StepRow};
 use vae_wgpu::app::io::run_folder::RunConfig;
@@ -115,7 +115,7 @@ pub(crate) fn checkpoint(bytes: &[u8]) {
             .map_err(|why| Error::garbled("understand the settings in", path(), why))?;
         settings.check()?;
         let graph = settings.model.graph(1, Mode::Encode)?;
-        Checkpoint::from_file(file.clone(), path(), Inventory::of(&graph))
+        Checkpoint::from_file(file.clone(), path(), TensorSchema::of(&graph))
     };
     match read() {
         Ok(checkpoint) => assert_eq!(checkpoint.moment1.len(), checkpoint.moment2.len()),

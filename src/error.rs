@@ -83,7 +83,7 @@ pub enum Error {
     },
     /// A trained model whose numbers are finite gives numbers that are not.
     #[error("{what} is not finite: the model has diverged; go back to an earlier one")]
-    Diverged {
+    NonFiniteOutput {
         /// What was computed with it.
         what: String,
     },
@@ -133,7 +133,7 @@ pub enum Error {
     },
     /// The folder of a run in progress was removed and taken by another run.
     #[error("{} belongs to another run by now: nothing of this one can be saved there", printable(path.display()))]
-    Taken {
+    RunFolderLost {
         /// The folder.
         path: PathBuf,
     },
@@ -236,7 +236,7 @@ mod tests {
             Error::file("read", path)(io::ErrorKind::NotFound.into()),
             Error::garbled("understand", path, evil),
             Error::garbled("understand", path, long.as_str()),
-            Error::Taken { path: path.to_owned() },
+            Error::RunFolderLost { path: path.to_owned() },
             Error::Checkpoint {
                 path: path.to_owned(),
                 what: text(),

@@ -12,11 +12,11 @@ use std::time::Duration;
 use rand::RngExt;
 use vae_wgpu::Error;
 use vae_wgpu::app::io::atomic::FolderLock;
-use vae_wgpu::app::io::checkpoint::{Checkpoint, Inventory, Progress, Weights};
+use vae_wgpu::app::io::checkpoint::{Checkpoint, Progress, TensorSchema, Weights};
 use vae_wgpu::runtime::graph::Tensor;
 use vae_wgpu::runtime::op::Init;
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::shape::Spec;
 
 /// Tells the child what to be: the run folder that it writes to.
@@ -51,7 +51,7 @@ fn checkpoint(step: u64) -> Checkpoint {
 
 fn load(path: &Path) -> Result<Checkpoint, Error> {
     let (params, states) = tensors();
-    Checkpoint::load(path, Inventory { params: &params, states: &states })
+    Checkpoint::load(path, TensorSchema { params: &params, states: &states })
 }
 
 /// Not a test by itself: what the child does. It goes on from the checkpoint that is there, until it is killed.
@@ -62,7 +62,7 @@ fn writer() {
     let _lock = FolderLock::take(folder).unwrap();
     let path = folder.join("checkpoint.safetensors");
     let (params, states) = tensors();
-    let inventory = Inventory { params: &params, states: &states };
+    let inventory = TensorSchema { params: &params, states: &states };
     let first = if path.exists() { load(&path).unwrap().progress.step + 1 } else { 0 };
     println!("\nwriting");
     for step in first.. {
@@ -87,8 +87,8 @@ fn a_kill_at_any_moment_leaves_a_checkpoint_that_loads() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint.safetensors");
     let (params, states) = tensors();
-    checkpoint(0).save(&path, Inventory { params: &params, states: &states }).unwrap();
-    let mut moments = rng::stream(1, Purpose::Check, 0);
+    checkpoint(0).save(&path, TensorSchema { params: &params, states: &states }).unwrap();
+    let mut moments = rng::stream(1, Stream::Check, 0);
     let mut last = 0;
     let mut cut_short = 0;
     for kill in 0..KILLS {

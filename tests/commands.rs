@@ -9,13 +9,13 @@ use std::process::{Command, Output, Stdio};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
-use vae_wgpu::app::io::checkpoint::{Inventory, Weights};
+use vae_wgpu::app::io::checkpoint::{TensorSchema, Weights};
 use vae_wgpu::app::io::run_folder::RunConfig;
 use vae_wgpu::app::io::tensor_file::TensorFile;
 use vae_wgpu::app::viz::image_grid::Pictures;
-use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::data;
 use vae_wgpu::vae::data::{Images, shapes};
 use vae_wgpu::vae::inference::Model;
@@ -28,17 +28,17 @@ const LATENT: usize = 4;
 const DIMS: usize = 3 * 32 * 32;
 
 /// A folder with a small model of random weights in the run folder `run`.
-struct Stage {
+struct TrainContext {
     dir: TempDir,
 }
 
-impl Stage {
+impl TrainContext {
     fn new() -> Self {
         let stage = Self { dir: tempfile::tempdir().unwrap() };
         let config = VaeConfig { channels: 4, blocks: 1, latent_dim: LATENT, ..VaeConfig::default() };
         let graph = config.graph(1, Mode::Encode).unwrap();
-        let initial = |region| vae_wgpu::runtime::graph::initial(&graph, region, 5).unwrap();
-        let mut weights = Weights { params: initial(Region::Params), states: initial(Region::States) };
+        let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
+        let mut weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
         // Codes that differ from picture to picture, pictures that differ from code to code.
         for (tensor, numbers) in graph.params().iter().zip(&mut weights.params) {
             if tensor.name.ends_with("fc.weight") || tensor.name == "decoder.out.weight" {
@@ -50,7 +50,7 @@ impl Stage {
         let about = RunConfig::new(String::new(), Default::default(), settings);
         fs::write(stage.path("run/config.json"), serde_json::to_string(&about).unwrap()).unwrap();
         let json = serde_json::to_string(&config).unwrap();
-        weights.save(&stage.model(), Inventory::of(&graph), &json).unwrap();
+        weights.save(&stage.model(), TensorSchema::of(&graph), &json).unwrap();
         stage
     }
 
@@ -103,8 +103,8 @@ impl Stage {
         let model = Model::load(&self.model()).unwrap();
         let modes = [Mode::Evaluate, Mode::Encode, Mode::Decode].map(|mode| (batch, mode));
         let mut runner = Runner::new(model.config, &modes, &Device::Cpu, &Default::default()).unwrap();
-        runner.upload(Region::Params, &model.weights.params).unwrap();
-        runner.upload(Region::States, &model.weights.states).unwrap();
+        runner.upload(Arena::Params, &model.weights.params).unwrap();
+        runner.upload(Arena::States, &model.weights.states).unwrap();
         runner
     }
 }
@@ -150,7 +150,7 @@ fn has_adapter() -> bool {
 
 #[test]
 fn samples_depend_on_the_seed_alone_and_are_what_the_decoder_gives() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let output = stage.ok("sample run -n 5 --out new/folder/grid.png");
     assert!(output.stdout.is_empty() && text(&output.stderr).contains("new/folder/grid.png"));
     assert_eq!(stage.png("new/folder/grid.png").dimensions(), (side(3), side(2)));
@@ -160,7 +160,7 @@ fn samples_depend_on_the_seed_alone_and_are_what_the_decoder_gives() {
     stage.ok("sample run -n 5 --raw --out a.npy");
     let (header, samples) = npy(&stage.path("a.npy"));
     assert!(header.contains("'<f4'") && header.contains("(5, 3, 32, 32,)"), "{header}");
-    let z = rng::normals(&mut rng::stream(0, Purpose::Sample, 0), 5 * LATENT);
+    let z = rng::normals(&mut rng::stream(0, Stream::Sample, 0), 5 * LATENT);
     assert_eq!(samples, stage.runner(5).decode(5, &z).unwrap());
     assert_ne!(samples[..DIMS], samples[DIMS..2 * DIMS]);
 
@@ -178,7 +178,7 @@ fn samples_depend_on_the_seed_alone_and_are_what_the_decoder_gives() {
 
 #[test]
 fn samples_are_alike_on_the_adapter() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     if !has_adapter() {
         return;
     }
@@ -194,7 +194,7 @@ fn samples_are_alike_on_the_adapter() {
 
 #[test]
 fn reconstructions_stand_beside_the_originals() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     // The data set is that of the run.
     stage.ok("reconstruct run -n 5 --batch-size 2");
     let grid = stage.png("reconstructions.png");
@@ -239,7 +239,7 @@ fn reconstructions_stand_beside_the_originals() {
 
 #[test]
 fn interpolations_and_traversals_are_rows() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     stage.ok("interpolate run --data shapes --from 0 --to 3 --steps 4");
     let row = stage.png("interpolation.png");
     assert_eq!(row.dimensions(), (side(6), side(1)));
@@ -266,7 +266,7 @@ fn interpolations_and_traversals_are_rows() {
 
 #[test]
 fn latent_numbers_are_those_of_the_encoder() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     for (split, limit) in [("test", "--val-limit"), ("train", "--train-limit")] {
         stage.ok(&format!(
             "encode run --data shapes --split {split} {limit} 7 --batch-size 3 --out {split}.safetensors"
@@ -297,7 +297,7 @@ fn latent_numbers_are_those_of_the_encoder() {
 
 #[test]
 fn eval_gives_the_numbers_of_a_direct_computation() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let line = "eval run --data shapes --val-limit 5 --train-limit 60 --iwae 3 --seed 9 --json";
     let report: Value = serde_json::from_slice(&stage.ok(&format!("{line} --batch-size 2")).stdout).unwrap();
     let number =
@@ -305,8 +305,7 @@ fn eval_gives_the_numbers_of_a_direct_computation() {
 
     let pixels = test_pixels(5);
     let mut runner = stage.runner(5);
-    let eps: Vec<Vec<f32>> =
-        (0..3).map(|k| rng::normals(&mut rng::stream(9, Purpose::Sample, k), 5 * LATENT)).collect();
+    let eps: Vec<Vec<f32>> = (0..3).map(|k| rng::normals(&mut rng::stream(9, Stream::Sample, k), 5 * LATENT)).collect();
     let evaluated = runner.evaluate(5, &pixels, &eps[0], 1.0).unwrap();
     for (name, value) in [("total", evaluated.total), ("recon", evaluated.recon), ("kl", evaluated.kl)] {
         assert!(close(number(&format!("/{name}")), f64::from(value)), "{name} {value}: {report}");
@@ -370,7 +369,7 @@ fn eval_gives_the_numbers_of_a_direct_computation() {
 
 #[test]
 fn eval_prints_a_table_and_takes_a_closed_pipe() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let line = "eval run --data shapes --val-limit 3 --train-limit 20 --iwae 2";
     let table = text(&stage.ok(line).stdout);
     for part in ["total", "recon", "kl", "2 draws", "latent mean decoded", "PCA, 4 components", "active units: "] {
@@ -384,7 +383,7 @@ fn eval_prints_a_table_and_takes_a_closed_pipe() {
 
 #[test]
 fn a_wrong_model_is_refused_with_the_difference() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let bytes = fs::read(stage.model()).unwrap();
     let changed = |name: &str, change: &dyn Fn(&mut TensorFile)| {
         let mut file = TensorFile::load(&stage.model()).unwrap();
@@ -432,7 +431,7 @@ fn a_wrong_model_is_refused_with_the_difference() {
 
 #[test]
 fn a_model_that_has_diverged_is_told_and_leaves_nothing() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let mut model = TensorFile::load(&stage.model()).unwrap();
     for array in model.tensors.values_mut() {
         array.data.iter_mut().for_each(|v| *v = v.signum() * 1e30);
@@ -454,7 +453,7 @@ fn a_model_that_has_diverged_is_told_and_leaves_nothing() {
 
 #[test]
 fn mistakes_are_told_before_anything_is_computed() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     for (line, code, parts) in [
         ("sample run --out grid.jpg", 2, [".png", "grid.jpg"].as_slice()),
         ("sample run --raw --out grid.png", 2, &[".npy, .safetensors"]),
@@ -486,7 +485,7 @@ fn mistakes_are_told_before_anything_is_computed() {
 
 #[test]
 fn without_an_adapter_the_cpu_does() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let without = |line: &str| {
         let mut command = stage.command(line);
         command.env("VK_DRIVER_FILES", "/nonexistent.json").env("VK_ICD_FILENAMES", "/nonexistent.json");
@@ -501,7 +500,7 @@ fn without_an_adapter_the_cpu_does() {
 
 #[test]
 fn info_describes_a_trained_model() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     for model in ["run", "run/model.safetensors"] {
         let said = text(&stage.ok(&format!("info {model} --batch 4")).stdout);
         let parts =
@@ -514,7 +513,7 @@ fn info_describes_a_trained_model() {
 
 #[test]
 fn shells_complete_every_command() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = text(&stage.ok(&format!("completions {shell}")).stdout);
         for word in ["sample", "reconstruct", "iwae", "temperature"] {
@@ -527,7 +526,7 @@ fn shells_complete_every_command() {
 #[test]
 fn ctrl_c_leaves_no_half_written_file() {
     use std::os::unix::process::ExitStatusExt;
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let mut child = stage.command("encode run --data shapes --split train").spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(500));
     // Programs in the background of a script are born with SIGINT ignored: there another signal has to do.

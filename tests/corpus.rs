@@ -20,7 +20,7 @@ use targets::{TARGETS, Target};
 fn corpus(target: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let files = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = files.map(|pass| pass.unwrap().path()).collect();
     files.sort();
     files
 }

@@ -16,7 +16,7 @@ use md5::{Digest, Md5};
 use tar::{Builder, EntryType, Header};
 use vae_wgpu::Error;
 use vae_wgpu::app::data::download::Source;
-use vae_wgpu::app::data::{DataSpec, Places, Progress, archive, open};
+use vae_wgpu::app::data::{CacheDirs, DataSpec, Progress, archive, open};
 use vae_wgpu::vae::data::cifar10::{ARCHIVE, FILES, FOLDER, RECORD};
 use vae_wgpu::vae::data::{Dataset, batch};
 
@@ -367,7 +367,7 @@ fn serve(mut stream: TcpStream, body: &[u8], answer: Answer, seen: &Mutex<Vec<Op
 struct Setup {
     dir: tempfile::TempDir,
     server: Server,
-    places: Places,
+    places: CacheDirs,
     body: Vec<u8>,
 }
 
@@ -381,7 +381,7 @@ fn setup(answers: &[Answer]) -> Setup {
         md5: Md5::digest(&body).iter().map(|b| format!("{b:02x}")).collect(),
         patience: Duration::from_millis(700),
     };
-    let places = Places { local: dir.path().join("datasets"), cache: dir.path().join("cache/vae-wgpu"), source };
+    let places = CacheDirs { local: dir.path().join("datasets"), cache: dir.path().join("cache/vae-wgpu"), source };
     Setup { dir, server, places, body }
 }
 

@@ -19,17 +19,17 @@ use libtest_mimic::Arguments;
 use vae_wgpu::Error;
 use vae_wgpu::app::io::run_folder::RunFolder;
 use vae_wgpu::runtime::gpu::{Binding, Gpu, Options, Program, Step};
-use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::op::{Add, Op, Target};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::shape::Shape;
 use vae_wgpu::vae::data::shapes;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Runner, StepInput};
 use vae_wgpu::vae::train::events::{Event, Observer};
-use vae_wgpu::vae::train::{Outcome, Settings, Stage, Trainer};
+use vae_wgpu::vae::train::{Outcome, Settings, TrainContext, Trainer};
 
 const BATCH: usize = 4;
 /// Two steps an epoch.
@@ -81,7 +81,8 @@ fn run(folder: &Path, options: &Options, fault: Option<Fault>) -> (Result<Outcom
         let resumed = checkpoint.exists();
         let mut observer = Disturber { gpu: Arc::clone(&gpu), fault, checkpoint, kept };
         let (plan, stop, device) = (plan::Options::default(), AtomicBool::new(false), Device::Gpu(gpu));
-        let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: &mut observer, stop: &stop };
+        let stage =
+            TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: &mut observer, stop: &stop };
         let mut trainer = if resumed {
             Trainer::resume(settings(), RunFolder::resume(folder)?, stage)?
         } else {
@@ -224,7 +225,7 @@ fn a_kernel_that_does_not_compile_is_named(gpu: &Arc<Gpu>) {
 
 /// A training step on noise that one number of may be replaced.
 fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
-    let mut noise = rng::stream(3, Purpose::Check, 0);
+    let mut noise = rng::stream(3, Stream::Check, 0);
     let mut eps = rng::normals(&mut noise, BATCH * 2);
     if let Some(poison) = poison {
         eps[5] = poison;
@@ -236,8 +237,8 @@ fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
 }
 
 fn bits(runner: &mut Runner) -> Vec<Vec<u32>> {
-    let regions = [Region::Params, Region::States, Region::Moment1, Region::Moment2];
-    let tensors = regions.map(|region| runner.download(region).unwrap()).concat();
+    let arenas = [Arena::Params, Arena::States, Arena::Moment1, Arena::Moment2];
+    let tensors = arenas.map(|arena| runner.download(arena).unwrap()).concat();
     tensors.iter().map(|t| t.iter().map(|v| v.to_bits()).collect()).collect()
 }
 
@@ -259,14 +260,14 @@ fn what_is_not_finite_is_caught_before_the_update_and_named(gpu: &Arc<Gpu>) {
         }
         assert!(bits(&mut runner) == healthy);
         // Every weight.
-        let params = runner.download(Region::Params).unwrap();
+        let params = runner.download(Arena::Params).unwrap();
         let names: Vec<_> = runner.graph().unwrap().params().iter().map(|t| t.name.clone()).collect();
         for (i, name) in names.iter().enumerate() {
             for poison in [f32::NAN, f32::INFINITY] {
                 let mut poisoned = params.clone();
                 let last = poisoned[i].len() - 1;
                 poisoned[i][last] = poison;
-                runner.upload(Region::Params, &poisoned).unwrap();
+                runner.upload(Arena::Params, &poisoned).unwrap();
                 caught(&mut runner, None, name);
             }
         }
@@ -281,10 +282,10 @@ fn what_is_not_finite_is_caught_before_the_update_and_named(gpu: &Arc<Gpu>) {
                 let at = names.iter().position(|name| name == weight).unwrap();
                 large[at].fill(*value);
             }
-            runner.upload(Region::Params, &large).unwrap();
+            runner.upload(Arena::Params, &large).unwrap();
             caught(&mut runner, None, tensor);
         }
-        runner.upload(Region::Params, &params).unwrap();
+        runner.upload(Arena::Params, &params).unwrap();
         assert!(step(&mut runner, None));
     }
 }
@@ -294,7 +295,7 @@ type Test = (&'static str, fn(&Arc<Gpu>));
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let device = Gpu::open(&Options::default()).map(Arc::new);
-    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
+    let mut trials = common::announce(&device, |gpu| gpu.adapter_info().to_string());
     let tests: [Test; 5] = [
         ("a_fault_ends_the_run_and_costs_no_checkpoint", a_fault_ends_the_run_and_costs_no_checkpoint),
         ("a_lost_device_stays_lost_and_says_so", a_lost_device_stays_lost_and_says_so),

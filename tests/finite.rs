@@ -23,9 +23,9 @@ use crate::entry::{Engine, Values};
 const LEN: usize = 9001;
 const NOT_FINITE: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
 
-/// Runs the forward entry; the numbers of `result`.
+/// Runs the forward pass; the numbers of `result`.
 fn run(gpu: &Gpu, op: &dyn Op, values: &mut Values, result: &str) -> Vec<f64> {
-    let forward = op.entries().forward;
+    let forward = op.passes().forward;
     Engine::Gpu(gpu).run(op, &forward, op.variants(forward.name)[0], values).unwrap();
     values[result].clone()
 }
@@ -91,7 +91,7 @@ type Test = (&'static str, fn(&Arc<Gpu>));
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let device = Gpu::open(&Options::default()).map(Arc::new);
-    let mut trials = gpu::announce(&device, |gpu| gpu.facts().to_string());
+    let mut trials = gpu::announce(&device, |gpu| gpu.adapter_info().to_string());
     let tests: [Test; 3] = [
         ("a_single_number_that_is_not_finite_raises_the_flag", a_single_number_that_is_not_finite_raises_the_flag),
         ("gradients_are_as_large_as_their_norm_can_be", gradients_are_as_large_as_their_norm_can_be),

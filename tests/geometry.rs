@@ -20,15 +20,15 @@ use vae_wgpu::Error;
 use vae_wgpu::app::check::{Outcome, Subject};
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
-use vae_wgpu::runtime::graph::{Graph, Region};
+use vae_wgpu::runtime::graph::{Arena, Graph};
 use vae_wgpu::runtime::kernel::Profile;
 use vae_wgpu::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Elbo, Fill, FusedConv, Fusible, GlobalAvgPool,
-    Linear, Op, Pixels, PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
+    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Distribution, Elbo, FusedConv, Fusible,
+    GlobalAvgPool, ImageDecode, Linear, Op, PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
 };
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::shape::{MAX_ELEMENTS, Shape};
 
 /// The same cases in every run.
@@ -66,21 +66,21 @@ fn elements(shape: Shape) -> u128 {
 fn sound(op: &dyn Op) -> Result<(), TestCaseError> {
     for operand in op.operands() {
         let padded = elements(operand.spec.shape);
-        prop_assert!(padded > 0 && padded <= MAX_ELEMENTS as u128, "{}: {}", op.family(), operand.spec.shape);
+        prop_assert!(padded > 0 && padded <= MAX_ELEMENTS as u128, "{}: {}", op.kind(), operand.spec.shape);
         prop_assert_eq!(operand.spec.len() as u128, {
             let Shape { n, c, h, w } = operand.spec.shape;
             [n, c, h, w].iter().map(|&size| size as u128).product::<u128>()
         });
         prop_assert!(operand.spec.device_bytes() >= operand.spec.len() / 4);
     }
-    let entries = op.entries();
-    for entry in std::iter::once(&entries.forward).chain(entries.backward) {
-        let cost = op.cost(entry).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let passes = op.passes();
+    for pass in std::iter::once(&passes.forward).chain(passes.backward) {
+        let cost = op.cost(pass).map_err(|e| TestCaseError::fail(e.to_string()))?;
         prop_assert!(cost.flop.is_finite() && cost.flop >= 0.0 && cost.bytes > 0.0, "{cost:?}");
-        for variant in op.variants(entry.name) {
-            let accumulate = vec![false; entry.writes.len()];
+        for variant in op.variants(pass.name) {
+            let accumulate = vec![false; pass.writes.len()];
             let target = Target { profile: &Profile::WEBGPU, variant: Some(variant), accumulate: &accumulate };
-            match op.lower(entry.name, &target) {
+            match op.lower(pass.name, &target) {
                 Ok(lowered) => prop_assert!(lowered.dispatches.iter().all(|dispatch| dispatch.workgroups > 0)),
                 Err(error) => refused(&error)?,
             }
@@ -155,7 +155,7 @@ fn any_other_operation_is_an_error_or_sound() {
             ("add", check(Add::new(x, x))?),
             ("relu", check(Relu::new(x))?),
             ("upsample", check(Upsample::new(x))?),
-            ("pixels", check(Pixels::new(x))?),
+            ("pixels", check(ImageDecode::new(x))?),
             ("global_avg_pool", check(GlobalAvgPool::new(x))?),
             ("batch_norm", check(BatchNorm::new(x, BatchNormConfig::default()))?),
             ("position_norm", check(PositionNorm::new(x, PositionNormConfig::default()))?),
@@ -215,8 +215,9 @@ fn fused(conv: &Case, (training, residual, given, handed_on): Parts) -> Option<C
     op = if given { op.with_partials().ok()? } else { op };
     op = if handed_on { op.with_y_partials() } else { op };
     let name = format!("{} with norm {training:?}, {residual}, {given}, {handed_on}", conv.name);
-    let case =
-        Case::new(name, op).fill("running_var", Fill::Uniform(0.5, 2.0)).fill("partials", Fill::Uniform(0.5, 1.5));
+    let case = Case::new(name, op)
+        .fill("running_var", Distribution::Uniform(0.5, 2.0))
+        .fill("partials", Distribution::Uniform(0.5, 1.5));
     // No difference in x moves statistics that are given, and those that are handed on have no gradient.
     Some(if given || handed_on { case.not_differentiated() } else { case })
 }
@@ -257,30 +258,30 @@ fn random_fused_convolutions_have_the_gradients_of_finite_differences() {
     assert!(done.get() > 50, "only {done:?} convolutions");
 }
 
-/// Adds to `ran` what of the case runs on the adapter, by entry and variant; all of it must agree with the reference.
+/// Adds to `ran` what of the case runs on the adapter, by pass and variant; all of it must agree with the reference.
 fn agrees(gpu: &Gpu, case: Case, ran: &RefCell<BTreeMap<String, u32>>) -> Result<(), TestCaseError> {
-    let entries = case.op.entries();
-    let kernels: Vec<_> = std::iter::once(&entries.forward)
-        .chain(entries.backward)
-        .flat_map(|entry| case.op.variants(entry.name).iter().map(|variant| (entry.name, *variant)))
+    let passes = case.op.passes();
+    let kernels: Vec<_> = std::iter::once(&passes.forward)
+        .chain(passes.backward)
+        .flat_map(|pass| case.op.variants(pass.name).iter().map(|variant| (pass.name, *variant)))
         .collect();
-    let (family, name, subject) = (case.op.family(), case.name.clone(), Subject::new(case));
-    for (entry, variant) in kernels {
-        match subject.gpu_vs_reference(gpu, entry, variant, None) {
+    let (family, name, subject) = (case.op.kind(), case.name.clone(), Subject::new(case));
+    for (pass, variant) in kernels {
+        match subject.gpu_vs_reference(gpu, pass, variant, None) {
             Ok(Outcome::Ran(lines)) => {
                 for line in lines {
-                    prop_assert!(line.passed(), "{family} {name}: {entry}/{variant}: {line}");
+                    prop_assert!(line.passed(), "{family} {name}: {pass}/{variant}: {line}");
                 }
-                *ran.borrow_mut().entry(format!("{family}.{entry}/{variant}")).or_default() += 1;
+                *ran.borrow_mut().entry(format!("{family}.{pass}/{variant}")).or_default() += 1;
             }
             Ok(Outcome::NotApplicable(_)) => {}
-            Err(error) => return Err(TestCaseError::fail(format!("{family} {name}: {entry}/{variant}: {error}"))),
+            Err(error) => return Err(TestCaseError::fail(format!("{family} {name}: {pass}/{variant}: {error}"))),
         }
     }
     Ok(())
 }
 
-/// Runs as many cases as asked for; how often each kernel ran, as `family.entry/variant`.
+/// Runs as many cases as asked for; how often each kernel ran, as `family.pass/variant`.
 fn agree<T: std::fmt::Debug>(
     gpu: &Gpu,
     cases: u32,
@@ -299,9 +300,9 @@ fn agree<T: std::fmt::Debug>(
 /// All that needs no subgroups did.
 fn every_product_ran(ran: &BTreeMap<String, u32>, families: &[&str]) {
     for family in families {
-        for entry in ["forward", "backward_input", "backward_weight"] {
+        for pass in ["forward", "backward_input", "backward_weight"] {
             for variant in ["naive", "tiled", "lanes_plain"] {
-                let kernel = format!("{family}.{entry}/{variant}");
+                let kernel = format!("{family}.{pass}/{variant}");
                 assert!(ran.get(&kernel).is_some_and(|times| *times > 0), "{kernel}: {ran:?}");
             }
         }
@@ -327,18 +328,20 @@ fn other((kind, x, y, flag): (u8, Shape, Shape, bool)) -> Option<Case> {
         1 => Case::new(name, Add::new(x, x).ok()?),
         2 => Case::new(name, Relu::new(x).ok()?),
         3 => Case::new(name, Upsample::new(x).ok()?),
-        4 => Case::new(name, Pixels::new(x).ok()?).fill("bytes", Fill::Pixels),
+        4 => Case::new(name, ImageDecode::new(x).ok()?).fill("bytes", Distribution::Bytes),
         5 => Case::new(name, GlobalAvgPool::new(x).ok()?),
         6 => {
             let config = BatchNormConfig { training: y.n > 1, relu: flag, ..BatchNormConfig::default() };
-            Case::new(name, BatchNorm::new(x, config).ok()?).fill("running_var", Fill::Uniform(0.5, 2.0))
+            Case::new(name, BatchNorm::new(x, config).ok()?).fill("running_var", Distribution::Uniform(0.5, 2.0))
         }
         7 => {
             let config = PositionNormConfig { relu: flag, ..PositionNormConfig::default() };
             Case::new(name, PositionNorm::new(x, config).ok()?)
         }
         8 => Case::new(name, Reparameterize::new(vector(x.n, 2 * x.c), vector(x.n, x.c)).ok()?),
-        _ => Case::new(name, Elbo::new(x, x, vector(x.n, 2 * y.c), flag).ok()?).fill("step", Fill::Values(&STEP)),
+        _ => {
+            Case::new(name, Elbo::new(x, x, vector(x.n, 2 * y.c), flag).ok()?).fill("step", Distribution::Values(&STEP))
+        }
     })
 }
 
@@ -354,17 +357,17 @@ fn random_other_operations_agree_with_the_reference(gpu: &Arc<Gpu>) {
 
 /// Outputs, gradients and states of a graph after a run.
 fn results(exec: &mut dyn Executor, graph: &Graph, seed: u64) -> vae_wgpu::Result<Vec<Vec<f32>>> {
-    let mut noise = rng::stream(seed, Purpose::Check, 0);
-    for region in [Region::Params, Region::States] {
-        exec.upload(region, &vae_wgpu::runtime::graph::initial(graph, region, seed)?)?;
+    let mut noise = rng::stream(seed, Stream::Check, 0);
+    for arena in [Arena::Params, Arena::States] {
+        exec.upload(arena, &vae_wgpu::runtime::graph::initial(graph, arena, seed)?)?;
     }
     for (name, id) in graph.inputs() {
         exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len())))?;
     }
     exec.run(ProgramId(0), &[])?;
     let mut found = vec![exec.read(ProgramId(0), "y")?, exec.read(ProgramId(0), "dx")?];
-    found.extend(exec.download(Region::Grads)?);
-    found.extend(exec.download(Region::States)?);
+    found.extend(exec.download(Arena::Grads)?);
+    found.extend(exec.download(Arena::States)?);
     Ok(found)
 }
 
@@ -379,7 +382,7 @@ fn random_graphs_agree_with_the_reference(gpu: &Arc<Gpu>) {
         for fuse in [false, true] {
             let graph = random::graph(&choices, fuse);
             nodes.set(nodes.get() + graph.nodes().len());
-            fusions.set(fusions.get() + graph.nodes().iter().filter(|n| n.op.family() == "fused_conv").count());
+            fusions.set(fusions.get() + graph.nodes().iter().filter(|n| n.op.kind() == "fused_conv").count());
             let mut exec =
                 GpuExecutor::new(Arc::clone(gpu), vec![graph.clone()], &plan::Options::default()).map_err(failed)?;
             let found = results(&mut exec, &graph, seed).map_err(failed)?;
@@ -404,7 +407,7 @@ fn random_graphs_agree_with_the_reference(gpu: &Arc<Gpu>) {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let device = Gpu::open(&Options::default()).map(Arc::new);
-    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
+    let mut trials = common::announce(&device, |gpu| gpu.adapter_info().to_string());
     let plain: [(&str, fn()); 4] = [
         ("any_convolution_is_an_error_or_sound", any_convolution_is_an_error_or_sound),
         ("any_other_operation_is_an_error_or_sound", any_other_operation_is_an_error_or_sound),

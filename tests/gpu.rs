@@ -148,7 +148,7 @@ fn the_command_check_passes_and_prints_json(_: &Arc<Gpu>) {
 
 fn main() -> ExitCode {
     let device = Gpu::open(&Options::default()).map(Arc::new);
-    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
+    let mut trials = common::announce(&device, |gpu| gpu.adapter_info().to_string());
     type Test = fn(&Arc<Gpu>);
     let tests: [(&str, Test); 6] = [
         (

@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, ProgramId};
-use vae_wgpu::runtime::graph::{Builder, Graph, Region, Root, ValueId};
-use vae_wgpu::runtime::kernel::{Class, Profile};
+use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
+use vae_wgpu::runtime::kernel::{DeviceKind, Profile};
 use vae_wgpu::runtime::op::{
     Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, PositionNorm, PositionNormConfig, Relu, Upsample,
 };
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
 
@@ -34,8 +34,8 @@ fn the_default_model_has_the_documented_size() {
     let macs = VaeConfig::default().graph(1, Mode::Evaluate).unwrap();
     let conv = |g: &Graph| -> f64 {
         let product = |family: &str| matches!(family, "conv2d" | "conv_transpose2d" | "linear");
-        let nodes = g.nodes().iter().filter(|n| product(n.op.family()) && n.entry.name != "backward_bias");
-        nodes.map(|n| n.op.cost(&n.entry).unwrap().flop / 2.0).sum()
+        let nodes = g.nodes().iter().filter(|n| product(n.op.kind()) && n.pass.name != "backward_bias");
+        nodes.map(|n| n.op.cost(&n.pass).unwrap().flop / 2.0).sum()
     };
     assert_eq!(conv(&macs), 87_760_896.0);
     let step = VaeConfig::default().graph(1, Mode::Train).unwrap();
@@ -63,13 +63,13 @@ fn names_are_pytorchs() {
 #[test]
 fn biases_before_a_batch_norm_are_left_alone_and_no_others() {
     let graph = VaeConfig::default().graph(4, Mode::Train).unwrap();
-    let null: Vec<&str> = graph.null_params().iter().map(|&i| graph.params()[i].name.as_str()).collect();
+    let null: Vec<&str> = graph.zero_grad_params().iter().map(|&i| graph.params()[i].name.as_str()).collect();
     for param in graph.params() {
         let conv_bias = param.name.ends_with("bias") && (param.name.contains("conv") || param.name.contains("stem"));
         assert_eq!(null.contains(&param.name.as_str()), conv_bias, "{}", param.name);
     }
     let position = VaeConfig { norm: Norm::Position, ..VaeConfig::default() }.graph(4, Mode::Train).unwrap();
-    assert!(position.null_params().is_empty());
+    assert!(position.zero_grad_params().is_empty());
 }
 
 #[test]
@@ -129,23 +129,23 @@ fn the_gradient_of_a_whole_network_is_its_directional_derivative() {
         // Without the optimizer, so that a run leaves the parameters as they are.
         let graph = config.gradient_graph(batch).unwrap();
         let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
-        let mut noise = rng::stream(7, Purpose::Check, 0);
+        let mut noise = rng::stream(7, Stream::Check, 0);
         let images: Vec<u8> = (0..config.images(batch).len()).map(|i| (i * 37 % 251) as u8).collect();
         exec.write(ProgramId(0), "images", Data::U8(&images)).unwrap();
         exec.write(ProgramId(0), "eps", Data::F32(&rng::normals(&mut noise, batch * config.latent_dim))).unwrap();
         exec.write(ProgramId(0), "step", Data::F32(&[0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])).unwrap();
-        exec.upload(Region::States, &vae_wgpu::runtime::graph::initial(&graph, Region::States, 0).unwrap()).unwrap();
-        exec.upload(Region::Params, &vae_wgpu::runtime::graph::initial(&graph, Region::Params, 3).unwrap()).unwrap();
-        let start = exec.tensors(Region::Params).to_vec();
+        exec.upload(Arena::States, &vae_wgpu::runtime::graph::initial(&graph, Arena::States, 0).unwrap()).unwrap();
+        exec.upload(Arena::Params, &vae_wgpu::runtime::graph::initial(&graph, Arena::Params, 3).unwrap()).unwrap();
+        let start = exec.tensors(Arena::Params).to_vec();
         let mut loss = |params: Vec<Vec<f64>>| -> (f64, Vec<Vec<f64>>) {
-            exec.tensors(Region::Params).clone_from_slice(&params);
+            exec.tensors(Arena::Params).clone_from_slice(&params);
             exec.run(ProgramId(0), &[]).unwrap();
             let terms = exec.value(ProgramId(0), graph.output("terms").unwrap()).unwrap();
-            (terms[0], exec.tensors(Region::Grads).to_vec())
+            (terms[0], exec.tensors(Arena::Grads).to_vec())
         };
         let (_, grads) = loss(start.clone());
         for direction in 0..8 {
-            let mut noise = rng::stream(11, Purpose::Check, direction);
+            let mut noise = rng::stream(11, Stream::Check, direction);
             let along: Vec<Vec<f32>> = start.iter().map(|p| rng::normals(&mut noise, p.len())).collect();
             let slope: f64 = grads.iter().flatten().zip(along.iter().flatten()).map(|(g, d)| g * f64::from(*d)).sum();
             let step = 1e-7;
@@ -313,10 +313,10 @@ const RULES: &[Rule] = &[
 
 /// Outputs, gradients of all parameters and of x, and running statistics of a graph, in double precision.
 fn results(graph: &Graph, seed: u64) -> Vec<Vec<f64>> {
-    let mut noise = rng::stream(seed, Purpose::Check, 0);
+    let mut noise = rng::stream(seed, Stream::Check, 0);
     let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
-    for region in [Region::Params, Region::States] {
-        exec.upload(region, &vae_wgpu::runtime::graph::initial(graph, region, seed).unwrap()).unwrap();
+    for arena in [Arena::Params, Arena::States] {
+        exec.upload(arena, &vae_wgpu::runtime::graph::initial(graph, arena, seed).unwrap()).unwrap();
     }
     for (name, id) in graph.inputs() {
         exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len()))).unwrap();
@@ -324,8 +324,8 @@ fn results(graph: &Graph, seed: u64) -> Vec<Vec<f64>> {
     exec.run(ProgramId(0), &[]).unwrap();
     let mut found: Vec<_> =
         ["y", "dx"].iter().map(|o| exec.value(ProgramId(0), graph.output(o).unwrap()).unwrap().to_vec()).collect();
-    for region in [Region::Grads, Region::States] {
-        found.extend(exec.tensors(region).iter().cloned());
+    for arena in [Arena::Grads, Arena::States] {
+        found.extend(exec.tensors(arena).iter().cloned());
     }
     found
 }
@@ -353,14 +353,14 @@ fn every_rule_of_fusion_computes_what_the_graph_is_defined_to() {
             let graph = if fuse { graph.fused().unwrap().fused().unwrap() } else { graph };
             let mut counts = BTreeMap::new();
             for node in graph.nodes() {
-                *counts.entry(node.op.family()).or_insert(0) += 1;
+                *counts.entry(node.op.kind()).or_insert(0) += 1;
             }
             (graph.with_gradients(&[Root::Seeded(y, dy)], &["x"]).unwrap(), counts)
         };
         let ((fused, counts), (unfused, _)) = (build(true), build(false));
         assert_eq!(counts, expected.iter().copied().collect(), "{what}");
         assert_eq!(fused.params(), unfused.params(), "{what}");
-        assert_eq!(fused.null_params(), unfused.null_params(), "{what}");
+        assert_eq!(fused.zero_grad_params(), unfused.zero_grad_params(), "{what}");
         for seed in 0..3 {
             assert_same(what, &results(&fused, seed), &results(&unfused, seed));
         }
@@ -370,7 +370,7 @@ fn every_rule_of_fusion_computes_what_the_graph_is_defined_to() {
 #[test]
 fn fusion_moves_less_and_keeps_less() {
     // A GPU's kernels leave the statistics to passes of their own.
-    let software = Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU };
+    let software = Profile { kind: DeviceKind::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU };
     for (profile, share) in [(software, 0.6), (Profile::WEBGPU, 0.7)] {
         let plan = |fuse| {
             let options = Options { fuse, ..Options::default() };
@@ -411,12 +411,12 @@ proptest! {
     ) {
         let graph = random::graph(&choices, false);
         let len = random::SHAPE.len();
-        let mut noise = rng::stream(seed, Purpose::Check, 0);
+        let mut noise = rng::stream(seed, Stream::Check, 0);
         let (x, dy) = (rng::normals(&mut noise, len), rng::normals(&mut noise, len));
         let along = rng::normals(&mut noise, len);
-        let params = vae_wgpu::runtime::graph::initial(&graph, Region::Params, seed).unwrap();
+        let params = vae_wgpu::runtime::graph::initial(&graph, Arena::Params, seed).unwrap();
         let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
-        exec.upload(Region::Params, &params).unwrap();
+        exec.upload(Arena::Params, &params).unwrap();
         let mut loss = |x: &[f32]| -> (f64, Vec<f64>) {
             exec.write(ProgramId(0), "x", Data::F32(x)).unwrap();
             exec.write(ProgramId(0), "dy", Data::F32(&dy)).unwrap();
@@ -466,8 +466,8 @@ const FLOORS: &[(&str, u8)] = &[
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for pass in fs::read_dir(dir).unwrap() {
+        let path = pass.unwrap().path();
         if path.is_dir() {
             sources(&path, found);
         } else if path.extension().is_some_and(|e| e == "rs") {
@@ -535,7 +535,7 @@ fn no_submission_keeps_a_slow_gpu_busy_for_long() {
         let node = |i: usize| plan.dispatches[i].node;
         assert!(parts.windows(2).all(|pair| node(pair[0].end - 1) != node(pair[1].start)));
         let seconds = |nodes: BTreeSet<usize>| -> f64 {
-            let of = |node: &usize| graph.nodes()[*node].op.cost(&graph.nodes()[*node].entry).unwrap();
+            let of = |node: &usize| graph.nodes()[*node].op.cost(&graph.nodes()[*node].pass).unwrap();
             nodes.iter().map(of).map(|cost| (cost.flop / 20e9).max(cost.bytes / 4e9)).sum()
         };
         for part in parts {

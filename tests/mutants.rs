@@ -11,7 +11,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use vae_wgpu::app::check::{Check, Kind, Line, Outcome, Patch, Subject, suite};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::kernel::Lowered;
-use vae_wgpu::runtime::op::{Case, Cost, Entries, Entry, Op, Operand, Role, Target};
+use vae_wgpu::runtime::op::{Case, Cost, Op, Operand, Pass, Passes, Role, Target};
 use vae_wgpu::runtime::tensor::real::Real;
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 use vae_wgpu::{Error, Result};
@@ -24,9 +24,9 @@ mod common;
 struct Mutant {
     /// What is wrong with it.
     fault: &'static str,
-    /// `family/case/entry/variant` of the check that must notice.
+    /// `family/case/pass/variant` of the check that must notice.
     check: &'static str,
-    /// `kernel`, or `kernel/variant` where a kernel's variant is not the entry's.
+    /// `kernel`, or `kernel/variant` where a kernel's variant is not the pass's.
     kernel: &'static str,
     /// What is replaced, and by what.
     find: &'static str,
@@ -123,10 +123,10 @@ const MUTANTS: &[Mutant] = &[
 
 /// A check that noticed says how.
 fn is_noticed(gpu: &Gpu, check: &Check, mutant: &Mutant) -> Result<String> {
-    let Kind::Gpu { entry, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
+    let Kind::Gpu { pass, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
     let (kernel, kernel_variant) = mutant.kernel.split_once('/').unwrap_or((mutant.kernel, variant));
     let patch = Patch { kernel, variant: kernel_variant, edits: &[(mutant.find, mutant.replace)] };
-    match check.subject.gpu_vs_reference(gpu, entry, variant, Some(&patch))? {
+    match check.subject.gpu_vs_reference(gpu, pass, variant, Some(&patch))? {
         Outcome::Ran(lines) => match lines.iter().find(|line| !line.passed()) {
             Some(line) => Ok(line.to_string()),
             None => {
@@ -144,42 +144,42 @@ struct Cube {
 }
 
 impl Cube {
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (pass, reads, writes) {
             ("forward", [x], [y]) => y.iter_mut().zip(*x).for_each(|(y, &x)| *y = x * x * x),
             ("backward", [x, dy], [dx]) => {
-                let slope = T::of(3.0 * (1.0 + self.error));
+                let slope = T::from_f64(3.0 * (1.0 + self.error));
                 dx.iter_mut().zip(*x).zip(*dy).for_each(|((dx, &x), &dy)| *dx = slope * x * x * dy);
             }
-            _ => return Err(Error::bug("no such entry")),
+            _ => return Err(Error::bug("no such pass")),
         }
         Ok(())
     }
 }
 
 impl Op for Cube {
-    fn family(&self) -> &'static str {
+    fn kind(&self) -> &'static str {
         "cube"
     }
     fn operands(&self) -> Vec<Operand> {
         let spec = Spec::nhwc(Shape::new(2, 3, 4, 5));
         vec![Operand::new("x", Role::Input, spec), Operand::new("y", Role::Output, spec)]
     }
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
-            backward: &[Entry { name: "backward", reads: &["x", "dy"], writes: &["dx"], updates: &[] }],
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
+            backward: &[Pass { name: "backward", reads: &["x", "dy"], writes: &["dx"], updates: &[] }],
             aliases: &[],
         }
     }
     fn variants(&self, _entry: &str) -> &'static [&'static str] {
         &[]
     }
-    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
-        Err(Error::bug(format!("cube has no kernels for {entry}")))
+    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
+        Err(Error::bug(format!("cube has no kernels for {pass}")))
     }
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, 0.0)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, 0.0)
     }
     vae_wgpu::reference!();
 }
@@ -243,7 +243,7 @@ fn trial(
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::from_args();
     let devices = Devices::open();
-    let mut trials = common::announce(&devices, |devices| devices.best.facts().to_string());
+    let mut trials = common::announce(&devices, |devices| devices.best.adapter_info().to_string());
     let devices = devices.ok();
     trials.push(Trial::test("finite_differences_are_sharp", finite_differences_are_sharp));
     let checks: BTreeMap<String, Check> = suite()?.into_iter().map(|check| (check.to_string(), check)).collect();

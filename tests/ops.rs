@@ -42,8 +42,9 @@ fn main() -> vae_wgpu::Result<ExitCode> {
     let arguments = Arguments::from_args();
     let checks = suite()?;
     let devices = devices();
-    let name =
-        |devices: &Vec<(&str, Arc<Gpu>)>| devices.first().map(|(_, gpu)| gpu.facts().to_string()).unwrap_or_default();
+    let name = |devices: &Vec<(&str, Arc<Gpu>)>| {
+        devices.first().map(|(_, gpu)| gpu.adapter_info().to_string()).unwrap_or_default()
+    };
     let mut trials = gpu::announce(&devices, name);
     for check in checks {
         match &devices {

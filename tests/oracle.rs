@@ -23,7 +23,7 @@ use libtest_mimic::{Arguments, Trial};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
 use vae_wgpu::runtime::op::{
-    Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, Entry, GlobalAvgPool, Linear, Op,
+    Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, Linear, Op, Pass,
     PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use vae_wgpu::runtime::tensor::shape::Shape;
@@ -31,7 +31,7 @@ use vae_wgpu::runtime::tensor::shape::Shape;
 use crate::entry::{Engine, Values};
 use crate::oracle::{OracleCase, OracleTensor};
 
-/// A fixture as work for an operation: rounds of all its entries (one, or several for an optimizer's steps).
+/// A fixture as work for an operation: rounds of all its passes (one, or several for an optimizer's steps).
 struct Plan {
     op: Box<dyn Op>,
     rounds: Vec<Round>,
@@ -242,33 +242,33 @@ impl Plan {
     fn run(&self, case: &OracleCase, engine: Engine<'_>) -> Result<String> {
         let mut report = Vec::new();
         let mut values = Values::new();
-        let entries = self.op.entries();
+        let passes = self.op.passes();
         for round in &self.rounds {
             values.extend(round.set.clone());
             let mut met = 0;
-            for entry in std::iter::once(&entries.forward).chain(entries.backward) {
+            for pass in std::iter::once(&passes.forward).chain(passes.backward) {
                 let mut first = None;
-                let variants = engine.variants(&*self.op, entry.name);
+                let variants = engine.variants(&*self.op, pass.name);
                 for &variant in &variants {
                     let mut after = values.clone();
-                    engine.run(&*self.op, entry, variant, &mut after)?;
-                    let aliases = entries.aliases.iter().filter(|(_, of)| entry.writes.contains(of));
+                    engine.run(&*self.op, pass, variant, &mut after)?;
+                    let aliases = passes.aliases.iter().filter(|(_, of)| pass.writes.contains(of));
                     for (gradient, of) in aliases.clone() {
                         after.insert((*gradient).to_owned(), after[*of].clone());
                     }
                     let written =
-                        |operand| touches(entry, operand) || aliases.clone().any(|(gradient, _)| *gradient == operand);
+                        |operand| touches(pass, operand) || aliases.clone().any(|(gradient, _)| *gradient == operand);
                     for expect in round.expect.iter().filter(|e| written(e.operand)) {
                         let result = (expect.map)(&after[expect.operand]);
                         let share = compare(&result, case.tensor(&expect.tensor)?, expect.scale, engine)
-                            .with_context(|| format!("{} of {}.{variant}", expect.tensor, entry.name))?;
+                            .with_context(|| format!("{} of {}.{variant}", expect.tensor, pass.name))?;
                         let by = if variants.len() > 1 { format!("[{variant}]") } else { String::new() };
                         report.push(format!("{}{by} {:.0} %", expect.tensor, 100.0 * share));
                         met += usize::from(first.is_none());
                     }
                     first.get_or_insert(after);
                 }
-                values = first.context("an entry without variants")?;
+                values = first.context("a pass without variants")?;
             }
             if met != round.expect.len() {
                 bail!("{met} of {} tensors were produced", round.expect.len());
@@ -278,8 +278,8 @@ impl Plan {
     }
 }
 
-fn touches(entry: &Entry, operand: &str) -> bool {
-    entry.writes.contains(&operand) || entry.updates.contains(&operand)
+fn touches(pass: &Pass, operand: &str) -> bool {
+    pass.writes.contains(&operand) || pass.updates.contains(&operand)
 }
 
 fn picture(case: &OracleCase, channels: &str) -> Result<Shape> {
@@ -332,7 +332,7 @@ fn trials() -> Result<Vec<Trial>> {
     let cases = oracle::load(&folder)?;
     eprintln!("fixtures: {}", folder.display());
     let gpu = Gpu::open(&Options::default()).map(Arc::new);
-    let mut trials = gpu::announce(&gpu, |gpu| gpu.facts().to_string());
+    let mut trials = gpu::announce(&gpu, |gpu| gpu.adapter_info().to_string());
     for case in cases {
         let case = Arc::new(case);
         let family = if case.kind == "model" { "model" } else { &case.op };

@@ -87,11 +87,11 @@ fn licences_and_sources_of_all_dependencies_are_allowed() {
 fn sources(folder: &str) -> Vec<PathBuf> {
     let (mut files, mut folders) = (Vec::new(), vec![root().join(folder)]);
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
-            if entry.is_dir() {
-                folders.push(entry);
-            } else if entry.extension().is_some_and(|e| e == "rs") {
-                files.push(entry);
+        for pass in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            if pass.is_dir() {
+                folders.push(pass);
+            } else if pass.extension().is_some_and(|e| e == "rs") {
+                files.push(pass);
             }
         }
     }
@@ -116,7 +116,7 @@ fn unsafe_is_denied_but_for_one_reasoned_call() {
             found.push((file.strip_prefix(root()).unwrap().to_owned(), lint, blocks));
         }
     }
-    assert_eq!(found, [(PathBuf::from("src/gpu/pipeline_cache.rs"), 1, 1)]);
+    assert_eq!(found, [(PathBuf::from("src/runtime/gpu/pipeline_cache.rs"), 1, 1)]);
 }
 
 /// Whether a file has a test of this name: a function that is marked as one or, where there is no harness, a name that stands there in

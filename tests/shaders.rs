@@ -10,8 +10,8 @@ use naga::{
 };
 use vae_wgpu::error::Error;
 use vae_wgpu::runtime::gpu::probes;
-use vae_wgpu::runtime::kernel::{Access, Bind, Class, Dispatch, Kernel, Profile};
-use vae_wgpu::runtime::op::{Entry, OPS, Op, Target};
+use vae_wgpu::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Profile};
+use vae_wgpu::runtime::op::{OPS, Op, Pass, Target};
 
 /// What WebGPU's default limits allow a kernel.
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -194,7 +194,7 @@ fn every_kernel_opens_with_a_comment_and_names_are_unique() {
 }
 
 /// The dispatch against its kernel and its entry.
-fn lowered(op: &dyn Op, entry: &Entry, dispatch: &Dispatch, scratch: usize, known: &[&Kernel]) -> Check {
+fn lowered(op: &dyn Op, entry: &Pass, dispatch: &Dispatch, scratch: usize, known: &[&Kernel]) -> Check {
     let kernel = dispatch.kernel;
     if !known.iter().any(|k| std::ptr::eq(*k, kernel)) {
         return Err(format!("{} is not in the family's table of kernels", kernel.name));
@@ -231,14 +231,14 @@ fn lowered(op: &dyn Op, entry: &Entry, dispatch: &Dispatch, scratch: usize, know
 
 #[test]
 fn dispatches_fit_their_kernels() {
-    let software = Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU };
+    let software = Profile { kind: DeviceKind::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU };
     let subgroups = Profile { subgroup: Some((32, 32)), ..Profile::WEBGPU };
     let mut failures = Vec::new();
     for family in OPS {
         let kernels = (family.kernels)();
         let mut unused: BTreeSet<_> = kernels.iter().map(|k| (k.name, k.variant)).collect();
         for case in (family.cases)().unwrap() {
-            let entries = case.op.entries();
+            let entries = case.op.passes();
             for entry in std::iter::once(&entries.forward).chain(entries.backward) {
                 let choices = case.op.variants(entry.name).iter().copied().map(Some).chain([None]);
                 for (variant, profile) in choices.flat_map(|v| [(v, Profile::WEBGPU), (v, software), (v, subgroups)]) {

@@ -22,7 +22,7 @@ use vae_wgpu::vae::data;
 use vae_wgpu::vae::model::VaeConfig;
 use vae_wgpu::vae::runner::Device;
 use vae_wgpu::vae::train::events::{Event, Observer};
-use vae_wgpu::vae::train::{Settings, Stage, Trainer};
+use vae_wgpu::vae::train::{Settings, TrainContext, Trainer};
 
 const BATCH: usize = 32;
 /// MiB by which resident memory may grow in the short run, and in the long one, which keeps the rows of its tables: some hundred bytes a
@@ -134,7 +134,7 @@ fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
         begun,
         minutes: 0,
     };
-    let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: &mut watch, stop: &stop };
+    let stage = TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: &mut watch, stop: &stop };
     let folder = RunFolder::create(Some(&dir.path().join("run")), false).unwrap();
     Trainer::new(settings, folder, None, stage).unwrap().run().unwrap();
 
@@ -158,7 +158,7 @@ fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
 fn main() -> ExitCode {
     let args = Arguments::from_args();
     let gpu = Gpu::open(&GpuOptions::default()).map(Arc::new);
-    let mut trials = common::announce(&gpu, |gpu| gpu.facts().to_string());
+    let mut trials = common::announce(&gpu, |gpu| gpu.adapter_info().to_string());
     trials.push(common::trial("memory_and_objects_stay_flat", gpu.ok(), memory_and_objects_stay_flat));
     libtest_mimic::run(&args, trials).exit_code()
 }

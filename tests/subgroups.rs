@@ -21,17 +21,17 @@ mod common;
 /// Sizes at which kernels with subgroup operations may be chosen.
 const SIZES: [u32; 4] = [8, 16, 32, 64];
 
-/// The entry that is checked, and the kernel with subgroup operations that it runs on a device with subgroups of `size`.
+/// The pass that is checked, and the kernel with subgroup operations that it runs on a device with subgroups of `size`.
 fn kernel_of(check: &Check, size: u32) -> vae_wgpu::Result<Option<(&'static str, &'static Kernel)>> {
-    let Kind::Gpu { entry, variant } = check.kind else { return Ok(None) };
+    let Kind::Gpu { pass, variant } = check.kind else { return Ok(None) };
     let profile = Profile { subgroup: Some((size, size)), ..Profile::WEBGPU };
     let target = Target { profile: &profile, variant: Some(variant), accumulate: &[] };
-    match check.subject.case.op.lower(entry, &target) {
+    match check.subject.case.op.lower(pass, &target) {
         Err(vae_wgpu::Error::Unsupported { .. }) => Ok(None),
         lowered => {
             let kernel =
                 lowered?.dispatches.into_iter().map(|dispatch| dispatch.kernel).find(|kernel| kernel.subgroups);
-            Ok(kernel.map(|kernel| (entry, kernel)))
+            Ok(kernel.map(|kernel| (pass, kernel)))
         }
     }
 }
@@ -42,9 +42,9 @@ fn checks(size: u32) -> vae_wgpu::Result<Vec<(Check, &'static Kernel)>> {
     type Key = (&'static str, &'static str);
     let mut found: BTreeMap<Key, (f64, Check, &'static Kernel)> = BTreeMap::new();
     for check in suite()?.into_iter().filter(|check| check.family == "fused_conv") {
-        let Some((entry, kernel)) = kernel_of(&check, size)? else { continue };
+        let Some((pass, kernel)) = kernel_of(&check, size)? else { continue };
         let op = &check.subject.case.op;
-        let distance = (op.cost(&op.entries().get(entry)?)?.flop / 1e6).log2().abs();
+        let distance = (op.cost(&op.passes().get(pass)?)?.flop / 1e6).log2().abs();
         let key = (kernel.name, kernel.variant);
         if found.get(&key).is_none_or(|(least, ..)| distance < *least) {
             found.insert(key, (distance, check, kernel));
@@ -68,7 +68,7 @@ fn none_is_left_out() -> Result<(), Failed> {
 
 /// Runs the check with the kernel's subgroup operations emulated.
 fn emulated(gpu: &Gpu, check: &Check, kernel: &Kernel, size: u32) -> Result<(), Failed> {
-    let Kind::Gpu { entry, variant } = check.kind else { return Err("not a check of a kernel".into()) };
+    let Kind::Gpu { pass, variant } = check.kind else { return Err("not a check of a kernel".into()) };
     let functions = format!(
         "var<workgroup> lanes: array<vec4<f32>, {}>;
          var<private> own_lane: u32;
@@ -90,7 +90,7 @@ fn emulated(gpu: &Gpu, check: &Check, kernel: &Kernel, size: u32) -> Result<(), 
         ("@compute", &functions),
     ];
     let patch = Patch { kernel: kernel.name, variant: kernel.variant, edits: &edits };
-    match check.subject.gpu_vs_reference(gpu, entry, variant, Some(&patch))? {
+    match check.subject.gpu_vs_reference(gpu, pass, variant, Some(&patch))? {
         Outcome::Ran(lines) if !lines.is_empty() && lines.iter().all(|line| line.passed()) => Ok(()),
         Outcome::Ran(lines) => Err(Failed::from(lines.iter().map(|line| format!("{line}\n")).collect::<String>())),
         Outcome::NotApplicable(why) => Err(Failed::from(format!("not applicable: {why}"))),
@@ -113,7 +113,7 @@ fn at_width(bits: u32, arguments: &[&str]) -> Result<Vec<Value>, Failed> {
     Ok(serde_json::Deserializer::from_slice(&output.stdout).into_iter().collect::<Result<_, _>>()?)
 }
 
-/// Cases that are checked on lavapipe's real subgroups: every variant of every entry, tails and partial sums.
+/// Cases that are checked on lavapipe's real subgroups: every variant of every pass, tails and partial sums.
 const REAL: [&str; 2] = ["conv2d/3x3_stride2_odd/", "fused_conv/all_tails/"];
 
 fn real(adapter: &str, bits: u32) -> Result<(), Failed> {
@@ -143,8 +143,8 @@ fn real(adapter: &str, bits: u32) -> Result<(), Failed> {
 fn main() -> vae_wgpu::Result<ExitCode> {
     let arguments = Arguments::from_args();
     let device = Gpu::open(&Options::default());
-    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
-    let adapter = device.map(|gpu| gpu.facts().clone()).ok();
+    let mut trials = common::announce(&device, |gpu| gpu.adapter_info().to_string());
+    let adapter = device.map(|gpu| gpu.adapter_info().clone()).ok();
     trials.push(Trial::test("every_kernel_with_subgroup_operations_is_checked", none_is_left_out));
     for size in SIZES {
         let options = Options { subgroup: Some((size, size)), ..Options::default() };

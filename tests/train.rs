@@ -13,7 +13,7 @@ use vae_wgpu::app::io::tensor_file::TensorFile;
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 #[path = "common/runs.rs"]
@@ -111,10 +111,10 @@ fn a_run_goes_on_with_the_kernels_that_it_was_started_with() {
     let (graph, _) = config.plan(32, Mode::Train, gpu.profile(), &plan::Options::default()).unwrap();
     drop(gpu);
     let stem = graph.nodes().iter().find(|n| n.name == "encoder.stem").unwrap();
-    let key = plan::key(stem.op.as_ref(), &stem.entry).unwrap();
+    let key = plan::key(stem.op.as_ref(), &stem.pass).unwrap();
     let table = serde_json::json!({
         "format": 1, "version": "0.1.0", "adapter": "Voodoo 2", "driver": "",
-        "entries": [{"key": key, "variant": "naive", "ms": 1.0}],
+        "passes": [{"key": key, "variant": "naive", "ms": 1.0}],
     });
     let file = run_in(&dir, "table.json");
     fs::write(&file, table.to_string()).unwrap();
@@ -171,7 +171,7 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_same_bytes() {
     let (whole, killed) = (run_in(&dir, "whole"), run_in(&dir, "killed"));
     const EPOCHS: &str = "24";
     ok(&small(&whole, "cpu", EPOCHS));
-    let mut moments = rng::stream(3, Purpose::Check, 0);
+    let mut moments = rng::stream(3, Stream::Check, 0);
     let mut kills = 0;
     let mut child = start(&small(&killed, "cpu", EPOCHS), 1);
     while kills < 20 {

@@ -13,10 +13,10 @@ use libtest_mimic::Arguments;
 
 use vae_wgpu::app::check::bisect;
 use vae_wgpu::runtime::gpu::{Gpu, Options as GpuOptions};
-use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
-use vae_wgpu::runtime::tensor::rng::Purpose;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Runner, StepInput, StepReport};
 
@@ -38,7 +38,7 @@ fn runner(config: VaeConfig, programs: &[(usize, Mode)], device: &Device, option
 
 /// Pictures and noise of a step: the same for every device.
 fn batch(config: &VaeConfig, batch: usize, step: u64) -> (Vec<u8>, Vec<f32>) {
-    let mut noise = rng::stream(17, Purpose::Check, step);
+    let mut noise = rng::stream(17, Stream::Check, step);
     let pixels = rng::uniforms(&mut noise, config.images(batch).len(), 127.0).unwrap();
     let images = pixels.iter().map(|p| (p + 128.0) as u8).collect();
     (images, rng::normals(&mut noise, batch * config.latent_dim))
@@ -93,9 +93,9 @@ fn fused_steps_are_those_of_the_definition(device: &Arc<Gpu>) {
         options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
         let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
         let mut reports = train(&mut runner, BATCH, 1);
-        let grads = runner.download(Region::Grads).unwrap();
+        let grads = runner.download(Arena::Grads).unwrap();
         reports.extend(train(&mut runner, BATCH, 2));
-        (reports, grads, runner.download(Region::Params).unwrap())
+        (reports, grads, runner.download(Arena::Params).unwrap())
     };
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
     let size = |a: &[f32]| a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt();
@@ -126,7 +126,7 @@ fn planner_off_gives_the_same_bits(device: &Arc<Gpu>) {
         let options = Options { share, ..Options::default() };
         let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &options);
         let reports = train(&mut runner, BATCH, 3);
-        (reports, bits(&runner.download(Region::Params).unwrap()), bits(&runner.download(Region::States).unwrap()))
+        (reports, bits(&runner.download(Arena::Params).unwrap()), bits(&runner.download(Arena::States).unwrap()))
     };
     assert_eq!(run(true), run(false));
 }
@@ -137,7 +137,7 @@ fn checkpointed_blocks_give_the_same_bits_from_less_memory(device: &Arc<Gpu>) {
             let options = Options { checkpoint, fuse, ..Options::default() };
             let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
             let reports = train(&mut runner, BATCH, 3);
-            (reports, [Region::Params, Region::Grads, Region::States].map(|r| bits(&runner.download(r).unwrap())))
+            (reports, [Arena::Params, Arena::Grads, Arena::States].map(|r| bits(&runner.download(r).unwrap())))
         };
         assert_eq!(run(true), run(false), "{norm:?}, fused: {fuse}");
         let plan = |checkpoint: bool| {
@@ -157,7 +157,7 @@ fn the_same_seed_gives_the_same_bits(device: &Arc<Gpu>) {
         let run = || {
             let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
             let reports = train(&mut runner, BATCH, 4);
-            (reports, Region::ALL.map(|r| bits(&runner.download(r).unwrap())))
+            (reports, Arena::ALL.map(|r| bits(&runner.download(r).unwrap())))
         };
         assert_eq!(run(), run());
     }
@@ -181,7 +181,7 @@ fn fifty_steps_stay_beside_the_reference(device: &Arc<Gpu>) {
         assert!(apart <= BAND, "step {}: {} and {} are {apart:.2e} apart", a.step, a.total, b.total);
         widest = f64::max(widest, apart);
     }
-    println!("{}: 50 steps, losses at most {widest:.2e} apart, of {BAND}", device.facts());
+    println!("{}: 50 steps, losses at most {widest:.2e} apart, of {BAND}", device.adapter_info());
     let (first, last) = (&expected[0], &expected[49]);
     assert!(last.total < first.total, "the reference does not learn: {} -> {}", first.total, last.total);
 }
@@ -200,7 +200,7 @@ fn the_order_of_workgroups_does_not_matter(device: &Arc<Gpu>) {
             options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
             let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
             let reports = train(&mut runner, BATCH, 3);
-            (reports, Region::ALL.map(|r| bits(&runner.download(r).unwrap())))
+            (reports, Arena::ALL.map(|r| bits(&runner.download(r).unwrap())))
         };
         assert_eq!(run(device), run(&reversed), "{norm:?}, {variant:?}");
     }
@@ -213,13 +213,13 @@ fn continuing_from_downloaded_tensors_gives_the_same_bits(device: &Arc<Gpu>) {
     let mut first = new();
     train(&mut first, BATCH, 3);
     let mut second = new();
-    for region in [Region::Params, Region::Moment1, Region::Moment2, Region::States] {
-        second.upload(region, &first.download(region).unwrap()).unwrap();
+    for arena in [Arena::Params, Arena::Moment1, Arena::Moment2, Arena::States] {
+        second.upload(arena, &first.download(arena).unwrap()).unwrap();
     }
     second.set_step(first.step());
     train(&mut second, BATCH, 3);
-    for region in Region::ALL {
-        assert_eq!(bits(&whole.download(region).unwrap()), bits(&second.download(region).unwrap()), "{region}");
+    for arena in Arena::ALL {
+        assert_eq!(bits(&whole.download(arena).unwrap()), bits(&second.download(arena).unwrap()), "{arena}");
     }
 }
 
@@ -231,7 +231,7 @@ fn a_step_in_many_submissions_gives_the_same_bits(device: &Arc<Gpu>) {
         let (_, plan) = config.plan(BATCH, Mode::Train, device.profile(), &options).unwrap();
         let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &options);
         train(&mut runner, BATCH, steps);
-        (plan.submissions.len(), bits(&runner.download(Region::Params).unwrap()))
+        (plan.submissions.len(), bits(&runner.download(Arena::Params).unwrap()))
     };
     let (one, whole) = trained(None);
     // Another model's submissions come between those of the step.
@@ -274,15 +274,15 @@ fn a_poisoned_step_changes_nothing(device: &Arc<Gpu>) {
         (f32::NAN, Norm::Batch, "encoder.stem.weight", Device::Cpu),
     ] {
         let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &device, &Options::default());
-        let healthy = runner.download(Region::Params).unwrap();
+        let healthy = runner.download(Arena::Params).unwrap();
         train(&mut runner, BATCH, 1);
         let (_, at) = runner.graph().unwrap().tensor(tensor).unwrap();
-        let mut params = runner.download(Region::Params).unwrap();
+        let mut params = runner.download(Arena::Params).unwrap();
         params[at][1] = poison;
-        runner.upload(Region::Params, &params).unwrap();
+        runner.upload(Arena::Params, &params).unwrap();
         let kept = |runner: &mut Runner| {
-            [Region::Params, Region::Moment1, Region::Moment2, Region::States]
-                .map(|region| bits(&runner.download(region).unwrap()))
+            [Arena::Params, Arena::Moment1, Arena::Moment2, Arena::States]
+                .map(|arena| bits(&runner.download(arena).unwrap()))
         };
         let before = kept(&mut runner);
         let report = train(&mut runner, BATCH, 1).pop().unwrap();
@@ -290,7 +290,7 @@ fn a_poisoned_step_changes_nothing(device: &Arc<Gpu>) {
         assert_eq!(before, kept(&mut runner));
         assert_eq!(runner.first_non_finite().unwrap().as_deref(), Some(tensor));
         // The cause removed, training goes on.
-        runner.upload(Region::Params, &healthy).unwrap();
+        runner.upload(Arena::Params, &healthy).unwrap();
         assert!(train(&mut runner, BATCH, 1).pop().unwrap().finite);
         assert_ne!(before, kept(&mut runner));
     }
@@ -301,9 +301,9 @@ fn programs_of_several_sizes_share_parameters(device: &Arc<Gpu>) {
     let programs = [(4, Mode::Train), (3, Mode::Train), (4, Mode::Evaluate), (4, Mode::Encode), (4, Mode::Decode)];
     let mut runner = runner(config, &programs, &gpu(device), &Options::default());
     train(&mut runner, 4, 2);
-    let before = bits(&runner.download(Region::Params).unwrap());
+    let before = bits(&runner.download(Arena::Params).unwrap());
     train(&mut runner, 3, 1);
-    assert_ne!(before, bits(&runner.download(Region::Params).unwrap()));
+    assert_ne!(before, bits(&runner.download(Arena::Params).unwrap()));
     let (images, _) = batch(&config, 4, 0);
     let still = vec![0.0; 4 * config.latent_dim];
     let whole = runner.evaluate(4, &images, &still, 1.0).unwrap();
@@ -377,7 +377,7 @@ fn a_run_is_timed_on_request_and_gives_the_same_bits(device: &Arc<Gpu>) {
         let mut runner = runner(config, &programs, &gpu(device), &Options::default());
         let reports = train(&mut runner, BATCH, 3);
         assert!(runner.spans().unwrap().is_empty());
-        (reports, bits(&runner.download(Region::Params).unwrap()))
+        (reports, bits(&runner.download(Arena::Params).unwrap()))
     };
     for timestamps in [true, false] {
         let options = GpuOptions { timestamps, ..GpuOptions::default() };
@@ -399,13 +399,13 @@ fn a_run_is_timed_on_request_and_gives_the_same_bits(device: &Arc<Gpu>) {
             );
         }
         assert!(runner.spans().unwrap().is_empty());
-        assert_eq!((reports, bits(&runner.download(Region::Params).unwrap())), plain);
+        assert_eq!((reports, bits(&runner.download(Arena::Params).unwrap())), plain);
     }
 }
 
 fn main() -> ExitCode {
     let device = Gpu::open(&GpuOptions::default()).map(Arc::new);
-    let mut trials = common::announce(&device, |gpu| gpu.facts().to_string());
+    let mut trials = common::announce(&device, |gpu| gpu.adapter_info().to_string());
     let tests: [Test; 17] = [
         ("a_run_is_timed_on_request_and_gives_the_same_bits", a_run_is_timed_on_request_and_gives_the_same_bits),
         ("agrees_with_the_reference", agrees_with_the_reference),

@@ -20,8 +20,8 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Module, ResourceBinding, ShaderStage};
 use vae_wgpu::error::Error;
 use vae_wgpu::runtime::gpu::probes;
-use vae_wgpu::runtime::kernel::{Access, Class, Kernel, Profile};
-use vae_wgpu::runtime::op::{Entry, OPS, Op, Target};
+use vae_wgpu::runtime::kernel::{Access, DeviceKind, Kernel, Profile};
+use vae_wgpu::runtime::op::{OPS, Op, Pass, Target};
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 
 /// What a kernel goes through.
@@ -107,7 +107,7 @@ impl Subject {
 
 /// Devices that differ in what is chosen for them.
 fn profiles() -> [Profile; 4] {
-    let software = |subgroup| Profile { class: Class::Software, subgroup, ..Profile::WEBGPU };
+    let software = |subgroup| Profile { kind: DeviceKind::Software, subgroup, ..Profile::WEBGPU };
     let subgroups = Profile { subgroup: Some((32, 32)), ..Profile::WEBGPU };
     [Profile::WEBGPU, subgroups, software(Some((8, 8))), software(Some((4, 4)))]
 }
@@ -119,7 +119,7 @@ struct Subjects {
 }
 
 impl Subjects {
-    fn add(&mut self, op: &dyn Op, entry: &Entry, accumulate: &[bool]) {
+    fn add(&mut self, op: &dyn Op, entry: &Pass, accumulate: &[bool]) {
         for variant in op.variants(entry.name).iter().copied().map(Some).chain([None]) {
             for profile in profiles() {
                 let lowered = match op.lower(entry.name, &Target { profile: &profile, variant, accumulate }) {
@@ -138,7 +138,7 @@ impl Subjects {
 
     fn of_suite(&mut self) {
         for case in OPS.iter().flat_map(|family| (family.cases)().unwrap()) {
-            let entries = case.op.entries();
+            let entries = case.op.passes();
             self.add(&*case.op, &entries.forward, &[]);
             for entry in entries.backward {
                 for accumulate in [false, true] {
@@ -154,7 +154,7 @@ impl Subjects {
             for mode in [Mode::Train, Mode::Evaluate, Mode::Encode, Mode::Decode] {
                 for graph in [config.graph(128, mode), config.fused_graph(128, mode)] {
                     for node in graph.unwrap().nodes() {
-                        self.add(&*node.op, &node.entry, &node.accumulate);
+                        self.add(&*node.op, &node.pass, &node.accumulate);
                     }
                 }
             }

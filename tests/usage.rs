@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
-use vae_wgpu::app::io::checkpoint::{Inventory, Weights};
+use vae_wgpu::app::io::checkpoint::{TensorSchema, Weights};
 use vae_wgpu::app::io::run_folder::RunConfig;
-use vae_wgpu::runtime::graph::Region;
+use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::vae::train::Settings;
 
@@ -144,9 +144,9 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
 /// What a model cannot be read from, in place of a run.
 const NO_MODELS: [&str; 6] = ["missing", "folder", "text", "empty", "bare.json", "silent.safetensors"];
 
-struct Stage(TempDir);
+struct TrainContext(TempDir);
 
-impl Stage {
+impl TrainContext {
     /// A folder with a small trained model in `run`, and with what is no such thing.
     fn new() -> Self {
         let stage = Self(tempfile::tempdir().unwrap());
@@ -156,10 +156,10 @@ impl Stage {
         let save = |channels: usize, file: &str, about: &str| {
             let config = VaeConfig { channels, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
             let graph = config.graph(1, Mode::Encode).unwrap();
-            let initial = |region| vae_wgpu::runtime::graph::initial(&graph, region, 5).unwrap();
-            let weights = Weights { params: initial(Region::Params), states: initial(Region::States) };
+            let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
+            let weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
             let about = if about.is_empty() { serde_json::to_string(&config).unwrap() } else { about.to_owned() };
-            weights.save(&stage.path(file), Inventory::of(&graph), &about).unwrap();
+            weights.save(&stage.path(file), TensorSchema::of(&graph), &about).unwrap();
         };
         save(2, "run/model.safetensors", "");
         save(4, "other.safetensors", "");
@@ -195,7 +195,7 @@ impl Stage {
     /// Everything in the folder, files with their contents.
     fn tree(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
-            for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            for path in fs::read_dir(folder).unwrap().map(|pass| pass.unwrap().path()) {
                 if path.is_dir() {
                     walk(&path, found);
                 }
@@ -225,7 +225,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// The options of a command, as its help lists them, and whether they take a value.
-fn options(stage: &Stage, command: &str) -> BTreeMap<String, bool> {
+fn options(stage: &TrainContext, command: &str) -> BTreeMap<String, bool> {
     let help = stage.run(&words(&format!("{command} --help")));
     assert!(help.status.success(), "{command}");
     let help = String::from_utf8(help.stdout).unwrap();
@@ -270,7 +270,7 @@ fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<
 }
 
 /// Runs it, and looks at everything but what is special; the complaint if there is one.
-fn refused(stage: &Stage, args: &[String], code: u8, parts: &[&str]) -> Option<String> {
+fn refused(stage: &TrainContext, args: &[String], code: u8, parts: &[&str]) -> Option<String> {
     let before = stage.tree();
     let output = stage.run(args);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -296,7 +296,7 @@ fn refused(stage: &Stage, args: &[String], code: u8, parts: &[&str]) -> Option<S
     None
 }
 
-fn has_adapter(stage: &Stage) -> bool {
+fn has_adapter(stage: &TrainContext) -> bool {
     let found = stage.run(&words("devices --json")).status.success();
     let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
     assert!(found || !required, "VAE_WGPU_REQUIRE_GPU is set and there is no adapter");
@@ -305,7 +305,7 @@ fn has_adapter(stage: &Stage) -> bool {
 
 #[test]
 fn what_nonsense_is_held_against_works() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let adapter = has_adapter(&stage);
     for base in bases().iter().filter(|base| !base.gpu && (base.command != "devices" || adapter)) {
         let args = line(base, &options(&stage, base.command), &[]);
@@ -321,7 +321,7 @@ fn what_nonsense_is_held_against_works() {
 
 #[test]
 fn nonsense_in_any_option_is_told_in_a_line_and_leaves_nothing() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     let adapter = has_adapter(&stage);
     let (mut complaints, mut rows) = (Vec::new(), 0);
     let mut check = |args: &[String], code: u8, parts: &[&str]| {
@@ -383,7 +383,7 @@ fn nonsense_in_any_option_is_told_in_a_line_and_leaves_nothing() {
 
 #[test]
 fn a_trace_that_cannot_be_written_is_told_before_the_run() {
-    let stage = Stage::new();
+    let stage = TrainContext::new();
     if !has_adapter(&stage) {
         return;
     }

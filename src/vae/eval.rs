@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 use crate::vae::data::Images;
 use crate::vae::inference::{Trained, check_size, in_blocks, means, scaled};
 
@@ -72,7 +72,7 @@ pub fn psnr(mse: f64) -> f64 {
 /// and decoding as many.
 ///
 /// # Errors
-/// [`Error::Shape`] where the pictures do not fit, [`Error::Diverged`] where the model gives numbers that are not finite, and those
+/// [`Error::Shape`] where the pictures do not fit, [`Error::NonFiniteOutput`] where the model gives numbers that are not finite, and those
 /// of the device.
 pub fn evaluate(
     model: &mut Trained,
@@ -83,7 +83,7 @@ pub fn evaluate(
     check_size(model.config(), images)?;
     let (latent, dims) = (model.config().latent_dim, model.config().images(1).len());
     let mut noise: Vec<_> =
-        (0..options.iwae.max(1) as u64).map(|k| rng::stream(options.seed, Purpose::Sample, k)).collect();
+        (0..options.iwae.max(1) as u64).map(|k| rng::stream(options.seed, Stream::Sample, k)).collect();
     let [mut recon, mut kl, mut squares, mut bound] = [0.0f64; 4];
     let mut mu: Vec<f32> = Vec::new();
     let mut seen = 0;
@@ -114,7 +114,7 @@ pub fn evaluate(
         Ok(())
     })?;
     if let Some((name, _)) = [("recon", recon), ("kl", kl), ("mse", squares)].iter().find(|(_, v)| !v.is_finite()) {
-        return Err(Error::Diverged { what: (*name).to_owned() });
+        return Err(Error::NonFiniteOutput { what: (*name).to_owned() });
     }
     let (images, dims) = (seen as f64, dims as f64);
     let [recon_nats, kl_nats, nats] = [recon, kl, bound].map(|sum| sum / images);
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn the_mean_of_the_log_ratio_is_the_divergence() {
         let h = [0.5f32, -1.0, -0.3, 0.2];
-        let mut noise = rng::stream(0, Purpose::Check, 0);
+        let mut noise = rng::stream(0, Stream::Check, 0);
         let draws = 200_000;
         let sum: f64 = (0..draws)
             .map(|_| {

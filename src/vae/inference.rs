@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::app::io::checkpoint::{Inventory, Weights};
+use crate::app::io::checkpoint::{TensorSchema, Weights};
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensor_file::TensorFile;
 use crate::error::{Error, Result};
-use crate::runtime::graph::Region;
+use crate::runtime::graph::Arena;
 use crate::runtime::plan;
 use crate::vae::data;
 use crate::vae::data::Images;
@@ -54,7 +54,7 @@ impl Model {
     pub fn from_file(file: TensorFile, path: PathBuf) -> Result<Self> {
         let config = config_of(&file, &path)?;
         let graph = config.graph(1, Mode::Encode)?;
-        let weights = Weights::from_file(file, &path, Inventory::of(&graph))?;
+        let weights = Weights::from_file(file, &path, TensorSchema::of(&graph))?;
         Ok(Self { path, config, weights })
     }
 
@@ -82,8 +82,8 @@ impl Model {
             }
         }
         let mut runner = Runner::new(self.config, &programs, device, options)?;
-        for region in [Region::Params, Region::States] {
-            runner.upload(region, self.weights.region(region)?)?;
+        for arena in [Arena::Params, Arena::States] {
+            runner.upload(arena, self.weights.arena(arena)?)?;
         }
         Ok(Trained { runner, batch })
     }
@@ -143,7 +143,7 @@ impl Trained {
     /// `[n, 2 * latent]` (mu, then log_std) of `[n, c, h, w]` bytes, for `n` as it comes.
     ///
     /// # Errors
-    /// [`Error::Diverged`] for numbers that are not finite, [`Error::Shape`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
+    /// [`Error::NonFiniteOutput`] for numbers that are not finite, [`Error::Shape`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
     pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
         let picture = self.config().images(1).len();
         self.batches("bytes of pictures", images, picture, Runner::encode)
@@ -172,7 +172,7 @@ impl Trained {
         for part in all.chunks(self.batch * each) {
             let result = run(&mut self.runner, part.len() / each, part)?;
             if !result.iter().all(|v| v.is_finite()) {
-                return Err(Error::Diverged { what: "what the model makes of its input".to_owned() });
+                return Err(Error::NonFiniteOutput { what: "what the model makes of its input".to_owned() });
             }
             results.extend(result);
         }

@@ -11,7 +11,7 @@ use crate::runtime::graph::{Builder, Graph, Root, ValueId};
 use crate::runtime::kernel::Profile;
 use crate::runtime::op::optim::step_scalars::StepScalars;
 use crate::runtime::op::{
-    AdamConfig, Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, Linear, Pixels,
+    AdamConfig, Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, ImageDecode, Linear,
     PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use crate::runtime::plan;
@@ -140,7 +140,7 @@ impl VaeConfig {
         match mode {
             Mode::Train => {
                 let graph = graph.with_gradients(&[Root::Loss(loss)], &[])?;
-                let graph = if checkpoint { graph.checkpointed(block_of)? } else { graph };
+                let graph = if checkpoint { graph.with_recompute(block_of)? } else { graph };
                 graph.with_adam(AdamConfig::default())
             }
             Mode::Evaluate => Ok(graph),
@@ -161,7 +161,7 @@ impl VaeConfig {
         let training = mode == Mode::Train;
         let mut b = Builder::new();
         let bytes = b.input("images", Spec::bytes(self.images(batch)))?;
-        let x = b.apply("pixels", &[bytes], |s| Pixels::new(s[0]))?;
+        let x = b.apply("image_decode", &[bytes], |s| ImageDecode::new(s[0]))?;
         let h = self.encoder(&mut b, x, training)?;
         let latent = Spec::nhwc(Shape::new(batch, self.latent_dim, 1, 1));
         let z = if mode == Mode::Decode {

@@ -9,7 +9,7 @@ use nalgebra::{DMatrix, DVector};
 use crate::error::{Error, Result};
 use crate::runtime::sys::threads;
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::inference::{in_blocks, scaled};
@@ -43,7 +43,7 @@ impl Pca {
         // More directions than asked for make the wanted ones converge fast.
         let width = (2 * kept + 8).min(dims);
         let mean = mean(images, dims)?;
-        let mut noise = rng::stream(0, Purpose::Check, 0);
+        let mut noise = rng::stream(0, Stream::Check, 0);
         let start = rng::normals(&mut noise, dims * width).into_iter().map(f64::from);
         let mut basis = orthonormal(DMatrix::from_iterator(dims, width, start));
         let mut explained = 0.0;
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn it_is_the_projection_on_the_eigenvectors_of_the_covariance() {
-        let mut noise = rng::stream(3, Purpose::Check, 0);
+        let mut noise = rng::stream(3, Stream::Check, 0);
         let (dims, count) = (4 * 6, 700);
         // Pictures that vary by less and less from pixel to pixel.
         let pixel = |(i, v): (usize, f32)| (128.0 + v * 60.0 / (1.0 + (i % dims) as f32 * 0.5)).clamp(0.0, 255.0) as u8;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::{Gpu, Span};
-use crate::runtime::graph::{Graph, Region};
+use crate::runtime::graph::{Arena, Graph};
 use crate::runtime::op::AdamConfig;
 use crate::runtime::op::optim::step_scalars::StepScalars;
 use crate::runtime::plan;
@@ -25,7 +25,7 @@ pub enum Device {
 /// What a training step needs from its caller.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInput<'a> {
-    /// Pixels of the batch, `[batch, c, h, w]`.
+    /// ImageDecode of the batch, `[batch, c, h, w]`.
     pub images: &'a [u8],
     /// Standard normal noise, `[batch, latent]`.
     pub eps: &'a [f32],
@@ -123,9 +123,9 @@ impl Runner {
 
     /// First values of all tensors, from the seed alone; moments are zero and the next step is step 0.
     pub fn init(&mut self, seed: u64) -> Result<()> {
-        for region in [Region::Params, Region::States] {
-            let first = crate::runtime::graph::initial(self.graph()?, region, seed)?;
-            self.exec.upload(region, &first)?;
+        for arena in [Arena::Params, Arena::States] {
+            let first = crate::runtime::graph::initial(self.graph()?, arena, seed)?;
+            self.exec.upload(arena, &first)?;
         }
         self.step = 0;
         Ok(())
@@ -177,14 +177,14 @@ impl Runner {
         self.step = step;
     }
 
-    /// Replaces the tensors of a region.
-    pub fn upload(&mut self, region: Region, tensors: &[Vec<f32>]) -> Result<()> {
-        self.exec.upload(region, tensors)
+    /// Replaces the tensors of a arena.
+    pub fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
+        self.exec.upload(arena, tensors)
     }
 
-    /// The tensors of a region.
-    pub fn download(&mut self, region: Region) -> Result<Vec<Vec<f32>>> {
-        self.exec.download(region)
+    /// The tensors of a arena.
+    pub fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
+        self.exec.download(arena)
     }
 
     fn program(&self, batch: usize, mode: Mode) -> Result<ProgramId> {
@@ -282,12 +282,12 @@ impl Runner {
 
     /// The first gradient or parameter that holds NaN or infinity, by name: what to tell after a step that was not finite.
     pub fn first_non_finite(&mut self) -> Result<Option<String>> {
-        for region in [Region::Params, Region::States, Region::Grads] {
-            let tensors = self.exec.download(region)?;
+        for arena in [Arena::Params, Arena::States, Arena::Grads] {
+            let tensors = self.exec.download(arena)?;
             let bad = tensors.iter().position(|t| t.iter().any(|v| !v.is_finite()));
             if let Some(i) = bad {
-                let name = self.graph()?.tensors(region).get(i).map(|t| t.name.clone()).unwrap_or_default();
-                return Ok(Some(if region == Region::Grads { format!("the gradient of {name}") } else { name }));
+                let name = self.graph()?.tensors(arena).get(i).map(|t| t.name.clone()).unwrap_or_default();
+                return Ok(Some(if arena == Arena::Grads { format!("the gradient of {name}") } else { name }));
             }
         }
         Ok(None)

@@ -1,4 +1,4 @@
-//! Runs single entries of operations over named tensors: on the reference in both precisions, and on a GPU in every variant.
+//! Runs single passes of operations over named tensors: on the reference in both precisions, and on a GPU in every variant.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 use vae_wgpu::Error;
 use vae_wgpu::runtime::gpu::{Binding, Gpu, Program, Step};
 use vae_wgpu::runtime::kernel::Bind;
-use vae_wgpu::runtime::op::{Entry, Op, Target, spec_of};
+use vae_wgpu::runtime::op::{Op, Pass, Target, spec_of};
 use vae_wgpu::runtime::tensor::shape::Spec;
 
 /// Tensors in logical order, by operand or gradient.
 pub(crate) type Values = BTreeMap<String, Vec<f64>>;
 
-/// What runs entries.
+/// What runs passes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine<'a> {
     /// The reference in double precision.
@@ -24,27 +24,27 @@ pub(crate) enum Engine<'a> {
 }
 
 impl Engine<'_> {
-    /// The variants of an entry that the engine can run.
-    pub(crate) fn variants(&self, op: &dyn Op, entry: &str) -> Vec<&'static str> {
+    /// The variants of a pass that the engine can run.
+    pub(crate) fn variants(&self, op: &dyn Op, pass: &str) -> Vec<&'static str> {
         let Self::Gpu(gpu) = self else { return vec!["reference"] };
         let can = |variant: &&str| {
             let target = Target { profile: gpu.profile(), variant: Some(variant), accumulate: &[] };
-            !matches!(op.lower(entry, &target), Err(Error::Unsupported { .. }))
+            !matches!(op.lower(pass, &target), Err(Error::Unsupported { .. }))
         };
-        op.variants(entry).iter().copied().filter(can).collect()
+        op.variants(pass).iter().copied().filter(can).collect()
     }
 
-    /// Runs `entry` and puts what it writes and updates into `values`.
-    pub(crate) fn run(&self, op: &dyn Op, entry: &Entry, variant: &str, values: &mut Values) -> Result<()> {
+    /// Runs `pass` and puts what it writes and updates into `values`.
+    pub(crate) fn run(&self, op: &dyn Op, pass: &Pass, variant: &str, values: &mut Values) -> Result<()> {
         let mut tensors = Vec::new();
-        for name in entry.reads.iter().chain(entry.updates) {
-            let value = values.get(*name).with_context(|| format!("{}.{} needs `{name}`", op.family(), entry.name))?;
+        for name in pass.reads.iter().chain(pass.updates) {
+            let value = values.get(*name).with_context(|| format!("{}.{} needs `{name}`", op.kind(), pass.name))?;
             tensors.push(Tensor { name, spec: spec_of(op, name)?, value: value.clone() });
         }
-        let updated = tensors.split_off(entry.reads.len());
+        let updated = tensors.split_off(pass.reads.len());
         let reads = tensors;
         let mut writes = Vec::new();
-        for name in entry.writes {
+        for name in pass.writes {
             let spec = spec_of(op, name)?;
             writes.push(Tensor { name, spec, value: vec![f64::NAN; spec.len()] });
         }
@@ -53,19 +53,19 @@ impl Engine<'_> {
             Self::F64 => {
                 let reads: Vec<&[f64]> = reads.iter().map(|t| &t.value[..]).collect();
                 let mut refs: Vec<&mut [f64]> = writes.iter_mut().map(|t| &mut t.value[..]).collect();
-                op.reference_f64(entry.name, &reads, &mut refs)?;
+                op.reference_f64(pass.name, &reads, &mut refs)?;
             }
             Self::F32 => {
                 let reads: Vec<_> = reads.iter().map(Tensor::single).collect();
                 let reads: Vec<&[f32]> = reads.iter().map(|t| &t[..]).collect();
                 let mut results: Vec<_> = writes.iter().map(Tensor::single).collect();
                 let mut refs: Vec<&mut [f32]> = results.iter_mut().map(|t| &mut t[..]).collect();
-                op.reference_f32(entry.name, &reads, &mut refs)?;
+                op.reference_f32(pass.name, &reads, &mut refs)?;
                 for (tensor, result) in writes.iter_mut().zip(results) {
                     tensor.value = result.into_iter().map(f64::from).collect();
                 }
             }
-            Self::Gpu(gpu) => on_gpu(gpu, op, entry, variant, &reads, &mut writes)?,
+            Self::Gpu(gpu) => on_gpu(gpu, op, pass, variant, &reads, &mut writes)?,
         }
         values.extend(writes.into_iter().map(|t| (t.name.to_owned(), t.value)));
         Ok(())
@@ -84,10 +84,10 @@ impl Tensor {
     }
 }
 
-fn on_gpu(gpu: &Gpu, op: &dyn Op, entry: &Entry, variant: &str, reads: &[Tensor], writes: &mut [Tensor]) -> Result<()> {
-    let accumulate = vec![false; entry.writes.len()];
+fn on_gpu(gpu: &Gpu, op: &dyn Op, pass: &Pass, variant: &str, reads: &[Tensor], writes: &mut [Tensor]) -> Result<()> {
+    let accumulate = vec![false; pass.writes.len()];
     let target = Target { profile: gpu.profile(), variant: Some(variant), accumulate: &accumulate };
-    let lowered = op.lower(entry.name, &target)?;
+    let lowered = op.lower(pass.name, &target)?;
     let mut buffers = Vec::new();
     for tensor in reads.iter().chain(&*writes) {
         let buffer = gpu.buffer(tensor.name, tensor.spec.device_bytes() as u64)?;
@@ -106,14 +106,14 @@ fn on_gpu(gpu: &Gpu, op: &dyn Op, entry: &Entry, variant: &str, reads: &[Tensor]
         let mut bindings = Vec::new();
         for bind in &dispatch.bindings {
             let buffer = match bind {
-                Bind::Operand(name) => find(name).with_context(|| format!("{name} is not of {}", entry.name))?,
+                Bind::Operand(name) => find(name).with_context(|| format!("{name} is not of {}", pass.name))?,
                 Bind::Scratch(number) => scratch.get(*number).context("no such scratch buffer")?,
             };
             bindings.push(Binding { buffer, offset: 0, size: buffer.size() });
         }
-        steps.push(Step { label: format!("{}.{}", op.family(), entry.name), dispatch, bindings });
+        steps.push(Step { label: format!("{}.{}", op.kind(), pass.name), dispatch, bindings });
     }
-    Program::new(gpu, entry.name, &steps)?.submit(gpu)?;
+    Program::new(gpu, pass.name, &steps)?.submit(gpu)?;
     for tensor in writes {
         let buffer = find(tensor.name).with_context(|| format!("no buffer {}", tensor.name))?;
         let bytes = gpu.read(buffer, 0, tensor.spec.device_bytes() as u64)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
-use vae_wgpu::runtime::graph::{Builder, Graph, Region, Root, ValueId};
+use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::op::AdamConfig;
 use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
 use vae_wgpu::runtime::plan::Options;
@@ -99,9 +99,9 @@ fn fuses(engine: Engine<'_>) -> bool {
     !matches!(engine, Engine::F64)
 }
 
-/// The tensors of a region out of the fixture, by `prefix` + name.
-fn tensors(case: &OracleCase, graph: &Graph, region: Region, prefix: &str) -> Result<Vec<Vec<f32>>> {
-    graph.tensors(region).iter().map(|t| Ok(case.tensor(&format!("{prefix}{}", t.name))?.data.clone())).collect()
+/// The tensors of a arena out of the fixture, by `prefix` + name.
+fn tensors(case: &OracleCase, graph: &Graph, arena: Arena, prefix: &str) -> Result<Vec<Vec<f32>>> {
+    graph.tensors(arena).iter().map(|t| Ok(case.tensor(&format!("{prefix}{}", t.name))?.data.clone())).collect()
 }
 
 fn norm(name: &str) -> Result<Norm> {
@@ -131,8 +131,8 @@ pub(crate) fn block(
     let graph = if fuses(engine) { graph.fused()? } else { graph };
     let graph = graph.with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
     let mut exec = executor(engine, gpu, vec![graph.clone()])?;
-    for region in [Region::Params, Region::States] {
-        exec.upload(region, &tensors(case, &graph, region, "param/")?)?;
+    for arena in [Arena::Params, Arena::States] {
+        exec.upload(arena, &tensors(case, &graph, arena, "param/")?)?;
     }
     exec.write(PROGRAM, "x", Data::F32(&case.tensor("x")?.data))?;
     exec.write(PROGRAM, "dy", Data::F32(&case.tensor("dy")?.data))?;
@@ -142,17 +142,17 @@ pub(crate) fn block(
     for name in ["y", "dx"] {
         shares.elements(&exec.read(PROGRAM, name)?, name, tight)?;
     }
-    let grads = exec.download(Region::Grads)?;
+    let grads = exec.download(Arena::Grads)?;
     for (i, (param, grad)) in graph.params().iter().zip(&grads).enumerate() {
         let name = format!("grad/{}", param.name);
-        if graph.null_params().contains(&i) {
+        if graph.zero_grad_params().contains(&i) {
             ensure!(grad.iter().all(|g| *g == 0.0), "{name} is not left alone");
         }
         // A null gradient is rounding noise in the fixture.
-        let tight = tight.filter(|_| !graph.null_params().contains(&i));
+        let tight = tight.filter(|_| !graph.zero_grad_params().contains(&i));
         shares.elements(grad, &name, tight)?;
     }
-    for (state, found) in graph.states().iter().zip(exec.download(Region::States)?) {
+    for (state, found) in graph.states().iter().zip(exec.download(Arena::States)?) {
         let name = format!("after/{}", state.name);
         let mut expected = case.tensor(&name)?.clone();
         if let Some(norm) = state.name.strip_suffix(".running_mean") {
@@ -210,9 +210,9 @@ pub(crate) fn model(
     ensure!(eps.len() == steps, "noise for {} steps", eps.len());
 
     let mut exec = executor(engine, gpu, vec![graph.clone(), build(Mode::Evaluate)?])?;
-    let starts = [Region::Params, Region::States].map(|r| (r, tensors(case, &graph, r, "init/")));
-    for (region, tensors) in &starts {
-        exec.upload(*region, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
+    let starts = [Arena::Params, Arena::States].map(|r| (r, tensors(case, &graph, r, "init/")));
+    for (arena, tensors) in &starts {
+        exec.upload(*arena, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
     }
     let scalars = |step: usize| {
         let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(step as u64);
@@ -240,18 +240,18 @@ pub(crate) fn model(
             let name_in_file = format!("act1/{name}");
             shares.elements(&exec.read(PROGRAM, name)?, &name_in_file, tight)?;
         }
-        for (i, (param, grad)) in graph.params().iter().zip(exec.download(Region::Grads)?).enumerate() {
+        for (i, (param, grad)) in graph.params().iter().zip(exec.download(Arena::Grads)?).enumerate() {
             let name = format!("grad1/{}", param.name);
-            if graph.null_params().contains(&i) {
+            if graph.zero_grad_params().contains(&i) {
                 ensure!(grad.iter().all(|g| *g == 0.0), "{name} is not left alone");
             }
             shares.elements(&grad, &name, tight)?;
         }
     }
     shares.elements(&losses, "losses", None)?;
-    null_params(case, &graph)?;
-    for region in [Region::Params, Region::States] {
-        for (tensor, found) in graph.tensors(region).iter().zip(exec.download(region)?) {
+    zero_grad_params(case, &graph)?;
+    for arena in [Arena::Params, Arena::States] {
+        for (tensor, found) in graph.tensors(arena).iter().zip(exec.download(arena)?) {
             let name = format!("final/{}", tensor.name);
             shares.update(&found, &name)?;
         }
@@ -270,8 +270,8 @@ pub(crate) fn model(
         // What `train` runs is the same to the bit.
         let mut runner =
             Runner::new(config, &[(batch, Mode::Train)], &Device::Gpu(Arc::clone(gpu)), &Options::default())?;
-        for (region, tensors) in &starts {
-            runner.upload(*region, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
+        for (arena, tensors) in &starts {
+            runner.upload(*arena, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
         }
         for (eps, lr) in eps.iter().zip(&rates) {
             let input = StepInput { images: &images, eps, lr: *lr, weight_decay, beta: 1.0, clip: 0.0 };
@@ -280,15 +280,15 @@ pub(crate) fn model(
         let reports = runner.reports(true)?;
         let by_runner: Vec<f32> = reports.iter().flat_map(|r| [r.total, r.recon, r.kl]).collect();
         ensure!(by_runner == losses, "the runner's losses differ: {by_runner:?} and {losses:?}");
-        ensure!(runner.download(Region::Params)? == exec.download(Region::Params)?, "the runner's weights differ");
+        ensure!(runner.download(Arena::Params)? == exec.download(Arena::Params)?, "the runner's weights differ");
     }
     shares.report()
 }
 
 /// The parameters that the graph leaves alone are those whose gradient PyTorch finds to be zero.
-fn null_params(case: &OracleCase, graph: &Graph) -> Result<()> {
+fn zero_grad_params(case: &OracleCase, graph: &Graph) -> Result<()> {
     let mut expected: Vec<String> = serde_json::from_value(case.manifest["null_gradient_params"].clone())?;
-    let mut found: Vec<String> = graph.null_params().iter().map(|&i| graph.params()[i].name.clone()).collect();
+    let mut found: Vec<String> = graph.zero_grad_params().iter().map(|&i| graph.params()[i].name.clone()).collect();
     expected.sort();
     found.sort();
     ensure!(found == expected, "left alone: {found:?} instead of {expected:?}");

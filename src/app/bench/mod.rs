@@ -1,6 +1,6 @@
 //! Measuring kernels: every distinct operation, direction and shape of a model, alone on a device.
 //!
-//! The work of an entry comes from its operation ([`crate::runtime::op::Op::cost`]), so that FLOP and bytes are counted in one place, all operands
+//! The work of a pass comes from its operation ([`crate::runtime::op::Op::cost`]), so that FLOP and bytes are counted in one place, all operands
 //! included. Times are of many dispatches in one submission, divided: submission and wake-up are shared between them.
 
 pub mod tune;
@@ -13,14 +13,14 @@ use crate::error::{Error, Result};
 use crate::runtime::gpu::{Binding, Gpu, Program, Roof, Step};
 use crate::runtime::graph::Graph;
 use crate::runtime::kernel::{Bind, Kernel};
-use crate::runtime::op::{Cost, Entry, Fusible, Op, Target, spec_of};
+use crate::runtime::op::{Cost, Fusible, Op, Pass, Target, spec_of};
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 
-/// An entry of an operation that a graph runs, once for all nodes with the same operation and shapes.
+/// A pass of an operation that a graph runs, once for all nodes with the same operation and shapes.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// `family.entry shapes`.
+    /// `family.pass shapes`.
     pub name: String,
     /// A node that runs it.
     pub example: String,
@@ -28,8 +28,8 @@ pub struct Subject {
     pub count: usize,
     /// The operation.
     pub op: Arc<dyn Op>,
-    /// Which entry.
-    pub entry: Entry,
+    /// Which pass.
+    pub pass: Pass,
     /// Its work.
     pub cost: Cost,
 }
@@ -39,8 +39,8 @@ impl Subject {
     /// layers, but not their bias gradients, which are sums.
     #[must_use]
     pub fn is_product(&self) -> bool {
-        let family = self.op.family();
-        (family.contains("conv") || family.contains("linear")) && !self.entry.name.contains("bias")
+        let family = self.op.kind();
+        (family.contains("conv") || family.contains("linear")) && !self.pass.name.contains("bias")
     }
 
     /// Floating-point operations of the product alone, without the norms and sums that are fused with it: two a multiply-add.
@@ -53,27 +53,27 @@ impl Subject {
     }
 }
 
-/// The distinct entries of a graph, in order of first use.
+/// The distinct passes of a graph, in order of first use.
 pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
     let mut found: Vec<Subject> = Vec::new();
     let mut at: BTreeMap<String, usize> = BTreeMap::new();
     for node in graph.nodes() {
-        let key = format!("{:?}.{}", node.op, node.entry.name);
+        let key = format!("{:?}.{}", node.op, node.pass.name);
         if let Some(subject) = at.get(&key).and_then(|&i| found.get_mut(i)) {
             subject.count += 1;
             continue;
         }
         let shapes = |names: &[&str]| names.first().map(|n| spec_of(node.op.as_ref(), n).map(|s| s.to_string()));
-        let (from, to) = (shapes(node.entry.reads).transpose()?, shapes(node.entry.writes).transpose()?);
+        let (from, to) = (shapes(node.pass.reads).transpose()?, shapes(node.pass.writes).transpose()?);
         let arrow = [from, to].into_iter().flatten().collect::<Vec<_>>().join(" -> ");
         at.insert(key, found.len());
         found.push(Subject {
-            name: format!("{}.{} {arrow}", node.op.family(), node.entry.name),
+            name: format!("{}.{} {arrow}", node.op.kind(), node.pass.name),
             example: node.name.clone(),
             count: 1,
             op: Arc::clone(&node.op),
-            entry: node.entry,
-            cost: node.op.cost(&node.entry)?,
+            pass: node.pass,
+            cost: node.op.cost(&node.pass)?,
         });
     }
     Ok(found)
@@ -82,7 +82,7 @@ pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
 /// Operands of up to so many numbers are scalars of a step and flags: ones, so that Adam does not take the update for poisoned.
 const SCALARS: usize = 8;
 
-/// An entry with buffers of its own, ready to run again and again.
+/// A pass with buffers of its own, ready to run again and again.
 #[derive(Debug)]
 pub struct Rig<'a> {
     gpu: &'a Gpu,
@@ -97,7 +97,7 @@ impl<'a> Rig<'a> {
         Self::of(gpu, subject, variant, |_| true)
     }
 
-    /// The same without the passes of a norm that an entry makes beside its product (merging statistics, the norm's gradient), where
+    /// The same without the passes of a norm that a pass makes beside its product (merging statistics, the norm's gradient), where
     /// it has a product.
     pub fn of_product(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>) -> Result<Option<Self>> {
         let keep = |kernel: &Kernel| !kernel.name.starts_with("norm_parts.");
@@ -105,12 +105,12 @@ impl<'a> Rig<'a> {
     }
 
     fn of(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>, keep: fn(&Kernel) -> bool) -> Result<Self> {
-        let (op, entry) = (subject.op.as_ref(), &subject.entry);
-        let accumulate = vec![false; entry.writes.len()];
+        let (op, pass) = (subject.op.as_ref(), &subject.pass);
+        let accumulate = vec![false; pass.writes.len()];
         let target = Target { profile: gpu.profile(), variant, accumulate: &accumulate };
-        let mut lowered = op.lower(entry.name, &target)?;
+        let mut lowered = op.lower(pass.name, &target)?;
         lowered.dispatches.retain(|dispatch| keep(dispatch.kernel));
-        let chunk = rng::normals(&mut rng::stream(0, Purpose::Check, 0), 1 << 14);
+        let chunk = rng::normals(&mut rng::stream(0, Stream::Check, 0), 1 << 14);
         let filled = |label: &str, bytes: usize| {
             let buffer = gpu.buffer(label, bytes as u64)?;
             let pattern: &[u8] = bytemuck::cast_slice(&chunk);
@@ -120,7 +120,7 @@ impl<'a> Rig<'a> {
             Ok((label.to_owned(), buffer))
         };
         let mut operands = Vec::new();
-        for name in entry.reads.iter().chain(entry.writes).chain(entry.updates) {
+        for name in pass.reads.iter().chain(pass.writes).chain(pass.updates) {
             let spec = spec_of(op, name)?;
             let operand = filled(name, spec.device_bytes())?;
             if spec.len() <= SCALARS {
@@ -151,7 +151,7 @@ impl<'a> Rig<'a> {
         Ok(Self { gpu, program, variant: variants.join("+") })
     }
 
-    /// Runs the entry `times` times in one submission and waits; the time of all of them.
+    /// Runs the pass `times` times in one submission and waits; the time of all of them.
     pub fn run(&self, times: u64) -> Result<Duration> {
         let started = Instant::now();
         let mut encoder = self.gpu.encoder("bench");
@@ -180,7 +180,7 @@ impl<'a> Rig<'a> {
 /// A line of the roofline table.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Line {
-    /// `family.entry shapes`.
+    /// `family.pass shapes`.
     pub name: String,
     /// Variant of its kernels.
     pub variant: String,
@@ -202,7 +202,7 @@ pub struct Line {
     pub product: Option<Product>,
 }
 
-/// The matrix product of an entry, without the passes of a norm beside it.
+/// The matrix product of a pass, without the passes of a norm beside it.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Product {
     /// Two floating-point operations a multiply-add.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Rig, Subject, median};
 use crate::error::{Error, Result};
-use crate::runtime::gpu::{AdapterFacts, Gpu};
+use crate::runtime::gpu::{AdapterInfo, Gpu};
 use crate::runtime::kernel::{Lowered, Profile};
 use crate::runtime::op::{OPS, Target};
 use crate::runtime::plan;
@@ -55,9 +55,9 @@ impl Tuned {
 
 /// The variants of a subject that a device can run, and the one that it gets without a choice; none where there is nothing to choose.
 pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'static str>, &'static str)>> {
-    let (op, entry) = (subject.op.as_ref(), &subject.entry);
-    let accumulate = vec![false; entry.writes.len()];
-    let lower = |variant| op.lower(entry.name, &Target { profile, variant, accumulate: &accumulate });
+    let (op, pass) = (subject.op.as_ref(), &subject.pass);
+    let accumulate = vec![false; pass.writes.len()];
+    let lower = |variant| op.lower(pass.name, &Target { profile, variant, accumulate: &accumulate });
     let kernels = |lowered: &Lowered| {
         let kernel =
             |d: &crate::runtime::kernel::Dispatch| (d.kernel.name, d.kernel.variant, d.overrides.clone(), d.workgroups);
@@ -65,7 +65,7 @@ pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'
     };
     let chosen = kernels(&lower(None)?);
     let (mut able, mut default) = (Vec::new(), None);
-    for &variant in op.variants(entry.name) {
+    for &variant in op.variants(pass.name) {
         match lower(Some(variant)) {
             Ok(lowered) => {
                 if default.is_none() && kernels(&lowered) == chosen {
@@ -80,7 +80,7 @@ pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'
     Ok(default.filter(|_| able.len() > 1).map(|default| (able, default)))
 }
 
-/// What there is to choose of a model: of subjects that touch the same shapes in the same entry, and so share a choice, the first, for
+/// What there is to choose of a model: of subjects that touch the same shapes in the same pass, and so share a choice, the first, for
 /// all of them.
 pub fn choices(profile: &Profile, subjects: Vec<Subject>) -> Result<Vec<Subject>> {
     let mut chosen: Vec<(String, Subject)> = Vec::new();
@@ -88,7 +88,7 @@ pub fn choices(profile: &Profile, subjects: Vec<Subject>) -> Result<Vec<Subject>
         if candidates(profile, &subject)?.is_none() {
             continue;
         }
-        let key = plan::key(subject.op.as_ref(), &subject.entry)?;
+        let key = plan::key(subject.op.as_ref(), &subject.pass)?;
         match chosen.iter_mut().find(|(known, _)| *known == key) {
             Some((_, first)) => first.count += subject.count,
             None => chosen.push((key, subject)),
@@ -132,7 +132,7 @@ pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Res
         seconds.sort_by(f64::total_cmp);
         Some((variant, 1e3 * median(&seconds)?))
     });
-    let key = plan::key(subject.op.as_ref(), &subject.entry)?;
+    let key = plan::key(subject.op.as_ref(), &subject.pass)?;
     Tuned::new(key, subject.count, default, ms.collect()).map(Some)
 }
 
@@ -156,7 +156,7 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Choice {
-    /// Entry and shapes ([`plan::key`]).
+    /// Pass and shapes ([`plan::key`]).
     pub key: String,
     /// The best variant there.
     pub variant: String,
@@ -169,7 +169,7 @@ const FORMAT: u32 = 1;
 impl Table {
     /// The table of what was measured.
     #[must_use]
-    pub fn new(facts: &AdapterFacts, tuned: &[Tuned]) -> Self {
+    pub fn new(facts: &AdapterInfo, tuned: &[Tuned]) -> Self {
         let choice = |t: &Tuned| Choice { key: t.key.clone(), variant: t.best.to_owned(), ms: t.best_and_default().0 };
         Self {
             format: FORMAT,
@@ -197,8 +197,8 @@ impl Table {
         }
         let known = Known::new()?;
         for Choice { key, variant, .. } in &table.entries {
-            let (entry, shapes) = key.split_once(' ').unwrap_or((key, ""));
-            known.check_entry(entry, variant)?;
+            let (pass, shapes) = key.split_once(' ').unwrap_or((key, ""));
+            known.check_entry(pass, variant)?;
             if shapes.is_empty() {
                 return Err(format!(
                     "`{key}` says nothing of shapes: for all of them there is --variant {key}={variant}"
@@ -211,7 +211,7 @@ impl Table {
 
     /// What to say where the table was made for another adapter or driver.
     #[must_use]
-    pub fn foreign(&self, facts: &AdapterFacts) -> Option<String> {
+    pub fn foreign(&self, facts: &AdapterInfo) -> Option<String> {
         let here = (&facts.name, &driver(facts));
         let of = |(name, driver): (&String, &String)| format!("{name} ({driver})");
         let there = (&self.adapter, &self.driver);
@@ -219,11 +219,11 @@ impl Table {
     }
 }
 
-fn driver(facts: &AdapterFacts) -> String {
+fn driver(facts: &AdapterInfo) -> String {
     [facts.driver.as_str(), facts.driver_info.as_str()].join(" ").trim().to_owned()
 }
 
-/// The variants of each entry that some case of its operation has.
+/// The variants of each pass that some case of its operation has.
 #[derive(Debug)]
 pub struct Known(BTreeMap<String, BTreeSet<&'static str>>);
 
@@ -233,17 +233,17 @@ impl Known {
         let mut known: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
         for family in OPS {
             for case in (family.cases)()? {
-                let entries = case.op.entries();
-                for entry in std::iter::once(&entries.forward).chain(entries.backward) {
-                    let variants = known.entry(format!("{}.{}", family.name, entry.name)).or_default();
-                    variants.extend(case.op.variants(entry.name));
+                let passes = case.op.passes();
+                for pass in std::iter::once(&passes.forward).chain(passes.backward) {
+                    let variants = known.entry(format!("{}.{}", family.name, pass.name)).or_default();
+                    variants.extend(case.op.variants(pass.name));
                 }
             }
         }
         Ok(Self(known))
     }
 
-    /// Refuses an operation (`conv2d`), an entry (`conv2d.forward`) or a variant that does not exist.
+    /// Refuses an operation (`conv2d`), a pass (`conv2d.forward`) or a variant that does not exist.
     pub fn check(&self, name: &str, variant: &str) -> Result<()> {
         if name.contains('.') {
             return self.check_entry(name, variant);
@@ -252,15 +252,15 @@ impl Known {
             let known = OPS.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
             return Err(Error::Unknown { kind: "operation", name: name.to_owned(), known });
         }
-        let of_family = |entry: &&String| entry.split_once('.').is_some_and(|(family, _)| family == name);
-        let variants = self.0.iter().filter(|(entry, _)| of_family(entry)).flat_map(|(_, variants)| variants);
+        let of_family = |pass: &&String| pass.split_once('.').is_some_and(|(family, _)| family == name);
+        let variants = self.0.iter().filter(|(pass, _)| of_family(pass)).flat_map(|(_, variants)| variants);
         one_of(variants.copied().collect(), name, variant)
     }
 
-    fn check_entry(&self, entry: &str, variant: &str) -> Result<()> {
+    fn check_entry(&self, pass: &str, variant: &str) -> Result<()> {
         let known = || self.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let unknown = || Error::Unknown { kind: "operation and entry", name: entry.to_owned(), known: known() };
-        one_of(self.0.get(entry).ok_or_else(unknown)?.clone(), entry, variant)
+        let unknown = || Error::Unknown { kind: "operation and pass", name: pass.to_owned(), known: known() };
+        one_of(self.0.get(pass).ok_or_else(unknown)?.clone(), pass, variant)
     }
 }
 
@@ -276,7 +276,7 @@ fn one_of(variants: BTreeSet<&'static str>, of: &str, variant: &str) -> Result<(
 mod tests {
     use super::super::subjects;
     use super::*;
-    use crate::runtime::kernel::Class;
+    use crate::runtime::kernel::DeviceKind;
     use crate::vae::model::{Mode, VaeConfig};
 
     #[test]
@@ -293,8 +293,8 @@ mod tests {
     fn every_choice_of_a_model_has_a_default_and_a_key_of_its_own() {
         let profiles = [
             Profile::WEBGPU,
-            Profile { class: Class::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU },
-            Profile { class: Class::Software, ..Profile::WEBGPU },
+            Profile { kind: DeviceKind::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU },
+            Profile { kind: DeviceKind::Software, ..Profile::WEBGPU },
         ];
         let known = Known::new().unwrap();
         for profile in profiles {
@@ -313,9 +313,9 @@ mod tests {
             for subject in choices {
                 let (variants, default) = candidates(&profile, &subject).unwrap().unwrap();
                 assert!(variants.contains(&default));
-                let key = plan::key(subject.op.as_ref(), &subject.entry).unwrap();
-                let (entry, _) = key.split_once(' ').unwrap();
-                assert!(variants.iter().all(|v| known.check(entry, v).is_ok()), "{key}");
+                let key = plan::key(subject.op.as_ref(), &subject.pass).unwrap();
+                let (pass, _) = key.split_once(' ').unwrap();
+                assert!(variants.iter().all(|v| known.check(pass, v).is_ok()), "{key}");
                 assert!(keys.insert(key.clone()), "{key} twice");
             }
             assert!(keys.len() > 20);

@@ -10,9 +10,9 @@ use super::{SEED, Values, numbers_of, run};
 use crate::error::Result;
 use crate::runtime::exec::{Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::Gpu;
-use crate::runtime::graph::{Home, Region, ValueId};
+use crate::runtime::graph::{Arena, Storage, ValueId};
 use crate::runtime::op::optim::step_scalars::StepScalars;
-use crate::runtime::op::{AdamConfig, Entry};
+use crate::runtime::op::{AdamConfig, Pass};
 use crate::runtime::plan;
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
 use crate::runtime::tensor::shape::Spec;
@@ -59,8 +59,8 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
     const PROGRAM: ProgramId = ProgramId(0);
     let graph = config.graph(batch, Mode::Train)?;
     let mut exec = GpuExecutor::new(Arc::clone(gpu), vec![graph.clone()], options)?;
-    for region in [Region::Params, Region::States] {
-        exec.upload(region, &crate::runtime::graph::initial(&graph, region, SEED)?)?;
+    for arena in [Arena::Params, Arena::States] {
+        exec.upload(arena, &crate::runtime::graph::initial(&graph, arena, SEED)?)?;
     }
     let images = numbers_of(Spec::bytes(config.images(batch)), None, 1.0, 0)?;
     let eps = numbers_of(Spec::flat(batch * config.latent_dim), None, 1.0, 1)?;
@@ -75,9 +75,9 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
     let mut written: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
     let mut distances = Vec::new();
     for (number, node) in graph.nodes().iter().enumerate() {
-        let Entry { reads, updates, .. } = node.entry;
+        let Pass { reads, updates, .. } = node.pass;
         // A gradient that depends on x, as it does behind a ReLU, but not in a product.
-        let bent = reads.contains(&"x") && node.entry.writes.contains(&"dx");
+        let bent = reads.contains(&"x") && node.pass.writes.contains(&"dx");
         let mut values = Values::new();
         let mut largest_gradient = 0.0f64;
         let (mut faults, mut priors) = (Vec::new(), Vec::new());
@@ -89,12 +89,12 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
             if name.starts_with('d') {
                 largest_gradient = value.iter().fold(largest_gradient, |max, v| max.max(f64::from(v.abs())));
             }
-            values.insert((*name).to_owned(), value.iter().map(|v| Tracked::of(f64::from(*v))).collect());
+            values.insert((*name).to_owned(), value.iter().map(|v| Tracked::from_f64(f64::from(*v))).collect());
         }
         for (id, accumulate) in node.writes.iter().zip(&node.accumulate) {
             priors.push(if *accumulate { exec.value(PROGRAM, *id)? } else { Vec::new() });
         }
-        let expected = run(node.op.as_ref(), node.entry, &values)?;
+        let expected = run(node.op.as_ref(), node.pass, &values)?;
         exec.run_node(PROGRAM, number)?;
         let ids = node.writes.iter().chain(&node.updates);
         let priors = priors.into_iter().chain(updates.iter().map(|_| Vec::new()));
@@ -102,7 +102,7 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
             let got = exec.value(PROGRAM, *id)?;
             let (mut distance, mut limit) = (0.0, 0.0);
             for (i, (got, want)) in got.iter().zip(expected).enumerate() {
-                let prior = prior.get(i).map_or(Tracked::default(), |v| Tracked::of(f64::from(*v)));
+                let prior = prior.get(i).map_or(Tracked::default(), |v| Tracked::from_f64(f64::from(*v)));
                 let want = *want + prior;
                 distance += (f64::from(*got) - want.value()).powi(2);
                 limit += (8.0 * want.rms() + ROUNDING * want.value().abs()).powi(2);
@@ -117,7 +117,7 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
                 limit: f64::sqrt(limit) + kinks + 1e-37,
                 fault,
             });
-            if matches!(graph.value(*id).home, Home::Local) {
+            if matches!(graph.value(*id).storage, Storage::Local) {
                 written.insert(*id, got);
             }
         }

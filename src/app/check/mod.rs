@@ -1,6 +1,6 @@
 //! Checks of operations: gradients against finite differences, kernels against the reference.
 //!
-//! Two links, each tight. The reference's backward entries are compared with central differences of its forward entry, both in
+//! Two links, each tight. The reference's backward passes are compared with central differences of its forward pass, both in
 //! `f64`. Every kernel in every variant is compared with the reference computed in [`Tracked`] numbers, which say how large the
 //! rounding error of each single element may be. Numbers are random and so are upstream gradients: ramps hide swapped
 //! axes, and a gradient of all ones has no effect through a batch norm.
@@ -16,16 +16,16 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rand_distr::{Distribution, StandardNormal, Uniform};
+use rand_distr::{Distribution as _, StandardNormal, Uniform};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::runtime::exec::cpu::Precision;
 use crate::runtime::gpu::{Binding, Gpu, Program, Step};
 use crate::runtime::kernel::{Bind, Kernel, Profile};
-use crate::runtime::op::{Case, Entries, Entry, Family, Fill, Init, OPS, Op, Operand, Role, Target, spec_of};
+use crate::runtime::op::{Case, Distribution, Init, OPS, Op, OpInfo, Operand, Pass, Passes, Role, Target, spec_of};
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
-use crate::runtime::tensor::rng::{Purpose, stream, uniforms};
+use crate::runtime::tensor::rng::{Stream, stream, uniforms};
 use crate::runtime::tensor::shape::{Layout, Spec};
 
 mod bisect;
@@ -35,7 +35,7 @@ pub use bisect::{Distance, bisect};
 /// Outcome for one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Line {
-    /// Operand or gradient; `+=` behind it where the entry accumulated.
+    /// Operand or gradient; `+=` behind it where the pass accumulated.
     pub tensor: String,
     /// Logical index of the element that used most of its limit.
     pub index: usize,
@@ -134,7 +134,7 @@ struct Numbers {
 
 /// Numbers in logical order, by operand or gradient.
 type Values<T> = BTreeMap<String, Vec<T>>;
-/// What an entry wrote and then updated.
+/// What a pass wrote and then updated.
 type Written<T> = Vec<(&'static str, Vec<T>)>;
 
 /// All checks draw from this seed.
@@ -158,7 +158,7 @@ impl Subject {
             let fill = |name: &str| self.case.fills.iter().rev().find(|(n, _)| *n == name).map(|(_, fill)| *fill);
             let computed = matches!(operand.role, Role::Output | Role::Saved);
             match fill(operand.name) {
-                Some(Fill::Computed) => {}
+                Some(Distribution::Computed) => {}
                 None if computed => {}
                 fill => {
                     values.insert(operand.name.into(), numbers(&operand, fill, i as u64)?);
@@ -173,55 +173,55 @@ impl Subject {
         Ok(values)
     }
 
-    /// What `entry` must write. Computes what it reads beforehand, rounded to single precision on the way.
-    fn expected(&self, numbers: &mut Numbers, entry: Entry) -> Result<Arc<Written<Tracked>>> {
-        if let Some(known) = numbers.expected.get(entry.name) {
+    /// What `pass` must write. Computes what it reads beforehand, rounded to single precision on the way.
+    fn expected(&self, numbers: &mut Numbers, pass: Pass) -> Result<Arc<Written<Tracked>>> {
+        if let Some(known) = numbers.expected.get(pass.name) {
             return Ok(Arc::clone(known));
         }
         if numbers.values.is_empty() {
             numbers.values = self.draw()?;
         }
-        for name in entry.reads {
+        for name in pass.reads {
             if !numbers.values.contains_key(*name) {
-                for (name, written) in self.expected(numbers, self.producer(name, entry)?)?.iter() {
+                for (name, written) in self.expected(numbers, self.producer(name, pass)?)?.iter() {
                     let rounded = written.iter().map(|v| v.value() as f32).collect();
                     numbers.values.entry((*name).into()).or_insert(rounded);
                 }
             }
         }
-        let exact = |v: &f32| Tracked::of(f64::from(*v));
-        let touched = entry.reads.iter().chain(entry.updates);
+        let exact = |v: &f32| Tracked::from_f64(f64::from(*v));
+        let touched = pass.reads.iter().chain(pass.updates);
         let values = touched
             .filter_map(|name| numbers.values.get_key_value(*name))
             .map(|(name, values)| (name.clone(), values.iter().map(exact).collect()))
             .collect();
-        let written = Arc::new(run(self.op(), entry, &values)?);
-        numbers.expected.insert(entry.name, Arc::clone(&written));
+        let written = Arc::new(run(self.op(), pass, &values)?);
+        numbers.expected.insert(pass.name, Arc::clone(&written));
         Ok(written)
     }
 
-    /// The entry that computes what `reader` reads as `name`.
-    fn producer(&self, name: &str, reader: Entry) -> Result<Entry> {
-        let Entries { forward, backward, .. } = self.op().entries();
-        let before = backward.iter().take_while(|entry| **entry != reader);
+    /// The pass that computes what `reader` reads as `name`.
+    fn producer(&self, name: &str, reader: Pass) -> Result<Pass> {
+        let Passes { forward, backward, .. } = self.op().passes();
+        let before = backward.iter().take_while(|pass| **pass != reader);
         std::iter::once(&forward)
             .chain(before)
-            .find(|entry| entry.writes.contains(&name) && **entry != reader)
+            .find(|pass| pass.writes.contains(&name) && **pass != reader)
             .copied()
-            .ok_or_else(|| Error::bug(format!("{}: nothing computes `{name}`", self.op().family())))
+            .ok_or_else(|| Error::bug(format!("{}: nothing computes `{name}`", self.op().kind())))
     }
 
-    /// Compares every gradient of the reference, computed by entries or aliased, with central differences of its forward entry.
+    /// Compares every gradient of the reference, computed by passes or aliased, with central differences of its forward pass.
     pub fn finite_differences(&self) -> Result<Vec<Line>> {
         let op = self.op();
-        let entries = op.entries();
+        let passes = op.passes();
         let mut values: Values<f64> =
             self.draw()?.into_iter().map(|(name, v)| (name, v.into_iter().map(f64::from).collect())).collect();
-        for (name, written) in run(op, entries.forward, &values)? {
+        for (name, written) in run(op, passes.forward, &values)? {
             values.entry(name.into()).or_insert(written);
         }
-        for entry in entries.backward {
-            for (name, written) in run(op, *entry, &values)? {
+        for pass in passes.backward {
+            for (name, written) in run(op, *pass, &values)? {
                 values.insert(name.into(), written);
             }
         }
@@ -229,7 +229,7 @@ impl Subject {
         let operands = op.operands();
         let role = |name: &str| operands.iter().find(|o| o.name == name).map(|o| o.role);
         // An operation that hands out gradients as saved operands is a loss: its first output counts once.
-        let is_loss = entries.aliases.iter().any(|(_, source)| role(source) == Some(Role::Saved));
+        let is_loss = passes.aliases.iter().any(|(_, source)| role(source) == Some(Role::Saved));
         let mut weights = Values::new();
         for output in operands.iter().filter(|o| o.role == Role::Output) {
             let upstream = match (is_loss, weights.is_empty()) {
@@ -245,33 +245,26 @@ impl Subject {
             weights.insert(output.name.to_owned(), upstream);
         }
 
-        let samples = (DIFFERENCES_FLOP / (2.0 * op.cost(&entries.forward)?.flop.max(1.0))) as usize;
+        let samples = (DIFFERENCES_FLOP / (2.0 * op.cost(&passes.forward)?.flop.max(1.0))) as usize;
         let samples = samples.clamp(8, DIFFERENCES);
         let mut lines = Vec::new();
         for operand in operands.iter().filter(|o| matches!(o.role, Role::Input | Role::Param(_))) {
             let gradient = format!("d{}", operand.name);
-            let alias = entries.aliases.iter().find(|(name, _)| *name == gradient).map(|(_, source)| *source);
+            let alias = passes.aliases.iter().find(|(name, _)| *name == gradient).map(|(_, source)| *source);
             let computed = values.get(alias.unwrap_or(&gradient)).cloned();
-            let computed =
-                computed.ok_or_else(|| Error::bug(format!("{}: no entry writes `{gradient}`", op.family())))?;
-            lines.push(differences(op, &entries.forward, &mut values, &weights, operand, &computed, samples)?);
+            let computed = computed.ok_or_else(|| Error::bug(format!("{}: no pass writes `{gradient}`", op.kind())))?;
+            lines.push(differences(op, &passes.forward, &mut values, &weights, operand, &computed, samples)?);
         }
         Ok(lines)
     }
 
-    /// Runs `entry` in `variant` on a device and compares all that it writes with the reference: storing, and for gradients
+    /// Runs `pass` in `variant` on a device and compares all that it writes with the reference: storing, and for gradients
     /// accumulating too, in all writes and in every second one.
-    pub fn gpu_vs_reference(
-        &self,
-        gpu: &Gpu,
-        entry: &str,
-        variant: &str,
-        patch: Option<&Patch<'_>>,
-    ) -> Result<Outcome> {
-        let entries = self.op().entries();
-        let is_forward = entries.forward.name == entry;
-        let entry = entries.get(entry)?;
-        let writes = entry.writes.len();
+    pub fn gpu_vs_reference(&self, gpu: &Gpu, pass: &str, variant: &str, patch: Option<&Patch<'_>>) -> Result<Outcome> {
+        let passes = self.op().passes();
+        let is_forward = passes.forward.name == pass;
+        let pass = passes.get(pass)?;
+        let writes = pass.writes.len();
         let mut patterns = vec![vec![false; writes]];
         if !is_forward {
             patterns.push(vec![true; writes]);
@@ -281,7 +274,7 @@ impl Subject {
         }
         let mut lines = Vec::new();
         for accumulate in patterns {
-            match self.run_on(gpu, entry, variant, &accumulate, patch)? {
+            match self.run_on(gpu, pass, variant, &accumulate, patch)? {
                 Outcome::Ran(more) => lines.extend(more),
                 other => return Ok(other),
             }
@@ -292,28 +285,28 @@ impl Subject {
     fn run_on(
         &self,
         gpu: &Gpu,
-        entry: Entry,
+        pass: Pass,
         variant: &str,
         accumulate: &[bool],
         patch: Option<&Patch<'_>>,
     ) -> Result<Outcome> {
         let op = self.op();
-        let lowered = match op.lower(entry.name, &Target { profile: gpu.profile(), variant: Some(variant), accumulate })
+        let lowered = match op.lower(pass.name, &Target { profile: gpu.profile(), variant: Some(variant), accumulate })
         {
             Err(lacking @ Error::Unsupported { .. }) => return Ok(Outcome::NotApplicable(lacking.to_string())),
             lowered => lowered?,
         };
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        let expected = self.expected(&mut numbers, entry)?;
+        let expected = self.expected(&mut numbers, pass)?;
         let mut tensors: BTreeMap<&str, Guarded> = BTreeMap::new();
-        for &name in entry.reads.iter().chain(entry.updates) {
+        for &name in pass.reads.iter().chain(pass.updates) {
             if let Some(values) = numbers.values.get(name) {
                 tensors.insert(name, Guarded::new(gpu, name, &spec_of(op, name)?.pack(values)?)?);
             }
         }
         drop(numbers);
         let mut priors: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
-        for (i, &name) in entry.writes.iter().enumerate() {
+        for (i, &name) in pass.writes.iter().enumerate() {
             let spec = spec_of(op, name)?;
             let contents = if accumulate.get(i) == Some(&true) {
                 let prior = numbers_of(spec, None, 1.0, PRIORS + i as u64)?;
@@ -336,7 +329,7 @@ impl Subject {
                 Bind::Scratch(i) => scratch.get(*i),
             };
             let buffer =
-                &found.ok_or_else(|| Error::bug(format!("{bind:?} is bound but not named by the entry")))?.buffer;
+                &found.ok_or_else(|| Error::bug(format!("{bind:?} is bound but not named by the pass")))?.buffer;
             Ok(Binding { buffer, offset: 0, size: buffer.size() })
         };
         let steps = lowered.dispatches.iter().map(|dispatch| {
@@ -363,7 +356,7 @@ impl Subject {
             }
         }
         if lines.is_empty() {
-            return Err(Error::bug(format!("{}.{} writes nothing", op.family(), entry.name)));
+            return Err(Error::bug(format!("{}.{} writes nothing", op.kind(), pass.name)));
         }
         Ok(Outcome::Ran(lines))
     }
@@ -378,7 +371,7 @@ const SAMPLES: u64 = 3000;
 const DIFFERENCES: usize = 200;
 const DIFFERENCES_FLOP: f64 = 1e9;
 
-fn numbers(operand: &Operand, fill: Option<Fill>, index: u64) -> Result<Vec<f32>> {
+fn numbers(operand: &Operand, fill: Option<Distribution>, index: u64) -> Result<Vec<f32>> {
     let scale = match operand.role {
         Role::Param(Init::FanIn(fan_in)) => 1.0 / (fan_in.max(1) as f32).sqrt(),
         _ => 1.0,
@@ -386,54 +379,58 @@ fn numbers(operand: &Operand, fill: Option<Fill>, index: u64) -> Result<Vec<f32>
     numbers_of(operand.spec, fill, scale, index)
 }
 
-fn numbers_of(spec: Spec, fill: Option<Fill>, scale: f32, index: u64) -> Result<Vec<f32>> {
-    let mut rng = stream(SEED, Purpose::Check, index);
+fn numbers_of(spec: Spec, fill: Option<Distribution>, scale: f32, index: u64) -> Result<Vec<f32>> {
+    let mut rng = stream(SEED, Stream::Check, index);
     let len = spec.len();
     let mut normal = || -> f32 { StandardNormal.sample(&mut rng) };
-    let fill = fill.unwrap_or(if spec.layout == Layout::Bytes { Fill::Pixels } else { Fill::Normal(0.0, scale) });
+    let fill = fill.unwrap_or(if spec.layout == Layout::Bytes {
+        Distribution::Bytes
+    } else {
+        Distribution::Normal(0.0, scale)
+    });
     Ok(match fill {
-        Fill::Normal(mean, deviation) => (0..len).map(|_| mean + deviation * normal()).collect(),
-        Fill::AwayFromZero(gap) => {
+        Distribution::Normal(mean, deviation) => (0..len).map(|_| mean + deviation * normal()).collect(),
+        Distribution::AwayFromZero(gap) => {
             let away = |v: f32| if v.abs() < gap { v + gap.copysign(v) } else { v };
             (0..len).map(|_| away(normal())).collect()
         }
-        Fill::Uniform(from, to) => {
+        Distribution::Uniform(from, to) => {
             let range = Uniform::new(from, to).map_err(|e| Error::bug(format!("fill {from}..{to}: {e}")))?;
             (0..len).map(|_| range.sample(&mut rng)).collect()
         }
-        Fill::Pixels => {
+        Distribution::Bytes => {
             let range = Uniform::new(0u16, 256).map_err(Error::bug)?;
             (0..len).map(|_| f32::from(range.sample(&mut rng))).collect()
         }
-        Fill::Constant(value) => vec![value; len],
-        Fill::Values(values) => values.iter().copied().cycle().take(len).collect(),
-        Fill::Computed => return Err(Error::bug("a computed operand cannot be drawn")),
+        Distribution::Constant(value) => vec![value; len],
+        Distribution::Values(values) => values.iter().copied().cycle().take(len).collect(),
+        Distribution::Computed => return Err(Error::bug("a computed operand cannot be drawn")),
     })
 }
 
-/// Runs the reference of an entry; gives its writes, then its updates.
-fn run<T: Precision>(op: &dyn Op, entry: Entry, values: &Values<T>) -> Result<Written<T>> {
+/// Runs the reference of a pass; gives its writes, then its updates.
+fn run<T: Precision>(op: &dyn Op, pass: Pass, values: &Values<T>) -> Result<Written<T>> {
     let get = |name: &&str| {
-        let found = values.get(*name).ok_or_else(|| Error::bug(format!("{}: `{name}` has no value", op.family())));
+        let found = values.get(*name).ok_or_else(|| Error::bug(format!("{}: `{name}` has no value", op.kind())));
         found.map(Vec::as_slice)
     };
-    let reads = entry.reads.iter().map(get).collect::<Result<Vec<_>>>()?;
+    let reads = pass.reads.iter().map(get).collect::<Result<Vec<_>>>()?;
     let mut written: Written<T> = Vec::new();
-    for name in entry.writes {
+    for name in pass.writes {
         written.push((*name, vec![T::zero(); spec_of(op, name)?.len()]));
     }
-    for name in entry.updates {
+    for name in pass.updates {
         written.push((*name, get(name)?.to_vec()));
     }
     let mut writes: Vec<&mut [T]> = written.iter_mut().map(|(_, v)| v.as_mut_slice()).collect();
-    T::reference(op, entry.name, &reads, &mut writes)?;
+    T::reference(op, pass.name, &reads, &mut writes)?;
     Ok(written)
 }
 
 /// Compares `gradient` with central differences of the sum of weight * output over all outputs.
 fn differences(
     op: &dyn Op,
-    forward: &Entry,
+    forward: &Pass,
     values: &mut Values<f64>,
     weights: &Values<f64>,
     operand: &Operand,
@@ -445,7 +442,7 @@ fn differences(
     let chosen: Vec<usize> = if len <= samples {
         (0..len).collect()
     } else {
-        let draws = uniforms(&mut stream(SEED, Purpose::Check, SAMPLES), samples, 0.5)?;
+        let draws = uniforms(&mut stream(SEED, Stream::Check, SAMPLES), samples, 0.5)?;
         draws.into_iter().map(|u| ((f64::from(u) + 0.5) * len as f64) as usize).map(|i| i.min(len - 1)).collect()
     };
     // The differences of single outputs are weighted and summed, rather than sums subtracted: outputs that do not move
@@ -529,7 +526,7 @@ fn compare(line: &mut Line, spec: Spec, expected: &[Tracked], prior: Option<&Vec
         unwritten += usize::from(words[physical] == POISON);
         let mut want = expected[logical];
         if let Some(prior) = prior {
-            want += Tracked::of(f64::from(prior[logical]));
+            want += Tracked::from_f64(f64::from(prior[logical]));
         }
         let limit = 8.0 * want.rms() + ROUNDING * want.value().abs() + 1e-37;
         line.compare(logical, f64::from(f32::from_bits(words[physical])), want.value(), limit);
@@ -588,9 +585,9 @@ pub enum Kind {
     FiniteDifferences,
     /// A kernel with the reference.
     Gpu {
-        /// Entry of the operation.
-        entry: &'static str,
-        /// Variant of the entry.
+        /// Pass of the operation.
+        pass: &'static str,
+        /// Variant of the pass.
         variant: &'static str,
     },
 }
@@ -600,7 +597,7 @@ impl fmt::Display for Check {
         write!(f, "{}/{}/", self.family, self.subject.case.name)?;
         match &self.kind {
             Kind::FiniteDifferences => f.write_str("finite_differences"),
-            Kind::Gpu { entry, variant } => write!(f, "{entry}/{variant}"),
+            Kind::Gpu { pass, variant } => write!(f, "{pass}/{variant}"),
         }
     }
 }
@@ -614,9 +611,9 @@ impl Check {
 
     /// Why the check cannot run on a device of this profile, if so.
     pub fn not_applicable(&self, profile: &Profile) -> Result<Option<String>> {
-        let Kind::Gpu { entry, variant } = self.kind else { return Ok(None) };
+        let Kind::Gpu { pass, variant } = self.kind else { return Ok(None) };
         let target = Target { profile, variant: Some(variant), accumulate: &[] };
-        match self.subject.op().lower(entry, &target) {
+        match self.subject.op().lower(pass, &target) {
             Err(lacking @ Error::Unsupported { .. }) => Ok(Some(lacking.to_string())),
             lowered => lowered.map(|_| None),
         }
@@ -627,12 +624,12 @@ impl Check {
         match (&self.kind, gpu) {
             (Kind::FiniteDifferences, _) => self.subject.finite_differences().map(Outcome::Ran),
             (Kind::Gpu { .. }, None) => Ok(Outcome::NotApplicable("there is no device".into())),
-            (Kind::Gpu { entry, variant }, Some(gpu)) => self.subject.gpu_vs_reference(gpu, entry, variant, None),
+            (Kind::Gpu { pass, variant }, Some(gpu)) => self.subject.gpu_vs_reference(gpu, pass, variant, None),
         }
     }
 }
 
-/// All checks of all operations: for each case, finite differences where they apply, and every entry in every variant.
+/// All checks of all operations: for each case, finite differences where they apply, and every pass in every variant.
 pub fn suite() -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     for family in OPS {
@@ -643,15 +640,15 @@ pub fn suite() -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-fn checks_of(family: &Family, case: Case) -> Vec<Check> {
-    let entries = case.op.entries();
+fn checks_of(family: &OpInfo, case: Case) -> Vec<Check> {
+    let passes = case.op.passes();
     let mut kinds = Vec::new();
-    if case.differentiable && !(entries.backward.is_empty() && entries.aliases.is_empty()) {
+    if case.differentiable && !(passes.backward.is_empty() && passes.aliases.is_empty()) {
         kinds.push(Kind::FiniteDifferences);
     }
-    for entry in std::iter::once(&entries.forward).chain(entries.backward) {
-        let variants = case.op.variants(entry.name).iter();
-        kinds.extend(variants.map(|&variant| Kind::Gpu { entry: entry.name, variant }));
+    for pass in std::iter::once(&passes.forward).chain(passes.backward) {
+        let variants = case.op.variants(pass.name).iter();
+        kinds.extend(variants.map(|&variant| Kind::Gpu { pass: pass.name, variant }));
     }
     let subject = Arc::new(Subject::new(case));
     kinds.into_iter().map(|kind| Check { family: family.name, subject: Arc::clone(&subject), kind }).collect()

@@ -11,7 +11,7 @@ use crate::app::bench::{Line, Rig, Summary, median, subjects};
 use crate::runtime::gpu::roof;
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::Mode;
 use crate::vae::runner::{Device, Runner, StepInput};
 
@@ -95,7 +95,7 @@ impl StepArgs {
         let options = self.plan.options(adapter(&device), &config, &programs)?;
         let mut runner = Runner::new(config, &programs, &device, &options)?;
         runner.init(0)?;
-        let mut noise = rng::stream(1, Purpose::Check, 0);
+        let mut noise = rng::stream(1, Stream::Check, 0);
         let pixels = config.images(batch).len();
         let images: Vec<u8> =
             rng::uniforms(&mut noise, pixels, 1.0)?.iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
@@ -171,7 +171,7 @@ impl KernelsArgs {
         let Device::Gpu(gpu) = self.device.open()? else {
             anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
         };
-        let options = self.plan.options(Some(gpu.facts()), &config, &[(batch, Mode::Train)])?;
+        let options = self.plan.options(Some(gpu.adapter_info()), &config, &[(batch, Mode::Train)])?;
         let (graph, _) = config.plan(batch, Mode::Train, gpu.profile(), &options)?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
         let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
@@ -181,10 +181,10 @@ impl KernelsArgs {
         let roof = roof(&gpu)?;
         if self.json {
             out(serde_json::json!({
-                "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.facts().to_string(), "roof": roof, "batch": batch,
+                "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.adapter_info().to_string(), "roof": roof, "batch": batch,
             }))?;
         } else {
-            out(format_args!("adapter: {}", gpu.facts()))?;
+            out(format_args!("adapter: {}", gpu.adapter_info()))?;
             out(format_args!(
                 "roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write); batch {}",
                 roof.gflops, roof.copy_gb_s, batch
@@ -193,7 +193,7 @@ impl KernelsArgs {
         }
         let mut lines = Vec::new();
         for subject in &subjects {
-            let variant = options.variant(subject.op.as_ref(), &subject.entry)?;
+            let variant = options.variant(subject.op.as_ref(), &subject.pass)?;
             let rig = Rig::new(&gpu, subject, variant)?;
             let seconds = rig.time(SAMPLES, SAMPLE)?;
             let product = Rig::of_product(&gpu, subject, variant)?;

@@ -52,7 +52,7 @@ impl CheckArgs {
         }
         if !self.json {
             match &gpu {
-                Some(gpu) => out(format_args!("adapter: {}", gpu.facts()))?,
+                Some(gpu) => out(format_args!("adapter: {}", gpu.adapter_info()))?,
                 None => out("no adapter: the reference alone is checked")?,
             }
         }

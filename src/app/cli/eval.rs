@@ -43,12 +43,12 @@ struct Report<'a> {
     data: &'a str,
     #[serde(flatten)]
     evaluation: Evaluation,
-    pca: Option<Yardstick>,
+    pca: Option<PcaBaseline>,
 }
 
 /// What PCA does on the same pictures.
 #[derive(Serialize)]
-struct Yardstick {
+struct PcaBaseline {
     components: usize,
     /// Training pictures that it was fitted to.
     images: usize,
@@ -69,7 +69,7 @@ impl EvalArgs {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
-        let pca = if self.no_pca { None } else { Some(Yardstick::of(&dataset, model.config.latent_dim)?) };
+        let pca = if self.no_pca { None } else { Some(PcaBaseline::of(&dataset, model.config.latent_dim)?) };
         let report = Report {
             model: model.path.display().to_string(),
             device: trained.describe(),
@@ -86,7 +86,7 @@ impl EvalArgs {
     }
 }
 
-impl Yardstick {
+impl PcaBaseline {
     fn of(dataset: &Dataset, components: usize) -> anyhow::Result<Self> {
         let spinner = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {

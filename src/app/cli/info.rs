@@ -51,7 +51,7 @@ impl InfoArgs {
             Some(select) => Some(Gpu::open(&Options { select: select.clone(), ..Options::default() })?),
             None => None,
         };
-        let options = self.plan.options(gpu.as_ref().map(Gpu::facts), &config, &[(batch, Mode::Train)])?;
+        let options = self.plan.options(gpu.as_ref().map(Gpu::adapter_info), &config, &[(batch, Mode::Train)])?;
         let profile = gpu.as_ref().map_or(Profile::WEBGPU, |gpu| *gpu.profile());
         drop(gpu);
         let (graph, plan) = config.plan(batch, Mode::Train, &profile, &options)?;
@@ -81,7 +81,7 @@ impl InfoArgs {
                 plan.memory.slots as f64 / f64::from(1 << 20)
             ))?;
         }
-        let null = graph.null_params();
+        let null = graph.zero_grad_params();
         if !null.is_empty() {
             let numbers: usize = null.iter().map(|&i| graph.params()[i].spec.len()).sum();
             out(format_args!(

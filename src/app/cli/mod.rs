@@ -14,7 +14,7 @@ use crate::Error;
 use crate::app::bench::subjects;
 use crate::app::bench::tune::Table;
 use crate::app::io::atomic;
-use crate::runtime::gpu::{AdapterFacts, Gpu, Options, Select};
+use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select};
 use crate::runtime::kernel::Profile;
 use crate::runtime::plan;
 use crate::vae::model::{Mode, Norm, VaeConfig};
@@ -132,7 +132,7 @@ const INTERRUPTED: u8 = 130;
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::NonFinite { .. } | Error::Diverged { .. }) => 3,
+        Some(Error::NonFinite { .. } | Error::NonFiniteOutput { .. }) => 3,
         Some(Error::Unknown { .. }) => 2,
         _ => 1,
     }
@@ -172,10 +172,10 @@ impl DeviceArgs {
 }
 
 /// What is known of a device's adapter; the CPU reference has none.
-fn adapter(device: &Device) -> Option<&AdapterFacts> {
+fn adapter(device: &Device) -> Option<&AdapterInfo> {
     match device {
         Device::Cpu => None,
-        Device::Gpu(gpu) => Some(gpu.facts()),
+        Device::Gpu(gpu) => Some(gpu.adapter_info()),
     }
 }
 
@@ -239,7 +239,7 @@ impl TrainingPlanArgs {
     /// As [`PlanArgs::options`].
     fn options(
         &self,
-        adapter: Option<&AdapterFacts>,
+        adapter: Option<&AdapterInfo>,
         config: &VaeConfig,
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<plan::Options> {
@@ -252,7 +252,7 @@ impl PlanArgs {
     /// For programs of these batch sizes; `adapter` is where they will run.
     fn options(
         &self,
-        adapter: Option<&AdapterFacts>,
+        adapter: Option<&AdapterInfo>,
         config: &VaeConfig,
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<plan::Options> {
@@ -269,7 +269,7 @@ impl PlanArgs {
     /// The choices of the table, if one was given. It is used as it is; that it may not fit is told.
     fn table(
         &self,
-        adapter: Option<&AdapterFacts>,
+        adapter: Option<&AdapterInfo>,
         config: &VaeConfig,
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<BTreeMap<String, String>> {
@@ -287,7 +287,7 @@ impl PlanArgs {
             // What cannot be planned is refused elsewhere, with what was asked for.
             let Ok((graph, _)) = config.plan(batch, mode, &profile, &plan::Options::default()) else { continue };
             for subject in subjects(&graph)? {
-                used |= variants.contains_key(&plan::key(subject.op.as_ref(), &subject.entry)?);
+                used |= variants.contains_key(&plan::key(subject.op.as_ref(), &subject.pass)?);
             }
         }
         if !used {
@@ -328,7 +328,7 @@ mod tests {
             (Error::bug("none"), 1),
             (Error::Unknown { kind: "variant", name: hint(), known: hint() }, 2),
             (Error::NonFinite { tensor: hint(), step: 0 }, 3),
-            (Error::Diverged { what: hint() }, 3),
+            (Error::NonFiniteOutput { what: hint() }, 3),
         ] {
             let said = error.to_string();
             assert_eq!(exit_code(&error.into()), code, "{said}");

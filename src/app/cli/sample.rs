@@ -10,7 +10,7 @@ use super::values::from_zero;
 use crate::app::io::tensor_file::Array;
 use crate::app::viz::image_grid::Pictures;
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::Mode;
 
 /// Draw new pictures from a trained model.
@@ -46,7 +46,7 @@ impl SampleArgs {
         }
         let model = self.trained.load()?;
         let mut trained = self.trained.start(&model, &[(Mode::Decode, count)])?;
-        let mut z = rng::normals(&mut rng::stream(self.seed, Purpose::Sample, 0), count * model.config.latent_dim);
+        let mut z = rng::normals(&mut rng::stream(self.seed, Stream::Sample, 0), count * model.config.latent_dim);
         z.iter_mut().for_each(|z| *z *= self.temperature as f32);
         let means = trained.decode(&z)?;
         if self.raw {

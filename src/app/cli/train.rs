@@ -14,11 +14,11 @@ use super::values::from_zero;
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::app::cli::progress::observer;
 use crate::app::io::atomic::make_folder_of;
-use crate::app::io::checkpoint::{Inventory, Weights};
+use crate::app::io::checkpoint::{TensorSchema, Weights};
 use crate::app::io::run_folder::RunFolder;
 use crate::vae::model::Mode;
 use crate::vae::runner::Device;
-use crate::vae::train::{MAX_EPOCHS, Outcome, Schedule, Settings, Stage, Trainer};
+use crate::vae::train::{MAX_EPOCHS, Outcome, Schedule, Settings, TrainContext, Trainer};
 
 /// Train the model, from nothing to weights and pictures.
 #[derive(Args, Debug)]
@@ -129,7 +129,8 @@ impl TrainArgs {
         // The run ends after the step in hand.
         let stop = Arc::new(AtomicBool::new(false));
         signals::set_on_request(&stop)?;
-        let stage = Stage { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
+        let stage =
+            TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
         let mut trainer = match folder {
             Some(folder) => Trainer::resume(settings, folder, stage)?,
             None => {
@@ -190,7 +191,7 @@ impl TrainArgs {
     fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
         let Some(path) = &self.init else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
-        Ok(Some(Weights::load(path, Inventory::of(&graph))?))
+        Ok(Some(Weights::load(path, TensorSchema::of(&graph))?))
     }
 }
 

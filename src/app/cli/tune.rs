@@ -56,7 +56,7 @@ impl TuneArgs {
         if choices.is_empty() {
             anyhow::bail!("no kernel with a choice of variants matches `{}`", self.only.as_deref().unwrap_or_default());
         }
-        out(format_args!("adapter: {}", gpu.facts()))?;
+        out(format_args!("adapter: {}", gpu.adapter_info()))?;
         out(format_args!(
             "{:<78} {:>5} {:<10} {:>9} {:<10} {:>9} {:>7}",
             "kernel", "count", "default", "ms", "best", "ms", "gain"
@@ -85,7 +85,7 @@ impl TuneArgs {
         ))?;
         if let Some(file) = &self.out {
             make_folder_of(file)?;
-            save_atomic(file, Table::new(gpu.facts(), &tuned).to_json()?.as_bytes())?;
+            save_atomic(file, Table::new(gpu.adapter_info(), &tuned).to_json()?.as_bytes())?;
             say(format_args!("table: {0}; use it with --variants {0} --batch-size {1}", file.display(), self.batch));
         }
         Ok(ExitCode::SUCCESS)

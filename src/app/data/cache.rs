@@ -12,9 +12,9 @@ use crate::vae::data::Dataset;
 use crate::vae::data::cifar10;
 use crate::vae::data::cifar10::{ARCHIVE, FOLDER};
 
-/// Places in which CIFAR-10 may be, in the order in which they are tried.
+/// CacheDirs in which CIFAR-10 may be, in the order in which they are tried.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct CacheDirs {
     /// A folder beside the user's work.
     pub local: PathBuf,
     /// The folder that keeps what was downloaded; an archive put here by hand is used too.
@@ -23,7 +23,7 @@ pub struct Places {
     pub source: Source,
 }
 
-impl Places {
+impl CacheDirs {
     /// `./datasets/cifar-10-batches-bin`, the folder `vae-wgpu` in the user's cache, and the official archive.
     pub fn user() -> Result<Self> {
         let dirs = directories::BaseDirs::new().ok_or_else(|| {

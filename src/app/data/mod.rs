@@ -12,7 +12,7 @@ pub mod archive;
 pub mod cache;
 pub mod download;
 
-pub use cache::Places;
+pub use cache::CacheDirs;
 
 /// What the library reports while a data set is fetched; the last one wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl fmt::Display for DataSpec {
 /// Opens a data set; only [`DataSpec::Cifar10`] may use the network, and tells `progress` about it.
 pub fn open(spec: &DataSpec, progress: &mut dyn FnMut(Progress)) -> Result<Dataset> {
     match spec {
-        DataSpec::Cifar10 => Places::user()?.open(progress),
+        DataSpec::Cifar10 => CacheDirs::user()?.open(progress),
         DataSpec::Shapes => shapes::dataset(),
         DataSpec::Path(path) => archive::open(path),
     }

@@ -185,7 +185,7 @@ pub struct FolderLock {
 
 /// What has become of the file that a [`FolderLock`] holds: who removes a folder removes the lock with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum LockState {
     /// It is where it was: nobody else can take the lock.
     Held,
     /// There is none.
@@ -216,7 +216,7 @@ impl FolderLock {
             }
             let lock = Self { path: path.clone(), file };
             // An owner that left may have removed the file between opening and locking.
-            if lock.standing() == Standing::Held {
+            if lock.standing() == LockState::Held {
                 break lock;
             }
         };
@@ -232,11 +232,11 @@ impl FolderLock {
 
     /// What has become of the lock's file; held where the system does not tell.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn standing(&self) -> LockState {
         match fs::metadata(&self.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Standing::Removed,
-            Ok(there) if self.file.metadata().is_ok_and(|own| !is_same(&own, &there)) => Standing::Replaced,
-            _ => Standing::Held,
+            Err(error) if error.kind() == ErrorKind::NotFound => LockState::Removed,
+            Ok(there) if self.file.metadata().is_ok_and(|own| !is_same(&own, &there)) => LockState::Replaced,
+            _ => LockState::Held,
         }
     }
 }
@@ -354,10 +354,10 @@ mod tests {
     fn a_lock_knows_that_its_file_is_gone_or_another() {
         let dir = tempfile::tempdir().unwrap();
         let lock = FolderLock::take(dir.path()).unwrap();
-        assert_eq!(lock.standing(), Standing::Held);
+        assert_eq!(lock.standing(), LockState::Held);
         fs::remove_file(dir.path().join(LOCK)).unwrap();
-        assert_eq!(lock.standing(), Standing::Removed);
+        assert_eq!(lock.standing(), LockState::Removed);
         let other = FolderLock::take(dir.path()).unwrap();
-        assert_eq!((lock.standing(), other.standing()), (Standing::Replaced, Standing::Held));
+        assert_eq!((lock.standing(), other.standing()), (LockState::Replaced, LockState::Held));
     }
 }

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use super::tensor_file::{Array, TensorFile};
 
 use crate::error::{Error, Result};
-use crate::runtime::graph::{Graph, Region, Tensor};
+use crate::runtime::graph::{Arena, Graph, Tensor};
 
 /// Version of the layout of checkpoints.
 const FORMAT: u32 = 1;
@@ -19,14 +19,14 @@ const MOMENTS: [&str; 2] = ["adam.m/", "adam.v/"];
 
 /// Names and shapes of the tensors that a model has.
 #[derive(Clone, Copy, Debug)]
-pub struct Inventory<'a> {
+pub struct TensorSchema<'a> {
     /// Weights and biases.
     pub params: &'a [Tensor],
     /// Running statistics.
     pub states: &'a [Tensor],
 }
 
-impl<'a> Inventory<'a> {
+impl<'a> TensorSchema<'a> {
     /// That of a graph.
     #[must_use]
     pub fn of(graph: &'a Graph) -> Self {
@@ -58,7 +58,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Shape`] where tensors and inventory disagree, [`Error::Checkpoint`] for a number that is not finite,
     /// [`Error::File`] where the file cannot be written.
-    pub fn save(&self, path: &Path, inventory: Inventory<'_>, config: &str) -> Result<()> {
+    pub fn save(&self, path: &Path, inventory: TensorSchema<'_>, config: &str) -> Result<()> {
         let metadata = [("config", config.to_owned())];
         file(metadata, inventory.of_weights(), self.params.iter().chain(&self.states))?.save(path)
     }
@@ -67,7 +67,7 @@ impl Weights {
     ///
     /// # Errors
     /// As [`TensorFile::load`] and [`Weights::from_file`].
-    pub fn load(path: &Path, inventory: Inventory<'_>) -> Result<Self> {
+    pub fn load(path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
         Self::from_file(TensorFile::load(path)?, path, inventory)
     }
 
@@ -75,22 +75,22 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] listing missing and unexpected tensors and those of another shape.
-    pub fn from_file(mut file: TensorFile, path: &Path, inventory: Inventory<'_>) -> Result<Self> {
+    pub fn from_file(mut file: TensorFile, path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
         file.tensors.retain(|name, _| !MOMENTS.iter().any(|m| name.starts_with(m)));
         let mut params = file.take(path, &inventory.of_weights())?;
         let states = params.split_off(inventory.params.len());
         Ok(Self { params, states })
     }
 
-    /// The tensors of [`Region::Params`] or [`Region::States`].
+    /// The tensors of [`Arena::Params`] or [`Arena::States`].
     ///
     /// # Errors
-    /// [`Error::Bug`] for another region.
-    pub fn region(&self, region: Region) -> Result<&[Vec<f32>]> {
-        match region {
-            Region::Params => Ok(&self.params),
-            Region::States => Ok(&self.states),
-            _ => Err(Error::bug(format!("{region} are no weights"))),
+    /// [`Error::Bug`] for another arena.
+    pub fn arena(&self, arena: Arena) -> Result<&[Vec<f32>]> {
+        match arena {
+            Arena::Params => Ok(&self.params),
+            Arena::States => Ok(&self.states),
+            _ => Err(Error::bug(format!("{arena} are no weights"))),
         }
     }
 }
@@ -130,7 +130,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Weights::save`].
-    pub fn save(&self, path: &Path, inventory: Inventory<'_>) -> Result<()> {
+    pub fn save(&self, path: &Path, inventory: TensorSchema<'_>) -> Result<()> {
         let Progress { step, epoch, seed, settings, best, data } = &self.progress;
         let mut metadata = vec![
             ("checkpoint", FORMAT.to_string()),
@@ -151,7 +151,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`TensorFile::load`], [`Progress::of`] and [`Weights::from_file`].
-    pub fn load(path: &Path, inventory: Inventory<'_>) -> Result<Self> {
+    pub fn load(path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
         Self::from_file(TensorFile::load(path)?, path, inventory)
     }
 
@@ -159,7 +159,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Progress::of`] and [`Weights::from_file`].
-    pub fn from_file(file: TensorFile, path: &Path, inventory: Inventory<'_>) -> Result<Self> {
+    pub fn from_file(file: TensorFile, path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
         let progress = Progress::of(&file, path)?;
         let wanted: Vec<_> = inventory.of_weights().into_iter().chain(inventory.of_moments()).collect();
         let mut params = file.take(path, &wanted)?;
@@ -285,7 +285,7 @@ mod tests {
     fn weights_and_checkpoints_come_back_bit_for_bit() {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
-        let inventory = Inventory { params: &params, states: &states };
+        let inventory = TensorSchema { params: &params, states: &states };
         let path = dir.path().join("checkpoint.safetensors");
         for best in [None, Some(0.1 + 0.2), Some(f64::MIN_POSITIVE)] {
             let mut checkpoint = checkpoint();
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn the_crate_reads_what_we_write() {
         let (params, states) = (params(), states());
-        let wanted = Inventory { params: &params, states: &states }.of_weights();
+        let wanted = TensorSchema { params: &params, states: &states }.of_weights();
         let weights = checkpoint().weights;
         let bytes = file([("config", String::new())], wanted, weights.params.iter().chain(&weights.states)).unwrap();
         let bytes = bytes.to_bytes(Path::new("x")).unwrap();
@@ -325,7 +325,7 @@ mod tests {
     fn truncation_is_an_error_at_any_offset() {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
-        let inventory = Inventory { params: &params, states: &states };
+        let inventory = TensorSchema { params: &params, states: &states };
         let path = dir.path().join("checkpoint.safetensors");
         checkpoint().save(&path, inventory).unwrap();
         let bytes = fs::read(&path).unwrap();
@@ -340,10 +340,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
         let path = dir.path().join("checkpoint.safetensors");
-        checkpoint().save(&path, Inventory { params: &params, states: &states }).unwrap();
+        checkpoint().save(&path, TensorSchema { params: &params, states: &states }).unwrap();
         let mut other = params.clone();
         other[0].spec = Spec::conv_weight(8, 3, 3, 3);
-        let error = Checkpoint::load(&path, Inventory { params: &other, states: &[] }).unwrap_err().to_string();
+        let error = Checkpoint::load(&path, TensorSchema { params: &other, states: &[] }).unwrap_err().to_string();
         for part in [
             "`adam.m/stem.weight` [4, 3, 3, 3] instead of [8, 3, 3, 3]",
             "2 unexpected: `norm.running_mean`",
@@ -377,7 +377,7 @@ mod tests {
     fn tensors_that_do_not_fit_are_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
-        let inventory = Inventory { params: &params, states: &states };
+        let inventory = TensorSchema { params: &params, states: &states };
         let path = dir.path().join("checkpoint.safetensors");
         let mut short = checkpoint();
         short.moment2.pop();

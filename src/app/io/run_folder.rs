@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::app::io::atomic;
-use crate::app::io::atomic::{FolderLock, LOCK, Standing};
+use crate::app::io::atomic::{FolderLock, LOCK, LockState};
 use crate::app::viz::image_grid::{Grid, Pictures, save_png};
 use crate::error::{Error, Result};
 
@@ -204,19 +204,19 @@ impl RunFolder {
     /// Makes the folder anew where somebody removed it, empty but for the lock, and tells whether there is a run to be written to it.
     ///
     /// # Errors
-    /// [`Error::Taken`] where another run was there since, [`Error::File`] where it cannot be made.
+    /// [`Error::RunFolderLost`] where another run was there since, [`Error::File`] where it cannot be made.
     pub fn restore(&mut self) -> Result<bool> {
-        let taken = || Error::Taken { path: self.path.clone() };
+        let taken = || Error::RunFolderLost { path: self.path.clone() };
         match self.lock.as_ref().map(FolderLock::standing) {
-            Some(Standing::Replaced) => return Err(taken()),
-            Some(Standing::Removed) => {
+            Some(LockState::Replaced) => return Err(taken()),
+            Some(LockState::Removed) => {
                 fs::create_dir_all(&self.path).map_err(Error::file("create the folder", &self.path))?;
                 self.lock = Some(FolderLock::take(&self.path).map_err(|error| match error {
                     Error::File { source, .. } if source.kind() == ErrorKind::ResourceBusy => taken(),
                     other => other,
                 })?);
             }
-            Some(Standing::Held) | None => {}
+            Some(LockState::Held) | None => {}
         }
         let gone = matches!(self.config().try_exists(), Ok(false));
         if gone {
@@ -492,10 +492,10 @@ mod tests {
         fs::remove_dir_all(&out).unwrap();
         let other = begin();
         for _ in 0..2 {
-            assert!(matches!(run.restore(), Err(Error::Taken { path }) if path == out));
+            assert!(matches!(run.restore(), Err(Error::RunFolderLost { path }) if path == out));
         }
         drop(other);
-        assert!(matches!(run.restore(), Err(Error::Taken { .. })), "the other run is over, but there");
+        assert!(matches!(run.restore(), Err(Error::RunFolderLost { .. })), "the other run is over, but there");
     }
 
     #[test]

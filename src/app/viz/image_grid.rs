@@ -184,7 +184,7 @@ impl Default for Grid {
     }
 }
 
-/// Pixels that a drawn grid may have: 256 million, 768 MB.
+/// ImageDecode that a drawn grid may have: 256 million, 768 MB.
 const MAX_PIXELS: u64 = 1 << 28;
 
 impl Grid {

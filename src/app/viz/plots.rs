@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 /// --no-hinting`.
 const FONT: &[u8] = include_bytes!("../../../assets/DejaVuSans-ascii.ttf");
 /// The name that it is registered by.
-const FAMILY: &str = "sans-serif";
+const INFO: &str = "sans-serif";
 
 const SIZE: (u32, u32) = (1200, 760);
 const INK: RGBColor = RGBColor(51, 51, 51);
@@ -173,7 +173,7 @@ impl Panel {
     {
         let last = self.curves.iter().filter_map(|c| c.points.last()).map(|p| p.0).fold(1.0, f64::max);
         let inside = |&(x, y): &Point| (x, y.clamp(range.0, range.1));
-        let text = |size: u32| (FAMILY, size).into_font().color(&INK);
+        let text = |size: u32| (INFO, size).into_font().color(&INK);
         let mut builder = ChartBuilder::on(canvas);
         builder
             .margin(14)
@@ -276,7 +276,7 @@ fn moving_mean(points: &[Point]) -> Vec<Point> {
 }
 
 fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
-    static REGISTERED: LazyLock<bool> = LazyLock::new(|| register_font(FAMILY, FontStyle::Normal, FONT).is_ok());
+    static REGISTERED: LazyLock<bool> = LazyLock::new(|| register_font(INFO, FontStyle::Normal, FONT).is_ok());
     if !*REGISTERED {
         return Err(Error::bug("the embedded font is no font"));
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
 use crate::error::{Error, Result};
-use crate::runtime::graph::{Graph, Home, Node, Region, ValueId};
+use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
 use crate::runtime::op::Op;
 use crate::runtime::plan::{Lifetime, lifetimes};
 use crate::runtime::sys::memory;
@@ -15,35 +15,35 @@ use crate::runtime::tensor::real::{Real, Tracked};
 pub trait Precision: Real {
     /// Name, for people.
     const NAME: &'static str;
-    /// Runs the reference of an entry.
-    fn reference(op: &dyn Op, entry: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()>;
+    /// Runs the reference of a pass.
+    fn reference(op: &dyn Op, pass: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()>;
 }
 
 impl Precision for f32 {
     const NAME: &'static str = "f32";
-    fn reference(op: &dyn Op, entry: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()> {
-        op.reference_f32(entry, reads, writes)
+    fn reference(op: &dyn Op, pass: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()> {
+        op.reference_f32(pass, reads, writes)
     }
 }
 
 impl Precision for f64 {
     const NAME: &'static str = "f64";
-    fn reference(op: &dyn Op, entry: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()> {
-        op.reference_f64(entry, reads, writes)
+    fn reference(op: &dyn Op, pass: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()> {
+        op.reference_f64(pass, reads, writes)
     }
 }
 
 impl Precision for Tracked {
     const NAME: &'static str = "tracked";
-    fn reference(op: &dyn Op, entry: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()> {
-        op.reference_tracked(entry, reads, writes)
+    fn reference(op: &dyn Op, pass: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()> {
+        op.reference_tracked(pass, reads, writes)
     }
 }
 
 /// Runs graphs through the references of their operations.
 pub struct CpuExecutor<T: Precision = f32> {
     programs: Vec<Program<T>>,
-    regions: [Vec<Vec<T>>; Region::ALL.len()],
+    arenas: [Vec<Vec<T>>; Arena::ALL.len()],
     reports: Vec<Report>,
     tickets: u64,
     last: Option<ProgramId>,
@@ -63,7 +63,7 @@ impl<T: Precision> fmt::Debug for CpuExecutor<T> {
 }
 
 impl<T: Precision> CpuExecutor<T> {
-    /// For graphs over the same parameters; all regions start at zero.
+    /// For graphs over the same parameters; all arenas start at zero.
     ///
     /// # Errors
     /// [`Error::DoesNotFit`] where a run would take more memory than there is, [`Error::Graph`] for no graph or graphs over other
@@ -85,51 +85,51 @@ impl<T: Precision> CpuExecutor<T> {
             let (what, hint) = ("the CPU reference".to_owned(), "use a smaller batch or fewer channels".to_owned());
             return Err(Error::DoesNotFit { what, needed, limit, hint });
         }
-        let zeros = |r: Region| first.tensors(r).iter().map(|t| vec![T::zero(); t.spec.len()]).collect();
-        let regions = Region::ALL.map(zeros);
+        let zeros = |r: Arena| first.tensors(r).iter().map(|t| vec![T::zero(); t.spec.len()]).collect();
+        let arenas = Arena::ALL.map(zeros);
         let programs = graphs
             .into_iter()
             .map(|graph| Program { lifetimes: lifetimes(&graph), values: vec![vec![]; graph.values().len()], graph })
             .collect();
-        Ok(Self { programs, regions, reports: Vec::new(), tickets: 0, last: None })
+        Ok(Self { programs, arenas, reports: Vec::new(), tickets: 0, last: None })
     }
 
-    /// A value of the last run in full precision: an output, an input or a tensor of a region.
+    /// A value of the last run in full precision: an output, an input or a tensor of a arena.
     pub fn value(&self, program: ProgramId, value: ValueId) -> Result<&[T]> {
         let program = self.programs.get(program.0).ok_or_else(|| no_program(program))?;
-        Ok(match program.graph.value(value).home {
-            Home::Tensor(region, i) => &self.regions[region as usize][i],
+        Ok(match program.graph.value(value).storage {
+            Storage::Tensor(arena, i) => &self.arenas[arena as usize][i],
             _ => &program.values[value.0],
         })
     }
 
-    /// The tensors of a region in full precision, each in logical order; to be replaced only by others of the same lengths.
-    pub fn tensors(&mut self, region: Region) -> &mut [Vec<T>] {
-        &mut self.regions[region as usize]
+    /// The tensors of a arena in full precision, each in logical order; to be replaced only by others of the same lengths.
+    pub fn tensors(&mut self, arena: Arena) -> &mut [Vec<T>] {
+        &mut self.arenas[arena as usize]
     }
 
     fn take(&mut self, program: ProgramId, value: ValueId) -> Vec<T> {
         let program = &mut self.programs[program.0];
-        match program.graph.value(value).home {
-            Home::Tensor(region, i) => std::mem::take(&mut self.regions[region as usize][i]),
-            Home::Whole(region) => self.regions[region as usize].concat(),
-            Home::Input | Home::Local => std::mem::take(&mut program.values[value.0]),
+        match program.graph.value(value).storage {
+            Storage::Tensor(arena, i) => std::mem::take(&mut self.arenas[arena as usize][i]),
+            Storage::Whole(arena) => self.arenas[arena as usize].concat(),
+            Storage::Input | Storage::Local => std::mem::take(&mut program.values[value.0]),
         }
     }
 
     fn put(&mut self, program: ProgramId, value: ValueId, data: Vec<T>) {
         let program = &mut self.programs[program.0];
-        match program.graph.value(value).home {
-            Home::Tensor(region, i) => self.regions[region as usize][i] = data,
-            Home::Whole(region) => {
+        match program.graph.value(value).storage {
+            Storage::Tensor(arena, i) => self.arenas[arena as usize][i] = data,
+            Storage::Whole(arena) => {
                 let mut rest = data.as_slice();
-                for tensor in &mut self.regions[region as usize] {
+                for tensor in &mut self.arenas[arena as usize] {
                     let (head, tail) = rest.split_at(tensor.len());
                     tensor.copy_from_slice(head);
                     rest = tail;
                 }
             }
-            Home::Input | Home::Local => program.values[value.0] = data,
+            Storage::Input | Storage::Local => program.values[value.0] = data,
         }
     }
 
@@ -153,7 +153,7 @@ impl<T: Precision> CpuExecutor<T> {
         let data = |v: &ValueId| taken.iter().find(|(t, _)| t == v).map_or(&[][..], |(_, d)| d.as_slice());
         let reads: Vec<&[T]> = node.reads.iter().map(data).collect();
         let mut writes: Vec<&mut [T]> = written.iter_mut().chain(&mut updated).map(Vec::as_mut_slice).collect();
-        T::reference(node.op.as_ref(), node.entry.name, &reads, &mut writes).map_err(|e| e.at_node(&node.name))?;
+        T::reference(node.op.as_ref(), node.pass.name, &reads, &mut writes).map_err(|e| e.at_node(&node.name))?;
         for (value, data) in taken {
             self.put(program, value, data);
         }
@@ -172,7 +172,7 @@ impl<T: Precision> CpuExecutor<T> {
         let program = &mut self.programs[program.0];
         for value in node.touches() {
             let dead = program.lifetimes[value.0].is_some_and(|l| l.1 == index);
-            if dead && program.graph.value(value).home == Home::Local {
+            if dead && program.graph.value(value).storage == Storage::Local {
                 program.values[value.0] = Vec::new();
             }
         }
@@ -180,15 +180,15 @@ impl<T: Precision> CpuExecutor<T> {
     }
 }
 
-/// Bytes that a run of the graph takes at most: all regions, and the inputs and local values that are alive together.
+/// Bytes that a run of the graph takes at most: all arenas, and the inputs and local values that are alive together.
 fn bytes<T>(graph: &Graph) -> u64 {
-    let regions: usize = Region::ALL.iter().flat_map(|&r| graph.tensors(r)).map(|t| t.spec.len()).sum();
+    let arenas: usize = Arena::ALL.iter().flat_map(|&r| graph.tensors(r)).map(|t| t.spec.len()).sum();
     let end = graph.nodes().len();
     let mut changes = vec![(0i128, 0i128); end + 1];
     for (value, lifetime) in graph.values().iter().zip(lifetimes(graph)) {
-        let (first, last) = match (value.home, lifetime) {
-            (Home::Local, Some(lifetime)) => lifetime,
-            (Home::Input, _) => (0, end),
+        let (first, last) = match (value.storage, lifetime) {
+            (Storage::Local, Some(lifetime)) => lifetime,
+            (Storage::Input, _) => (0, end),
             _ => continue,
         };
         // Outputs are alive for ever.
@@ -201,7 +201,7 @@ fn bytes<T>(graph: &Graph) -> u64 {
         most = most.max(alive);
         alive -= dead;
     }
-    let numbers = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(regions as u64);
+    let numbers = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(arenas as u64);
     numbers.saturating_mul(size_of::<T>() as u64)
 }
 
@@ -223,8 +223,8 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         let id = graph.input(input)?;
         let expected = graph.value(id).spec.len();
         let numbers: Vec<T> = match data {
-            Data::F32(v) => v.iter().map(|&x| T::of(f64::from(x))).collect(),
-            Data::U8(v) => v.iter().map(|&x| T::of(f64::from(x))).collect(),
+            Data::F32(v) => v.iter().map(|&x| T::from_f64(f64::from(x))).collect(),
+            Data::U8(v) => v.iter().map(|&x| T::from_f64(f64::from(x))).collect(),
         };
         if numbers.len() != expected {
             return Err(Error::shape("write", format!("elements of input `{input}`"), expected, numbers.len()));
@@ -263,18 +263,18 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         Ok(self.value(program, id)?.iter().map(|v| v.value() as f32).collect())
     }
 
-    fn upload(&mut self, region: Region, tensors: &[Vec<f32>]) -> Result<()> {
-        check_tensors(&self.programs[0].graph, region, tensors)?;
-        let number = |v: &Vec<f32>| v.iter().map(|&x| T::of(f64::from(x))).collect();
-        self.regions[region as usize] = tensors.iter().map(number).collect();
-        if region == Region::States {
-            self.regions[Region::Accepted as usize] = self.regions[region as usize].clone();
+    fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
+        check_tensors(&self.programs[0].graph, arena, tensors)?;
+        let number = |v: &Vec<f32>| v.iter().map(|&x| T::from_f64(f64::from(x))).collect();
+        self.arenas[arena as usize] = tensors.iter().map(number).collect();
+        if arena == Arena::States {
+            self.arenas[Arena::SavedStates as usize] = self.arenas[arena as usize].clone();
         }
         Ok(())
     }
 
-    fn download(&mut self, region: Region) -> Result<Vec<Vec<f32>>> {
+    fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
         let number = |v: &Vec<T>| v.iter().map(|x| x.value() as f32).collect();
-        Ok(self.regions[region as usize].iter().map(number).collect())
+        Ok(self.arenas[arena as usize].iter().map(number).collect())
     }
 }

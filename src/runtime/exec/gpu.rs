@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
 use crate::error::{Error, Result};
 use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer};
-use crate::runtime::graph::{Graph, Home, Region, Tensor, ValueId};
+use crate::runtime::graph::{Arena, Graph, Storage, Tensor, ValueId};
 use crate::runtime::plan;
-use crate::runtime::plan::{BufferId, Place, Placed, Plan};
+use crate::runtime::plan::{BoundDispatch, BufferId, BufferRange, Plan};
 use crate::runtime::tensor::shape::{Layout, Spec};
 
 /// Most bytes that a run may report; larger outputs are for [`Executor::read`].
@@ -35,7 +35,7 @@ pub struct GpuExecutor {
 /// Buffers that all programs use.
 struct Shared {
     slots: Vec<wgpu::Buffer>,
-    regions: [Option<wgpu::Buffer>; Region::ALL.len()],
+    arenas: [Option<wgpu::Buffer>; Arena::ALL.len()],
 }
 
 struct Compiled {
@@ -70,7 +70,7 @@ impl GpuExecutor {
             };
             let inputs = graph.inputs().iter().map(input).collect::<Result<Vec<_>>>()?;
             let steps = plan.dispatches.iter().map(|placed| {
-                let binding = |p: &Place| buffers.binding(&inputs, p);
+                let binding = |p: &BufferRange| buffers.binding(&inputs, p);
                 let bindings = placed.places.iter().map(binding).collect::<Result<Vec<_>>>()?;
                 Ok(Step { label: placed.label.clone(), dispatch: &placed.dispatch, bindings })
             });
@@ -98,11 +98,11 @@ impl GpuExecutor {
     /// Runs a single node of a program, by number: for looking at a step from inside.
     pub fn run_node(&mut self, program: ProgramId, node: usize) -> Result<()> {
         let compiled = self.compiled(program)?;
-        let of_node = |(i, placed): (usize, &Placed)| (placed.node == node).then_some(i);
+        let of_node = |(i, placed): (usize, &BoundDispatch)| (placed.node == node).then_some(i);
         compiled.program.submit_steps(&self.gpu, compiled.plan.dispatches.iter().enumerate().filter_map(of_node))
     }
 
-    /// What the place of a value holds now, in logical order (flat regions: with their padding). Waits.
+    /// What the place of a value holds now, in logical order (flat arenas: with their padding). Waits.
     pub fn value(&self, program: ProgramId, value: ValueId) -> Result<Vec<f32>> {
         let compiled = self.compiled(program)?;
         let missing = || Error::bug(format!("value {} has no place", value.0));
@@ -133,10 +133,10 @@ impl GpuExecutor {
         Ok(())
     }
 
-    fn region(&self, region: Region) -> Result<(&[Tensor], &wgpu::Buffer)> {
+    fn arena(&self, arena: Arena) -> Result<(&[Tensor], &wgpu::Buffer)> {
         let graph = &self.compiled(ProgramId(0))?.graph;
-        let missing = || Error::Graph(format!("no graph of this executor uses {region}"));
-        Ok((graph.tensors(region), self.buffers.regions[region as usize].as_ref().ok_or_else(missing)?))
+        let missing = || Error::Graph(format!("no graph of this executor uses {arena}"));
+        Ok((graph.tensors(arena), self.buffers.arenas[arena as usize].as_ref().ok_or_else(missing)?))
     }
 }
 
@@ -158,17 +158,18 @@ impl Shared {
         }
         let slots =
             sizes.iter().enumerate().map(|(i, &b)| gpu.buffer(&format!("slot {i}"), b)).collect::<Result<_>>()?;
-        let mut regions = [const { None }; Region::ALL.len()];
-        for region in Region::ALL {
+        let mut arenas = [const { None }; Arena::ALL.len()];
+        for arena in Arena::ALL {
             let used = |graph: &Graph| {
-                let here = |home: Home| matches!(home, Home::Tensor(r, _) | Home::Whole(r) if r == region);
-                graph.values().iter().any(|v| here(v.home))
+                let here =
+                    |storage: Storage| matches!(storage, Storage::Tensor(r, _) | Storage::Whole(r) if r == arena);
+                graph.values().iter().any(|v| here(v.storage))
             };
             if let Some(graph) = graphs.iter().find(|g| used(g)) {
-                regions[region as usize] = Some(gpu.buffer(&region.to_string(), graph.region_bytes(region))?);
+                arenas[arena as usize] = Some(gpu.buffer(&arena.to_string(), graph.arena_bytes(arena))?);
             }
         }
-        Ok(Self { slots, regions })
+        Ok(Self { slots, arenas })
     }
 
     fn output<'a>(&'a self, compiled: &'a Compiled, name: &str) -> Result<(Spec, Binding<'a>)> {
@@ -177,11 +178,11 @@ impl Shared {
         Ok((compiled.graph.value(id).spec, self.binding(&compiled.inputs, &place)?))
     }
 
-    fn binding<'a>(&'a self, inputs: &'a [wgpu::Buffer], place: &Place) -> Result<Binding<'a>> {
+    fn binding<'a>(&'a self, inputs: &'a [wgpu::Buffer], place: &BufferRange) -> Result<Binding<'a>> {
         let buffer = match place.buffer {
             BufferId::Slot(i) => self.slots.get(i),
             BufferId::Input(i) => inputs.get(i),
-            BufferId::Region(region) => self.regions[region as usize].as_ref(),
+            BufferId::Arena(arena) => self.arenas[arena as usize].as_ref(),
         };
         let buffer = buffer.ok_or_else(|| Error::bug(format!("{:?} was not allocated", place.buffer)))?;
         Ok(Binding { buffer, offset: place.offset, size: place.bytes })
@@ -190,7 +191,7 @@ impl Shared {
 
 impl Executor for GpuExecutor {
     fn describe(&self) -> String {
-        self.gpu.facts().to_string()
+        self.gpu.adapter_info().to_string()
     }
 
     fn graph(&self, program: ProgramId) -> Result<&Graph> {
@@ -261,38 +262,38 @@ impl Executor for GpuExecutor {
         spec.unpack(&self.gpu.read(binding.buffer, binding.offset, binding.size)?)
     }
 
-    fn upload(&mut self, region: Region, tensors: &[Vec<f32>]) -> Result<()> {
-        check_tensors(&self.compiled(ProgramId(0))?.graph, region, tensors)?;
+    fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
+        check_tensors(&self.compiled(ProgramId(0))?.graph, arena, tensors)?;
         if tensors.is_empty() {
             return Ok(());
         }
-        let (specs, buffer) = self.region(region)?;
+        let (specs, buffer) = self.arena(arena)?;
         let mut bytes = vec![0u8; buffer.size() as usize];
         for (tensor, data) in specs.iter().zip(tensors) {
             let packed = tensor.spec.pack(data)?;
             let at = tensor.offset as usize;
             bytes
                 .get_mut(at..at + packed.len())
-                .ok_or_else(|| Error::bug(format!("`{}` outside its region", tensor.name)))?
+                .ok_or_else(|| Error::bug(format!("`{}` outside its arena", tensor.name)))?
                 .copy_from_slice(&packed);
         }
         self.gpu.write(buffer, 0, &bytes)?;
-        match &self.buffers.regions[Region::Accepted as usize] {
-            Some(accepted) if region == Region::States => self.gpu.write(accepted, 0, &bytes),
+        match &self.buffers.arenas[Arena::SavedStates as usize] {
+            Some(accepted) if arena == Arena::States => self.gpu.write(accepted, 0, &bytes),
             _ => Ok(()),
         }
     }
 
-    fn download(&mut self, region: Region) -> Result<Vec<Vec<f32>>> {
-        if self.compiled(ProgramId(0))?.graph.tensors(region).is_empty() {
+    fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
+        if self.compiled(ProgramId(0))?.graph.tensors(arena).is_empty() {
             return Ok(Vec::new());
         }
-        let (specs, buffer) = self.region(region)?;
+        let (specs, buffer) = self.arena(arena)?;
         let bytes = self.gpu.read(buffer, 0, buffer.size())?;
         let one = |tensor: &Tensor| {
             let at = tensor.offset as usize;
             let range = bytes.get(at..at + tensor.spec.device_bytes());
-            tensor.spec.unpack(range.ok_or_else(|| Error::bug(format!("`{}` outside its region", tensor.name)))?)
+            tensor.spec.unpack(range.ok_or_else(|| Error::bug(format!("`{}` outside its arena", tensor.name)))?)
         };
         specs.iter().map(one).collect()
     }

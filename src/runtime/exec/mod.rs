@@ -1,6 +1,6 @@
 //! Running graphs: one interface over the GPU and over the CPU reference.
 //!
-//! An [`Executor`] holds the regions (parameters, gradients, moments, running statistics) and runs any of the graphs that it
+//! An [`Executor`] holds the arenas (parameters, gradients, moments, running statistics) and runs any of the graphs that it
 //! was made for, all over the same parameters: a training step at the usual batch size and at the last, shorter one, and
 //! evaluation.
 
@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Span;
-use crate::runtime::graph::{Graph, Region};
+use crate::runtime::graph::{Arena, Graph};
 
 pub mod cpu;
 pub mod gpu;
@@ -58,12 +58,12 @@ pub trait Executor: fmt::Debug {
     /// An output of the last run, in logical order. Waits. Programs share memory: an error if another one ran since.
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>>;
 
-    /// Replaces the tensors of a region, each in logical order. Running statistics count as accepted: a refused step goes back
+    /// Replaces the tensors of a arena, each in logical order. Running statistics count as accepted: a refused step goes back
     /// to them.
-    fn upload(&mut self, region: Region, tensors: &[Vec<f32>]) -> Result<()>;
+    fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()>;
 
-    /// The tensors of a region, each in logical order. Waits.
-    fn download(&mut self, region: Region) -> Result<Vec<Vec<f32>>>;
+    /// The tensors of a arena, each in logical order. Waits.
+    fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>>;
 
     /// Has the device time every dispatch of the next run, which stays the same but for its speed; `false` where it cannot.
     fn time_next(&mut self) -> Result<bool> {
@@ -76,30 +76,30 @@ pub trait Executor: fmt::Debug {
     }
 }
 
-/// Checks that graphs can share regions: the same tensors in the same order.
+/// Checks that graphs can share arenas: the same tensors in the same order.
 pub(crate) fn check_same_tensors(graphs: &[Graph]) -> Result<()> {
     for graph in graphs.iter().skip(1) {
-        for region in [Region::Params, Region::States] {
-            let (first, other) = (graphs[0].tensors(region), graph.tensors(region));
+        for arena in [Arena::Params, Arena::States] {
+            let (first, other) = (graphs[0].tensors(arena), graph.tensors(arena));
             if let Some(((a, b), i)) = first.iter().zip(other).zip(0..).find(|((a, b), _)| a != b) {
                 return Err(Error::Graph(format!(
-                    "{region} {i} is `{}` in one graph and `{}` in another",
+                    "{arena} {i} is `{}` in one graph and `{}` in another",
                     a.name, b.name
                 )));
             }
             if first.len() != other.len() {
-                return Err(Error::Graph(format!("graphs with {} and {} {region}", first.len(), other.len())));
+                return Err(Error::Graph(format!("graphs with {} and {} {arena}", first.len(), other.len())));
             }
         }
     }
     Ok(())
 }
 
-/// Checks the number and lengths of the tensors for a region.
-pub(crate) fn check_tensors(graph: &Graph, region: Region, tensors: &[Vec<f32>]) -> Result<()> {
-    let expected = graph.tensors(region);
+/// Checks the number and lengths of the tensors for a arena.
+pub(crate) fn check_tensors(graph: &Graph, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
+    let expected = graph.tensors(arena);
     if expected.len() != tensors.len() {
-        return Err(Error::shape("upload", format!("number of {region}"), expected.len(), tensors.len()));
+        return Err(Error::shape("upload", format!("number of {arena}"), expected.len(), tensors.len()));
     }
     for (tensor, data) in expected.iter().zip(tensors) {
         if tensor.spec.len() != data.len() {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Options;
 use crate::error::{Error, Result};
 use crate::runtime::kernel::TEXTURE_WIDTH;
-use crate::runtime::kernel::{Class, Profile};
+use crate::runtime::kernel::{DeviceKind, Profile};
 
 /// How an adapter is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl fmt::Display for Select {
 
 /// What is known of an adapter.
 #[derive(Clone, Debug, Serialize)]
-pub struct AdapterFacts {
+pub struct AdapterInfo {
     /// Number in [`adapters`].
     pub index: usize,
     /// Name, e.g. `llvmpipe (LLVM 15.0.6, 256 bits)`.
@@ -75,7 +75,7 @@ pub struct AdapterFacts {
     pub profile: Profile,
 }
 
-impl fmt::Display for AdapterFacts {
+impl fmt::Display for AdapterInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}, {}", self.name, self.backend, self.device_type)?;
         match [self.driver.as_str(), self.driver_info.as_str()].join(" ").trim() {
@@ -94,7 +94,7 @@ const FEATURES: &[(&str, wgpu::Features)] = &[
     ("pipeline_cache", wgpu::Features::PIPELINE_CACHE),
 ];
 
-impl AdapterFacts {
+impl AdapterInfo {
     fn new(index: usize, adapter: &wgpu::Adapter, options: &Options) -> Self {
         let info = adapter.get_info();
         let (features, limits) = (adapter.features(), adapter.limits());
@@ -163,7 +163,7 @@ fn profile(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Li
     let max_workgroups = limits.max_compute_workgroups_per_dimension;
     let (max_binding, max_buffer) = (limits.max_storage_buffer_binding_size, limits.max_buffer_size);
     Profile {
-        class: if info.device_type == wgpu::DeviceType::Cpu { Class::Software } else { Class::Gpu },
+        kind: if info.device_type == wgpu::DeviceType::Cpu { DeviceKind::Software } else { DeviceKind::Gpu },
         subgroup: options.subgroup.or(features
             .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size))),
@@ -183,10 +183,10 @@ pub(super) fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor.with_env())
 }
 
-fn list(instance: &wgpu::Instance, options: &Options) -> Vec<(wgpu::Adapter, AdapterFacts)> {
+fn list(instance: &wgpu::Instance, options: &Options) -> Vec<(wgpu::Adapter, AdapterInfo)> {
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let facts = |(index, adapter): (usize, wgpu::Adapter)| {
-        let facts = AdapterFacts::new(index, &adapter, options);
+        let facts = AdapterInfo::new(index, &adapter, options);
         (adapter, facts)
     };
     adapters.into_iter().enumerate().map(facts).collect()
@@ -194,12 +194,12 @@ fn list(instance: &wgpu::Instance, options: &Options) -> Vec<(wgpu::Adapter, Ada
 
 /// All adapters, software ones included, on the backends that `WGPU_BACKEND` allows; none is no error.
 #[must_use]
-pub fn adapters() -> Vec<AdapterFacts> {
+pub fn adapters() -> Vec<AdapterInfo> {
     list(&instance(), &Options::default()).into_iter().map(|(_, facts)| facts).collect()
 }
 
 /// The adapter that `options` ask for.
-pub(super) fn choose(instance: &wgpu::Instance, options: &Options) -> Result<(wgpu::Adapter, AdapterFacts)> {
+pub(super) fn choose(instance: &wgpu::Instance, options: &Options) -> Result<(wgpu::Adapter, AdapterInfo)> {
     let adapters = list(instance, options);
     let found = match adapters.as_slice() {
         [] => "none found".to_owned(),
@@ -214,7 +214,7 @@ pub(super) fn choose(instance: &wgpu::Instance, options: &Options) -> Result<(wg
     } else {
         "choose one with --device, by number or by a part of its name"
     };
-    let fits = |facts: &AdapterFacts| match &options.select {
+    let fits = |facts: &AdapterInfo| match &options.select {
         Select::Auto => true,
         Select::Index(index) => facts.index == *index,
         Select::Name(name) => facts.name.to_lowercase().contains(&name.to_lowercase()),

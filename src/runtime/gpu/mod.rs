@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use adapter::{AdapterFacts, Select, adapters};
+pub use adapter::{AdapterInfo, Select, adapters};
 pub use pipeline_cache::Compiled;
 pub use program::{Binding, Program, Rewrite, Step};
 pub use readback::{Ring, Slot};
@@ -24,7 +24,7 @@ pub use timing::{Span, Timer};
 
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Profile;
-use crate::runtime::kernel::{Class, fold_grid};
+use crate::runtime::kernel::{DeviceKind, fold_grid};
 use crate::runtime::sys::memory;
 
 /// How a device is opened.
@@ -69,7 +69,7 @@ impl Default for Options {
 pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
-    facts: AdapterFacts,
+    facts: AdapterInfo,
     cache: pipeline_cache::Cache,
     reverse_workgroups: bool,
     memory: Option<u64>,
@@ -116,7 +116,7 @@ impl Gpu {
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| Error::device(format!("opening {facts}"), e))?;
-        if facts.profile.class == Class::Software {
+        if facts.profile.kind == DeviceKind::Software {
             before.pin_newer();
         }
         let sink = Arc::new(Mutex::new(Sink::default()));
@@ -133,7 +133,7 @@ impl Gpu {
     }
 
     /// What is known of the adapter.
-    pub fn facts(&self) -> &AdapterFacts {
+    pub fn adapter_info(&self) -> &AdapterInfo {
         &self.facts
     }
 
@@ -145,9 +145,9 @@ impl Gpu {
     /// Bytes that buffers may take, where that is known: a software driver has them from the system, which ends who takes too much.
     #[must_use]
     pub fn memory_left(&self) -> Option<u64> {
-        match self.profile().class {
-            Class::Software => self.memory.or_else(memory::available),
-            Class::Gpu => self.memory,
+        match self.profile().kind {
+            DeviceKind::Software => self.memory.or_else(memory::available),
+            DeviceKind::Gpu => self.memory,
         }
     }
 

@@ -7,10 +7,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Graph, Home, Node, Region, ValueId};
+use super::{Arena, Graph, Node, Storage, ValueId};
 use crate::error::{Error, Result};
 use crate::runtime::op::basic::add::Add;
-use crate::runtime::op::{Entry, Operand, Role, Shift};
+use crate::runtime::op::{ChannelShift, Operand, Pass, Role};
 
 /// Where a gradient starts.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub enum Root {
 
 impl Graph {
     /// Appends the nodes that compute the gradients of all parameters (and of every input named in `wanted`, kept as output
-    /// `d` + name). Every parameter must get one, unless it is exactly zero: see [`Graph::null_params`].
+    /// `d` + name). Every parameter must get one, unless it is exactly zero: see [`Graph::zero_grad_params`].
     pub fn with_gradients(self, roots: &[Root], wanted: &[&str]) -> Result<Self> {
         let mut walk = Walk::new(self, roots, wanted)?;
         let forward = walk.graph.nodes.clone();
@@ -65,7 +65,7 @@ impl Walk {
                 differentiable.extend(outputs(node, &operands)?);
             }
         }
-        let null = null_params(&graph, roots)?;
+        let null = zero_grad_params(&graph, roots)?;
         let mut walk = Self {
             graph,
             grads: HashMap::new(),
@@ -105,8 +105,8 @@ impl Walk {
         if !is_loss && !outputs.iter().any(|v| self.grads.contains_key(v)) {
             return Ok(());
         }
-        let entries = node.op.entries();
-        for &(to, from) in entries.aliases {
+        let passes = node.op.passes();
+        for &(to, from) in passes.aliases {
             let target = operand(node, &operands, to)?;
             let value = node.operand(target.name)?;
             if self.differentiable.contains(&value) {
@@ -117,8 +117,8 @@ impl Walk {
                 self.contribute(node, value, source)?;
             }
         }
-        for entry in entries.backward {
-            self.entry(node, &operands, entry)?;
+        for pass in passes.backward {
+            self.entry(node, &operands, pass)?;
         }
         for output in outputs {
             if let Some(sharers) = self.grads.get(&output).and_then(|grad| self.sharers.get_mut(grad)) {
@@ -128,9 +128,9 @@ impl Walk {
         Ok(())
     }
 
-    fn entry(&mut self, node: &Node, operands: &[Operand], entry: &Entry) -> Result<()> {
+    fn entry(&mut self, node: &Node, operands: &[Operand], pass: &Pass) -> Result<()> {
         let mut wanted = false;
-        for name in entry.writes {
+        for name in pass.writes {
             let target = operand(node, operands, name)?;
             wanted |= self.wants(target, node.operand(target.name)?);
         }
@@ -138,25 +138,25 @@ impl Walk {
             return Ok(());
         }
         let mut bound = Vec::new();
-        for name in entry.reads {
+        for name in pass.reads {
             let is_operand = operands.iter().any(|o| o.name == *name);
             bound.push((*name, if is_operand { node.operand(name)? } else { self.grad_of(node, operands, name)? }));
         }
         let mut accumulate = Vec::new();
         let mut contributions = Vec::new();
-        for name in entry.writes {
+        for name in pass.writes {
             let target = operand(node, operands, name)?;
             let value = node.operand(target.name)?;
             let path = format!("{}.{name}", node.name);
-            let (grad, add) = match self.graph.value(value).home {
-                Home::Tensor(Region::Params, i) => {
-                    let grad = self.graph.add_value(path, target.spec, Home::Tensor(Region::Grads, i));
+            let (grad, add) = match self.graph.value(value).storage {
+                Storage::Tensor(Arena::Params, i) => {
+                    let grad = self.graph.add_value(path, target.spec, Storage::Tensor(Arena::Grads, i));
                     (grad, !self.written.insert(i))
                 }
                 _ => match self.grads.get(&value).copied() {
                     Some(grad) if self.is_only_for(grad, value) => (grad, true),
                     _ => {
-                        let grad = self.graph.add_value(path, target.spec, Home::Local);
+                        let grad = self.graph.add_value(path, target.spec, Storage::Local);
                         if self.wants(target, value) {
                             contributions.push((value, grad));
                         }
@@ -167,7 +167,7 @@ impl Walk {
             bound.push((*name, grad));
             accumulate.push(add);
         }
-        self.graph.push_node(&node.name, Arc::clone(&node.op), *entry, bound, accumulate)?;
+        self.graph.push_node(&node.name, Arc::clone(&node.op), *pass, bound, accumulate)?;
         for (value, grad) in contributions {
             self.contribute(node, value, grad)?;
         }
@@ -176,15 +176,15 @@ impl Walk {
 
     /// Whether the gradient of this operand is asked for.
     fn wants(&self, operand: &Operand, value: ValueId) -> bool {
-        match (operand.role, self.graph.value(value).home) {
-            (Role::Param(_), Home::Tensor(_, i)) => !self.null.contains(&i),
+        match (operand.role, self.graph.value(value).storage) {
+            (Role::Param(_), Storage::Tensor(_, i)) => !self.null.contains(&i),
             _ => self.differentiable.contains(&value),
         }
     }
 
     fn is_only_for(&self, grad: ValueId, value: ValueId) -> bool {
         // A root's seed belongs to the host and is never written.
-        self.graph.value(grad).home == Home::Local
+        self.graph.value(grad).storage == Storage::Local
             && self.sharers.get(&grad).is_some_and(|s| s.len() == 1 && s.contains(&value))
     }
 
@@ -205,7 +205,7 @@ impl Walk {
         Ok(())
     }
 
-    /// The gradient called `name` (`dy`) in an entry of `node`.
+    /// The gradient called `name` (`dy`) in a pass of `node`.
     fn grad_of(&self, node: &Node, operands: &[Operand], name: &str) -> Result<ValueId> {
         let value = node.operand(operand(node, operands, name)?.name)?;
         self.grads.get(&value).copied().ok_or_else(|| {
@@ -229,8 +229,8 @@ impl Walk {
             let grad = *self.grads.get(&value).ok_or_else(missing)?;
             self.graph.outputs.insert(format!("d{name}"), grad);
         }
-        self.graph.null_params = self.null.into_iter().collect();
-        self.graph.null_params.sort_unstable();
+        self.graph.zero_grad_params = self.null.into_iter().collect();
+        self.graph.zero_grad_params.sort_unstable();
         Ok(self.graph)
     }
 }
@@ -247,7 +247,7 @@ fn operand<'a>(node: &Node, operands: &'a [Operand], name: &str) -> Result<&'a O
 }
 
 /// Parameters that add a per-channel constant to a value from which every path leads into an operation that removes it.
-fn null_params(graph: &Graph, roots: &[Root]) -> Result<HashSet<usize>> {
+fn zero_grad_params(graph: &Graph, roots: &[Root]) -> Result<HashSet<usize>> {
     let mut seen: HashSet<ValueId> = graph.outputs.values().copied().collect();
     seen.extend(roots.iter().map(|r| match *r {
         Root::Loss(v) | Root::Seeded(v, _) => v,
@@ -265,10 +265,10 @@ fn null_params(graph: &Graph, roots: &[Root]) -> Result<HashSet<usize>> {
                         continue;
                     }
                     consumers += 1;
-                    all &= match consumer.op.shift(operand.name) {
-                        Shift::Absorbs => true,
-                        Shift::Depends => false,
-                        Shift::Passes => outputs(consumer, &consumer.op.operands())?
+                    all &= match consumer.op.channel_shift(operand.name) {
+                        ChannelShift::Absorbs => true,
+                        ChannelShift::Depends => false,
+                        ChannelShift::Forwards => outputs(consumer, &consumer.op.operands())?
                             .iter()
                             .all(|v| absorbed.get(v).copied().unwrap_or(false)),
                     };
@@ -279,9 +279,9 @@ fn null_params(graph: &Graph, roots: &[Root]) -> Result<HashSet<usize>> {
     }
     let mut null = HashSet::new();
     for node in &graph.nodes {
-        let Some(param) = node.op.shift_param() else { continue };
+        let Some(param) = node.op.bias_param() else { continue };
         let all = outputs(node, &node.op.operands())?.iter().all(|v| absorbed.get(v).copied().unwrap_or(false));
-        if let (true, Home::Tensor(_, i)) = (all, graph.value(node.operand(param)?).home) {
+        if let (true, Storage::Tensor(_, i)) = (all, graph.value(node.operand(param)?).storage) {
             null.insert(i);
         }
     }

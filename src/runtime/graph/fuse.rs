@@ -1,5 +1,5 @@
 //! Fusion: fewer, fatter nodes that compute the same. A rewrite of the forward graph, before its gradients are made: the fused
-//! operations bring their own backward entries, so the backward pass is fused with it.
+//! operations bring their own backward passes, so the backward pass is fused with it.
 //!
 //! | rule | from | to |
 //! | --- | --- | --- |
@@ -8,7 +8,7 @@
 //! | store | convolution -> residual add | the convolution adds before it stores |
 //! | statistics | convolution -> such convolutions | it sums what it stores; two consumers (`norm1`, `skip_norm`) share the sums |
 //!
-//! The backward entries of such a convolution: the ReLU's mask and both sums of the norm's gradient in the store of backward-input,
+//! The backward passes of such a convolution: the ReLU's mask and both sums of the norm's gradient in the store of backward-input,
 //! normalization in the load of backward-weight. The norm gradient itself needs the finished sums, so it is a pass of its own,
 //! which also adds the residual's gradient: applied in the loads of the next two kernels instead it would be computed 2 to 18
 //! times over, and those loads are what limits them.
@@ -18,7 +18,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Graph, Home, Node, ValueId};
+use super::{Graph, Node, Storage, ValueId};
 use crate::error::{Error, Result};
 use crate::runtime::op::{Fusible, Op, spec_of};
 
@@ -64,8 +64,8 @@ impl Fuse {
 
     /// A forward node of `op` in the place of node `at`.
     fn replace(&mut self, at: usize, name: &str, op: impl Op + 'static, bound: Bound) -> Result<()> {
-        let entry = op.entries().forward;
-        let node = Node::new(name, Arc::new(op), entry, bound, vec![false; entry.writes.len()])?;
+        let pass = op.passes().forward;
+        let node = Node::new(name, Arc::new(op), pass, bound, vec![false; pass.writes.len()])?;
         *self.graph.nodes.get_mut(at).ok_or_else(|| Error::bug("a node went missing"))? = node;
         Ok(())
     }
@@ -124,7 +124,7 @@ impl Fuse {
             }
             let (name, path) = (node.name.clone(), format!("{}.stats", before.name));
             let fused = conv.with_norm(norm)?;
-            bound.push(("stats", self.graph.add_value(path, spec_of(&fused, "stats")?, Home::Local)));
+            bound.push(("stats", self.graph.add_value(path, spec_of(&fused, "stats")?, Storage::Local)));
             self.replace(at, &name, fused, bound)?;
             dead.push(producer);
         }
@@ -181,7 +181,7 @@ impl Fuse {
             let (name, mut bound) = (node.name.clone(), node.bound.clone());
             let fused = conv.with_y_partials();
             let spec = spec_of(&fused, "y_partials")?;
-            let partials = self.graph.add_value(format!("{name}.y_partials"), spec, Home::Local);
+            let partials = self.graph.add_value(format!("{name}.y_partials"), spec, Storage::Local);
             bound.push(("y_partials", partials));
             self.replace(at, &name, fused, bound)?;
             for (i, next, name, mut bound) in consumers {

@@ -2,7 +2,7 @@
 //!
 //! A [`Builder`] makes the forward graph, with names from scopes and every shape checked. [`Graph::fused`] (`fuse.rs`) rewrites it
 //! into fewer operations that compute the same. [`Graph::with_gradients`] (`transpose.rs`) appends the backward nodes,
-//! [`Graph::checkpointed`] (`checkpoint.rs`) trades kept values for computing them again, [`Graph::with_adam`] appends the optimizer;
+//! [`Graph::with_recompute`] (`checkpoint.rs`) trades kept values for computing them again, [`Graph::with_adam`] appends the optimizer;
 //! [`plan::plan`] turns the list into buffers and dispatches. A graph is plain data and never changes once built: it can be printed, costed, planned and run on any device.
 
 use std::collections::{BTreeMap, HashSet};
@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::runtime::op::{Adam, AdamConfig, Cost, Entry, GradNorm, Init, Op, Role, Rollback, spec_of};
+use crate::runtime::op::{Adam, AdamConfig, Cost, GradNorm, Init, Op, Pass, RestoreStates, Role, spec_of};
 use crate::runtime::tensor::shape::{Shape, Spec};
 
 mod autodiff;
@@ -28,7 +28,7 @@ pub struct ValueId(pub(crate) usize);
 /// The flat buffers that outlive a step: every parameter has the same offset in the first four, every running statistic in the
 /// last two.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Region {
+pub enum Arena {
     /// Weights and biases.
     Params,
     /// Their gradients.
@@ -40,15 +40,16 @@ pub enum Region {
     /// Running statistics.
     States,
     /// Running statistics as the last accepted step left them: what a refused step goes back to.
-    Accepted,
+    SavedStates,
 }
 
-impl Region {
-    /// All regions.
-    pub const ALL: [Self; 6] = [Self::Params, Self::Grads, Self::Moment1, Self::Moment2, Self::States, Self::Accepted];
+impl Arena {
+    /// All arenas.
+    pub const ALL: [Self; 6] =
+        [Self::Params, Self::Grads, Self::Moment1, Self::Moment2, Self::States, Self::SavedStates];
 }
 
-impl fmt::Display for Region {
+impl fmt::Display for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Params => "parameters",
@@ -56,25 +57,25 @@ impl fmt::Display for Region {
             Self::Moment1 => "first moments",
             Self::Moment2 => "second moments",
             Self::States => "running statistics",
-            Self::Accepted => "accepted statistics",
+            Self::SavedStates => "saved statistics",
         })
     }
 }
 
 /// Where a value is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Home {
+pub enum Storage {
     /// Written by the host before a step, by the name of an input.
     Input,
-    /// Tensor number i of a region.
-    Tensor(Region, usize),
-    /// A whole region.
-    Whole(Region),
+    /// Tensor number i of a arena.
+    Tensor(Arena, usize),
+    /// A whole arena.
+    Whole(Arena),
     /// Lives within a step; the planner finds it a place.
     Local,
 }
 
-/// A tensor of the graph: name, shape, home.
+/// A tensor of the graph: name, shape, storage.
 #[derive(Clone, Debug)]
 pub struct Value {
     /// Path, e.g. `encoder.stem.y` or `encoder.stem.dweight`.
@@ -82,7 +83,7 @@ pub struct Value {
     /// Shape and layout.
     pub spec: Spec,
     /// Where it is kept.
-    pub home: Home,
+    pub storage: Storage,
 }
 
 /// A parameter or running statistic.
@@ -94,26 +95,26 @@ pub struct Tensor {
     pub spec: Spec,
     /// How it starts.
     pub init: Init,
-    /// Offset in its region on the device, in bytes.
+    /// Offset in its arena on the device, in bytes.
     pub offset: u64,
 }
 
-/// A call of one entry of an operation.
+/// A call of one pass of an operation.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Path, e.g. `encoder.stem`.
     pub name: String,
     /// The operation.
     pub op: Arc<dyn Op>,
-    /// Which of its entries.
-    pub entry: Entry,
-    /// Values of `entry.reads`.
+    /// Which of its passes.
+    pub pass: Pass,
+    /// Values of `pass.reads`.
     pub reads: Vec<ValueId>,
-    /// Values of `entry.writes`.
+    /// Values of `pass.writes`.
     pub writes: Vec<ValueId>,
     /// For each write, whether it adds to what is there.
     pub accumulate: Vec<bool>,
-    /// Values of `entry.updates`.
+    /// Values of `pass.updates`.
     pub updates: Vec<ValueId>,
     /// Every operand that the operation has here, by name.
     bound: Vec<(&'static str, ValueId)>,
@@ -123,22 +124,22 @@ impl Node {
     fn new(
         name: &str,
         op: Arc<dyn Op>,
-        entry: Entry,
+        pass: Pass,
         bound: Vec<(&'static str, ValueId)>,
         accumulate: Vec<bool>,
     ) -> Result<Self> {
         let (reads, writes, updates) = Default::default();
-        let mut node = Self { name: name.to_owned(), op, entry, reads, writes, updates, accumulate, bound };
+        let mut node = Self { name: name.to_owned(), op, pass, reads, writes, updates, accumulate, bound };
         let all = |names: &[&str]| names.iter().map(|n| node.operand(n)).collect::<Result<Vec<_>>>();
-        let (reads, writes, updates) = (all(entry.reads)?, all(entry.writes)?, all(entry.updates)?);
+        let (reads, writes, updates) = (all(pass.reads)?, all(pass.writes)?, all(pass.updates)?);
         (node.reads, node.writes, node.updates) = (reads, writes, updates);
         Ok(node)
     }
 
-    /// `name: family.entry`.
+    /// `name: family.pass`.
     #[must_use]
     pub fn label(&self) -> String {
-        format!("{}/{}.{}", self.name, self.op.family(), self.entry.name)
+        format!("{}/{}.{}", self.name, self.op.kind(), self.pass.name)
     }
 
     /// All values that the node touches.
@@ -163,7 +164,7 @@ pub struct Graph {
     states: Vec<Tensor>,
     inputs: BTreeMap<String, ValueId>,
     outputs: BTreeMap<String, ValueId>,
-    null_params: Vec<usize>,
+    zero_grad_params: Vec<usize>,
 }
 
 impl Graph {
@@ -202,16 +203,16 @@ impl Graph {
         &self.states
     }
 
-    /// The tensors of a region, in order.
+    /// The tensors of a arena, in order.
     #[must_use]
-    pub fn tensors(&self, region: Region) -> &[Tensor] {
-        if matches!(region, Region::States | Region::Accepted) { &self.states } else { &self.params }
+    pub fn tensors(&self, arena: Arena) -> &[Tensor] {
+        if matches!(arena, Arena::States | Arena::SavedStates) { &self.states } else { &self.params }
     }
 
-    /// Size of a region on the device in bytes.
+    /// Size of a arena on the device in bytes.
     #[must_use]
-    pub fn region_bytes(&self, region: Region) -> u64 {
-        self.tensors(region).last().map_or(0, region_end)
+    pub fn arena_bytes(&self, arena: Arena) -> u64 {
+        self.tensors(arena).last().map_or(0, arena_end)
     }
 
     /// Number of learned numbers, padding not counted.
@@ -242,9 +243,9 @@ impl Graph {
         find(&self.inputs, "input", name)
     }
 
-    /// Number of the parameter or running statistic called `name`, and its region ([`Region::Params`] or [`Region::States`]).
-    pub fn tensor(&self, name: &str) -> Result<(Region, usize)> {
-        [Region::Params, Region::States]
+    /// Number of the parameter or running statistic called `name`, and its arena ([`Arena::Params`] or [`Arena::States`]).
+    pub fn tensor(&self, name: &str) -> Result<(Arena, usize)> {
+        [Arena::Params, Arena::States]
             .into_iter()
             .find_map(|r| Some((r, self.tensors(r).iter().position(|t| t.name == name)?)))
             .ok_or_else(|| Error::Unknown {
@@ -257,15 +258,15 @@ impl Graph {
     /// Parameters whose gradient is exactly zero because a batch norm in training removes what they add. They get no backward
     /// node and keep a zero gradient, so that Adam does not turn rounding noise into steps; weight decay still applies.
     #[must_use]
-    pub fn null_params(&self) -> &[usize] {
-        &self.null_params
+    pub fn zero_grad_params(&self) -> &[usize] {
+        &self.zero_grad_params
     }
 
     /// Work of one run of the graph.
     pub fn cost(&self) -> Result<Cost> {
         let mut total = Cost::default();
         for node in &self.nodes {
-            let cost = node.op.cost(&node.entry)?;
+            let cost = node.op.cost(&node.pass)?;
             total.flop += cost.flop;
             total.bytes += cost.bytes;
         }
@@ -282,31 +283,31 @@ impl Graph {
     /// Appends the gradient norm, Adam over all parameters, and the rollback of the running statistics for a step that is refused;
     /// needs the input `step` and the output `terms`, and adds the output `norm` (global norm, finite flag).
     pub fn with_adam(mut self, config: AdamConfig) -> Result<Self> {
-        let len = (self.region_bytes(Region::Params) / 4) as usize;
+        let len = (self.arena_bytes(Arena::Params) / 4) as usize;
         let [params, grads, m, v] =
-            [Region::Params, Region::Grads, Region::Moment1, Region::Moment2].map(|region| self.whole(region));
+            [Arena::Params, Arena::Grads, Arena::Moment1, Arena::Moment2].map(|arena| self.whole(arena));
         let (terms, step) = (self.output("terms")?, self.input("step")?);
         let grad_norm = GradNorm::new(len)?;
-        let norm = self.add_value("grad_norm.norm".into(), spec_of(&grad_norm, "norm")?, Home::Local);
+        let norm = self.add_value("grad_norm.norm".into(), spec_of(&grad_norm, "norm")?, Storage::Local);
         let bound = vec![("grads", grads), ("terms", terms), ("norm", norm)];
         self.push_forward("grad_norm", Arc::new(grad_norm), bound)?;
         let bound = vec![("grads", grads), ("norm", norm), ("step", step), ("params", params), ("m", m), ("v", v)];
         self.push_forward("adam", Arc::new(Adam::new(len, config)?), bound)?;
         if !self.states.is_empty() {
-            let len = (self.region_bytes(Region::States) / 4) as usize;
+            let len = (self.arena_bytes(Arena::States) / 4) as usize;
             let bound = vec![
                 ("norm", norm),
-                ("states", self.whole(Region::States)),
-                ("accepted", self.whole(Region::Accepted)),
+                ("states", self.whole(Arena::States)),
+                ("accepted", self.whole(Arena::SavedStates)),
             ];
-            self.push_forward("rollback", Arc::new(Rollback::new(len)?), bound)?;
+            self.push_forward("restore_states", Arc::new(RestoreStates::new(len)?), bound)?;
         }
         Ok(self.with_output("norm", norm))
     }
 
     fn push_forward(&mut self, name: &str, op: Arc<dyn Op>, bound: Vec<(&'static str, ValueId)>) -> Result<()> {
-        let entry = op.entries().forward;
-        self.push_node(name, op, entry, bound, vec![false; entry.writes.len()])
+        let pass = op.passes().forward;
+        self.push_node(name, op, pass, bound, vec![false; pass.writes.len()])
     }
 
     /// The same graph with only these outputs, without the nodes and inputs that they do not need. All tensors stay.
@@ -326,21 +327,21 @@ impl Graph {
         Ok(self)
     }
 
-    fn add_value(&mut self, name: String, spec: Spec, home: Home) -> ValueId {
-        self.values.push(Value { name, spec, home });
+    fn add_value(&mut self, name: String, spec: Spec, storage: Storage) -> ValueId {
+        self.values.push(Value { name, spec, storage });
         ValueId(self.values.len() - 1)
     }
 
-    fn whole(&mut self, region: Region) -> ValueId {
-        let len = self.region_bytes(region) / 4;
-        self.add_value(region.to_string(), Spec::flat(len as usize), Home::Whole(region))
+    fn whole(&mut self, arena: Arena) -> ValueId {
+        let len = self.arena_bytes(arena) / 4;
+        self.add_value(arena.to_string(), Spec::flat(len as usize), Storage::Whole(arena))
     }
 
     /// Appends a forward call of `op`: binds inputs in order, makes the rest. Returns the values of the outputs.
     fn call(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let mut given = inputs.iter();
         let (mut bound, mut outputs) = (Vec::new(), Vec::new());
-        let family = op.family();
+        let family = op.kind();
         for operand in op.operands() {
             let path = format!("{name}.{}", operand.name);
             let value = match operand.role {
@@ -354,9 +355,9 @@ impl Graph {
                     }
                     value
                 }
-                Role::Param(init) => self.new_tensor(Region::Params, path, operand.spec, init)?,
-                Role::State(first) => self.new_tensor(Region::States, path, operand.spec, Init::Constant(first))?,
-                Role::Output | Role::Saved => self.add_value(path, operand.spec, Home::Local),
+                Role::Param(init) => self.new_tensor(Arena::Params, path, operand.spec, init)?,
+                Role::State(first) => self.new_tensor(Arena::States, path, operand.spec, Init::Constant(first))?,
+                Role::Output | Role::Saved => self.add_value(path, operand.spec, Storage::Local),
             };
             if operand.role == Role::Output {
                 outputs.push(value);
@@ -374,30 +375,30 @@ impl Graph {
         &mut self,
         name: &str,
         op: Arc<dyn Op>,
-        entry: Entry,
+        pass: Pass,
         bound: Vec<(&'static str, ValueId)>,
         accumulate: Vec<bool>,
     ) -> Result<()> {
-        self.nodes.push(Node::new(name, op, entry, bound, accumulate)?);
+        self.nodes.push(Node::new(name, op, pass, bound, accumulate)?);
         Ok(())
     }
 
-    fn new_tensor(&mut self, region: Region, name: String, spec: Spec, init: Init) -> Result<ValueId> {
-        let tensors = if region == Region::States { &mut self.states } else { &mut self.params };
+    fn new_tensor(&mut self, arena: Arena, name: String, spec: Spec, init: Init) -> Result<ValueId> {
+        let tensors = if arena == Arena::States { &mut self.states } else { &mut self.params };
         if tensors.iter().any(|t| t.name == name) {
             return Err(Error::Graph(format!("two tensors are called `{name}`: give the nodes different names")));
         }
-        let offset = tensors.last().map_or(0, region_end);
+        let offset = tensors.last().map_or(0, arena_end);
         tensors.push(Tensor { name: name.clone(), spec, init, offset });
         let index = tensors.len() - 1;
-        Ok(self.add_value(name, spec, Home::Tensor(region, index)))
+        Ok(self.add_value(name, spec, Storage::Tensor(arena, index)))
     }
 }
 
-/// The granule of tensor offsets in a region: WebGPU's default alignment of buffer bindings.
+/// The granule of tensor offsets in a arena: WebGPU's default alignment of buffer bindings.
 const TENSOR_ALIGNMENT: u64 = 256;
 
-fn region_end(last: &Tensor) -> u64 {
+fn arena_end(last: &Tensor) -> u64 {
     (last.offset + last.spec.device_bytes() as u64).next_multiple_of(TENSOR_ALIGNMENT)
 }
 
@@ -443,7 +444,7 @@ impl Builder {
         if self.graph.inputs.contains_key(name) {
             return Err(Error::Graph(format!("two inputs are called `{name}`")));
         }
-        let value = self.graph.add_value(name.to_owned(), spec, Home::Input);
+        let value = self.graph.add_value(name.to_owned(), spec, Storage::Input);
         self.graph.inputs.insert(name.to_owned(), value);
         Ok(value)
     }

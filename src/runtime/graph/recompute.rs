@@ -5,25 +5,25 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Graph, Home, Node, Value, ValueId};
+use super::{Graph, Node, Storage, Value, ValueId};
 use crate::error::{Error, Result};
-use crate::runtime::op::{Entry, Op};
+use crate::runtime::op::{Op, Pass};
 
 impl Graph {
     /// The same training graph, which keeps of each segment of the forward pass only what is read outside of it and what cannot be
-    /// computed again ([`Op::again`]). `segment_of` finds a forward node's segment in its name; nodes
+    /// computed again ([`Op::recompute`]). `segment_of` finds a forward node's segment in its name; nodes
     /// without one keep everything.
-    pub fn checkpointed(mut self, segment_of: impl Fn(&str) -> Option<&str>) -> Result<Self> {
+    pub fn with_recompute(mut self, segment_of: impl Fn(&str) -> Option<&str>) -> Result<Self> {
         let backward = self.nodes.split_off(self.forward);
         let segments: Vec<Option<String>> =
             self.nodes.iter().map(|node| segment_of(&node.name).map(str::to_owned)).collect();
         let mut kept: HashSet<ValueId> = self.outputs.values().copied().collect();
-        let home: HashMap<ValueId, &String> = (self.nodes.iter().zip(&segments))
+        let storage: HashMap<ValueId, &String> = (self.nodes.iter().zip(&segments))
             .filter_map(|(node, segment)| Some((node, segment.as_ref()?)))
             .flat_map(|(node, segment)| node.writes.iter().map(move |value| (*value, segment)))
             .collect();
         for (node, segment) in self.nodes.iter().zip(&segments) {
-            kept.extend(node.reads.iter().filter(|value| home.get(value).copied() != segment.as_ref()));
+            kept.extend(node.reads.iter().filter(|value| storage.get(value).copied() != segment.as_ref()));
         }
         let mut again: HashMap<&String, Vec<Node>> = HashMap::new();
         let mut replaced: HashMap<ValueId, ValueId> = HashMap::new();
@@ -31,29 +31,29 @@ impl Graph {
         for (node, segment) in self.nodes.iter().zip(&segments) {
             let (Some(segment), Some(twin)) = (segment, Twin::of(node, &kept)?) else { continue };
             let mut bound = Vec::new();
-            for name in twin.entry.reads {
+            for name in twin.pass.reads {
                 let value = node.operand(name)?;
                 bound.push((*name, replaced.get(&value).copied().unwrap_or(value)));
             }
-            for name in twin.entry.writes {
+            for name in twin.pass.writes {
                 let value = node.operand(name)?;
                 let old = values.get(value.0).ok_or_else(|| Error::bug("a value went missing"))?;
-                let copy = Value { name: format!("{}.again", old.name), spec: old.spec, home: Home::Local };
+                let copy = Value { name: format!("{}.again", old.name), spec: old.spec, storage: Storage::Local };
                 values.push(copy);
                 bound.push((*name, ValueId(values.len() - 1)));
                 if !kept.contains(&value) {
                     replaced.insert(value, ValueId(values.len() - 1));
                 }
             }
-            let accumulate = vec![false; twin.entry.writes.len()];
-            again.entry(segment).or_default().push(Node::new(&node.name, twin.op, twin.entry, bound, accumulate)?);
+            let accumulate = vec![false; twin.pass.writes.len()];
+            again.entry(segment).or_default().push(Node::new(&node.name, twin.op, twin.pass, bound, accumulate)?);
         }
         self.values = values;
         let mut nodes = Vec::new();
         for mut node in backward {
             for value in &node.reads {
                 if replaced.contains_key(value)
-                    && let Some(segment) = home.get(value)
+                    && let Some(segment) = storage.get(value)
                 {
                     nodes.extend(again.remove(*segment).unwrap_or_default().into_iter().map(|node| (node, true)));
                 }
@@ -80,19 +80,19 @@ impl Graph {
 /// What computes a node's outputs again.
 struct Twin {
     op: Arc<dyn Op>,
-    entry: Entry,
+    pass: Pass,
 }
 
 impl Twin {
     /// `None` where the node cannot run twice or all that it writes is kept.
     fn of(node: &Node, kept: &HashSet<ValueId>) -> Result<Option<Self>> {
-        let op = match node.op.again()? {
+        let op = match node.op.recompute()? {
             Some(op) => op,
             None if node.updates.is_empty() => Arc::clone(&node.op),
             None => return Ok(None),
         };
-        let entry = op.entries().forward;
-        let writes = entry.writes.iter().map(|name| node.operand(name)).collect::<Result<Vec<_>>>()?;
-        Ok(writes.iter().any(|value| !kept.contains(value)).then_some(Self { op, entry }))
+        let pass = op.passes().forward;
+        let writes = pass.writes.iter().map(|name| node.operand(name)).collect::<Result<Vec<_>>>()?;
+        Ok(writes.iter().any(|value| !kept.contains(value)).then_some(Self { op, pass }))
     }
 }

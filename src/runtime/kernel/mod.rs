@@ -191,7 +191,7 @@ pub fn fold_grid(count: usize, max: u32) -> Result<[u32; 3]> {
 /// What kind of hardware runs the kernels; decides between families of variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Class {
+pub enum DeviceKind {
     /// A graphics processor: workgroup memory is fast, many invocations hide latency.
     Gpu,
     /// A software rasteriser on the CPU: the number of load instructions decides.
@@ -202,7 +202,7 @@ pub enum Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Profile {
     /// Kind of hardware.
-    pub class: Class,
+    pub kind: DeviceKind,
     /// Smallest and largest subgroup size, where the device has subgroup operations.
     pub subgroup: Option<(u32, u32)>,
     /// Largest number of workgroups in one dimension of a dispatch.
@@ -220,7 +220,7 @@ pub struct Profile {
 impl Profile {
     /// WebGPU's default limits on a GPU without optional features: what every implementation has.
     pub const WEBGPU: Self = Self {
-        class: Class::Gpu,
+        kind: DeviceKind::Gpu,
         subgroup: None,
         max_workgroups: 65_535,
         max_binding: 128 << 20,

@@ -16,12 +16,12 @@ pub mod norm;
 pub mod optim;
 pub mod vae;
 
-pub use self::basic::{Add, GlobalAvgPool, Pixels, Relu, Upsample};
+pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
 pub use self::conv::{Conv2d, ConvTranspose2d, FusedConv, Linear};
 pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};
-pub use self::optim::{Adam, AdamConfig, GradNorm, Rollback};
+pub use self::optim::{Adam, AdamConfig, GradNorm, RestoreStates};
 pub use self::vae::{Elbo, Reparameterize};
-pub use crate::runtime::kernel::{Access, Bind, Class, Dispatch, Kernel, Lowered, Profile};
+pub use crate::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile};
 
 /// What an operand is to its operation.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +36,7 @@ pub enum Role {
     State(f32),
     /// Given to other nodes.
     Output,
-    /// Written by `forward` for the backward entries, or for a fused operation behind this one.
+    /// Written by `forward` for the backward passes, or for a fused operation behind this one.
     Saved,
 }
 
@@ -71,10 +71,10 @@ impl Operand {
 
 /// One computation of an operation: `forward`, or a part of the gradient.
 ///
-/// Entries name the operands that they touch. A backward entry reads and writes gradients by their names (`dy`, `dx`); it is
+/// Passes name the operands that they touch. A backward pass reads and writes gradients by their names (`dy`, `dx`); it is
 /// scheduled when a gradient that it writes is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct Pass {
     /// Name, unique in the operation.
     pub name: &'static str,
     /// Operands read, in the reference's order.
@@ -85,29 +85,29 @@ pub struct Entry {
     pub updates: &'static [&'static str],
 }
 
-/// The entries of an operation.
+/// The passes of an operation.
 #[derive(Clone, Copy, Debug)]
-pub struct Entries {
+pub struct Passes {
     /// Computes the outputs and saved operands.
-    pub forward: Entry,
+    pub forward: Pass,
     /// Compute gradients.
-    pub backward: &'static [Entry],
+    pub backward: &'static [Pass],
     /// Gradients that need no computation, as (gradient, what it equals): `("da", "dy")`.
     pub aliases: &'static [(&'static str, &'static str)],
 }
 
-impl Entries {
-    /// The entry called `name`.
-    pub fn get(&self, name: &str) -> Result<Entry> {
+impl Passes {
+    /// The pass called `name`.
+    pub fn get(&self, name: &str) -> Result<Pass> {
         std::iter::once(&self.forward)
             .chain(self.backward)
             .find(|e| e.name == name)
             .copied()
-            .ok_or_else(|| Error::bug(format!("no entry {name}")))
+            .ok_or_else(|| Error::bug(format!("no pass {name}")))
     }
 }
 
-/// Work of an entry: what an ideal device would have to do.
+/// Work of a pass: what an ideal device would have to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Floating-point operations; a multiply-add is two.
@@ -117,10 +117,10 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// The cost of touching every operand of `entry` once and doing `flop` operations.
-    pub fn of(op: &dyn Op, entry: &Entry, flop: f64) -> Result<Self> {
+    /// The cost of touching every operand of `pass` once and doing `flop` operations.
+    pub fn of(op: &dyn Op, pass: &Pass, flop: f64) -> Result<Self> {
         let mut bytes = 0;
-        for name in entry.reads.iter().chain(entry.writes).chain(entry.updates).chain(entry.updates) {
+        for name in pass.reads.iter().chain(pass.writes).chain(pass.updates).chain(pass.updates) {
             bytes += spec_of(op, name)?.device_bytes();
         }
         Ok(Self { flop, bytes: bytes as f64 })
@@ -130,11 +130,11 @@ impl Cost {
 /// What an operation does to a per-channel constant added to one of its inputs; used to find biases whose gradient is exactly
 /// zero (a bias before a batch norm in training).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shift {
+pub enum ChannelShift {
     /// The outputs do not change.
     Absorbs,
     /// The outputs move by a per-channel constant.
-    Passes,
+    Forwards,
     /// Anything else.
     Depends,
 }
@@ -156,14 +156,14 @@ pub enum Fusible {
     Other,
 }
 
-/// How an entry is to be put on a device.
+/// How a pass is to be put on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
     /// The device.
     pub profile: &'a Profile,
     /// A variant asked for by name; without it the operation chooses by shape and profile.
     pub variant: Option<&'a str>,
-    /// For each of the entry's writes, whether to add to what is there.
+    /// For each of the pass's writes, whether to add to what is there.
     pub accumulate: &'a [bool],
 }
 
@@ -181,37 +181,37 @@ impl Target<'_> {
 /// [`Spec`].
 pub trait Op: fmt::Debug + Send + Sync {
     /// Name of the operation, e.g. `conv2d`.
-    fn family(&self) -> &'static str;
+    fn kind(&self) -> &'static str;
 
     /// All operands but gradients. Inputs and constants come first, in the order in which the graph passes them.
     fn operands(&self) -> Vec<Operand>;
 
     /// What can be computed.
-    fn entries(&self) -> Entries;
+    fn passes(&self) -> Passes;
 
-    /// The variants that `entry` has for these shapes, best known first for a device without a profile; never empty.
-    fn variants(&self, entry: &str) -> &'static [&'static str];
+    /// The variants that `pass` has for these shapes, best known first for a device without a profile; never empty.
+    fn variants(&self, pass: &str) -> &'static [&'static str];
 
-    /// The dispatches that compute `entry` on a device.
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered>;
+    /// The dispatches that compute `pass` on a device.
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered>;
 
-    /// Work of `entry`.
-    fn cost(&self, entry: &Entry) -> Result<Cost>;
+    /// Work of `pass`.
+    fn cost(&self, pass: &Pass) -> Result<Cost>;
 
     /// What a shift of `input` does to the outputs. The default is always right, and may leave zero gradients unfound.
-    fn shift(&self, _input: &str) -> Shift {
-        Shift::Depends
+    fn channel_shift(&self, _input: &str) -> ChannelShift {
+        ChannelShift::Depends
     }
 
     /// A parameter that adds a per-channel constant to the output and does nothing else.
-    fn shift_param(&self) -> Option<&'static str> {
+    fn bias_param(&self) -> Option<&'static str> {
         None
     }
 
-    /// For the backward pass under [`Graph::checkpointed`](crate::runtime::graph::Graph::checkpointed): an operation whose `forward` computes the
+    /// For the backward pass under [`Graph::with_recompute`](crate::runtime::graph::Graph::with_recompute): an operation whose `forward` computes the
     /// outputs a second time, bit for bit, and changes no state, from operands of this one by the same names; saved ones may be
     /// among what it reads, and are then kept. `None`: this one's own `forward`, unless it updates something.
-    fn again(&self) -> Result<Option<Arc<dyn Op>>> {
+    fn recompute(&self) -> Result<Option<Arc<dyn Op>>> {
         Ok(None)
     }
 
@@ -222,41 +222,41 @@ pub trait Op: fmt::Debug + Send + Sync {
 
     /// [`reference!`](crate::reference) writes these from one generic function.
     #[doc(hidden)]
-    fn reference_f32(&self, entry: &str, reads: &[&[f32]], writes: &mut [&mut [f32]]) -> Result<()>;
+    fn reference_f32(&self, pass: &str, reads: &[&[f32]], writes: &mut [&mut [f32]]) -> Result<()>;
     #[doc(hidden)]
-    fn reference_f64(&self, entry: &str, reads: &[&[f64]], writes: &mut [&mut [f64]]) -> Result<()>;
+    fn reference_f64(&self, pass: &str, reads: &[&[f64]], writes: &mut [&mut [f64]]) -> Result<()>;
     #[doc(hidden)]
-    fn reference_tracked(&self, entry: &str, reads: &[&[Tracked]], writes: &mut [&mut [Tracked]]) -> Result<()>;
+    fn reference_tracked(&self, pass: &str, reads: &[&[Tracked]], writes: &mut [&mut [Tracked]]) -> Result<()>;
 }
 
 use crate::runtime::tensor::real::Tracked;
 
 /// Implements the reference methods of [`Op`] through the type's own
-/// `fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()>`.
+/// `fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()>`.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! reference {
     () => {
-        fn reference_f32(&self, entry: &str, reads: &[&[f32]], writes: &mut [&mut [f32]]) -> $crate::error::Result<()> {
-            self.reference(entry, reads, writes)
+        fn reference_f32(&self, pass: &str, reads: &[&[f32]], writes: &mut [&mut [f32]]) -> $crate::error::Result<()> {
+            self.reference(pass, reads, writes)
         }
-        fn reference_f64(&self, entry: &str, reads: &[&[f64]], writes: &mut [&mut [f64]]) -> $crate::error::Result<()> {
-            self.reference(entry, reads, writes)
+        fn reference_f64(&self, pass: &str, reads: &[&[f64]], writes: &mut [&mut [f64]]) -> $crate::error::Result<()> {
+            self.reference(pass, reads, writes)
         }
         fn reference_tracked(
             &self,
-            entry: &str,
+            pass: &str,
             reads: &[&[$crate::runtime::tensor::real::Tracked]],
             writes: &mut [&mut [$crate::runtime::tensor::real::Tracked]],
         ) -> $crate::error::Result<()> {
-            self.reference(entry, reads, writes)
+            self.reference(pass, reads, writes)
         }
     };
 }
 
-/// The error of a reference that was handed operands that its entry does not have.
-pub(crate) fn no_such_entry(op: &dyn Op, entry: &str) -> Error {
-    Error::bug(format!("{}: no entry `{entry}` with these operands", op.family()))
+/// The error of a reference that was handed operands that its pass does not have.
+pub(crate) fn no_such_entry(op: &dyn Op, pass: &str) -> Error {
+    Error::bug(format!("{}: no pass `{pass}` with these operands", op.kind()))
 }
 
 /// Shape and layout of an operand or of a gradient (`d` + name).
@@ -265,18 +265,18 @@ pub fn spec_of(op: &dyn Op, name: &str) -> Result<Spec> {
     let find = |name: &str| operands.iter().find(|o| o.name == name).map(|o| o.spec);
     find(name)
         .or_else(|| name.strip_prefix('d').and_then(find))
-        .ok_or_else(|| Error::bug(format!("{}: no operand `{name}`", op.family())))
+        .ok_or_else(|| Error::bug(format!("{}: no operand `{name}`", op.kind())))
 }
 
 /// How the numbers of an operand are drawn in a check.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fill {
+pub enum Distribution {
     /// Normal with mean and standard deviation.
     Normal(f32, f32),
     /// Uniform in `[from, to)`.
     Uniform(f32, f32),
     /// Whole numbers from 0 to 255.
-    Pixels,
+    Bytes,
     /// Normal, but at least this far from zero: for functions with a kink there.
     AwayFromZero(f32),
     /// Written by a `forward` run of the reference beforehand.
@@ -295,7 +295,7 @@ pub struct Case {
     /// The operation.
     pub op: Box<dyn Op>,
     /// Operands that are not to be drawn from a standard normal distribution.
-    pub fills: Vec<(&'static str, Fill)>,
+    pub fills: Vec<(&'static str, Distribution)>,
     /// Whether finite differences apply: off for cases that exist for size or for rounding, and for operations that are their own
     /// gradient.
     pub differentiable: bool,
@@ -309,7 +309,7 @@ impl Case {
 
     /// The same case with another distribution of an operand.
     #[must_use]
-    pub fn fill(mut self, operand: &'static str, fill: Fill) -> Self {
+    pub fn fill(mut self, operand: &'static str, fill: Distribution) -> Self {
         self.fills.push((operand, fill));
         self
     }
@@ -324,7 +324,7 @@ impl Case {
 
 /// A line of the table of operations.
 #[derive(Clone, Copy)]
-pub struct Family {
+pub struct OpInfo {
     /// Name.
     pub name: &'static str,
     /// All kernels in all variants.
@@ -333,28 +333,28 @@ pub struct Family {
     pub cases: fn() -> Result<Vec<Case>>,
 }
 
-impl fmt::Debug for Family {
+impl fmt::Debug for OpInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Family").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("OpInfo").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
 /// The table of operations.
-pub static OPS: &[&Family] = &[
-    &conv::conv2d::FAMILY,
-    &conv::conv_transpose2d::FAMILY,
-    &conv::linear::FAMILY,
-    &conv::fused_conv::FAMILY,
-    &norm::batch::FAMILY,
-    &norm::position::FAMILY,
-    &basic::relu::FAMILY,
-    &basic::add::FAMILY,
-    &basic::upsample::FAMILY,
-    &basic::global_avg_pool::FAMILY,
-    &vae::reparameterize::FAMILY,
-    &basic::image_decode::FAMILY,
-    &vae::elbo::FAMILY,
-    &optim::grad_norm::FAMILY,
-    &optim::adam::FAMILY,
-    &optim::restore_states::FAMILY,
+pub static OPS: &[&OpInfo] = &[
+    &conv::conv2d::INFO,
+    &conv::conv_transpose2d::INFO,
+    &conv::linear::INFO,
+    &conv::fused_conv::INFO,
+    &norm::batch::INFO,
+    &norm::position::INFO,
+    &basic::relu::INFO,
+    &basic::add::INFO,
+    &basic::upsample::INFO,
+    &basic::global_avg_pool::INFO,
+    &vae::reparameterize::INFO,
+    &basic::image_decode::INFO,
+    &vae::elbo::INFO,
+    &optim::grad_norm::INFO,
+    &optim::adam::INFO,
+    &optim::restore_states::INFO,
 ];

@@ -11,9 +11,9 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::runtime::graph::{Graph, Home, Region, ValueId};
-use crate::runtime::kernel::{Access, Bind, Class, Dispatch, Profile};
-use crate::runtime::op::{Cost, Entry, Fusible, Op, Target, spec_of};
+use crate::runtime::graph::{Arena, Graph, Storage, ValueId};
+use crate::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Profile};
+use crate::runtime::op::{Cost, Fusible, Op, Pass, Target, spec_of};
 use crate::runtime::plan::texture_cache::{Staging, stage};
 
 /// A buffer of a plan.
@@ -23,13 +23,13 @@ pub enum BufferId {
     Slot(usize),
     /// An input's own buffer, by number in the graph's name order.
     Input(usize),
-    /// A region.
-    Region(Region),
+    /// A arena.
+    Arena(Arena),
 }
 
 /// A range of a buffer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct BufferRange {
     /// Which buffer.
     pub buffer: BufferId,
     /// First byte.
@@ -40,7 +40,7 @@ pub struct Place {
 
 /// A dispatch with the places of its bindings.
 #[derive(Clone, Debug)]
-pub struct Placed {
+pub struct BoundDispatch {
     /// Label: node and kernel.
     pub label: String,
     /// Number of the node in the graph.
@@ -48,7 +48,7 @@ pub struct Placed {
     /// What runs.
     pub dispatch: Dispatch,
     /// A place for each of the kernel's bindings.
-    pub places: Vec<Place>,
+    pub places: Vec<BufferRange>,
 }
 
 /// Bytes that the dispatches of a plan move, each tensor that one binds counted once for it.
@@ -90,9 +90,9 @@ pub struct Options {
     /// checks).
     pub fuse: bool,
     /// Keep only what residual blocks hand on and compute what is inside them again for the backward pass
-    /// ([`Graph::checkpointed`]): less memory, more work, the same results.
+    /// ([`Graph::with_recompute`]): less memory, more work, the same results.
     pub checkpoint: bool,
-    /// Variants asked for, by operation (`conv2d`) or entry (`conv2d.forward`).
+    /// Variants asked for, by operation (`conv2d`) or pass (`conv2d.forward`).
     pub variants: BTreeMap<String, String>,
     /// Most device memory to use in bytes, where the user set a bound.
     pub budget: Option<u64>,
@@ -116,38 +116,38 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The variant that is asked for, if any is: by entry, by operation, or by entry and shapes ([`key`]). The first of these that says
+    /// The variant that is asked for, if any is: by pass, by operation, or by pass and shapes ([`key`]). The first of these that says
     /// something decides. What is said of a convolution goes for what it was fused into, too.
-    pub fn variant(&self, op: &dyn Op, entry: &Entry) -> Result<Option<&str>> {
+    pub fn variant(&self, op: &dyn Op, pass: &Pass) -> Result<Option<&str>> {
         if self.variants.is_empty() {
             return Ok(None);
         }
         let fused = match op.fusible() {
             Fusible::Conv(conv) => conv.definition(),
-            _ => op.family(),
+            _ => op.kind(),
         };
         let by_entry =
-            [op.family(), fused].iter().find_map(|family| self.variants.get(&format!("{family}.{}", entry.name)));
-        // A variant given for a whole operation goes to those of its entries that have it.
-        let has = |variant: &&String| op.variants(entry.name).contains(&variant.as_str());
-        let by_family = || [op.family(), fused].iter().find_map(|family| self.variants.get(*family).filter(has));
+            [op.kind(), fused].iter().find_map(|family| self.variants.get(&format!("{family}.{}", pass.name)));
+        // A variant given for a whole operation goes to those of its passes that have it.
+        let has = |variant: &&String| op.variants(pass.name).contains(&variant.as_str());
+        let by_family = || [op.kind(), fused].iter().find_map(|family| self.variants.get(*family).filter(has));
         let found = by_entry.or_else(by_family);
         Ok(match found {
             Some(variant) => Some(variant),
-            None => self.variants.get(&key(op, entry)?),
+            None => self.variants.get(&key(op, pass)?),
         }
         .map(String::as_str))
     }
 }
 
-/// What a choice for one shape is filed under: the entry with the shapes of all that it reads and writes.
-pub fn key(op: &dyn Op, entry: &Entry) -> Result<String> {
+/// What a choice for one shape is filed under: the pass with the shapes of all that it reads and writes.
+pub fn key(op: &dyn Op, pass: &Pass) -> Result<String> {
     let shapes = |names: &mut dyn Iterator<Item = &&str>| {
         let shapes = names.map(|name| Ok(spec_of(op, name)?.to_string())).collect::<Result<Vec<_>>>();
         Ok::<_, Error>(shapes?.join(", "))
     };
-    let (from, to) = (shapes(&mut entry.reads.iter())?, shapes(&mut entry.writes.iter().chain(entry.updates))?);
-    Ok(format!("{}.{} {from} -> {to}", op.family(), entry.name))
+    let (from, to) = (shapes(&mut pass.reads.iter())?, shapes(&mut pass.writes.iter().chain(pass.updates))?);
+    Ok(format!("{}.{} {from} -> {to}", op.kind(), pass.name))
 }
 
 /// Where everything lies and what runs.
@@ -155,10 +155,10 @@ pub fn key(op: &dyn Op, entry: &Entry) -> Result<String> {
 pub struct Plan {
     /// Sizes of the slots in bytes.
     pub slots: Vec<u64>,
-    /// Place of each value; `None` for values that nothing touches.
-    pub places: Vec<Option<Place>>,
+    /// BufferRange of each value; `None` for values that nothing touches.
+    pub places: Vec<Option<BufferRange>>,
     /// The dispatches of a step in order.
-    pub dispatches: Vec<Placed>,
+    pub dispatches: Vec<BoundDispatch>,
     /// The dispatches cut into ranges, one for each submission, so that no submission takes longer than an operating system lets a GPU
     /// be busy (two seconds on Windows) even on a GPU with 20 GFLOP/s and 4 GB/s. A node that takes longer by itself is not cut.
     pub submissions: Vec<Range<usize>>,
@@ -171,8 +171,8 @@ pub struct Plan {
 /// Device memory of a plan in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Those of [`Region::ALL`], in that order.
-    pub regions: [u64; Region::ALL.len()],
+    /// Those of [`Arena::ALL`], in that order.
+    pub arenas: [u64; Arena::ALL.len()],
     /// Inputs of a step.
     pub inputs: u64,
     /// Activations, their gradients and scratch: the slots.
@@ -191,16 +191,16 @@ impl Memory {
     /// All of it.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.regions.iter().sum::<u64>() + self.inputs + self.slots + self.stages
+        self.arenas.iter().sum::<u64>() + self.inputs + self.slots + self.stages
     }
 }
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        for (region, bytes) in Region::ALL.iter().zip(self.regions) {
+        for (arena, bytes) in Arena::ALL.iter().zip(self.arenas) {
             if bytes > 0 {
-                writeln!(f, "  {:<22}{:>9.1} MiB", region.to_string(), mib(bytes))?;
+                writeln!(f, "  {:<22}{:>9.1} MiB", arena.to_string(), mib(bytes))?;
             }
         }
         writeln!(f, "  {:<22}{:>9.1} MiB", "inputs", mib(self.inputs))?;
@@ -275,37 +275,38 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
     let mut requests = Vec::new();
     let mut slot_of_value = vec![None; graph.values().len()];
     for (v, value) in graph.values().iter().enumerate() {
-        if let (Home::Local, Some(lifetime)) = (value.home, lifetimes[v]) {
+        if let (Storage::Local, Some(lifetime)) = (value.storage, lifetimes[v]) {
             slot_of_value[v] = Some(requests.len());
             requests.push(Request { bytes: value.spec.device_bytes() as u64, lifetime });
         }
     }
     let mut lowered = Vec::new();
     for (i, node) in graph.nodes().iter().enumerate() {
-        let variant = options.variant(node.op.as_ref(), &node.entry)?;
-        let low = node.op.lower(node.entry.name, &Target { profile, variant, accumulate: &node.accumulate });
+        let variant = options.variant(node.op.as_ref(), &node.pass)?;
+        let low = node.op.lower(node.pass.name, &Target { profile, variant, accumulate: &node.accumulate });
         let low = low.map_err(|e| e.at_node(&node.name))?;
         let first_scratch = requests.len();
         requests.extend(low.scratch.iter().map(|&bytes| Request { bytes: bytes as u64, lifetime: (i, i) }));
         lowered.push((low, first_scratch));
     }
     let (chosen, slots) = assign(&requests, options.share);
-    let place_request = |r: usize| Place { buffer: BufferId::Slot(chosen[r]), offset: 0, bytes: requests[r].bytes };
+    let place_request =
+        |r: usize| BufferRange { buffer: BufferId::Slot(chosen[r]), offset: 0, bytes: requests[r].bytes };
     let inputs: Vec<ValueId> = graph.inputs().values().copied().collect();
-    let places: Vec<Option<Place>> = (0..graph.values().len())
+    let places: Vec<Option<BufferRange>> = (0..graph.values().len())
         .map(|v| {
             let value = &graph.values()[v];
             let bytes = value.spec.device_bytes() as u64;
-            Some(match value.home {
-                Home::Local => return slot_of_value[v].map(place_request),
-                Home::Input => {
+            Some(match value.storage {
+                Storage::Local => return slot_of_value[v].map(place_request),
+                Storage::Input => {
                     let buffer = BufferId::Input(inputs.iter().position(|i| i.0 == v)?);
-                    Place { buffer, offset: 0, bytes }
+                    BufferRange { buffer, offset: 0, bytes }
                 }
-                Home::Tensor(region, i) => {
-                    Place { buffer: BufferId::Region(region), offset: graph.tensors(region)[i].offset, bytes }
+                Storage::Tensor(arena, i) => {
+                    BufferRange { buffer: BufferId::Arena(arena), offset: graph.tensors(arena)[i].offset, bytes }
                 }
-                Home::Whole(region) => Place { buffer: BufferId::Region(region), offset: 0, bytes },
+                Storage::Whole(arena) => BufferRange { buffer: BufferId::Arena(arena), offset: 0, bytes },
             })
         })
         .collect();
@@ -321,19 +322,19 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             };
             let bound = dispatch.bindings.iter().map(place).collect::<Result<Vec<_>>>()?;
             let label = format!("{}/{}.{}", node.name, dispatch.kernel.name, dispatch.kernel.variant);
-            dispatches.push(Placed { label, node: i, dispatch, places: bound });
+            dispatches.push(BoundDispatch { label, node: i, dispatch, places: bound });
         }
     }
-    let longest = options.longest_submission.unwrap_or(match profile.class {
-        Class::Gpu => LONGEST,
-        Class::Software => f64::INFINITY,
+    let longest = options.longest_submission.unwrap_or(match profile.kind {
+        DeviceKind::Gpu => LONGEST,
+        DeviceKind::Software => f64::INFINITY,
     });
     let submissions = submissions(graph, &dispatches, longest)?;
-    let range = |p: &Place| texture_cache::Range { buffer: p.buffer, offset: p.offset, bytes: p.bytes };
+    let range = |p: &BufferRange| texture_cache::Range { buffer: p.buffer, offset: p.offset, bytes: p.bytes };
     let bound = dispatches.iter().map(|d| (d.dispatch.kernel, d.places.iter().map(range).collect()));
     let staging = stage(bound, &submissions);
     let memory = Memory {
-        regions: Region::ALL.map(|r| if uses(graph, r) { graph.region_bytes(r) } else { 0 }),
+        arenas: Arena::ALL.map(|r| if uses(graph, r) { graph.arena_bytes(r) } else { 0 }),
         inputs: inputs.iter().map(|v| graph.value(*v).spec.device_bytes() as u64).sum(),
         slots: slots.iter().sum(),
         stages: staging.textures.iter().sum(),
@@ -346,9 +347,9 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
     Ok(plan)
 }
 
-fn uses(graph: &Graph, region: Region) -> bool {
-    let homes = |home: Home| matches!(home, Home::Tensor(r, _) | Home::Whole(r) if r == region);
-    graph.values().iter().any(|v| homes(v.home))
+fn uses(graph: &Graph, arena: Arena) -> bool {
+    let homes = |storage: Storage| matches!(storage, Storage::Tensor(r, _) | Storage::Whole(r) if r == arena);
+    graph.values().iter().any(|v| homes(v.storage))
 }
 
 /// Floating-point operations and bytes a second of the slowest GPU to be reckoned with.
@@ -357,14 +358,14 @@ const SLOW: (f64, f64) = (20e9, 4e9);
 const LONGEST: f64 = 0.5;
 
 /// The dispatches cut into ranges of at most `longest` estimated seconds, or one node.
-fn submissions(graph: &Graph, dispatches: &[Placed], longest: f64) -> Result<Vec<Range<usize>>> {
+fn submissions(graph: &Graph, dispatches: &[BoundDispatch], longest: f64) -> Result<Vec<Range<usize>>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     let (mut seconds, mut node) = (0.0, None);
     for (i, placed) in dispatches.iter().enumerate() {
         if node.replace(placed.node) != Some(placed.node) {
             let missing = || Error::bug(format!("{} is of no node", placed.label));
             let of = graph.nodes().get(placed.node).ok_or_else(missing)?;
-            let Cost { flop, bytes } = of.op.cost(&of.entry)?;
+            let Cost { flop, bytes } = of.op.cost(&of.pass)?;
             let more = (flop / SLOW.0).max(bytes / SLOW.1);
             if ranges.is_empty() || seconds + more > longest {
                 ranges.push(i..i);
@@ -405,7 +406,7 @@ impl Plan {
         let mut traffic = Traffic::default();
         for (placed, staged) in self.dispatches.iter().zip(&self.staging.steps) {
             let bindings = || placed.dispatch.kernel.bindings.iter().map(|(_, access)| *access).zip(&placed.places);
-            let mut seen: Vec<Place> = Vec::new();
+            let mut seen: Vec<BufferRange> = Vec::new();
             for (access, place) in bindings() {
                 if access == Access::ReadWrite {
                     traffic.stored += place.bytes;
@@ -441,7 +442,7 @@ impl Plan {
             }
         }
         let lifetimes = lifetimes(graph);
-        let locals: Vec<(Lifetime, Place)> = lifetimes
+        let locals: Vec<(Lifetime, BufferRange)> = lifetimes
             .iter()
             .zip(&self.places)
             .filter_map(|(l, p)| Some(((*l)?, p.filter(|p| matches!(p.buffer, BufferId::Slot(_)))?)))

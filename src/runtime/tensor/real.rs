@@ -22,7 +22,7 @@ pub trait Real:
     + 'static
 {
     /// Nearest number of this type; exact for every `f32`.
-    fn of(value: f64) -> Self;
+    fn from_f64(value: f64) -> Self;
     /// The value without its error.
     fn value(self) -> f64;
     /// e to the power of `self`.
@@ -36,8 +36,8 @@ pub trait Real:
     }
 
     /// The count of something, exactly.
-    fn count(n: usize) -> Self {
-        Self::of(n as f64)
+    fn from_usize(n: usize) -> Self {
+        Self::from_f64(n as f64)
     }
 
     /// `self` squared.
@@ -54,7 +54,7 @@ pub trait Real:
 macro_rules! float {
     ($t:ty) => {
         impl Real for $t {
-            fn of(value: f64) -> Self {
+            fn from_f64(value: f64) -> Self {
                 value as $t
             }
             fn value(self) -> f64 {
@@ -183,7 +183,7 @@ impl Sum for Tracked {
 }
 
 impl Real for Tracked {
-    fn of(value: f64) -> Self {
+    fn from_f64(value: f64) -> Self {
         Self { value, variance: 0.0 }
     }
     fn value(self) -> f64 {
@@ -210,7 +210,7 @@ mod tests {
             let term = |i: usize| ((i * 7919 % 1013) as f32 / 506.5 - 1.0, (i * 104_729 % 997) as f32 / 498.5 - 1.0);
             let single: f32 = (0..k).map(|i| term(i).0 * term(i).1).sum();
             let tracked: Tracked =
-                (0..k).map(|i| Tracked::of(f64::from(term(i).0)) * Tracked::of(f64::from(term(i).1))).sum();
+                (0..k).map(|i| Tracked::from_f64(f64::from(term(i).0)) * Tracked::from_f64(f64::from(term(i).1))).sum();
             let sum_abs: f64 = (0..k).map(|i| f64::from((term(i).0 * term(i).1).abs())).sum();
             let error = (f64::from(single) - tracked.value()).abs();
             assert!(error <= 8.0 * tracked.rms(), "k {k}: {error} > 8 * {}", tracked.rms());
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_dropped_term_is_seen() {
         let k = 20_000;
-        let full: Tracked = (0..k).map(|i| Tracked::of(((i * 31 % 17) as f64 - 8.0) / 8.0)).sum();
+        let full: Tracked = (0..k).map(|i| Tracked::from_f64(((i * 31 % 17) as f64 - 8.0) / 8.0)).sum();
         assert!(8.0 * full.rms() < 0.5);
     }
 }

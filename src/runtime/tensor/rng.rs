@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// What random numbers are drawn for; each purpose has a stream of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Purpose {
+pub enum Stream {
     /// Initial weights, one sub-stream a tensor.
     Init,
     /// The order of the training images in an epoch.
@@ -29,15 +29,15 @@ pub enum Purpose {
 
 /// A generator for `purpose`, placed at `index` (a step, an epoch, a tensor's number). Equal arguments give equal numbers.
 #[must_use]
-pub fn stream(seed: u64, purpose: Purpose, index: u64) -> ChaCha8Rng {
+pub fn stream(seed: u64, purpose: Stream, index: u64) -> ChaCha8Rng {
     let purpose_id = match purpose {
-        Purpose::Init => 1u64,
-        Purpose::Shuffle => 2,
-        Purpose::Noise => 3,
-        Purpose::Check => 4,
-        Purpose::Augment => 5,
-        Purpose::Shapes => 6,
-        Purpose::Sample => 7,
+        Stream::Init => 1u64,
+        Stream::Shuffle => 2,
+        Stream::Noise => 3,
+        Stream::Check => 4,
+        Stream::Augment => 5,
+        Stream::Shapes => 6,
+        Stream::Sample => 7,
     };
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -82,15 +82,15 @@ mod tests {
     #[test]
     fn streams_are_repeatable_and_apart() {
         let draw = |seed, purpose, index| normals(&mut stream(seed, purpose, index), 8);
-        assert_eq!(draw(1, Purpose::Noise, 5), draw(1, Purpose::Noise, 5));
-        for other in [draw(2, Purpose::Noise, 5), draw(1, Purpose::Init, 5), draw(1, Purpose::Noise, 6)] {
-            assert_ne!(draw(1, Purpose::Noise, 5), other);
+        assert_eq!(draw(1, Stream::Noise, 5), draw(1, Stream::Noise, 5));
+        for other in [draw(2, Stream::Noise, 5), draw(1, Stream::Init, 5), draw(1, Stream::Noise, 6)] {
+            assert_ne!(draw(1, Stream::Noise, 5), other);
         }
     }
 
     #[test]
     fn numbers_below_a_bound_are_even_and_complete() {
-        let mut rng = stream(7, Purpose::Check, 0);
+        let mut rng = stream(7, Stream::Check, 0);
         let mut counts = [0u32; 6];
         for _ in 0..60_000 {
             counts[below(&mut rng, 6) as usize] += 1;

@@ -56,7 +56,7 @@ impl Shape {
         self.len() == 0
     }
 
-    /// Pixels of the whole batch: `n * h * w`.
+    /// ImageDecode of the whole batch: `n * h * w`.
     #[must_use]
     pub const fn pixels(&self) -> usize {
         self.n * self.h * self.w
@@ -162,7 +162,7 @@ impl Spec {
         Self { shape: Shape::vector(len), layout: Layout::Flat }
     }
 
-    /// Pixels as bytes, logically `[n, c, h, w]`.
+    /// ImageDecode as bytes, logically `[n, c, h, w]`.
     #[must_use]
     pub const fn bytes(shape: Shape) -> Self {
         Self { shape, layout: Layout::Bytes }

@@ -5,9 +5,9 @@ use rand::Rng;
 use super::picture_bytes;
 use crate::error::{Error, Result};
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 
-/// Pixels by which a crop may move a picture.
+/// ImageDecode by which a crop may move a picture.
 const REACH: u32 = 4;
 /// Random words that belong to one picture.
 const WORDS: u128 = 16;
@@ -46,7 +46,7 @@ impl Augment {
             ));
         }
         let (_, h, w) = size;
-        let mut rng = rng::stream(seed, Purpose::Augment, epoch);
+        let mut rng = rng::stream(seed, Stream::Augment, epoch);
         let mut before = vec![0u8; h * w];
         for (picture, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
             // Always three draws: switching one option does not change the other's choices.

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 
 pub mod augment;
 pub mod cifar10;
@@ -36,7 +36,7 @@ pub trait Images: Send + Sync + Debug {
     /// Names of the classes; labels point here.
     fn classes(&self) -> &[String];
 
-    /// Class of picture `index`. May panic when `index >= len()`.
+    /// DeviceKind of picture `index`. May panic when `index >= len()`.
     fn label(&self, index: usize) -> u8;
 
     /// Fills `pixels` (`c * h * w` bytes, one plane after the other) with picture `index`. May panic when `index >= len()` or when
@@ -242,7 +242,7 @@ pub fn batch(images: &dyn Images, indices: &[u32], pixels: &mut Vec<u8>) -> Resu
 #[must_use]
 pub fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
-    let mut rng = rng::stream(seed, Purpose::Shuffle, epoch);
+    let mut rng = rng::stream(seed, Stream::Shuffle, epoch);
     let mut order: Vec<u32> = (0..len).collect();
     for last in (1..len).rev() {
         order.swap(last as usize, rng::below(&mut rng, last + 1) as usize);

@@ -7,7 +7,7 @@
 use super::{Dataset, Images};
 use crate::error::Result;
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 use rand_chacha::ChaCha8Rng;
 
 /// Pictures to train on.
@@ -66,7 +66,7 @@ impl Images for Shapes {
     }
 
     fn write(&self, index: usize, pixels: &mut [u8]) {
-        let mut rng = rng::stream(self.seed, Purpose::Shapes, self.number(index));
+        let mut rng = rng::stream(self.seed, Stream::Shapes, self.number(index));
         Scene::draw(self.label(index), &mut rng).paint(pixels);
     }
 }
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn every_picture_shows_a_shape() {
         for number in 0..2000 {
-            let mut rng = rng::stream(SEED, Purpose::Shapes, number);
+            let mut rng = rng::stream(SEED, Stream::Shapes, number);
             let scene = Scene::draw((number % 10) as u8, &mut rng);
             let place = |at: usize| (at as f32 + 0.5) / 16.0 - 1.0;
             let inside = (0..1024).filter(|i| scene.distance((place(i % 32), place(i / 32))) < 0.0).count();

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::{Trainer, noise, tell};
-use crate::app::io::checkpoint::{Checkpoint, Inventory, Progress, Weights};
+use crate::app::io::checkpoint::{Checkpoint, Progress, TensorSchema, Weights};
 use crate::app::io::csv::Table;
 use crate::app::io::run_folder::RunConfig;
 use crate::app::viz::image_grid::{Grid, Pictures, save_png};
 use crate::app::viz::plots;
 use crate::error::{Error, Result};
-use crate::runtime::graph::Region;
+use crate::runtime::graph::Arena;
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::train::events::Event;
@@ -59,11 +59,11 @@ impl Trainer<'_> {
     pub(super) fn save_model(&mut self) -> Result<()> {
         let weights = self.weights()?;
         let config = serde_json::to_string(&self.settings.model).map_err(Error::bug)?;
-        weights.save(&self.folder.model(), Inventory::of(self.runner.graph()?), &config)
+        weights.save(&self.folder.model(), TensorSchema::of(self.runner.graph()?), &config)
     }
 
     fn weights(&mut self) -> Result<Weights> {
-        Ok(Weights { params: self.runner.download(Region::Params)?, states: self.runner.download(Region::States)? })
+        Ok(Weights { params: self.runner.download(Arena::Params)?, states: self.runner.download(Arena::States)? })
     }
 
     pub(super) fn save_checkpoint(&mut self) -> Result<()> {
@@ -78,15 +78,15 @@ impl Trainer<'_> {
                 data: Some(self.data.clone()),
             },
             weights: self.weights()?,
-            moment1: self.runner.download(Region::Moment1)?,
-            moment2: self.runner.download(Region::Moment2)?,
+            moment1: self.runner.download(Arena::Moment1)?,
+            moment2: self.runner.download(Arena::Moment2)?,
         };
         let restored = self.restore();
         self.tolerate(restored)?;
         // Rows that cannot be written are no reason to lose a checkpoint.
         let synced = self.metrics.sync().and_then(|()| self.epochs.sync());
         self.tolerate(synced)?;
-        checkpoint.save(&self.folder.checkpoint(), Inventory::of(self.runner.graph()?))?;
+        checkpoint.save(&self.folder.checkpoint(), TensorSchema::of(self.runner.graph()?))?;
         self.saved = Instant::now();
         Ok(())
     }

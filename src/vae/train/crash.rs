@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 
-use super::{Outcome, Settings, Stage, Trainer};
+use super::{Outcome, Settings, TrainContext, Trainer};
 use crate::app::io::atomic::fault;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensor_file::TensorFile;
@@ -44,7 +44,8 @@ fn run(folder: &Path, epochs: u64) -> Vec<u8> {
     let dataset = shapes::dataset().unwrap().limited(Some(6), Some(4)).unwrap();
     let (plan, stop, mut keeper) = (plan::Options::default(), AtomicBool::new(false), Keeper::default());
     let settings = Settings { epochs, ..settings() };
-    let stage = Stage { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut keeper, stop: &stop };
+    let stage =
+        TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut keeper, stop: &stop };
     let mut trainer = if folder.join("checkpoint.safetensors").exists() {
         Trainer::resume(settings, RunFolder::resume(folder).unwrap(), stage).unwrap()
     } else {

@@ -19,7 +19,7 @@ const DEPTH: usize = 2;
 pub(super) struct Batch {
     /// Number of pictures.
     pub(super) len: usize,
-    /// Pixels, augmented.
+    /// ImageDecode, augmented.
     pub(super) pixels: Vec<u8>,
     /// Noise.
     pub(super) eps: Vec<f32>,

@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::loader::Batch;
-use crate::app::io::checkpoint::{Checkpoint, Inventory, Progress, Weights};
+use crate::app::io::checkpoint::{Checkpoint, Progress, TensorSchema, Weights};
 use crate::app::io::csv::{EpochRow, StepRow, Table};
 use crate::app::io::run_folder::{RunConfig, RunFolder};
 use crate::app::viz::trace::{HostSpan, Profile};
 use crate::error::{Error, Result};
-use crate::runtime::graph::Region;
+use crate::runtime::graph::Arena;
 use crate::runtime::plan;
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Purpose;
+use crate::runtime::tensor::rng::Stream;
 use crate::vae::data::Dataset;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::{Device, Runner, StepInput};
@@ -93,7 +93,7 @@ impl std::fmt::Debug for Trainer<'_> {
 }
 
 /// Where a run takes place.
-pub struct Stage<'a> {
+pub struct TrainContext<'a> {
     /// Images to train on and to validate with.
     pub dataset: &'a Dataset,
     /// The device.
@@ -106,9 +106,9 @@ pub struct Stage<'a> {
     pub stop: &'a AtomicBool,
 }
 
-impl std::fmt::Debug for Stage<'_> {
+impl std::fmt::Debug for TrainContext<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stage").field("device", &self.device).finish_non_exhaustive()
+        f.debug_struct("TrainContext").field("device", &self.device).finish_non_exhaustive()
     }
 }
 
@@ -119,14 +119,14 @@ impl<'a> Trainer<'a> {
         mut settings: Settings,
         mut folder: RunFolder,
         init: Option<&Weights>,
-        stage: Stage<'a>,
+        stage: TrainContext<'a>,
     ) -> Result<Self> {
         settings.check()?;
         let mut runner = runner(&mut settings, &stage)?;
         runner.init(settings.seed)?;
         if let Some(weights) = init {
-            runner.upload(Region::Params, &weights.params)?;
-            runner.upload(Region::States, &weights.states)?;
+            runner.upload(Arena::Params, &weights.params)?;
+            runner.upload(Arena::States, &weights.states)?;
         }
         let data = stage.dataset.fingerprint()?;
         folder.begin()?;
@@ -168,19 +168,19 @@ impl<'a> Trainer<'a> {
 
     /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs) and its choice of
     /// kernels, unless the stage's plan has another.
-    pub fn resume(mut settings: Settings, folder: RunFolder, stage: Stage<'a>) -> Result<Self> {
+    pub fn resume(mut settings: Settings, folder: RunFolder, stage: TrainContext<'a>) -> Result<Self> {
         settings.check()?;
         let mut runner = runner(&mut settings, &stage)?;
         let path = folder.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =
-            Checkpoint::load(&path, Inventory::of(runner.graph()?))?;
-        for (region, tensors) in [
-            (Region::Params, &weights.params),
-            (Region::States, &weights.states),
-            (Region::Moment1, &moment1),
-            (Region::Moment2, &moment2),
+            Checkpoint::load(&path, TensorSchema::of(runner.graph()?))?;
+        for (arena, tensors) in [
+            (Arena::Params, &weights.params),
+            (Arena::States, &weights.states),
+            (Arena::Moment1, &moment1),
+            (Arena::Moment2, &moment2),
         ] {
-            runner.upload(region, tensors)?;
+            runner.upload(arena, tensors)?;
         }
         runner.set_step(progress.step);
         let data = stage.dataset.fingerprint()?;
@@ -446,7 +446,7 @@ impl<'a> Trainer<'a> {
             seconds: begun.elapsed().as_secs_f64(),
         };
         if !row.val_total.is_finite() {
-            return Err(Error::Diverged { what: "the validation loss".to_owned() });
+            return Err(Error::NonFiniteOutput { what: "the validation loss".to_owned() });
         }
         let restored = self.restore();
         self.tolerate(restored)?;
@@ -523,7 +523,7 @@ fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u6
 
 /// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of
 /// the settings and becomes theirs.
-fn runner(settings: &mut Settings, stage: &Stage<'_>) -> Result<Runner> {
+fn runner(settings: &mut Settings, stage: &TrainContext<'_>) -> Result<Runner> {
     if !stage.plan.variants.is_empty() {
         settings.variants.clone_from(&stage.plan.variants);
     }
@@ -553,7 +553,7 @@ fn runner(settings: &mut Settings, stage: &Stage<'_>) -> Result<Runner> {
 
 /// Noise for `count` pictures; a shorter batch gets the beginning of the same numbers.
 fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
-    rng::normals(&mut rng::stream(settings.seed, Purpose::Noise, index), count * settings.model.latent_dim)
+    rng::normals(&mut rng::stream(settings.seed, Stream::Noise, index), count * settings.model.latent_dim)
 }
 
 /// The model in a few words.

@@ -133,7 +133,7 @@ impl Settings {
 mod tests {
     use super::*;
     use crate::runtime::tensor::rng;
-    use crate::runtime::tensor::rng::Purpose;
+    use crate::runtime::tensor::rng::Stream;
 
     #[test]
     fn the_learning_rate_warms_up_and_falls() {
@@ -162,7 +162,7 @@ mod tests {
     /// Or a run that goes on would compute with other numbers than one in one go.
     #[test]
     fn settings_come_back_bit_for_bit() {
-        let mut draw = rng::stream(1, Purpose::Check, 0);
+        let mut draw = rng::stream(1, Stream::Check, 0);
         for _ in 0..10_000 {
             let word = || (u64::from(rng::below(&mut draw, u32::MAX)) << 32) | 0x9e37_79b9;
             let lr =

@@ -65,7 +65,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
-    use super::super::{Outcome, Settings, Stage, Trainer};
+    use super::super::{Outcome, Settings, TrainContext, Trainer};
     use super::*;
     use crate::app::io::atomic::trace;
     use crate::app::io::csv::{EpochRow, read};
@@ -93,7 +93,8 @@ mod tests {
         let dataset = shapes::dataset().unwrap().limited(Some(6), Some(6)).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let (plan, mut stopper) = (plan::Options::default(), Stopper(step, Arc::clone(&stop)));
-        let stage = Stage { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut stopper, stop: &stop };
+        let stage =
+            TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut stopper, stop: &stop };
         let trainer = if folder.exists() {
             Trainer::resume(settings, RunFolder::resume(folder).unwrap(), stage)
         } else {

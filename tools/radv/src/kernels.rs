@@ -48,10 +48,10 @@ pub fn all() -> Result<Vec<Specialised>> {
         // What else could be asked for, but for what is made for software adapters.
         for graph in [config.graph(BATCH, mode)?, config.fused_graph(BATCH, mode)?] {
             for node in graph.nodes() {
-                let variants = node.op.variants(node.entry.name).iter().copied();
+                let variants = node.op.variants(node.pass.name).iter().copied();
                 for variant in variants.filter(|variant| !variant.starts_with("lanes")) {
                     let target = Target { profile: &PROFILE, variant: Some(variant), accumulate: &node.accumulate };
-                    match node.op.lower(node.entry.name, &target) {
+                    match node.op.lower(node.pass.name, &target) {
                         Ok(lowered) => lowered.dispatches.into_iter().for_each(|dispatch| add(dispatch, false)),
                         Err(Error::Unsupported { .. }) => {}
                         Err(error) => return Err(error.into()),

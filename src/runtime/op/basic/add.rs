@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
 use crate::runtime::op::{
-    Case, Cost, Entries, Entry, Family, Fusible, Op, Operand, Role, Shift, Target, no_such_entry,
+    Case, ChannelShift, Cost, Fusible, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -23,22 +23,22 @@ impl Add {
         Ok(Self { shape: a.checked("add", "a")? })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (pass, reads, writes) {
             ("forward", [a, b], [y]) => {
                 for ((y, a), b) in y.iter_mut().zip(*a).zip(*b) {
                     *y = *a + *b;
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 }
 
 impl Op for Add {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -50,9 +50,9 @@ impl Op for Add {
         ]
     }
 
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["a", "b"], writes: &["y"], updates: &[] },
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["a", "b"], writes: &["y"], updates: &[] },
             backward: &[],
             aliases: &[("da", "dy"), ("db", "dy")],
         }
@@ -62,9 +62,9 @@ impl Op for Add {
         &["vec4"]
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
-        if entry != "forward" {
-            return Err(no_such_entry(self, entry));
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
+        if pass != "forward" {
+            return Err(no_such_entry(self, pass));
         }
         let len = Spec::nhwc(self.shape).device_bytes() / 16;
         Ok(Lowered::one(Dispatch {
@@ -77,12 +77,12 @@ impl Op for Add {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, self.shape.len() as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, self.shape.len() as f64)
     }
 
-    fn shift(&self, _input: &str) -> Shift {
-        Shift::Passes
+    fn channel_shift(&self, _input: &str) -> ChannelShift {
+        ChannelShift::Forwards
     }
 
     fn fusible(&self) -> Fusible {
@@ -113,7 +113,7 @@ static FORWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "add",
     kernels: || vec![&FORWARD],
     cases: || {

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Op, Operand, Role, Shift, Target, no_such_entry};
+use crate::runtime::op::{Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -15,16 +15,16 @@ pub struct GlobalAvgPool {
 impl GlobalAvgPool {
     /// For an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
-        Ok(Self { x: x.checked(FAMILY.name, "x")? })
+        Ok(Self { x: x.checked(INFO.name, "x")? })
     }
 
     fn area(&self) -> usize {
         self.x.h * self.x.w
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        let area = T::count(self.area());
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        let area = T::from_usize(self.area());
+        match (pass, reads, writes) {
             ("forward", [x], [y]) => {
                 for (y, x) in y.iter_mut().zip(x.chunks_exact(self.area())) {
                     *y = x.iter().copied().sum::<T>() / area;
@@ -37,14 +37,14 @@ impl GlobalAvgPool {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 }
 
 impl Op for GlobalAvgPool {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -52,10 +52,10 @@ impl Op for GlobalAvgPool {
         vec![Operand::new("x", Role::Input, Spec::nhwc(self.x)), Operand::new("y", Role::Output, Spec::nhwc(y))]
     }
 
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
-            backward: &[Entry { name: "backward", reads: &["dy"], writes: &["dx"], updates: &[] }],
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
+            backward: &[Pass { name: "backward", reads: &["dy"], writes: &["dx"], updates: &[] }],
             aliases: &[],
         }
     }
@@ -64,11 +64,11 @@ impl Op for GlobalAvgPool {
         &["vec4"]
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
-        let (kernel, bindings, overrides) = match entry {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
+        let (kernel, bindings, overrides) = match pass {
             "forward" => (&FORWARD, ["x", "y"], vec![]),
             "backward" => (&BACKWARD, ["dy", "dx"], vec![("ACC", target.acc(0))]),
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         };
         let groups = self.x.c.div_ceil(4);
         let len = self.x.n * groups;
@@ -82,13 +82,13 @@ impl Op for GlobalAvgPool {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        let per_image = if entry.name == "forward" { self.area() } else { 1 };
-        Cost::of(self, entry, (self.x.n * self.x.c * per_image) as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        let per_image = if pass.name == "forward" { self.area() } else { 1 };
+        Cost::of(self, pass, (self.x.n * self.x.c * per_image) as f64)
     }
 
-    fn shift(&self, _input: &str) -> Shift {
-        Shift::Passes
+    fn channel_shift(&self, _input: &str) -> ChannelShift {
+        ChannelShift::Forwards
     }
 
     crate::reference!();
@@ -123,7 +123,7 @@ static BACKWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "global_avg_pool",
     kernels: || vec![&FORWARD, &BACKWARD],
     cases: || {

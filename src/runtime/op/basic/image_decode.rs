@@ -1,40 +1,40 @@
-//! Pixels from bytes: y = byte / 127.5 - 1, the same bits on every device.
+//! ImageDecode from bytes: y = byte / 127.5 - 1, the same bits on every device.
 
 use crate::error::Result;
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
 /// y = bytes / 127.5 - 1, from -1 to 1. `bytes`: `[n, c, h, w]`, planes of bytes as CIFAR-10 stores them; `y`: `[n, c, h, w]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Pixels {
+pub struct ImageDecode {
     shape: Shape,
 }
 
-impl Pixels {
+impl ImageDecode {
     /// For pictures of this shape.
     pub fn new(bytes: Shape) -> Result<Self> {
-        Ok(Self { shape: bytes.checked(FAMILY.name, "bytes")? })
+        Ok(Self { shape: bytes.checked(INFO.name, "bytes")? })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (pass, reads, writes) {
             ("forward", [bytes], [y]) => {
                 for (y, byte) in y.iter_mut().zip(*bytes) {
                     // Single precision in every precision: the picture is made of these numbers.
-                    *y = T::of(f64::from(byte.value() as f32 / 127.5 - 1.0));
+                    *y = T::from_f64(f64::from(byte.value() as f32 / 127.5 - 1.0));
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 }
 
-impl Op for Pixels {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+impl Op for ImageDecode {
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -44,9 +44,9 @@ impl Op for Pixels {
         ]
     }
 
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["bytes"], writes: &["y"], updates: &[] },
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["bytes"], writes: &["y"], updates: &[] },
             backward: &[],
             aliases: &[],
         }
@@ -56,9 +56,9 @@ impl Op for Pixels {
         &["integer"]
     }
 
-    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
-        if entry != "forward" {
-            return Err(no_such_entry(self, entry));
+    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if pass != "forward" {
+            return Err(no_such_entry(self, pass));
         }
         let Shape { c, h, w, .. } = self.shape;
         let len = self.shape.pixels() * c.div_ceil(4);
@@ -72,8 +72,8 @@ impl Op for Pixels {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, 2.0 * self.shape.len() as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, 2.0 * self.shape.len() as f64)
     }
 
     crate::reference!();
@@ -85,7 +85,7 @@ crate::kernel_params! {
 }
 
 static FORWARD: Kernel = Kernel {
-    name: "pixels.forward",
+    name: "image_decode.forward",
     variant: "integer",
     file: "basic/image_decode.wgsl",
     source: include_str!("../../../../shaders/basic/image_decode.wgsl"),
@@ -100,14 +100,14 @@ static FORWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
-    name: "pixels",
+pub static INFO: OpInfo = OpInfo {
+    name: "image_decode",
     kernels: || vec![&FORWARD],
     cases: || {
         let mut cases = vec![];
         for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 3), ("cifar", 4, 3, 32, 32)] {
-            let op = Pixels::new(Shape::new(n, c, h, w))?;
-            cases.push(Case::new(name, op).fill("bytes", Fill::Pixels).not_differentiated());
+            let op = ImageDecode::new(Shape::new(n, c, h, w))?;
+            cases.push(Case::new(name, op).fill("bytes", Distribution::Bytes).not_differentiated());
         }
         Ok(cases)
     },

@@ -9,6 +9,6 @@ pub mod upsample;
 
 pub use add::Add;
 pub use global_avg_pool::GlobalAvgPool;
-pub use image_decode::Pixels;
+pub use image_decode::ImageDecode;
 pub use relu::Relu;
 pub use upsample::Upsample;

@@ -2,7 +2,9 @@
 
 use crate::error::Result;
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Fusible, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{
+    Case, Cost, Distribution, Fusible, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
+};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -18,8 +20,8 @@ impl Relu {
         Ok(Self { shape: x.checked("relu", "x")? })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (pass, reads, writes) {
             ("forward", [x], [y]) => {
                 for (y, x) in y.iter_mut().zip(*x) {
                     *y = x.relu();
@@ -30,15 +32,15 @@ impl Relu {
                     *dx = if *x <= T::zero() { T::zero() } else { *dy };
                 }
             }
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         }
         Ok(())
     }
 }
 
 impl Op for Relu {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -46,10 +48,10 @@ impl Op for Relu {
         vec![Operand::new("x", Role::Input, spec), Operand::new("y", Role::Output, spec)]
     }
 
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
-            backward: &[Entry { name: "backward", reads: &["x", "dy"], writes: &["dx"], updates: &[] }],
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
+            backward: &[Pass { name: "backward", reads: &["x", "dy"], writes: &["dx"], updates: &[] }],
             aliases: &[],
         }
     }
@@ -58,16 +60,16 @@ impl Op for Relu {
         &["vec4"]
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let len = Spec::nhwc(self.shape).device_bytes() / 16;
-        let (kernel, bindings, overrides) = match entry {
+        let (kernel, bindings, overrides) = match pass {
             "forward" => (&FORWARD, vec![Bind::Operand("x"), Bind::Operand("y")], vec![]),
             "backward" => (
                 &BACKWARD,
                 vec![Bind::Operand("x"), Bind::Operand("dy"), Bind::Operand("dx")],
                 vec![("ACC", target.acc(0))],
             ),
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         };
         let params = Params { len: len as u32 }.bytes();
         Ok(Lowered::one(Dispatch {
@@ -80,8 +82,8 @@ impl Op for Relu {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, self.shape.len() as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, self.shape.len() as f64)
     }
 
     fn fusible(&self) -> Fusible {
@@ -120,13 +122,13 @@ static BACKWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "relu",
     kernels: || vec![&FORWARD, &BACKWARD],
     cases: || {
         let mut cases = vec![];
         for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 9), ("wide", 2, 64, 8, 8)] {
-            cases.push(Case::new(name, Relu::new(Shape::new(n, c, h, w))?).fill("x", Fill::AwayFromZero(1e-3)));
+            cases.push(Case::new(name, Relu::new(Shape::new(n, c, h, w))?).fill("x", Distribution::AwayFromZero(1e-3)));
         }
         // 65,540 workgroups of 64 vec4s: one more than a dimension of the grid may have.
         cases.push(Case::new("folded_grid", Relu::new(Shape::new(1, 4, 65_540, 64))?).not_differentiated());

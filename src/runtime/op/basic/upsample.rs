@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Op, Operand, Role, Shift, Target, no_such_entry};
+use crate::runtime::op::{Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -16,14 +16,14 @@ pub struct Upsample {
 impl Upsample {
     /// For an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
-        let x = x.checked(FAMILY.name, "x")?;
-        let y = Shape::new(x.n, x.c, 2 * x.h, 2 * x.w).checked(FAMILY.name, "y")?;
+        let x = x.checked(INFO.name, "x")?;
+        let y = Shape::new(x.n, x.c, 2 * x.h, 2 * x.w).checked(INFO.name, "y")?;
         Ok(Self { x, y })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let (w, wide) = (self.x.w, self.y.w);
-        match (entry, reads, writes) {
+        match (pass, reads, writes) {
             ("forward", [x], [y]) => {
                 for (pair, x) in y.chunks_exact_mut(2 * wide).zip(x.chunks_exact(w)) {
                     for y in pair.chunks_exact_mut(wide) {
@@ -43,24 +43,24 @@ impl Upsample {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 }
 
 impl Op for Upsample {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
         vec![Operand::new("x", Role::Input, Spec::nhwc(self.x)), Operand::new("y", Role::Output, Spec::nhwc(self.y))]
     }
 
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
-            backward: &[Entry { name: "backward", reads: &["dy"], writes: &["dx"], updates: &[] }],
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
+            backward: &[Pass { name: "backward", reads: &["dy"], writes: &["dx"], updates: &[] }],
             aliases: &[],
         }
     }
@@ -69,11 +69,11 @@ impl Op for Upsample {
         &["vec4"]
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
-        let (kernel, bindings, overrides) = match entry {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
+        let (kernel, bindings, overrides) = match pass {
             "forward" => (&FORWARD, ["x", "y"], vec![]),
             "backward" => (&BACKWARD, ["dy", "dx"], vec![("ACC", target.acc(0))]),
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         };
         let groups = self.x.c.div_ceil(4);
         let len = self.x.pixels() * groups;
@@ -87,13 +87,13 @@ impl Op for Upsample {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        let sums = if entry.name == "backward" { 3 * self.x.len() } else { 0 };
-        Cost::of(self, entry, sums as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        let sums = if pass.name == "backward" { 3 * self.x.len() } else { 0 };
+        Cost::of(self, pass, sums as f64)
     }
 
-    fn shift(&self, _input: &str) -> Shift {
-        Shift::Passes
+    fn channel_shift(&self, _input: &str) -> ChannelShift {
+        ChannelShift::Forwards
     }
 
     crate::reference!();
@@ -128,7 +128,7 @@ static BACKWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "upsample",
     kernels: || vec![&FORWARD, &BACKWARD],
     cases: || {

@@ -3,10 +3,10 @@
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Lowered;
 use crate::runtime::op::conv::core;
-use crate::runtime::op::conv::core::{Geometry, Layer, Operands, Product};
+use crate::runtime::op::conv::core::{Gemm, Geometry, Layer, Operands};
 use crate::runtime::op::conv::kernels;
 use crate::runtime::op::{
-    Case, Cost, Entries, Entry, Family, FusedConv, Fusible, Init, Op, Operand, Role, Target, no_such_entry,
+    Case, Cost, FusedConv, Fusible, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -39,22 +39,22 @@ impl ConvTranspose2d {
         Ok(Self { adjoint })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let g = &self.adjoint;
-        match (entry, reads, writes) {
+        match (pass, reads, writes) {
             ("forward", [x, weight, bias], [y]) => g.backward_input(x, weight, Some(bias), y),
             ("backward_input", [dy, weight], [dx]) => g.forward(dy, weight, None, dx),
             ("backward_weight", [x, dy], [dweight]) => g.backward_weight(dy, x, dweight),
             ("backward_bias", [dy], [dbias]) => core::backward_bias(dy, g.x.c, g.x.h * g.x.w, dbias),
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         }
         Ok(())
     }
 }
 
 impl Op for ConvTranspose2d {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -69,30 +69,30 @@ impl Op for ConvTranspose2d {
         ]
     }
 
-    fn entries(&self) -> Entries {
+    fn passes(&self) -> Passes {
         core::ENTRIES
     }
 
-    fn variants(&self, entry: &str) -> &'static [&'static str] {
-        core::variants(entry)
+    fn variants(&self, pass: &str) -> &'static [&'static str] {
+        core::variants(pass)
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.adjoint;
-        match entry {
-            "forward" => g.lower(Product::BackwardInput, &Operands::plain("x", "weight", Some("bias"), "y"), target),
-            "backward_input" => g.lower(Product::Forward, &Operands::plain("dy", "weight", None, "dx"), target),
-            "backward_weight" => g.lower(Product::BackwardWeight, &Operands::plain("dy", "x", None, "dweight"), target),
+        match pass {
+            "forward" => g.lower(Gemm::BackwardInput, &Operands::plain("x", "weight", Some("bias"), "y"), target),
+            "backward_input" => g.lower(Gemm::Forward, &Operands::plain("dy", "weight", None, "dx"), target),
+            "backward_weight" => g.lower(Gemm::BackwardWeight, &Operands::plain("dy", "x", None, "dweight"), target),
             "backward_bias" => core::lower_bias(g.x.pixels(), g.x.c.div_ceil(4), target),
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        self.adjoint.cost(self, entry)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        self.adjoint.cost(self, pass)
     }
 
-    fn shift_param(&self) -> Option<&'static str> {
+    fn bias_param(&self) -> Option<&'static str> {
         Some("bias")
     }
 
@@ -104,7 +104,7 @@ impl Op for ConvTranspose2d {
 }
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "conv_transpose2d",
     kernels: kernels::all_kernels,
     cases: || {

@@ -2,13 +2,13 @@
 //! [`Linear`](crate::runtime::op::conv::linear::Linear): its geometry, its reference, its three products and the choice of their variants, whose
 //! kernels are in [`conv_kernels`](crate::runtime::op::conv::kernels).
 //!
-//! A transposed convolution is the adjoint of a convolution, so its forward is [`Product::BackwardInput`] and its input
-//! gradient [`Product::Forward`]; a linear layer is a 1x1 convolution of pictures of one pixel.
+//! A transposed convolution is the adjoint of a convolution, so its forward is [`Gemm::BackwardInput`] and its input
+//! gradient [`Gemm::Forward`]; a linear layer is a 1x1 convolution of pictures of one pixel.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Bind, Class, Dispatch, Kernel, Lowered, Profile, workgroups};
+use crate::runtime::kernel::{Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile, workgroups};
 use crate::runtime::op::conv::kernels::{Params, kernel_for};
-use crate::runtime::op::{Cost, Entries, Entry, Op, Target};
+use crate::runtime::op::{Cost, Op, Pass, Passes, Target};
 use crate::runtime::sys::threads;
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -46,12 +46,12 @@ impl Layer {
         (Spec::conv_weight(y.c, x.c, kh, kw), x.c * kh * kw)
     }
 
-    pub(crate) fn forward_product(&self) -> Product {
-        if self.transposed { Product::BackwardInput } else { Product::Forward }
+    pub(crate) fn forward_product(&self) -> Gemm {
+        if self.transposed { Gemm::BackwardInput } else { Gemm::Forward }
     }
 
-    pub(crate) fn backward_product(&self) -> Product {
-        if self.transposed { Product::Forward } else { Product::BackwardInput }
+    pub(crate) fn backward_product(&self) -> Gemm {
+        if self.transposed { Gemm::Forward } else { Gemm::BackwardInput }
     }
 
     pub(crate) fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: &[T], y: &mut [T]) {
@@ -78,7 +78,7 @@ impl Layer {
 
 /// The three sums of products of a convolution, as `A B = C`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Product {
+pub(crate) enum Gemm {
     /// `x weight = y`.
     Forward,
     /// `dy weight = dx`.
@@ -108,13 +108,13 @@ pub(crate) fn check_weight(op: &str, geometry: &Geometry) -> Result<()> {
     Shape::new(geometry.x.c.next_multiple_of(4), geometry.y.c, kh, kw).checked(op, "weight").map(|_| ())
 }
 
-/// The entries of each operation of the family: the gradients of a linear map, one each.
-pub(crate) const ENTRIES: Entries = Entries {
-    forward: Entry { name: "forward", reads: &["x", "weight", "bias"], writes: &["y"], updates: &[] },
+/// The passes of each operation of the family: the gradients of a linear map, one each.
+pub(crate) const ENTRIES: Passes = Passes {
+    forward: Pass { name: "forward", reads: &["x", "weight", "bias"], writes: &["y"], updates: &[] },
     backward: &[
-        Entry { name: "backward_input", reads: &["dy", "weight"], writes: &["dx"], updates: &[] },
-        Entry { name: "backward_weight", reads: &["x", "dy"], writes: &["dweight"], updates: &[] },
-        Entry { name: "backward_bias", reads: &["dy"], writes: &["dbias"], updates: &[] },
+        Pass { name: "backward_input", reads: &["dy", "weight"], writes: &["dx"], updates: &[] },
+        Pass { name: "backward_weight", reads: &["x", "dy"], writes: &["dweight"], updates: &[] },
+        Pass { name: "backward_bias", reads: &["dy"], writes: &["dbias"], updates: &[] },
     ],
     aliases: &[],
 };
@@ -125,13 +125,13 @@ impl Geometry {
         (self.y.pixels() * self.y.c) as f64 * (self.x.c * self.kernel.0 * self.kernel.1) as f64
     }
 
-    /// The cost of `entry`: two operations for each multiply-add of a product, one an element of `dy` for a bias gradient.
-    pub(crate) fn cost(&self, op: &dyn Op, entry: &Entry) -> Result<Cost> {
-        let flop = match entry.reads {
+    /// The cost of `pass`: two operations for each multiply-add of a product, one an element of `dy` for a bias gradient.
+    pub(crate) fn cost(&self, op: &dyn Op, pass: &Pass) -> Result<Cost> {
+        let flop = match pass.reads {
             ["dy"] => crate::runtime::op::spec_of(op, "y")?.len() as f64,
             _ => 2.0 * self.macs(),
         };
-        Cost::of(op, entry, flop)
+        Cost::of(op, pass, flop)
     }
 
     /// Calls `f(k, x row, y row)` for every pair of rows of two planes that tap `k` of the window joins, with the rows' first
@@ -282,9 +282,9 @@ const VARIANTS: &[&str] = &["tiled", "lanes", "lanes_buffers", "lanes_plain", "n
 /// Name of the one variant of a bias gradient.
 const BIAS_VARIANTS: &[&str] = &["column_sum"];
 
-/// The names of the variants of an entry.
-pub(crate) fn variants(entry: &str) -> &'static [&'static str] {
-    if entry == "backward_bias" { BIAS_VARIANTS } else { VARIANTS }
+/// The names of the variants of a pass.
+pub(crate) fn variants(pass: &str) -> &'static [&'static str] {
+    if pass == "backward_bias" { BIAS_VARIANTS } else { VARIANTS }
 }
 
 /// The dispatches of a bias gradient: the sums of the columns of `dy`, `rows` times `columns` quadruples.
@@ -311,15 +311,15 @@ const TINY: f64 = 32_768.0;
 const NARROW: usize = 2;
 
 /// The best variant for a product on a device. The weight gradient is never taken for narrow: its long sums need splitting.
-pub(crate) fn choose(product: Product, geometry: &Geometry, profile: &Profile) -> Variant {
+pub(crate) fn choose(product: Gemm, geometry: &Geometry, profile: &Profile) -> Variant {
     let columns = geometry.columns(product);
-    match profile.class {
+    match profile.kind {
         _ if geometry.macs() <= TINY => Variant::Naive,
-        Class::Software if has_lanes(profile) && geometry.can_stage(profile) => Variant::Lanes,
-        Class::Software if has_lanes(profile) => Variant::LanesBuffers,
-        Class::Software => Variant::LanesPlain,
-        Class::Gpu if columns <= NARROW && product != Product::BackwardWeight => Variant::Naive,
-        Class::Gpu => Variant::Tiled,
+        DeviceKind::Software if has_lanes(profile) && geometry.can_stage(profile) => Variant::Lanes,
+        DeviceKind::Software if has_lanes(profile) => Variant::LanesBuffers,
+        DeviceKind::Software => Variant::LanesPlain,
+        DeviceKind::Gpu if columns <= NARROW && product != Gemm::BackwardWeight => Variant::Naive,
+        DeviceKind::Gpu => Variant::Tiled,
     }
 }
 
@@ -328,7 +328,7 @@ fn has_lanes(profile: &Profile) -> bool {
 }
 
 /// The variant that was asked for, or the best one.
-pub(crate) fn variant_for(product: Product, geometry: &Geometry, target: &Target<'_>) -> Result<Variant> {
+pub(crate) fn variant_for(product: Gemm, geometry: &Geometry, target: &Target<'_>) -> Result<Variant> {
     match target.variant {
         None => Ok(choose(product, geometry, target.profile)),
         Some("naive") => Ok(Variant::Naive),
@@ -377,7 +377,7 @@ pub(crate) enum Side {
 /// What is summed over the rows of a tile of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Partials {
-    /// Shift, mean - shift and squared deviations: three rows a tile.
+    /// ChannelShift, mean - shift and squared deviations: three rows a tile.
     Statistics = 1,
     /// C, and C times the normalized gate: two rows a tile.
     Gradient = 2,
@@ -405,10 +405,10 @@ impl Operands {
 
 impl Geometry {
     /// Channels of C, in quadruples.
-    fn columns(&self, product: Product) -> usize {
+    fn columns(&self, product: Gemm) -> usize {
         match product {
-            Product::BackwardInput => self.x.c.div_ceil(4),
-            Product::Forward | Product::BackwardWeight => self.y.c.div_ceil(4),
+            Gemm::BackwardInput => self.x.c.div_ceil(4),
+            Gemm::Forward | Gemm::BackwardWeight => self.y.c.div_ceil(4),
         }
     }
 
@@ -420,20 +420,20 @@ impl Geometry {
     }
 
     /// Rows of C, for the tiled variants in one phase, and the number of phases.
-    fn rows(&self, product: Product, variant: Variant) -> (usize, usize) {
+    fn rows(&self, product: Gemm, variant: Variant) -> (usize, usize) {
         match (product, variant) {
-            (Product::Forward, _) => (self.y.pixels(), 1),
-            (Product::BackwardInput, Variant::Naive) => (self.x.pixels(), 1),
-            (Product::BackwardInput, _) => (
+            (Gemm::Forward, _) => (self.y.pixels(), 1),
+            (Gemm::BackwardInput, Variant::Naive) => (self.x.pixels(), 1),
+            (Gemm::BackwardInput, _) => (
                 self.x.n * self.x.h.div_ceil(self.stride) * self.x.w.div_ceil(self.stride),
                 self.stride.min(self.x.h) * self.stride.min(self.x.w),
             ),
-            (Product::BackwardWeight, _) => (self.kernel.0 * self.kernel.1 * self.x.c.div_ceil(4) * 4, 1),
+            (Gemm::BackwardWeight, _) => (self.kernel.0 * self.kernel.1 * self.x.c.div_ceil(4) * 4, 1),
         }
     }
 
     /// For a kernel that sums over the rows of its tiles: the number of tiles, and of phases among them.
-    pub(crate) fn tiles(&self, product: Product, target: &Target<'_>) -> Result<Option<(usize, usize)>> {
+    pub(crate) fn tiles(&self, product: Gemm, target: &Target<'_>) -> Result<Option<(usize, usize)>> {
         let variant = variant_for(product, self, target)?;
         let able = match variant {
             Variant::Tiled => true,
@@ -441,11 +441,11 @@ impl Geometry {
             Variant::Naive | Variant::LanesPlain => false,
         };
         let (rows, phases) = self.rows(product, variant);
-        Ok((able && product != Product::BackwardWeight).then(|| (rows.div_ceil(CHUNK) * phases, phases)))
+        Ok((able && product != Gemm::BackwardWeight).then(|| (rows.div_ceil(CHUNK) * phases, phases)))
     }
 
     /// The dispatches of a product.
-    pub(crate) fn lower(&self, product: Product, operands: &Operands, target: &Target<'_>) -> Result<Lowered> {
+    pub(crate) fn lower(&self, product: Gemm, operands: &Operands, target: &Target<'_>) -> Result<Lowered> {
         let mut lowered = Lowered::default();
         self.lower_into(&mut lowered, product, operands, target, target.acc(0))?;
         Ok(lowered)
@@ -455,7 +455,7 @@ impl Geometry {
     pub(crate) fn lower_into(
         &self,
         lowered: &mut Lowered,
-        product: Product,
+        product: Gemm,
         operands: &Operands,
         target: &Target<'_>,
         acc: f64,
@@ -473,8 +473,8 @@ impl Geometry {
         };
         let steps = self.y.pixels().div_ceil(4);
         let (splits, chunk) = match (product, variant) {
-            (Product::BackwardWeight, Variant::Naive) | (Product::Forward | Product::BackwardInput, _) => (1, steps),
-            (Product::BackwardWeight, _) => split(steps, tiles, 16 * rows * columns, target.profile),
+            (Gemm::BackwardWeight, Variant::Naive) | (Gemm::Forward | Gemm::BackwardInput, _) => (1, steps),
+            (Gemm::BackwardWeight, _) => split(steps, tiles, 16 * rows * columns, target.profile),
         };
         let params = Params {
             rows: rows as u32,
@@ -494,7 +494,7 @@ impl Geometry {
         let makes_partials = kernel.bindings.iter().any(|(name, _)| *name == "partials");
         // Kernels bind everything that they might use; where there is nothing, something that is read anyway.
         let mut bindings = vec![operands.a, operands.b, operands.stats.unwrap_or(operands.b)];
-        if product != Product::BackwardWeight {
+        if product != Gemm::BackwardWeight {
             bindings.push(operands.residual.or(operands.gate).unwrap_or(operands.b));
             bindings.push(operands.bias.unwrap_or(operands.b));
         }
@@ -551,9 +551,9 @@ impl Geometry {
 /// Cuts `steps` k groups of a weight gradient with `tiles` tiles and `bytes` of result into splits, so that there is work for the
 /// whole device: the number of splits, and the k groups in each, a multiple of four.
 fn split(steps: usize, tiles: usize, bytes: usize, profile: &Profile) -> (usize, usize) {
-    let (wanted, most, shortest) = match profile.class {
-        Class::Gpu => (512, 128, 32),
-        Class::Software => (16, 16, 16),
+    let (wanted, most, shortest) = match profile.kind {
+        DeviceKind::Gpu => (512, 128, 32),
+        DeviceKind::Software => (16, 16, 16),
     };
     let fits = usize::try_from(profile.max_binding).unwrap_or(usize::MAX) / bytes.max(1);
     let splits = (wanted / tiles.max(1)).clamp(1, most).min(fits).min(steps / shortest).max(1);
@@ -572,9 +572,9 @@ mod tests {
 
     #[test]
     fn the_choice_follows_device_and_shape() {
-        use Product::{BackwardInput, BackwardWeight, Forward};
+        use Gemm::{BackwardInput, BackwardWeight, Forward};
         let gpu = Profile::WEBGPU;
-        let software = |subgroup| Profile { class: Class::Software, subgroup, ..gpu };
+        let software = |subgroup| Profile { kind: DeviceKind::Software, subgroup, ..gpu };
         let (usual, tiny, to_rgb) = (conv(32, 64, 8, 64, 3), conv(1, 4, 4, 4, 3), conv(32, 32, 32, 3, 3));
         for product in [Forward, BackwardInput, BackwardWeight] {
             assert_eq!(choose(product, &usual, &gpu), Variant::Tiled);
@@ -596,7 +596,7 @@ mod tests {
         let lower = |variant, subgroup| {
             let profile = Profile { subgroup, ..Profile::WEBGPU };
             let target = Target { profile: &profile, variant: Some(variant), accumulate: &[] };
-            conv(2, 8, 8, 8, 3).lower(Product::Forward, &operands, &target)
+            conv(2, 8, 8, 8, 3).lower(Gemm::Forward, &operands, &target)
         };
         for variant in VARIANTS {
             let lowered = lower(variant, Some((8, 32))).unwrap();
@@ -609,8 +609,8 @@ mod tests {
 
     #[test]
     fn splits_cover_the_pixels_and_fit_the_device() {
-        for class in [Class::Gpu, Class::Software] {
-            let profile = Profile { class, ..Profile::WEBGPU };
+        for kind in [DeviceKind::Gpu, DeviceKind::Software] {
+            let profile = Profile { kind, ..Profile::WEBGPU };
             for steps in [1, 3, 16, 100, 8192, 32_768] {
                 for tiles in [1, 5, 144, 4096] {
                     for bytes in [64, 1 << 20, 128 << 20] {

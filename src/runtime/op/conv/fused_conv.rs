@@ -12,8 +12,8 @@ use crate::runtime::op::conv::kernels;
 use crate::runtime::op::norm::fused;
 use crate::runtime::op::norm::fused::{NormParts, STATISTICS_ROWS, STATS_ROWS};
 use crate::runtime::op::{
-    BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Cost, Entries, Entry, Family, Fill, Fusible, Init, Op,
-    Operand, Role, Shift, Target, no_such_entry,
+    BatchNorm, BatchNormConfig, Case, ChannelShift, Conv2d, ConvTranspose2d, Cost, Distribution, Fusible, Init, Op,
+    OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
 };
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -28,7 +28,7 @@ use crate::runtime::tensor::shape::{Shape, Spec};
 ///
 /// `partials` are statistics of x that the operation before it made; `y_partials` are those of y: for every 128 pixels in a row three
 /// rows of one number a channel: the first value (shift), mean - shift, and the sum of squared deviations. Without `partials` the
-/// operation looks at x itself. With `stats` as an input it is the same function once more: see [`Op::again`].
+/// operation looks at x itself. With `stats` as an input it is the same function once more: see [`Op::recompute`].
 #[derive(Clone, Copy, Debug)]
 pub struct FusedConv {
     layer: Layer,
@@ -49,7 +49,7 @@ impl FusedConv {
     /// With the norm and its ReLU in front of it.
     pub fn with_norm(self, norm: BatchNorm) -> Result<Self> {
         if norm.shape() != self.layer.x() || !norm.config().relu {
-            return Err(Error::shape(FAMILY.name, "norm", format!("{} and a ReLU", self.layer.x()), norm.shape()));
+            return Err(Error::shape(INFO.name, "norm", format!("{} and a ReLU", self.layer.x()), norm.shape()));
         }
         Ok(Self { norm: Some(norm), ..self })
     }
@@ -127,12 +127,12 @@ impl FusedConv {
         let (c, pixels) = (self.layer.x().c, self.layer.x().pixels());
         let row = |chunk: usize, row: usize| partials[(chunk * STATISTICS_ROWS + row) * c + channel];
         let chunks = pixels.div_ceil(CHUNK);
-        let count = |chunk: usize| T::count(CHUNK.min(pixels - chunk * CHUNK));
+        let count = |chunk: usize| T::from_usize(CHUNK.min(pixels - chunk * CHUNK));
         let shift = row(0, 0);
         let mean = |chunk: usize| row(chunk, 0) - shift + row(chunk, 1);
-        let offset = blocked_sum((0..chunks).map(|i| mean(i) * count(i))) / T::count(pixels);
+        let offset = blocked_sum((0..chunks).map(|i| mean(i) * count(i))) / T::from_usize(pixels);
         let squares = blocked_sum((0..chunks).map(|i| row(i, 2) + count(i) * (mean(i) - offset).squared()));
-        (shift, offset, norm.inverse_std(squares / T::count(pixels)), squares)
+        (shift, offset, norm.inverse_std(squares / T::from_usize(pixels)), squares)
     }
 
     /// relu(norm(x)) for the rows of `stats`.
@@ -182,7 +182,7 @@ impl FusedConv {
                     stats[row * c + i] = value;
                 }
                 if let Some((running_mean, running_var)) = &mut updates {
-                    let unbiased = squares / T::count(self.layer.x().pixels() - 1);
+                    let unbiased = squares / T::from_usize(self.layer.x().pixels() - 1);
                     norm.update(&mut running_mean[i], shift + offset);
                     norm.update(&mut running_var[i], unbiased);
                 }
@@ -208,7 +208,7 @@ impl FusedConv {
         let at = |pixel: usize, channel: usize| y[(pixel / (h * w) * c + channel) * h * w + pixel % (h * w)];
         for (chunk, first) in (0..n * h * w).step_by(CHUNK).enumerate() {
             let pixels = first..(first + CHUNK).min(n * h * w);
-            let count = T::count(pixels.len());
+            let count = T::from_usize(pixels.len());
             for channel in 0..c {
                 let shift = at(first, channel);
                 let differences = || pixels.clone().map(|pixel| at(pixel, channel) - shift);
@@ -221,7 +221,7 @@ impl FusedConv {
         }
     }
 
-    /// Gradients of x and the norm's parameters from that of relu(norm(x)), which is `g` on entry.
+    /// Gradients of x and the norm's parameters from that of relu(norm(x)), which is `g` on pass.
     fn norm_gradient<T: Real>(&self, x: &[T], stats: &[T], g: &mut [T], dx: &mut [T], dw: &mut [T], db: &mut [T]) {
         let Shape { c, h, w, .. } = self.layer.x();
         let plane = h * w;
@@ -240,7 +240,7 @@ impl FusedConv {
             dw[i % c] += sum_gx;
             db[i % c] += sum_g;
         }
-        let count = T::count(self.layer.x().pixels());
+        let count = T::from_usize(self.layer.x().pixels());
         let planes = dx.chunks_exact_mut(plane).zip(g.chunks_exact(plane)).zip(x.chunks_exact(plane));
         for (i, ((dx, g), x)) in planes.enumerate() {
             let channel = Affine::new(stats, c, i % c);
@@ -252,8 +252,8 @@ impl FusedConv {
         }
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (pass, reads, writes) {
             ("forward", reads, writes) => self.forward(reads, writes)?,
             ("backward_input", [dy, weight], [dx]) => self.layer.backward_input(dy, weight, dx),
             ("backward_input", [dy, weight, x, stats], [dx, dw, db]) => {
@@ -269,7 +269,7 @@ impl FusedConv {
                 let y = self.layer.y();
                 core::backward_bias(dy, y.c, y.h * y.w, dbias);
             }
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         }
         Ok(())
     }
@@ -317,8 +317,8 @@ macro_rules! some_of {
 }
 
 impl Op for FusedConv {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -358,12 +358,12 @@ impl Op for FusedConv {
         operands
     }
 
-    fn entries(&self) -> Entries {
+    fn passes(&self) -> Passes {
         let (residual, given) = (self.residual, self.partials);
         if self.stats_given {
             let reads: &[&str] = some_of!(["x", "weight", "bias", "stats"], residual => "residual");
-            let forward = Entry { name: "forward", reads, writes: &["y"], updates: &[] };
-            return Entries { forward, backward: &[], aliases: &[] };
+            let forward = Pass { name: "forward", reads, writes: &["y"], updates: &[] };
+            return Passes { forward, backward: &[], aliases: &[] };
         }
         let reads: &[&str] = match self.norm {
             None => some_of!(["x", "weight", "bias"], residual => "residual"),
@@ -378,18 +378,18 @@ impl Op for FusedConv {
             Some(_) => some_of!(["y", "stats"], self.y_partials => "y_partials"),
         };
         let updates: &[&str] = if self.training() { &["running_mean", "running_var"] } else { &[] };
-        Entries {
-            forward: Entry { name: "forward", reads, writes, updates },
+        Passes {
+            forward: Pass { name: "forward", reads, writes, updates },
             backward: if self.norm.is_some() { BACKWARD } else { core::ENTRIES.backward },
             aliases: if residual { &[("dresidual", "dy")] } else { &[] },
         }
     }
 
-    fn variants(&self, entry: &str) -> &'static [&'static str] {
-        core::variants(entry)
+    fn variants(&self, pass: &str) -> &'static [&'static str] {
+        core::variants(pass)
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let operand = Bind::Operand;
         let layer = &self.layer;
         let geometry = &layer.geometry;
@@ -397,7 +397,7 @@ impl Op for FusedConv {
         let stats = norm.map(|_| operand("stats"));
         let plain = Operands::plain("x", "weight", Some("bias"), "y");
         let mut lowered = Lowered::default();
-        match entry {
+        match pass {
             "forward" => {
                 if let Some(norm) = norm.filter(|_| !self.stats_given) {
                     let partials = match (self.training(), self.partials) {
@@ -454,21 +454,21 @@ impl Op for FusedConv {
                 let side = if layer.transposed { Side::B } else { Side::A };
                 let (a, b) = if layer.transposed { ("dy", "x") } else { ("x", "dy") };
                 let operands = Operands { stats, norm: norm.map(|_| side), ..Operands::plain(a, b, None, "dweight") };
-                return geometry.lower(core::Product::BackwardWeight, &operands, target);
+                return geometry.lower(core::Gemm::BackwardWeight, &operands, target);
             }
             "backward_bias" => {
                 return core::lower_bias(layer.y().pixels(), layer.y().c.div_ceil(4), target);
             }
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         }
         Ok(lowered)
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
         let (x, y) = (self.layer.x().len() as f64, self.layer.y().len() as f64);
         let normed = if self.norm.is_some() { x } else { 0.0 };
         let macs = 2.0 * self.layer.geometry.macs();
-        let flop = match entry.name {
+        let flop = match pass.name {
             "forward" => {
                 let behind = f64::from(u8::from(self.residual)) + if self.y_partials { 5.0 } else { 0.0 };
                 macs + 4.0 * normed + y * behind
@@ -477,24 +477,24 @@ impl Op for FusedConv {
             "backward_weight" => macs + 4.0 * normed,
             _ => y,
         };
-        Cost::of(self, entry, flop)
+        Cost::of(self, pass, flop)
     }
 
-    fn shift(&self, input: &str) -> Shift {
+    fn channel_shift(&self, input: &str) -> ChannelShift {
         match input {
-            "x" if self.training() => Shift::Absorbs,
+            "x" if self.training() => ChannelShift::Absorbs,
             // Statistics of x: they are only used where x is normalized, and move with it.
-            "partials" => Shift::Absorbs,
-            "residual" => Shift::Passes,
-            _ => Shift::Depends,
+            "partials" => ChannelShift::Absorbs,
+            "residual" => ChannelShift::Forwards,
+            _ => ChannelShift::Depends,
         }
     }
 
-    fn shift_param(&self) -> Option<&'static str> {
+    fn bias_param(&self) -> Option<&'static str> {
         Some("bias")
     }
 
-    fn again(&self) -> Result<Option<Arc<dyn Op>>> {
+    fn recompute(&self) -> Result<Option<Arc<dyn Op>>> {
         let op = if self.norm.is_some() { self.with_stats()? } else { Self { y_partials: false, ..*self } };
         Ok(Some(Arc::new(op)))
     }
@@ -506,20 +506,20 @@ impl Op for FusedConv {
     crate::reference!();
 }
 
-/// The backward entries behind a norm.
-const BACKWARD: &[Entry] = &[
-    Entry {
+/// The backward passes behind a norm.
+const BACKWARD: &[Pass] = &[
+    Pass {
         name: "backward_input",
         reads: &["dy", "weight", "x", "stats"],
         writes: &["dx", "dnorm_weight", "dnorm_bias"],
         updates: &[],
     },
-    Entry { name: "backward_weight", reads: &["x", "dy", "stats"], writes: &["dweight"], updates: &[] },
-    Entry { name: "backward_bias", reads: &["dy"], writes: &["dbias"], updates: &[] },
+    Pass { name: "backward_weight", reads: &["x", "dy", "stats"], writes: &["dweight"], updates: &[] },
+    Pass { name: "backward_bias", reads: &["dy"], writes: &["dbias"], updates: &[] },
 ];
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "fused_conv",
     kernels: || kernels::all_kernels().into_iter().chain(fused::kernels()).collect(),
     cases: || {
@@ -547,13 +547,13 @@ pub static FAMILY: Family = Family {
             Case::new("norm_3x3_stride2", conv(small, 6, 3, 2)?.with_norm(norm(small, true)?)?),
             Case::new("norm_up", up(small, 6)?.with_norm(norm(small, true)?)?),
             Case::new("norm_evaluation", conv(small, 6, 3, 1)?.with_norm(norm(small, false)?)?.with_residual())
-                .fill("running_var", Fill::Uniform(0.5, 2.0)),
+                .fill("running_var", Distribution::Uniform(0.5, 2.0)),
             kept_out(
                 Case::new(
                     "norm_3x3_again",
                     conv(tails, 6, 3, 1)?.with_norm(norm(tails, true)?)?.with_residual().with_stats()?,
                 )
-                .fill("stats", Fill::Uniform(-1.0, 1.0)),
+                .fill("stats", Distribution::Uniform(-1.0, 1.0)),
             ),
             Case::new("residual", conv(small, 5, 3, 1)?.with_residual()),
             Case::new("norm_to_rgb", conv(to_rgb, 3, 3, 1)?.with_norm(norm(to_rgb, true)?)?),
@@ -568,7 +568,7 @@ pub static FAMILY: Family = Family {
                         .with_partials()?
                         .with_y_partials(),
                 )
-                .fill("partials", Fill::Uniform(0.5, 1.5)),
+                .fill("partials", Distribution::Uniform(0.5, 1.5)),
             ),
             kept_out(Case::new(
                 "1x1_statistics_tails",
@@ -577,7 +577,7 @@ pub static FAMILY: Family = Family {
             kept_out(Case::new("up_statistics", up(wide, 36)?.with_norm(norm(wide, true)?)?.with_y_partials())),
             kept_out(
                 Case::new("far_mean", conv(wide, 16, 1, 1)?.with_norm(norm(wide, true)?)?)
-                    .fill("x", Fill::Normal(1e3, 1e-2)),
+                    .fill("x", Distribution::Normal(1e3, 1e-2)),
             ),
         ])
     },

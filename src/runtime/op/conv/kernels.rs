@@ -2,7 +2,7 @@
 
 use crate::runtime::kernel::{Access, Kernel};
 use crate::runtime::op::basic::column_sum;
-use crate::runtime::op::conv::core::{CHUNK, Product, Variant};
+use crate::runtime::op::conv::core::{CHUNK, Gemm, Variant};
 
 crate::kernel_params! {
     /// See `shaders/lib/conv_product.wgsl`.
@@ -25,14 +25,14 @@ type Kernels = [Kernel; 12];
 
 /// Writes the table of a product's kernels. TILE_ROWS and COLUMNS are the size of a workgroup's tile of C, in rows and quadruples.
 macro_rules! kernels {
-    ($name:literal, $entry:literal, input $input:literal, weight $weight:literal, $interface:expr) => {
-        kernels!(@table $name, $entry, $input, $weight, $interface;
+    ($name:literal, $pass:literal, input $input:literal, weight $weight:literal, $interface:expr) => {
+        kernels!(@table $name, $pass, $input, $weight, $interface;
             16, 8;
             "lanes", 1 1, 8 4 1;
             "lanes_buffers", 0 1, 8 4 1;
             "lanes_plain", 0 0, 8 4 1)
     };
-    (@table $name:literal, $entry:literal, $input:literal, $weight:literal, $interface:expr;
+    (@table $name:literal, $pass:literal, $input:literal, $weight:literal, $interface:expr;
      $square:literal, $narrow:literal;
      $($variant:literal, $textures:literal $shuffle:literal, $w1:literal $w2:literal $w3:literal);+) => {
         [
@@ -41,7 +41,7 @@ macro_rules! kernels {
                 variant: "naive",
                 file: "conv/conv2d.naive.wgsl",
                 source: include_str!("../../../../shaders/conv/conv2d.naive.wgsl"),
-                entry: $entry,
+                entry: $pass,
                 defines: &[("BACKWARD_WEIGHT", $weight)],
                 flags: $interface.flags,
                 bindings: $interface.bindings,
@@ -211,11 +211,11 @@ pub(crate) fn all_kernels() -> Vec<&'static Kernel> {
 }
 
 /// The kernel of a variant for a result of `columns` quadruples.
-pub(crate) fn kernel_for(product: Product, variant: Variant, columns: usize) -> &'static Kernel {
+pub(crate) fn kernel_for(product: Gemm, variant: Variant, columns: usize) -> &'static Kernel {
     let [naive, square, narrow, lanes @ ..] = match product {
-        Product::Forward => &FORWARD,
-        Product::BackwardInput => &BACKWARD_INPUT,
-        Product::BackwardWeight => &BACKWARD_WEIGHT,
+        Gemm::Forward => &FORWARD,
+        Gemm::BackwardInput => &BACKWARD_INPUT,
+        Gemm::BackwardWeight => &BACKWARD_WEIGHT,
     };
     let [textures8, textures4, textures1, buffers8, buffers4, buffers1, plain8, plain4, plain1] = lanes;
     let by_width = |eight: &'static Kernel, four, one| match columns {

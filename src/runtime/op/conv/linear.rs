@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::runtime::kernel::Lowered;
 use crate::runtime::op::conv::core;
-use crate::runtime::op::conv::core::{Geometry, Operands, Product};
+use crate::runtime::op::conv::core::{Gemm, Geometry, Operands};
 use crate::runtime::op::conv::kernels;
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Init, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 
@@ -32,9 +32,9 @@ impl Linear {
         Ok(Self { x, y, product })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let (inputs, outputs) = (self.x.c * self.x.h * self.x.w, self.y.c * self.y.h * self.y.w);
-        match (entry, reads, writes) {
+        match (pass, reads, writes) {
             ("forward", [x, weight, bias], [y]) => {
                 for (y, x) in y.chunks_exact_mut(outputs).zip(x.chunks_exact(inputs)) {
                     for ((y, weight), bias) in y.iter_mut().zip(weight.chunks_exact(inputs)).zip(*bias) {
@@ -64,15 +64,15 @@ impl Linear {
                     dbias.iter_mut().zip(dy).for_each(|(dbias, dy)| *dbias += *dy);
                 }
             }
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         }
         Ok(())
     }
 }
 
 impl Op for Linear {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -85,32 +85,32 @@ impl Op for Linear {
         ]
     }
 
-    fn entries(&self) -> Entries {
+    fn passes(&self) -> Passes {
         core::ENTRIES
     }
 
-    fn variants(&self, entry: &str) -> &'static [&'static str] {
-        core::variants(entry)
+    fn variants(&self, pass: &str) -> &'static [&'static str] {
+        core::variants(pass)
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.product;
-        match entry {
-            "forward" => g.lower(Product::Forward, &Operands::plain("x", "weight", Some("bias"), "y"), target),
-            "backward_input" => g.lower(Product::BackwardInput, &Operands::plain("dy", "weight", None, "dx"), target),
-            "backward_weight" => g.lower(Product::BackwardWeight, &Operands::plain("x", "dy", None, "dweight"), target),
+        match pass {
+            "forward" => g.lower(Gemm::Forward, &Operands::plain("x", "weight", Some("bias"), "y"), target),
+            "backward_input" => g.lower(Gemm::BackwardInput, &Operands::plain("dy", "weight", None, "dx"), target),
+            "backward_weight" => g.lower(Gemm::BackwardWeight, &Operands::plain("x", "dy", None, "dweight"), target),
             "backward_bias" => core::lower_bias(g.y.n, g.y.c / 4, target),
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
         let per_image = self.y.len() as f64;
-        let terms = if entry.name == "backward_bias" { 1.0 } else { (2 * self.x.c * self.x.h * self.x.w) as f64 };
-        Cost::of(self, entry, per_image * terms)
+        let terms = if pass.name == "backward_bias" { 1.0 } else { (2 * self.x.c * self.x.h * self.x.w) as f64 };
+        Cost::of(self, pass, per_image * terms)
     }
 
-    fn shift_param(&self) -> Option<&'static str> {
+    fn bias_param(&self) -> Option<&'static str> {
         // With several pixels the bias is not the same for all of a channel.
         (self.y.h * self.y.w == 1).then_some("bias")
     }
@@ -119,7 +119,7 @@ impl Op for Linear {
 }
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "linear",
     kernels: kernels::all_kernels,
     cases: || {
@@ -155,8 +155,8 @@ mod tests {
     #[test]
     fn a_bias_is_a_shift_only_of_single_pixels() {
         let x = Shape::new(2, 8, 1, 1);
-        assert_eq!(Linear::new(x, Shape::vector(4)).unwrap().shift_param(), Some("bias"));
-        assert_eq!(Linear::new(x, Shape::new(1, 4, 2, 2)).unwrap().shift_param(), None);
+        assert_eq!(Linear::new(x, Shape::vector(4)).unwrap().bias_param(), Some("bias"));
+        assert_eq!(Linear::new(x, Shape::new(1, 4, 2, 2)).unwrap().bias_param(), None);
         assert!(Linear::new(x, Shape::new(1, 0, 2, 2)).is_err());
         assert!(Linear::new(Shape::new(1, 1 << 16, 1, 1), Shape::vector(1 << 16)).is_err());
     }

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered};
 use crate::runtime::op::norm::channel_reduce::{Columns, Params};
 use crate::runtime::op::{
-    Case, Cost, Entries, Entry, Family, Fill, Fusible, Init, Op, Operand, Role, Shift, Target, no_such_entry,
+    Case, ChannelShift, Cost, Distribution, Fusible, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target,
+    no_such_entry,
 };
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -46,15 +47,15 @@ impl BatchNorm {
     /// For an input of this shape. Refuses an `eps` that is not above zero, a `momentum` outside 0 to 1, and training with one
     /// value a channel, which has no variance.
     pub fn new(x: Shape, config: BatchNormConfig) -> Result<Self> {
-        let x = x.checked(FAMILY.name, "x")?;
+        let x = x.checked(INFO.name, "x")?;
         if !(config.eps > 0.0 && config.eps.is_finite()) {
-            return Err(Error::shape(FAMILY.name, "eps", "a finite number above 0", config.eps));
+            return Err(Error::shape(INFO.name, "eps", "a finite number above 0", config.eps));
         }
         if !(0.0..=1.0).contains(&config.momentum) {
-            return Err(Error::shape(FAMILY.name, "momentum", "0 to 1", config.momentum));
+            return Err(Error::shape(INFO.name, "momentum", "0 to 1", config.momentum));
         }
         if config.training && x.pixels() == 1 {
-            return Err(Error::shape(FAMILY.name, "n * h * w of x in training", "more than 1 value a channel", x));
+            return Err(Error::shape(INFO.name, "n * h * w of x in training", "more than 1 value a channel", x));
         }
         Ok(Self { shape: x, config })
     }
@@ -77,8 +78,8 @@ impl BatchNorm {
 
     /// Moves a running statistic towards the batch's.
     pub(crate) fn update<T: Real>(&self, running: &mut T, batch: T) {
-        let momentum = T::of(self.config.momentum);
-        *running = (T::of(1.0) - momentum) * *running + momentum * batch;
+        let momentum = T::from_f64(self.config.momentum);
+        *running = (T::from_f64(1.0) - momentum) * *running + momentum * batch;
     }
 
     /// The elements of a channel, image by image.
@@ -87,9 +88,9 @@ impl BatchNorm {
         (0..n).map(move |image| (image * c + channel) * h * w).map(move |first| first..first + h * w)
     }
 
-    /// Shift, offset and 1 / sqrt(variance + eps) of a channel in training, and its sum of squared deviations.
+    /// ChannelShift, offset and 1 / sqrt(variance + eps) of a channel in training, and its sum of squared deviations.
     pub(crate) fn moments<T: Real>(&self, x: &[T], channel: usize) -> (T, T, T, T) {
-        let count = T::count(self.shape.pixels());
+        let count = T::from_usize(self.shape.pixels());
         let planes = || self.planes(channel).filter_map(|plane| x.get(plane)).flatten();
         let shift = planes().next().copied().unwrap_or_default();
         let rough = blocked_sum(planes().map(|x| *x - shift)) / count;
@@ -100,7 +101,7 @@ impl BatchNorm {
     }
 
     pub(crate) fn inverse_std<T: Real>(&self, variance: T) -> T {
-        T::of(1.0) / (variance + T::of(self.config.eps)).sqrt()
+        T::from_f64(1.0) / (variance + T::from_f64(self.config.eps)).sqrt()
     }
 
     fn apply<T: Real>(&self, channel: usize, a: &Channel<T>, x: &[T], y: &mut [T]) {
@@ -125,7 +126,7 @@ impl BatchNorm {
             dweight += dw;
             dbias += db;
         }
-        let count = T::count(self.shape.pixels());
+        let count = T::from_usize(self.shape.pixels());
         let (mean_g, mean_gx) = (dbias / count, dweight / count);
         let scale = a.weight * a.rstd;
         for plane in self.planes(channel) {
@@ -137,15 +138,15 @@ impl BatchNorm {
         (dweight, dbias)
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let (c, relu) = (self.shape.c, self.config.relu);
-        match (entry, reads, writes) {
+        match (pass, reads, writes) {
             ("forward", [x, weight, bias], [y, stats, running_mean, running_var]) => {
                 for i in 0..c {
                     let (shift, offset, rstd, squares) = self.moments(x, i);
                     self.apply(i, &Channel { shift, offset, rstd, weight: weight[i], bias: bias[i], relu }, x, y);
                     (stats[i], stats[c + i], stats[2 * c + i]) = (shift, offset, rstd);
-                    let unbiased = squares / T::count(self.shape.pixels() - 1);
+                    let unbiased = squares / T::from_usize(self.shape.pixels() - 1);
                     self.update(&mut running_mean[i], shift + offset);
                     self.update(&mut running_var[i], unbiased);
                 }
@@ -169,7 +170,7 @@ impl BatchNorm {
                     (dweight[i], dbias[i]) = self.gradient(i, &a, x, dy, dx);
                 }
             }
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         }
         Ok(())
     }
@@ -209,8 +210,8 @@ impl<T: Real> Channel<T> {
 }
 
 impl Op for BatchNorm {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -229,16 +230,16 @@ impl Op for BatchNorm {
         operands
     }
 
-    fn entries(&self) -> Entries {
+    fn passes(&self) -> Passes {
         if self.config.training {
-            Entries {
-                forward: Entry {
+            Passes {
+                forward: Pass {
                     name: "forward",
                     reads: &["x", "weight", "bias"],
                     writes: &["y", "stats"],
                     updates: &["running_mean", "running_var"],
                 },
-                backward: &[Entry {
+                backward: &[Pass {
                     name: "backward",
                     reads: &["x", "weight", "bias", "stats", "dy"],
                     writes: &["dx", "dweight", "dbias"],
@@ -247,14 +248,14 @@ impl Op for BatchNorm {
                 aliases: &[],
             }
         } else {
-            Entries {
-                forward: Entry {
+            Passes {
+                forward: Pass {
                     name: "forward",
                     reads: &["x", "weight", "bias", "running_mean", "running_var"],
                     writes: &["y"],
                     updates: &[],
                 },
-                backward: &[Entry {
+                backward: &[Pass {
                     name: "backward",
                     reads: &["x", "weight", "bias", "running_mean", "running_var", "dy"],
                     writes: &["dx", "dweight", "dbias"],
@@ -269,7 +270,7 @@ impl Op for BatchNorm {
         &["columns"]
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let columns = Columns::new(self.shape, target.profile);
         let training = self.config.training;
         let eps = ("EPS", self.config.eps);
@@ -290,7 +291,7 @@ impl Op for BatchNorm {
                 workgroups: columns.workgroups(),
             }
         };
-        Ok(match (entry, training) {
+        Ok(match (pass, training) {
             ("forward", true) => Lowered {
                 dispatches: vec![
                     dispatch(&STATISTICS, vec![]),
@@ -315,22 +316,22 @@ impl Op for BatchNorm {
                 ],
                 scratch: vec![columns.row_bytes(5 + 2 * columns.chunks)],
             },
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         })
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        let per_element = match (entry.name, self.config.training) {
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        let per_element = match (pass.name, self.config.training) {
             ("forward", true) => 9.0, // difference, mean, squared deviation; normalize, scale and shift
             ("forward", false) => 4.0,
             (_, true) => 13.0,
             (_, false) => 9.0,
         };
-        Cost::of(self, entry, per_element * self.shape.len() as f64)
+        Cost::of(self, pass, per_element * self.shape.len() as f64)
     }
 
-    fn shift(&self, _input: &str) -> Shift {
-        if self.config.training { Shift::Absorbs } else { Shift::Depends }
+    fn channel_shift(&self, _input: &str) -> ChannelShift {
+        if self.config.training { ChannelShift::Absorbs } else { ChannelShift::Depends }
     }
 
     fn fusible(&self) -> Fusible {
@@ -438,22 +439,22 @@ static GRADIENT: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "batch_norm",
     kernels: || vec![&STATISTICS, &NORMALIZE, &EVALUATE, &SUMS, &SUMS_EVALUATION, &GRADIENT],
     cases: || {
         let mut cases = vec![];
-        let mut add = |name: &str, shape: Shape, training: bool, relu: bool, x: Fill| -> Result<()> {
+        let mut add = |name: &str, shape: Shape, training: bool, relu: bool, x: Distribution| -> Result<()> {
             let op = BatchNorm::new(shape, BatchNormConfig { training, relu, ..BatchNormConfig::default() })?;
             let mode = if training { "training" } else { "evaluation" };
             let name = format!("{name}_{mode}{}", if relu { "_relu" } else { "" });
-            let case = Case::new(name, op).fill("x", x).fill("running_var", Fill::Uniform(0.5, 2.0));
+            let case = Case::new(name, op).fill("x", x).fill("running_var", Distribution::Uniform(0.5, 2.0));
             // Differences quotients need x of order one and few elements near the ReLU's kink.
-            let smooth = x == Fill::Normal(0.0, 1.0) && shape.len() < 2000;
+            let smooth = x == Distribution::Normal(0.0, 1.0) && shape.len() < 2000;
             cases.push(if smooth { case } else { case.not_differentiated() });
             Ok(())
         };
-        let standard = Fill::Normal(0.0, 1.0);
+        let standard = Distribution::Normal(0.0, 1.0);
         for training in [true, false] {
             for relu in [false, true] {
                 add("odd", Shape::new(3, 5, 7, 3), training, relu, standard)?;
@@ -465,9 +466,9 @@ pub static FAMILY: Family = Family {
         add("many_chunks", Shape::new(5, 3, 29, 31), true, true, standard)?;
         add("model", Shape::new(8, 64, 16, 16), true, true, standard)?;
         // A one-pass variance in f32 would be lost in each of these.
-        add("mean_100_std_half", Shape::new(8, 6, 9, 9), true, false, Fill::Normal(100.0, 0.5))?;
-        add("mean_1000_std_hundredth", Shape::new(8, 6, 9, 9), true, false, Fill::Normal(1000.0, 0.01))?;
-        add("std_thousandth", Shape::new(8, 6, 9, 9), true, false, Fill::Normal(0.0, 0.001))?;
+        add("mean_100_std_half", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(100.0, 0.5))?;
+        add("mean_1000_std_hundredth", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(1000.0, 0.01))?;
+        add("std_thousandth", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(0.0, 0.001))?;
         Ok(cases)
     },
 };

@@ -1,6 +1,6 @@
 //! Reductions over all pixels for each channel: how the work is cut. The kernels' side is `shaders/lib/columns.wgsl`.
 
-use crate::runtime::kernel::{Class, Profile};
+use crate::runtime::kernel::{DeviceKind, Profile};
 use crate::runtime::tensor::shape::Shape;
 
 /// Invocations of a workgroup.
@@ -18,9 +18,9 @@ pub(crate) struct Columns {
     tiles: usize,
     /// Parts into which the pixels are cut, each with a partial result.
     pub(crate) chunks: usize,
-    /// Pixels of a chunk; the last one may have fewer.
+    /// ImageDecode of a chunk; the last one may have fewer.
     span: usize,
-    class: Class,
+    kind: DeviceKind,
 }
 
 impl Columns {
@@ -31,21 +31,21 @@ impl Columns {
         let tiles = groups.div_ceil(lanes);
         // A software driver starts a workgroup slowly and has few cores to fill; a GPU wants hundreds of workgroups. Each chunk
         // costs every workgroup of the second stage a look at its partial result, so a row should have a few pixels of it.
-        let (most, workgroups, least) = match profile.class {
-            Class::Software => (16, 16, 16),
-            Class::Gpu => (128, 512, 4),
+        let (most, workgroups, least) = match profile.kind {
+            DeviceKind::Software => (16, 16, 16),
+            DeviceKind::Gpu => (128, 512, 4),
         };
         let rows = LANES / lanes;
         let chunks = (workgroups / tiles).min(most).min(shape.pixels() / (rows * least)).max(1);
         let span = shape.pixels().div_ceil(chunks);
-        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span, class: profile.class }
+        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span, kind: profile.kind }
     }
 
     /// For chunks of `span` pixels.
     pub(crate) fn spanning(shape: Shape, span: usize, profile: &Profile) -> Self {
         let lanes = shape.c.div_ceil(4).next_power_of_two().min(MAX_GROUPS);
         let tiles = shape.c.div_ceil(4).div_ceil(lanes);
-        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span, class: profile.class }
+        Self { shape, lanes, tiles, chunks: shape.pixels().div_ceil(span), span, kind: profile.kind }
     }
 
     /// The same tiles for `chunks` partial results, however many pixels each stands for.
@@ -81,9 +81,9 @@ impl Columns {
     /// The kernels' `Params`.
     pub(crate) fn params(&self) -> Params {
         let rows = LANES / self.lanes;
-        let apart = match self.class {
-            Class::Gpu => 1,
-            Class::Software => self.span.div_ceil(rows),
+        let apart = match self.kind {
+            DeviceKind::Gpu => 1,
+            DeviceKind::Software => self.span.div_ceil(rows),
         };
         Params {
             pixels: self.shape.pixels() as u32,
@@ -109,8 +109,8 @@ mod tests {
 
     #[test]
     fn chunks_and_tiles_cover_everything_and_none_is_empty() {
-        for class in [Class::Software, Class::Gpu] {
-            let profile = Profile { class, ..Profile::WEBGPU };
+        for kind in [DeviceKind::Software, DeviceKind::Gpu] {
+            let profile = Profile { kind, ..Profile::WEBGPU };
             for c in [1, 3, 5, 16, 33, 64, 256, 1000] {
                 for (n, h, w) in [(1, 1, 1), (3, 5, 7), (32, 16, 16), (128, 32, 32), (1, 1, 8191)] {
                     let columns = Columns::new(Shape::new(n, c, h, w), &profile);

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
 use crate::runtime::op::norm::channel_reduce::{Columns, Params};
 use crate::runtime::op::{
-    Case, Cost, Entries, Entry, Family, Fill, Fusible, Init, Op, Operand, Role, Target, no_such_entry,
+    Case, Cost, Distribution, Fusible, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -44,17 +44,17 @@ impl PositionNorm {
 
     /// For an input of this shape. Refuses an `eps` that is not above zero.
     pub fn new(x: Shape, config: PositionNormConfig) -> Result<Self> {
-        let x = x.checked(FAMILY.name, "x")?;
-        x.with_c(3).checked(FAMILY.name, "statistics of x")?;
+        let x = x.checked(INFO.name, "x")?;
+        x.with_c(3).checked(INFO.name, "statistics of x")?;
         if !(config.eps > 0.0 && config.eps.is_finite()) {
-            return Err(Error::shape(FAMILY.name, "eps", "a finite number above 0", config.eps));
+            return Err(Error::shape(INFO.name, "eps", "a finite number above 0", config.eps));
         }
         Ok(Self { shape: x, config })
     }
 
     fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: &[T], y: &mut [T], stats: &mut [T]) {
         let area = self.shape.h * self.shape.w;
-        let channels = T::count(self.shape.c);
+        let channels = T::from_usize(self.shape.c);
         let images = x.chunks_exact(self.shape.c * area).zip(y.chunks_exact_mut(self.shape.c * area));
         for ((x, y), stats) in images.zip(stats.chunks_exact_mut(3 * area)) {
             let (shift, rest) = stats.split_at_mut(area);
@@ -73,8 +73,8 @@ impl PositionNorm {
                     *rstd += (*x - *shift - *offset).squared();
                 }
             }
-            let eps = T::of(self.config.eps);
-            rstd.iter_mut().for_each(|squares| *squares = T::of(1.0) / (*squares / channels + eps).sqrt());
+            let eps = T::from_f64(self.config.eps);
+            rstd.iter_mut().for_each(|squares| *squares = T::from_f64(1.0) / (*squares / channels + eps).sqrt());
             let planes = x.chunks_exact(area).zip(y.chunks_exact_mut(area)).zip(weight.iter().zip(bias));
             for ((x, y), (weight, bias)) in planes {
                 for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
@@ -88,7 +88,7 @@ impl PositionNorm {
     fn backward<T: Real>(&self, [x, weight, bias, stats, dy]: [&[T]; 5], [dx, dweight, dbias]: [&mut [T]; 3]) {
         let area = self.shape.h * self.shape.w;
         let size = self.shape.c * area;
-        let channels = T::count(self.shape.c);
+        let channels = T::from_usize(self.shape.c);
         dweight.fill(T::zero());
         dbias.fill(T::zero());
         let (mut mean_g, mut mean_gx) = (vec![T::zero(); area], vec![T::zero(); area]);
@@ -124,21 +124,21 @@ impl PositionNorm {
         }
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (pass, reads, writes) {
             ("forward", [x, weight, bias], [y, stats]) => self.forward(x, weight, bias, y, stats),
             ("backward", [x, weight, bias, stats, dy], [dx, dweight, dbias]) => {
                 self.backward([x, weight, bias, stats, dy], [dx, dweight, dbias]);
             }
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         }
         Ok(())
     }
 }
 
 impl Op for PositionNorm {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -152,10 +152,10 @@ impl Op for PositionNorm {
         ]
     }
 
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["x", "weight", "bias"], writes: &["y", "stats"], updates: &[] },
-            backward: &[Entry {
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["x", "weight", "bias"], writes: &["y", "stats"], updates: &[] },
+            backward: &[Pass {
                 name: "backward",
                 reads: &["x", "weight", "bias", "stats", "dy"],
                 writes: &["dx", "dweight", "dbias"],
@@ -169,7 +169,7 @@ impl Op for PositionNorm {
         &["columns"]
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let columns = Columns::new(self.shape, target.profile);
         let relu = ("RELU", f64::from(u8::from(self.config.relu)));
         let dispatch = |kernel: &'static Kernel, overrides: Vec<(&'static str, f64)>, workgroups: usize| {
@@ -182,7 +182,7 @@ impl Op for PositionNorm {
             Dispatch { kernel, flags: vec![], bindings, overrides, params: columns.params().bytes(), workgroups }
         };
         let by_pixel = workgroups(self.shape.pixels(), 64);
-        Ok(match entry {
+        Ok(match pass {
             "forward" => Lowered::one(dispatch(&FORWARD, vec![relu, ("EPS", self.config.eps)], by_pixel)),
             "backward" => Lowered {
                 dispatches: vec![
@@ -196,14 +196,14 @@ impl Op for PositionNorm {
                 ],
                 scratch: vec![columns.row_bytes(2 * columns.chunks)],
             },
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         })
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
         // Forward: difference, mean, squared deviation; normalize, scale and shift.
-        let per_element = if entry.name == "forward" { 9.0 } else { 16.0 };
-        Cost::of(self, entry, per_element * self.shape.len() as f64)
+        let per_element = if pass.name == "forward" { 9.0 } else { 16.0 };
+        Cost::of(self, pass, per_element * self.shape.len() as f64)
     }
 
     fn fusible(&self) -> Fusible {
@@ -276,11 +276,11 @@ static MERGE: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "position_norm",
     kernels: || vec![&FORWARD, &GRADIENT, &SUMS, &MERGE],
     cases: || {
-        let standard = Fill::Normal(0.0, 1.0);
+        let standard = Distribution::Normal(0.0, 1.0);
         let mut cases = vec![];
         for (name, shape, relu, x) in [
             ("odd", Shape::new(3, 5, 7, 3), false, standard),
@@ -291,9 +291,9 @@ pub static FAMILY: Family = Family {
             ("one", Shape::new(1, 1, 1, 1), false, standard),
             ("many_chunks", Shape::new(5, 3, 29, 31), true, standard),
             ("model", Shape::new(2, 64, 16, 16), true, standard),
-            ("mean_100_std_half", Shape::new(2, 30, 9, 9), false, Fill::Normal(100.0, 0.5)),
-            ("mean_1000_std_hundredth", Shape::new(2, 30, 9, 9), false, Fill::Normal(1000.0, 0.01)),
-            ("std_thousandth", Shape::new(2, 30, 9, 9), false, Fill::Normal(0.0, 0.001)),
+            ("mean_100_std_half", Shape::new(2, 30, 9, 9), false, Distribution::Normal(100.0, 0.5)),
+            ("mean_1000_std_hundredth", Shape::new(2, 30, 9, 9), false, Distribution::Normal(1000.0, 0.01)),
+            ("std_thousandth", Shape::new(2, 30, 9, 9), false, Distribution::Normal(0.0, 0.001)),
         ] {
             let op = PositionNorm::new(shape, PositionNormConfig { relu, ..PositionNormConfig::default() })?;
             let case = Case::new(name, op).fill("x", x);

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
 use crate::runtime::op::optim::step_scalars::StepScalars;
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -67,23 +67,23 @@ impl Adam {
         Ok(Self { len, config })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        let ("forward", &[grads, norm, step], [params, m, v]) = (entry, reads, writes) else {
-            return Err(no_such_entry(self, entry));
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        let ("forward", &[grads, norm, step], [params, m, v]) = (pass, reads, writes) else {
+            return Err(no_such_entry(self, pass));
         };
-        let one = T::of(1.0);
+        let one = T::from_f64(1.0);
         if norm[1] != one {
             return Ok(());
         }
         let AdamConfig { beta1, beta2, eps } = self.config;
-        let (rest1, rest2) = (T::of(1.0 - beta1), T::of(1.0 - beta2));
-        let (beta1, beta2, eps) = (T::of(beta1), T::of(beta2), T::of(eps));
+        let (rest1, rest2) = (T::from_f64(1.0 - beta1), T::from_f64(1.0 - beta2));
+        let (beta1, beta2, eps) = (T::from_f64(beta1), T::from_f64(beta2), T::from_f64(eps));
         let lr = step[StepScalars::LR];
         let rate = lr / step[StepScalars::BIAS_CORRECTION1];
         let root2 = step[StepScalars::BIAS_CORRECTION2].sqrt();
         let keep = one - lr * step[StepScalars::WEIGHT_DECAY];
         let clip = step[StepScalars::CLIP];
-        let scale = if clip > T::zero() { clip / (norm[0] + T::of(1e-6)) } else { one };
+        let scale = if clip > T::zero() { clip / (norm[0] + T::from_f64(1e-6)) } else { one };
         for (((p, m), v), &g) in params.iter_mut().zip(&mut **m).zip(&mut **v).zip(grads) {
             let g = if scale < one { g * scale } else { g };
             *m = beta1 * *m + rest1 * g;
@@ -95,8 +95,8 @@ impl Adam {
 }
 
 impl Op for Adam {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -111,19 +111,19 @@ impl Op for Adam {
         ]
     }
 
-    fn entries(&self) -> Entries {
+    fn passes(&self) -> Passes {
         let forward =
-            Entry { name: "forward", reads: &["grads", "norm", "step"], writes: &[], updates: &["params", "m", "v"] };
-        Entries { forward, backward: &[], aliases: &[] }
+            Pass { name: "forward", reads: &["grads", "norm", "step"], writes: &[], updates: &["params", "m", "v"] };
+        Passes { forward, backward: &[], aliases: &[] }
     }
 
     fn variants(&self, _entry: &str) -> &'static [&'static str] {
         &["vec4"]
     }
 
-    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
-        if entry != "forward" {
-            return Err(no_such_entry(self, entry));
+    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if pass != "forward" {
+            return Err(no_such_entry(self, pass));
         }
         let len = Spec::flat(self.len).device_bytes() / 16;
         let AdamConfig { beta1, beta2, eps } = self.config;
@@ -145,8 +145,8 @@ impl Op for Adam {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, (15 * self.len) as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, (15 * self.len) as f64)
     }
 
     crate::reference!();
@@ -186,13 +186,17 @@ static FORWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "adam",
     kernels: || vec![&FORWARD],
     cases: || {
         let case = |name: &str, len: usize, norm: &'static [f32], step: &'static [f32]| {
-            let case = Case::new(name, Adam::new(len, AdamConfig::default())?).fill("v", Fill::Uniform(0.0, 1.0));
-            Ok(case.fill("norm", Fill::Values(norm)).fill("step", Fill::Values(step)).not_differentiated())
+            let case =
+                Case::new(name, Adam::new(len, AdamConfig::default())?).fill("v", Distribution::Uniform(0.0, 1.0));
+            Ok(case
+                .fill("norm", Distribution::Values(norm))
+                .fill("step", Distribution::Values(step))
+                .not_differentiated())
         };
         Ok(vec![
             case("one", 1, &[9.0, 1.0, 0.0, 0.0], &STEP)?,
@@ -206,7 +210,7 @@ pub static FAMILY: Family = Family {
     },
 };
 
-const ZERO: Fill = Fill::Constant(0.0);
+const ZERO: Distribution = Distribution::Constant(0.0);
 
 /// The third step of a run.
 const STEP: [f32; StepScalars::LEN] = StepScalars {

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -26,25 +26,25 @@ impl GradNorm {
         Ok(Self { len })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (entry, reads, writes) {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        match (pass, reads, writes) {
             ("forward", [grads, terms], [norm]) => {
                 let length = blocked_sum(grads.iter().map(|g| g.squared())).sqrt();
                 let finite = grads.iter().chain(*terms).chain([&length]).all(|g| g.value().is_finite());
-                let finite = T::of(if finite { 1.0 } else { 0.0 });
+                let finite = T::from_f64(if finite { 1.0 } else { 0.0 });
                 for (norm, v) in norm.iter_mut().zip([length, finite, T::zero(), T::zero()]) {
                     *norm = v;
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 }
 
 impl Op for GradNorm {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -55,18 +55,18 @@ impl Op for GradNorm {
         ]
     }
 
-    fn entries(&self) -> Entries {
-        let forward = Entry { name: "forward", reads: &["grads", "terms"], writes: &["norm"], updates: &[] };
-        Entries { forward, backward: &[], aliases: &[] }
+    fn passes(&self) -> Passes {
+        let forward = Pass { name: "forward", reads: &["grads", "terms"], writes: &["norm"], updates: &[] };
+        Passes { forward, backward: &[], aliases: &[] }
     }
 
     fn variants(&self, _entry: &str) -> &'static [&'static str] {
         &["two_stage"]
     }
 
-    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
-        if entry != "forward" {
-            return Err(no_such_entry(self, entry));
+    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if pass != "forward" {
+            return Err(no_such_entry(self, pass));
         }
         let len = Spec::flat(self.len).device_bytes() / 16;
         let partials = workgroups(len, SPAN);
@@ -90,8 +90,8 @@ impl Op for GradNorm {
         Ok(Lowered { dispatches: vec![partial, finish], scratch: vec![8 * partials.next_multiple_of(2)] })
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, (2 * self.len) as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, (2 * self.len) as f64)
     }
 
     crate::reference!();
@@ -134,7 +134,7 @@ static FINISH: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "grad_norm",
     kernels: || vec![&PARTIAL, &FINISH],
     cases: || {
@@ -146,9 +146,9 @@ pub static FAMILY: Family = Family {
             case("tail", 4 * SPAN + 7)?,
             case("partials_tail", 4 * SPAN * 3 - 1)?,
             case("model", 1_721_891)?,
-            case("huge", 5000)?.fill("grads", Fill::Normal(0.0, 1e17)),
-            case("infinite_loss", 100)?.fill("terms", Fill::Values(&[1.0, f32::NEG_INFINITY, 1.0])),
-            case("nan_loss", 100)?.fill("terms", Fill::Values(&[1.0, 1.0, f32::NAN])),
+            case("huge", 5000)?.fill("grads", Distribution::Normal(0.0, 1e17)),
+            case("infinite_loss", 100)?.fill("terms", Distribution::Values(&[1.0, f32::NEG_INFINITY, 1.0])),
+            case("nan_loss", 100)?.fill("terms", Distribution::Values(&[1.0, 1.0, f32::NAN])),
         ])
     },
 };

@@ -7,4 +7,4 @@ pub mod step_scalars;
 
 pub use adam::{Adam, AdamConfig};
 pub use grad_norm::GradNorm;
-pub use restore_states::Rollback;
+pub use restore_states::RestoreStates;

@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -14,22 +14,22 @@ use crate::runtime::tensor::shape::{Shape, Spec};
 /// `states`, `accepted`: flat buffers of all running statistics, padding included. `norm`: from
 /// [`GradNorm`](crate::runtime::op::optim::grad_norm::GradNorm).
 #[derive(Clone, Copy, Debug)]
-pub struct Rollback {
+pub struct RestoreStates {
     len: usize,
 }
 
-impl Rollback {
+impl RestoreStates {
     /// For `len` numbers.
     pub fn new(len: usize) -> Result<Self> {
-        Shape::vector(len).checked("rollback", "states")?;
+        Shape::vector(len).checked("restore_states", "states")?;
         Ok(Self { len })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        let ("forward", &[norm], [states, accepted]) = (entry, reads, writes) else {
-            return Err(no_such_entry(self, entry));
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        let ("forward", &[norm], [states, accepted]) = (pass, reads, writes) else {
+            return Err(no_such_entry(self, pass));
         };
-        if norm[1] == T::of(1.0) {
+        if norm[1] == T::from_f64(1.0) {
             accepted.copy_from_slice(states);
         } else {
             states.copy_from_slice(accepted);
@@ -38,9 +38,9 @@ impl Rollback {
     }
 }
 
-impl Op for Rollback {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+impl Op for RestoreStates {
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -52,18 +52,18 @@ impl Op for Rollback {
         ]
     }
 
-    fn entries(&self) -> Entries {
-        let forward = Entry { name: "forward", reads: &["norm"], writes: &[], updates: &["states", "accepted"] };
-        Entries { forward, backward: &[], aliases: &[] }
+    fn passes(&self) -> Passes {
+        let forward = Pass { name: "forward", reads: &["norm"], writes: &[], updates: &["states", "accepted"] };
+        Passes { forward, backward: &[], aliases: &[] }
     }
 
     fn variants(&self, _entry: &str) -> &'static [&'static str] {
         &["vec4"]
     }
 
-    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
-        if entry != "forward" {
-            return Err(no_such_entry(self, entry));
+    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if pass != "forward" {
+            return Err(no_such_entry(self, pass));
         }
         let len = Spec::flat(self.len).device_bytes() / 16;
         Ok(Lowered::one(Dispatch {
@@ -76,8 +76,8 @@ impl Op for Rollback {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, 0.0)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, 0.0)
     }
 
     crate::reference!();
@@ -89,7 +89,7 @@ crate::kernel_params! {
 }
 
 static FORWARD: Kernel = Kernel {
-    name: "rollback.forward",
+    name: "restore_states.forward",
     variant: "vec4",
     file: "optim/restore_states.wgsl",
     source: include_str!("../../../../shaders/optim/restore_states.wgsl"),
@@ -104,12 +104,12 @@ static FORWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
-    name: "rollback",
+pub static INFO: OpInfo = OpInfo {
+    name: "restore_states",
     kernels: || vec![&FORWARD],
     cases: || {
         let case = |name: &str, len, norm: &'static [f32]| {
-            Ok(Case::new(name, Rollback::new(len)?).fill("norm", Fill::Values(norm)).not_differentiated())
+            Ok(Case::new(name, RestoreStates::new(len)?).fill("norm", Distribution::Values(norm)).not_differentiated())
         };
         Ok(vec![
             case("one", 1, &[9.0, 1.0, 0.0, 0.0])?,

@@ -22,17 +22,17 @@ pub struct StepScalars {
 impl StepScalars {
     /// Numbers in the operand.
     pub const LEN: usize = 8;
-    /// Place of [`StepScalars::lr`].
+    /// BufferRange of [`StepScalars::lr`].
     pub const LR: usize = 0;
-    /// Place of [`StepScalars::beta`].
+    /// BufferRange of [`StepScalars::beta`].
     pub const BETA: usize = 1;
-    /// Place of [`StepScalars::bias_correction1`].
+    /// BufferRange of [`StepScalars::bias_correction1`].
     pub const BIAS_CORRECTION1: usize = 2;
-    /// Place of [`StepScalars::bias_correction2`].
+    /// BufferRange of [`StepScalars::bias_correction2`].
     pub const BIAS_CORRECTION2: usize = 3;
-    /// Place of [`StepScalars::weight_decay`].
+    /// BufferRange of [`StepScalars::weight_decay`].
     pub const WEIGHT_DECAY: usize = 4;
-    /// Place of [`StepScalars::clip`].
+    /// BufferRange of [`StepScalars::clip`].
     pub const CLIP: usize = 5;
 
     /// Shape and layout of the operand `step`.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
 use crate::runtime::op::optim::step_scalars::StepScalars;
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Fill, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 
@@ -42,22 +42,22 @@ impl Elbo {
         self.h.c / 2
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        let ("forward", &[x, mean, h, step], [terms, seeds @ ..]) = (entry, reads, writes) else {
-            return Err(no_such_entry(self, entry));
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+        let ("forward", &[x, mean, h, step], [terms, seeds @ ..]) = (pass, reads, writes) else {
+            return Err(no_such_entry(self, pass));
         };
         let &mut [ref mut total, ref mut recon, ref mut kl] = &mut **terms else {
-            return Err(no_such_entry(self, entry));
+            return Err(no_such_entry(self, pass));
         };
-        let (half, one, two) = (T::of(0.5), T::of(1.0), T::of(2.0));
-        let count = T::count(self.x.len());
+        let (half, one, two) = (T::from_f64(0.5), T::from_f64(1.0), T::from_f64(2.0));
+        let count = T::from_usize(self.x.len());
         let beta = step[StepScalars::BETA];
         let squares = blocked_sum(x.iter().zip(mean).map(|(&x, &m)| (x - m).squared()));
         let divergence = blocked_sum(h.chunks_exact(self.h.c).flat_map(|row| {
             let (mu, log_std) = row.split_at(self.latent());
             mu.iter().zip(log_std).map(|(&m, &s)| m.squared() + ((two * s).exp() - one - two * s))
         }));
-        *recon = half * squares / count + T::of(HALF_LN_2PI);
+        *recon = half * squares / count + T::from_f64(HALF_LN_2PI);
         *kl = half * divergence / count;
         *total = *recon + beta * *kl;
         if let [seed_mean, seed_h] = seeds {
@@ -76,8 +76,8 @@ impl Elbo {
 }
 
 impl Op for Elbo {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -96,23 +96,23 @@ impl Op for Elbo {
         operands
     }
 
-    fn entries(&self) -> Entries {
+    fn passes(&self) -> Passes {
         let (writes, aliases): (&[_], &[_]) = if self.seeds {
             (&["terms", "seed_mean", "seed_h"], &[("dmean", "seed_mean"), ("dh", "seed_h")])
         } else {
             (&["terms"], &[])
         };
-        let forward = Entry { name: "forward", reads: &["x", "mean", "h", "step"], writes, updates: &[] };
-        Entries { forward, backward: &[], aliases }
+        let forward = Pass { name: "forward", reads: &["x", "mean", "h", "step"], writes, updates: &[] };
+        Passes { forward, backward: &[], aliases }
     }
 
     fn variants(&self, _entry: &str) -> &'static [&'static str] {
         &["two_stage"]
     }
 
-    fn lower(&self, entry: &str, _target: &Target<'_>) -> Result<Lowered> {
-        if entry != "forward" {
-            return Err(no_such_entry(self, entry));
+    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
+        if pass != "forward" {
+            return Err(no_such_entry(self, pass));
         }
         let len = Spec::nhwc(self.x).device_bytes() / 16;
         let partials = workgroups(len, SPAN);
@@ -149,9 +149,9 @@ impl Op for Elbo {
         Ok(Lowered { dispatches: vec![pixels, finish], scratch: vec![4 * pad4(partials)] })
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
         let each = if self.seeds { (4, 8) } else { (3, 6) };
-        Cost::of(self, entry, (each.0 * self.x.len() + each.1 * self.h.len()) as f64)
+        Cost::of(self, pass, (each.0 * self.x.len() + each.1 * self.h.len()) as f64)
     }
 
     crate::reference!();
@@ -228,13 +228,13 @@ static FINISH_SEEDS: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "elbo",
     kernels: || vec![&PIXELS, &PIXELS_SEEDS, &FINISH, &FINISH_SEEDS],
     cases: || {
         let case = |name: &str, x: Shape, latent: usize, seeds: bool| {
             let elbo = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), seeds)?;
-            Ok(Case::new(name, elbo).fill("step", Fill::Values(&STEP)))
+            Ok(Case::new(name, elbo).fill("step", Distribution::Values(&STEP)))
         };
         Ok(vec![
             case("one", Shape::new(1, 1, 1, 1), 1, true)?,

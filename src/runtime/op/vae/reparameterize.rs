@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Entries, Entry, Family, Op, Operand, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 
@@ -17,20 +17,20 @@ pub struct Reparameterize {
 impl Reparameterize {
     /// For an encoder output and noise of these shapes. Refuses an odd number of channels, pictures, and noise that does not fit.
     pub fn new(h: Shape, eps: Shape) -> Result<Self> {
-        let h = h.checked(FAMILY.name, "h")?;
+        let h = h.checked(INFO.name, "h")?;
         if h.c % 2 != 0 || h.h != 1 || h.w != 1 {
-            return Err(Error::shape(FAMILY.name, "h", "[n, 2 * latent, 1, 1]", h));
+            return Err(Error::shape(INFO.name, "h", "[n, 2 * latent, 1, 1]", h));
         }
         let z = h.with_c(h.c / 2);
         if eps != z {
-            return Err(Error::shape(FAMILY.name, "eps", z, eps));
+            return Err(Error::shape(INFO.name, "eps", z, eps));
         }
         Ok(Self { h, z })
     }
 
-    fn reference<T: Real>(&self, entry: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
+    fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let latent = self.z.c;
-        match (entry, reads, writes) {
+        match (pass, reads, writes) {
             ("forward", [h, eps], [z]) => {
                 let rows = h.chunks_exact(2 * latent).zip(eps.chunks_exact(latent));
                 for (z, (h, eps)) in z.chunks_exact_mut(latent).zip(rows) {
@@ -52,14 +52,14 @@ impl Reparameterize {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, entry)),
+            _ => Err(no_such_entry(self, pass)),
         }
     }
 }
 
 impl Op for Reparameterize {
-    fn family(&self) -> &'static str {
-        FAMILY.name
+    fn kind(&self) -> &'static str {
+        INFO.name
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -70,10 +70,10 @@ impl Op for Reparameterize {
         ]
     }
 
-    fn entries(&self) -> Entries {
-        Entries {
-            forward: Entry { name: "forward", reads: &["h", "eps"], writes: &["z"], updates: &[] },
-            backward: &[Entry { name: "backward", reads: &["h", "eps", "dz"], writes: &["dh"], updates: &[] }],
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass { name: "forward", reads: &["h", "eps"], writes: &["z"], updates: &[] },
+            backward: &[Pass { name: "backward", reads: &["h", "eps", "dz"], writes: &["dh"], updates: &[] }],
             aliases: &[],
         }
     }
@@ -82,12 +82,12 @@ impl Op for Reparameterize {
         &["scalar"]
     }
 
-    fn lower(&self, entry: &str, target: &Target<'_>) -> Result<Lowered> {
+    fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let (wide, narrow) = (pad4(self.h.c), pad4(self.z.c));
-        let (kernel, bindings, overrides, columns) = match entry {
+        let (kernel, bindings, overrides, columns) = match pass {
             "forward" => (&FORWARD, vec!["h", "eps", "z"], vec![], narrow),
             "backward" => (&BACKWARD, vec!["h", "eps", "dz", "dh"], vec![("ACC", target.acc(0))], wide),
-            _ => return Err(no_such_entry(self, entry)),
+            _ => return Err(no_such_entry(self, pass)),
         };
         let len = self.h.n * columns;
         let params =
@@ -102,8 +102,8 @@ impl Op for Reparameterize {
         }))
     }
 
-    fn cost(&self, entry: &Entry) -> Result<Cost> {
-        Cost::of(self, entry, 3.0 * self.z.len() as f64)
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, 3.0 * self.z.len() as f64)
     }
 
     crate::reference!();
@@ -138,7 +138,7 @@ static BACKWARD: Kernel = Kernel {
 };
 
 /// The line of the table of operations.
-pub static FAMILY: Family = Family {
+pub static INFO: OpInfo = OpInfo {
     name: "reparameterize",
     kernels: || vec![&FORWARD, &BACKWARD],
     cases: || {
