@@ -1,16 +1,16 @@
-//! Reads AMD's assembly, as ACO prints it: blocks begin with `BB7:`, branches name a block.
+//! Reads AMD assembly as ACO prints it: a label such as `BB7:` starts a block, and branches name a label.
 
-/// What the heaviest innermost loop of a kernel does in a round.
+/// Counts of one iteration of a loop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loop {
     pub instructions: usize,
-    /// Multiply-adds of single precision, by lane.
+    /// Single-precision multiply-adds per lane.
     pub multiply_adds: usize,
     /// Loads from workgroup memory.
     pub workgroup_loads: usize,
 }
 
-/// The innermost loop with the most multiply-adds, and of these the one with most instructions.
+/// Returns the innermost loop with the most multiply-adds. Among equal ones, the loop with the most instructions wins.
 pub fn inner_loop(assembly: &str) -> Option<Loop> {
     let lines: Vec<&str> = assembly.lines().map(str::trim).collect();
     let label = |line: &str| line.strip_suffix(':').map(str::to_owned);
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_heaviest_innermost_loop_is_counted() {
+    fn innermost_loop_with_most_multiply_adds_is_counted() {
         let assembly = "BB0:\n s_mov_b32 s0, 0\nBB1:\n v_fma_f32 v0, v1, v2, v0\nBB2:\n ds_read_b128 v[0:3], v4 ; 00\n v_fmac_f32_e32 v0, v1, v2\n \
              v_dual_fmac_f32 v0, v1, v2 :: v_dual_fmac_f32 v3, v4, v5\n v_pk_fma_f32 v[0:1], v[2:3], v[4:5], v[0:1]\n s_cbranch_scc0 BB2 ; 1234\n\
              BB3:\n v_mul_f32 v0, v0, v0\n s_cbranch_scc1 BB3\n s_branch BB1\nBB4:\n s_endpgm\n";

@@ -1,4 +1,4 @@
-//! Which kernels a GPU runs for the default model, specialised for its shapes, and their SPIR-V as wgpu has naga write it.
+//! The kernels of the default model on a GPU, specialized for its shapes, and their SPIR-V as wgpu obtains it from naga.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::runtime::kernel::{Dispatch, Kernel, Profile};
 use vae_wgpu::runtime::op::Target;
 
-/// Pictures in a batch.
+/// Images per batch.
 pub const BATCH: usize = 128;
 
 /// A kernel with the values of its flags and overrides.
@@ -21,16 +21,16 @@ pub struct Specialised {
     pub kernel: &'static Kernel,
     pub flags: Vec<(&'static str, i64)>,
     pub overrides: Vec<(&'static str, f64)>,
-    /// Bytes of its parameters.
+    /// Size of the uniform buffer in bytes.
     pub params: usize,
-    /// Dispatches of it in a training step; none for what is run by `--variant`, for evaluation or without fusion only.
+    /// Dispatches per training step; 0 for kernels that only `--variant`, evaluation or a run without fusion uses.
     pub dispatches: usize,
 }
 
-/// What wgpu finds on AMD's GPUs, with WebGPU's default limits.
+/// Subgroup sizes as wgpu reports them for AMD GPUs, with WebGPU's default limits.
 const PROFILE: Profile = Profile { subgroup: Some((32, 64)), ..Profile::WEBGPU };
 
-/// In the order of name, variant, flags and overrides.
+/// Returns all specializations, sorted by name, variant, flags and overrides.
 pub fn all() -> Result<Vec<Specialised>> {
     let mut found: BTreeMap<(&str, &str, Vec<i64>, Vec<u64>), Specialised> = BTreeMap::new();
     let mut add = |dispatch: Dispatch, planned: bool| {
@@ -45,7 +45,7 @@ pub fn all() -> Result<Vec<Specialised>> {
     for mode in [Mode::Train, Mode::Evaluate, Mode::Encode, Mode::Decode] {
         let (_, plan) = config.plan(BATCH, mode, &PROFILE, &plan::Options::default())?;
         plan.dispatches.into_iter().for_each(|placed| add(placed.dispatch, mode == Mode::Train));
-        // What else could be asked for, but for what is made for software adapters.
+        // Kernels that options can select, without the variants for software adapters.
         for graph in [config.graph(BATCH, mode)?, config.fused_graph(BATCH, mode)?] {
             for node in graph.nodes() {
                 let variants = node.op.variants(node.pass.name).iter().copied();
@@ -64,7 +64,7 @@ pub fn all() -> Result<Vec<Specialised>> {
 }
 
 impl Specialised {
-    /// SPIR-V 1.6, as for Vulkan 1.3 with robust buffer accesses: only indices of arrays of known length are checked by naga.
+    /// Returns SPIR-V 1.6, as for Vulkan 1.3 with robust buffer access: naga checks only the indices of arrays of known length.
     pub fn spirv(&self) -> Result<Vec<u32>> {
         let kernel = self.kernel;
         let wgsl = kernel.wgsl(&self.flags)?;

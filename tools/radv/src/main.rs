@@ -1,9 +1,9 @@
-//! Compiles the kernels that the default model runs on a GPU with AMD's shader compiler (Mesa's RADV, which needs no AMD hardware
-//! for that), and writes what came of it as a Markdown report.
+//! Compiles the kernels that the default model runs on a GPU with ACO, the shader compiler of Mesa's RADV driver, and writes
+//! registers, waves and instruction counts as a Markdown report. No AMD hardware is needed.
 //!
 //!     radv-report docs/gpu-report.md [FAMILY...]
 //!
-//! Fails where a kernel of the default plan spills registers, or has fewer waves than [`report::FEWEST_WAVES`] without a reason in
+//! Fails if a kernel of the default plan spills registers, or has fewer waves than [`report::FEWEST_WAVES`] without a reason in
 //! [`report::REASONS`].
 
 mod isa;
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-/// Code names, as RADV_FORCE_FAMILY knows them: RDNA 2, RDNA 3 and GCN 5.
+/// Values of `RADV_FORCE_FAMILY`: RDNA 2, RDNA 3 and GCN 5.
 const FAMILIES: [&str; 3] = ["navi21", "gfx1100", "vega10"];
 
 fn run() -> Result<Vec<String>> {

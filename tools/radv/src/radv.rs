@@ -1,4 +1,4 @@
-//! RADV without a GPU: `RADV_FORCE_FAMILY` makes a device that compiles pipelines and runs nothing.
+//! RADV without a GPU: with `RADV_FORCE_FAMILY` set, a device compiles pipelines but runs nothing.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -11,27 +11,27 @@ use vae_wgpu::runtime::kernel::Access;
 use crate::isa::{Loop, inner_loop};
 use crate::kernels::Specialised;
 
-/// Where Debian and Ubuntu have it; `VK_DRIVER_FILES` overrides.
+/// Manifest of the driver on Debian and Ubuntu; `VK_DRIVER_FILES` overrides it.
 const DRIVER: &str = "/usr/share/vulkan/icd.d/radeon_icd.x86_64.json";
 
-/// What the compiler says of a pipeline.
+/// Compiler statistics of a pipeline.
 pub struct Statistics {
     pub vgprs: u64,
     pub sgprs: u64,
-    /// Registers of both kinds that were spilled.
+    /// Spilled registers of both kinds.
     pub spills: u64,
-    /// Bytes of scratch memory of a wave.
+    /// Scratch memory per wave in bytes.
     pub scratch: u64,
-    /// Bytes of workgroup memory.
+    /// Workgroup memory in bytes.
     pub lds: u64,
-    /// Waves that fit on a SIMD at once.
+    /// Waves that fit on a SIMD at the same time.
     pub waves: u64,
     pub instructions: u64,
     pub inner: Option<Loop>,
 }
 
 pub struct Device {
-    /// Name and driver, as the report has it.
+    /// Device name and driver version, for the report.
     pub name: String,
     _entry: ash::Entry,
     instance: ash::Instance,
@@ -41,8 +41,8 @@ pub struct Device {
 
 impl Device {
     pub fn open(family: &str) -> Result<Self> {
-        // SAFETY: nothing else runs yet that reads or writes the environment; the Vulkan calls pass what the specification asks
-        // for, every pointer living until its call returns.
+        // SAFETY: no other thread exists yet that could access the environment. The Vulkan calls follow the specification, and
+        // every pointer stays valid until its call returns.
         unsafe {
             std::env::set_var("RADV_FORCE_FAMILY", family);
             std::env::set_var("MESA_SHADER_CACHE_DISABLE", "true");
@@ -56,18 +56,18 @@ impl Device {
             let instance = entry.create_instance(&descriptor, None).context("no Vulkan instance")?;
             let adapters = instance.enumerate_physical_devices().unwrap_or_default();
             let Some(&adapter) = adapters.first() else {
-                bail!("no RADV (Debian: mesa-vulkan-drivers), or one that does not know `{family}`");
+                bail!("RADV is missing (Debian: mesa-vulkan-drivers) or does not support `{family}`");
             };
             let mut driver = vk::PhysicalDeviceVulkan12Properties::default();
             let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
             instance.get_physical_device_properties2(adapter, &mut properties);
             let name = properties.properties.device_name_as_c_str()?.to_string_lossy().into_owned();
             if driver.driver_id != vk::DriverId::MESA_RADV {
-                bail!("VK_DRIVER_FILES leads to {name}, not to RADV");
+                bail!("VK_DRIVER_FILES selects {name}, not RADV");
             }
             let version = driver.driver_info_as_c_str()?.to_string_lossy().into_owned();
 
-            // What wgpu asks for and what changes the code.
+            // Features that wgpu enables and that change the generated code.
             let mut executable =
                 vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
             let mut robust = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(true);
@@ -113,7 +113,7 @@ impl Device {
                     .stage_flags(vk::ShaderStageFlags::COMPUTE)
             })
             .collect();
-        // SAFETY: every handle is used before it is destroyed and every pointer lives until its call returns.
+        // SAFETY: no handle is used after it is destroyed, and every pointer stays valid until its call returns.
         unsafe {
             let device = &self.device;
             let module = device.create_shader_module(&vk::ShaderModuleCreateInfo::default().code(&words), None)?;
@@ -144,21 +144,21 @@ impl Device {
 
     /// # Safety
     ///
-    /// The pipeline is one of this device, made to be captured.
+    /// The pipeline must belong to this device and must have been created with the capture flags.
     unsafe fn statistics(&self, pipeline: vk::Pipeline) -> Result<Statistics> {
         let executable = vk::PipelineExecutableInfoKHR::default().pipeline(pipeline).executable_index(0);
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let found = unsafe { self.executables.get_pipeline_executable_statistics(&executable) }?;
         let mut numbers = BTreeMap::new();
         for statistic in found {
-            // SAFETY: all of RADV's statistics are whole numbers of 64 bits; a union of plain numbers has no invalid bits.
+            // SAFETY: all statistics of RADV are 64-bit integers, and every bit pattern is a valid `u64`.
             let value = unsafe { statistic.value.u64 };
             numbers.insert(statistic.name_as_c_str()?.to_string_lossy().into_owned(), value);
         }
         let number = |name: &str| {
             numbers.get(name).copied().with_context(|| format!("no statistic `{name}` among {:?}", numbers.keys()))
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         let assembly = unsafe { self.assembly(&executable) }?;
         Ok(Statistics {
             vgprs: number("VGPRs")?,
@@ -178,7 +178,8 @@ impl Device {
     unsafe fn assembly(&self, executable: &vk::PipelineExecutableInfoKHR<'_>) -> Result<String> {
         let get = self.executables.fp().get_pipeline_executable_internal_representations_khr;
         let mut count = 0;
-        // SAFETY: first the number of texts, then their lengths, then the texts, each written to as many bytes as were asked for.
+        // SAFETY: the three calls return the number of texts, their lengths, and the texts. Each buffer has the length that the
+        // second call returned.
         unsafe {
             get(self.device.handle(), executable, &mut count, null_mut()).result()?;
             let mut texts = vec![vk::PipelineExecutableInternalRepresentationKHR::default(); count as usize];
@@ -194,13 +195,13 @@ impl Device {
                 }
             }
         }
-        bail!("the driver keeps no assembly")
+        bail!("the driver does not return assembly")
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // SAFETY: pipelines are destroyed where they are made, so nothing of the device is left.
+        // SAFETY: `compile` destroys all objects that it creates, so the device has none left.
         unsafe {
             self.device.destroy_device(None);
             self.instance.destroy_instance(None);

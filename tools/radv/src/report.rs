@@ -1,4 +1,4 @@
-//! The report: a table for each generation, a row for each kernel.
+//! The report: a table for each GPU generation, with a row for each kernel.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -7,69 +7,81 @@ use crate::isa::Loop;
 use crate::kernels::{BATCH, Specialised};
 use crate::radv::Statistics;
 
-/// Waves on a SIMD below which a kernel needs a reason: fewer cannot hide the latency of memory.
+/// Waves per SIMD below which a kernel needs a [`Reason`]: fewer cannot hide memory latency.
 pub const FEWEST_WAVES: u64 = 4;
 
-/// Why kernels, whose names and variants begin so, may have fewer.
+/// Accepted exceptions from [`FEWEST_WAVES`].
 pub const REASONS: &[Reason] = &[
     Reason {
         family: "vega10",
         kernels: &["conv2d.forward/tiled", "conv2d.backward_input/tiled", "conv2d.backward_weight/tiled"],
         waves: 2,
-        why: "A SIMD of this generation has 256 vector registers a lane, so four waves would leave 64 to each, and the accumulators of a \
-              tile of 8x8 alone are 64. Smaller tiles have fewer multiply-adds for each load. Not measured on such a GPU.",
+        why: "A SIMD of this generation has 256 vector registers per lane. Four waves would leave 64 for each, which is what the \
+              accumulators of an 8x8 tile take alone. Smaller tiles would do fewer multiply-adds per load. Not measured on such a GPU.",
     },
     Reason {
         family: "vega10",
         kernels: &["batch_norm.backward.sums/columns"],
         waves: 3,
-        why: "A few registers over 64, in one dispatch of a training step; the other norms run in the convolutions.",
+        why: "Needs a few registers more than 64. It is one dispatch of a training step; the other norms are fused into convolutions.",
     },
 ];
 
-/// A reason for few waves on a family.
+/// An accepted exception: kernels that may have few waves on one family of GPUs.
 pub struct Reason {
     family: &'static str,
+    /// Prefixes of `name/variant`.
     kernels: &'static [&'static str],
-    /// How few.
+    /// The fewest waves that are accepted.
     waves: u64,
     why: &'static str,
 }
 
-/// What one family of GPUs makes of the kernels, in their order.
+/// The statistics of all kernels on one family of GPUs, in the order of the kernels.
 pub struct Generation {
     pub family: String,
-    /// Name and driver.
+    /// Device name and driver version.
     pub device: String,
     pub statistics: Vec<Statistics>,
 }
 
 pub struct Report {
     pub text: String,
-    /// What must not be.
+    /// Kernels that break a rule.
     pub faults: Vec<String>,
 }
 
 const HEAD: &str = "\
-# What AMD's shader compiler makes of the kernels
+# Kernels compiled for AMD GPUs
+
+This page is written by
 
     cargo run --release --manifest-path tools/radv/Cargo.toml -- docs/gpu-report.md
 
-writes this page. It needs no AMD hardware: Mesa's RADV compiles for a GPU that is not there (`RADV_FORCE_FAMILY`), and runs nothing. So
-these are facts about code, not about speed.
+It shows what Mesa's ACO compiler generates for AMD GPUs. No AMD hardware is needed: with `RADV_FORCE_FAMILY` set, Mesa's RADV driver
+compiles for a GPU that is not present and runs nothing. The figures describe code, not speed.
 ";
 
 const LEGEND: &str = "\
-A row is a kernel in one variant, specialised for each of its shapes; where these differ, from the least to the most. `step`: dispatches
-in a training step; none for what only `--variant`, evaluation or a run without fusion asks for. `shapes`: how many specialisations.
-`spills`: registers of both kinds, the most. `LDS`: bytes of workgroup memory. `waves`: how many of them a SIMD holds at once.
-`instructions`: in all; then those of the innermost loop with most multiply-adds, and among these the multiply-adds (each for every lane)
-and the loads from workgroup memory.
+A row is a kernel in one variant, compiled for each of its shapes. Where shapes differ, the cell gives minimum and maximum.
+
+| column | meaning |
+| --- | --- |
+| step | dispatches per training step; empty for kernels that only `--variant`, evaluation or a run without fusion uses |
+| shapes | number of specializations |
+| VGPRs, SGPRs | vector and scalar registers |
+| spills | spilled registers of both kinds |
+| LDS | workgroup memory in bytes |
+| waves | waves that fit on a SIMD at the same time |
+| instructions | instructions of the whole kernel |
+| loop | instructions of the innermost loop with the most multiply-adds |
+| multiply-adds, LDS loads | multiply-adds per lane and loads from workgroup memory in that loop |
 ";
 
 pub fn write(kernels: &[Specialised], generations: &[Generation]) -> Report {
     let mut text = format!(
-        "{HEAD}\nThe default model at batch {BATCH}, {} pipelines: what its plan runs on a GPU, and the other variants meant for GPUs.\n\n{LEGEND}",
+        "{HEAD}\nThe tables list {} pipelines of the default model at batch size {BATCH}: those of its plan for GPUs, and the other variants made for \
+         GPUs.\n\n{LEGEND}",
         kernels.len()
     );
     let mut faults = Vec::new();
@@ -81,25 +93,26 @@ pub fn write(kernels: &[Specialised], generations: &[Generation]) -> Report {
             faults.extend(row.fault(&generation.family));
         }
     }
-    text.push_str("\n## Reasons\n\n");
+    text.push_str("\n## Rules\n\n");
     let _ = writeln!(
         text,
-        "No kernel of the plan may spill, and none may have fewer than {FEWEST_WAVES} waves without a reason.\n"
+        "A kernel of the plan may not spill registers or use scratch memory. It must have at least {FEWEST_WAVES} waves per SIMD, with these \
+         exceptions:\n"
     );
     for Reason { family, kernels, waves, why } in REASONS {
-        let _ = writeln!(text, "- {family}, {waves} waves: `{}`. {why}", kernels.join("`, `"));
+        let _ = writeln!(text, "- {family}, at least {waves} waves: `{}`. {why}", kernels.join("`, `"));
     }
-    text.push_str(if faults.is_empty() { "\nAll keep to it.\n" } else { "\nThese do not:\n\n" });
+    text.push_str(if faults.is_empty() { "\nAll kernels comply.\n" } else { "\nThese kernels do not comply:\n\n" });
     for fault in &faults {
         let _ = writeln!(text, "- {fault}");
     }
     Report { text, faults }
 }
 
-/// A kernel in one variant, in all its specialisations.
+/// A kernel in one variant, in all its specializations.
 struct Row<'a> {
     name: String,
-    /// Dispatches in a training step.
+    /// Dispatches per training step.
     step: usize,
     all: Vec<(&'a Specialised, &'a Statistics)>,
 }
@@ -161,7 +174,7 @@ impl Row<'_> {
         let _ = writeln!(text, "| {} |", figures.join(" | "));
     }
 
-    /// What a kernel of the plan must not do.
+    /// Returns which rule the kernel breaks, if it is in the plan.
     fn fault(&self, family: &str) -> Option<String> {
         let planned = || self.all.iter().filter(|(kernel, _)| kernel.dispatches > 0).map(|(_, found)| found);
         let spills = planned().map(|found| found.spills).max()?;
@@ -178,7 +191,7 @@ impl Row<'_> {
             what.push(format!("uses up to {scratch} bytes of scratch memory a wave"));
         }
         if waves < enough {
-            what.push(format!("has {waves} wave{} on a SIMD", if waves == 1 { "" } else { "s" }));
+            what.push(format!("has {waves} wave{} per SIMD", if waves == 1 { "" } else { "s" }));
         }
         (!what.is_empty()).then(|| format!("{family}: `{}` {}", self.name, what.join(", ")))
     }
@@ -189,7 +202,7 @@ mod tests {
     use super::*;
     use crate::kernels;
 
-    /// The fault of a first kernel of the plan with these figures.
+    /// Returns the fault of a kernel with these figures.
     fn fault(family: &str, spills: u64, scratch: u64, waves: u64, planned: bool) -> Option<String> {
         let all = kernels::all().unwrap();
         let kernel = all.into_iter().find(|k| k.kernel.variant.starts_with("tiled")).unwrap();
@@ -197,18 +210,18 @@ mod tests {
         let found = Statistics { vgprs: 0, sgprs: 0, spills, scratch, lds: 0, waves, instructions: 0, inner: None };
         let generation = Generation { family: family.into(), device: String::new(), statistics: vec![found] };
         let report = write(&[kernel], &[generation]);
-        assert_eq!(report.text.contains("These do not"), !report.faults.is_empty());
+        assert_eq!(report.text.contains("do not comply"), !report.faults.is_empty());
         report.faults.into_iter().next()
     }
 
     #[test]
-    fn spills_and_few_waves_of_the_plan_are_faults() {
+    fn planned_kernels_may_not_spill_or_have_few_waves() {
         assert_eq!(fault("navi21", 0, 0, 4, true), None);
         assert!(fault("navi21", 1, 0, 4, true).unwrap().contains("spills up to 1"));
         assert!(fault("navi21", 0, 8, 4, true).unwrap().contains("scratch"));
         assert!(fault("navi21", 0, 0, 3, true).unwrap().contains("3 waves"));
         assert_eq!(fault("navi21", 9, 9, 0, false), None);
-        // Where there is a reason.
+        // With an accepted reason.
         assert_eq!(fault("vega10", 0, 0, 2, true), None);
         assert!(fault("vega10", 0, 0, 1, true).is_some());
     }
