@@ -9,7 +9,7 @@ cd "${2:-$root}"
 
 version=$(manifest_field version)
 [ "$tag" = "v$version" ] || die "the tag is $tag, but the version in Cargo.toml is $version"
-grep -A1 '^name = "vae-wgpu"' Cargo.lock | grep -qx "version = \"$version\"" ||
+[ "$(awk '/^name = "vae-wgpu"/ { getline; print }' Cargo.lock)" = "version = \"$version\"" ] ||
     die "Cargo.lock has another version of vae-wgpu than $version; run \`cargo update --workspace\`"
 grep -qx "version: $version" CITATION.cff || die "CITATION.cff has another version than $version"
 "$root/scripts/release/changelog_section.sh" "$version" CHANGELOG.md >/dev/null
