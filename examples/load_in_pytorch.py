@@ -318,6 +318,9 @@ def parse(arguments):
         help="print the largest difference from the images in FILE, an output of `vae-wgpu reconstruct --raw` "
         "(.safetensors) for the same images as --latents",
     )
+    parser.add_argument(
+        "--limit", type=float, default=1e-4, help="largest difference that --compare accepts (default: %(default)s)"
+    )
     parser.add_argument("--save", metavar="FILE", help="also write the weights back to a safetensors file")
     parser.add_argument(
         "--names", metavar="JSON", help="print name and shape of each tensor of a model with these sizes and exit; needs no PyTorch"
@@ -356,7 +359,10 @@ def run(options):
     print(f"{len(images)} images: {options.out}")
     if options.compare:
         other = tensor_from(options.compare, "reconstructions")[: len(images)]
-        print(f"largest difference from {options.compare}: {(images - other).abs().max().item():.3e}")
+        difference = (images - other).abs().max().item()
+        print(f"largest difference from {options.compare}: {difference:.3e}")
+        if not difference <= options.limit:
+            raise ValueError(f"the difference is larger than {options.limit:g}")
     if options.save:
         save(model, config, options.save)
         print(f"weights: {options.save}")
@@ -366,7 +372,7 @@ def main():
     options = parse(sys.argv[1:])
     try:
         run(options)
-    except Exception as error:  # One line for the reader of the terminal; the type tells a file from a shape problem.
+    except Exception as error:  # One line instead of a traceback.
         sys.exit(f"error: {type(error).__name__}: {error}")
 
 
