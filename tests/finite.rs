@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
-use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
+use vae_wgpu::runtime::op::StepScalars;
 use vae_wgpu::runtime::op::{Adam, AdamConfig, GradNorm, Op};
 
 #[path = "common/entry.rs"]
@@ -61,20 +61,13 @@ fn gradients_are_as_large_as_their_norm_can_be(gpu: &Arc<Gpu>) {
 
 fn a_raised_flag_stops_the_update(gpu: &Arc<Gpu>) {
     let adam = Adam::new(LEN, AdamConfig::default()).unwrap();
-    let step = StepScalars {
-        lr: 0.1,
-        bias_correction1: 0.1,
-        bias_correction2: 0.001,
-        clip: 1.0,
-        weight_decay: 0.1,
-        beta: 1.0,
-    };
+    let step = StepScalars { lr: 0.1, bias_correction1: 0.1, bias_correction2: 0.001, clip: 1.0, weight_decay: 0.1 };
     let start = |scale: f64| (0..LEN).map(|i| f64::from((scale * i as f64) as f32)).collect::<Vec<_>>();
     for (flag, bad) in [(0.0, f64::NAN), (0.0, 1.0), (1.0, 1.0)] {
         let mut values = Values::from([
             ("grads".into(), vec![bad; LEN]),
             ("norm".into(), vec![bad, flag, 0.0, 0.0]),
-            ("step".into(), step.to_array().map(f64::from).to_vec()),
+            ("hyperparams".into(), step.to_array().map(f64::from).to_vec()),
             ("params".into(), start(0.1)),
             ("m".into(), start(0.2)),
             ("v".into(), start(0.3)),

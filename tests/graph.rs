@@ -133,7 +133,7 @@ fn the_gradient_of_a_whole_network_is_its_directional_derivative() {
         let images: Vec<u8> = (0..config.images(batch).len()).map(|i| (i * 37 % 251) as u8).collect();
         exec.write(ProgramId(0), "images", Data::U8(&images)).unwrap();
         exec.write(ProgramId(0), "eps", Data::F32(&rng::normals(&mut noise, batch * config.latent_dim))).unwrap();
-        exec.write(ProgramId(0), "step", Data::F32(&[0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])).unwrap();
+        exec.write(ProgramId(0), "beta", Data::F32(&[0.7])).unwrap();
         exec.upload(Arena::States, &vae_wgpu::runtime::graph::initial(&graph, Arena::States, 0).unwrap()).unwrap();
         exec.upload(Arena::Params, &vae_wgpu::runtime::graph::initial(&graph, Arena::Params, 3).unwrap()).unwrap();
         let start = exec.tensors(Arena::Params).to_vec();

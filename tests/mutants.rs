@@ -81,7 +81,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("mean of the gradient forgotten", "position_norm/odd/backward/columns", "position_norm.backward.gradient", "(d - mean_g)", "d"),
     mutant("dirty padding", "position_norm/odd/backward/columns", "position_norm.backward.gradient", "channel < vec4<u32>(p.channels)", "channel < vec4<u32>(p.channels + 1u)"),
     mutant("last chunk left out", "position_norm/many_chunks/backward/columns", "position_norm.backward.merge", "chunk < p.chunks;", "chunk + 1u < p.chunks;"),
-    mutant("decay forgotten", "adam/odd/forward/vec4", "adam.forward", "(1.0 - lr * step[4])", "1.0"),
+    mutant("decay forgotten", "adam/odd/forward/vec4", "adam.forward", "(1.0 - hyperparams.lr * hyperparams.weight_decay)", "1.0"),
     mutant("moment not stored", "adam/odd/forward/vec4", "adam.forward", "m[i] = first;", ""),
     mutant("a refused step kept", "rollback/refused/forward/vec4", "rollback.forward", "norm[1] == 1.0", "norm[1] <= 1.0"),
     mutant("missing bias", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "+ column.bias", ""),

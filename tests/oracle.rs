@@ -21,7 +21,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use libtest_mimic::{Arguments, Trial};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
-use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
 use vae_wgpu::runtime::op::{
     Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, Linear, Op, Pass,
     PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
@@ -158,7 +157,7 @@ impl Plan {
                 plan.latent_operand(case, latent, "dh")?;
                 let round = &mut plan.rounds[0];
                 round.set("mean", case.tensor("mu_x")?.data.iter().copied());
-                round.set("step", StepScalars { beta: 1.0, ..StepScalars::default() }.to_array());
+                round.set("beta", [1.0]);
                 for (i, name) in ["total", "recon", "kl"].into_iter().enumerate() {
                     round.expect_map(name, "terms", move |terms| vec![terms[i]]);
                 }
@@ -209,12 +208,9 @@ impl Plan {
             round.set("grads", grads.iter().copied());
             round.set("norm", [1.0, 1.0, 0.0, 0.0]);
             // In double precision, which the double-precision reference is entitled to.
-            let mut step = vec![0.0; StepScalars::LEN];
-            step[StepScalars::LR] = lr;
-            step[StepScalars::BIAS_CORRECTION1] = 1.0 - config.beta1.powi(i as i32 + 1);
-            step[StepScalars::BIAS_CORRECTION2] = 1.0 - config.beta2.powi(i as i32 + 1);
-            step[StepScalars::WEIGHT_DECAY] = case.number("weight_decay")?;
-            round.set.insert("step".to_owned(), step);
+            let corrections = [config.beta1, config.beta2].map(|beta| 1.0 - beta.powi(i as i32 + 1));
+            let hyperparams = vec![lr, corrections[0], corrections[1], case.number("weight_decay")?, 0.0];
+            round.set.insert("hyperparams".to_owned(), hyperparams);
             for (tensor, operand) in [("param", "params"), ("exp_avg", "m"), ("exp_avg_sq", "v")] {
                 round.expect(format!("{tensor}_after{}", i + 1), operand);
             }

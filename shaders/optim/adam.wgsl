@@ -8,10 +8,18 @@
 //
 // Nothing is touched unless the finite flag, norm[1], is 1.
 //
-// grads, params, m, v: flat, `len` vec4s. norm: (global norm, finite flag, 0, 0). step: StepScalars.
+// grads, params, m, v: flat, `len` vec4s. norm: (global norm, finite flag, 0, 0). hyperparams: see src/runtime/op/optim/step_scalars.rs.
 // One invocation: one vec4. One workgroup: 64. Padding stays zero: without gradient nothing moves away from zero.
 
 #import grid
+
+struct StepScalars {
+    lr: f32,
+    bias_correction1: f32,
+    bias_correction2: f32,
+    weight_decay: f32,
+    clip: f32,
+}
 
 struct Params {
     len: u32,
@@ -24,7 +32,7 @@ struct Params {
 
 @group(0) @binding(0) var<storage, read> grads: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> norm: array<f32>;
-@group(0) @binding(2) var<storage, read> step: array<f32>;
+@group(0) @binding(2) var<storage, read> hyperparams: StepScalars;
 @group(0) @binding(3) var<storage, read_write> params: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> m: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> v: array<vec4<f32>>;
@@ -40,17 +48,16 @@ fn forward(
     if i >= p.len || norm[1] != 1.0 {
         return;
     }
-    let lr = step[${LR}];
-    let clip = step[${CLIP}];
+    let clip = hyperparams.clip;
     var g = grads[i];
     if clip > 0.0 {
         g *= min(clip / (norm[0] + 1e-6), 1.0);
     }
     let first = p.beta1 * m[i] + p.rest1 * g;
     let second = p.beta2 * v[i] + p.rest2 * (g * g);
-    let denominator = sqrt(second) / sqrt(step[${BC2}]) + p.eps;
-    let decayed = params[i] * (1.0 - lr * step[${DECAY}]);
-    params[i] = decayed - (lr / step[${BC1}]) * (first / denominator);
+    let denominator = sqrt(second) / sqrt(hyperparams.bias_correction2) + p.eps;
+    let decayed = params[i] * (1.0 - hyperparams.lr * hyperparams.weight_decay);
+    params[i] = decayed - (hyperparams.lr / hyperparams.bias_correction1) * (first / denominator);
     m[i] = first;
     v[i] = second;
 }

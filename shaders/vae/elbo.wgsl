@@ -8,7 +8,7 @@
 //   seed_log_std = beta * (exp(2 log_std) - 1) / (N * D)
 //
 // x, mean, seed_mean: [n][h][w][c/4] vec4, `len` vec4s in all. h, seed_h: [n][stride] with stride = pad4(2 * latent): mu, then
-// log_std, then zeros; `elements` = n * stride. step: StepScalars. terms: (total, recon, kl, 0).
+// log_std, then zeros; `elements` = n * stride. beta: one value. terms: (total, recon, kl, 0).
 //
 // Two dispatches. `pixels`: one workgroup takes SPAN vec4s, an invocation every SUM_WIDTH-th of them; its squares are summed along
 // the invocation, then over the workgroup as a tree, into one partial. `finish`: one workgroup; the partials and the terms of the
@@ -65,7 +65,7 @@ const HALF_LN_2PI = 0.9189385332046727;
 
 @group(0) @binding(0) var<storage, read> partials: array<f32>;
 @group(0) @binding(1) var<storage, read> h: array<f32>;
-@group(0) @binding(2) var<storage, read> step: array<f32>;
+@group(0) @binding(2) var<storage, read> beta: array<f32>;
 @group(0) @binding(3) var<storage, read_write> terms: array<vec4<f32>>;
 #if SEEDS
 @group(0) @binding(4) var<storage, read_write> seed_h: array<f32>;
@@ -74,7 +74,6 @@ const HALF_LN_2PI = 0.9189385332046727;
 
 @compute @workgroup_size(${SUM_WIDTH})
 fn finish(@builtin(local_invocation_index) lane: u32) {
-    let beta = step[${STEP_BETA}];
     var sum = vec2<f32>(); // squares, KL
     for (var i = lane; i < q.partials; i += ${SUM_WIDTH}u) {
         sum.x += partials[i];
@@ -94,13 +93,13 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
         }
         sum.y += term;
 #if SEEDS
-        seed_h[i] = beta * seed * q.scale;
+        seed_h[i] = beta[0] * seed * q.scale;
 #endif
     }
     let total = tree_sum(lane, vec4<f32>(sum, 0.0, 0.0));
     if lane == 0u {
         let recon = 0.5 * total.x * q.scale + HALF_LN_2PI;
         let kl = 0.5 * total.y * q.scale;
-        terms[0] = vec4<f32>(recon + beta * kl, recon, kl, 0.0);
+        terms[0] = vec4<f32>(recon + beta[0] * kl, recon, kl, 0.0);
     }
 }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Builder, Graph, Root, ValueId};
 use crate::runtime::kernel::Profile;
-use crate::runtime::op::optim::step_scalars::StepScalars;
 use crate::runtime::op::{
     AdamConfig, Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, ImageDecode, Linear,
     PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
@@ -123,7 +122,8 @@ impl VaeConfig {
     }
 
     /// The graph for one batch size, all over the same parameters. Inputs, as far as the mode needs them: `images` (bytes), `eps`
-    /// (`[batch, latent]`), `z` (likewise), `step` ([`StepScalars`]). Outputs likewise: `terms` (total, recon, kl), `h`
+    /// (`[batch, latent]`), `z` (likewise), `beta` (weight of the KL term), and for
+    /// training `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs likewise: `terms` (total, recon, kl), `h`
     /// (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite flag).
     pub fn graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
         self.rewritten(batch, mode, false, false)
@@ -171,8 +171,8 @@ impl VaeConfig {
             b.apply("reparameterize", &[h, eps], |s| Reparameterize::new(s[0], s[1]))?
         };
         let mean = self.decoder(&mut b, z, training)?;
-        let step = b.input("step", Spec::flat(StepScalars::LEN))?;
-        let terms = b.apply("loss", &[x, mean, h, step], |s| Elbo::new(s[0], s[1], s[2], training))?;
+        let beta = b.input("beta", Spec::flat(1))?;
+        let terms = b.apply("loss", &[x, mean, h, beta], |s| Elbo::new(s[0], s[1], s[2], training))?;
         Ok((b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
     }
 

@@ -7,8 +7,7 @@ use crate::error::{Error, Result};
 use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph};
-use crate::runtime::op::AdamConfig;
-use crate::runtime::op::optim::step_scalars::StepScalars;
+use crate::runtime::op::{AdamConfig, StepScalars};
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
 use crate::vae::model::{Mode, VaeConfig};
@@ -203,13 +202,13 @@ impl Runner {
         let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(self.step);
         let scalars = StepScalars {
             lr: input.lr as f32,
-            beta: input.beta as f32,
             bias_correction1,
             bias_correction2,
             weight_decay: input.weight_decay as f32,
             clip: input.clip as f32,
         };
-        self.exec.write(program, "step", Data::F32(&scalars.to_array()))?;
+        self.exec.write(program, "beta", Data::F32(&[input.beta as f32]))?;
+        self.exec.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
         let ticket = self.exec.run(program, &["terms", "norm"])?;
         let step = self.step;
         self.pending.push((ticket, step));
@@ -256,8 +255,7 @@ impl Runner {
         let program = self.program(batch, Mode::Evaluate)?;
         self.exec.write(program, "images", Data::U8(images))?;
         self.exec.write(program, "eps", Data::F32(eps))?;
-        let scalars = StepScalars { beta: beta as f32, ..StepScalars::default() };
-        self.exec.write(program, "step", Data::F32(&scalars.to_array()))?;
+        self.exec.write(program, "beta", Data::F32(&[beta as f32]))?;
         self.exec.run(program, &[])?;
         let terms = self.exec.read(program, "terms")?;
         let &[total, recon, kl] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::op::AdamConfig;
-use vae_wgpu::runtime::op::optim::step_scalars::StepScalars;
+use vae_wgpu::runtime::op::StepScalars;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
@@ -217,7 +217,7 @@ pub(crate) fn model(
     let scalars = |step: usize| {
         let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(step as u64);
         let lr = rates.get(step).copied().unwrap_or_default() as f32;
-        StepScalars { lr, beta: 1.0, bias_correction1, bias_correction2, weight_decay: weight_decay as f32, clip: 0.0 }
+        StepScalars { lr, bias_correction1, bias_correction2, weight_decay: weight_decay as f32, clip: 0.0 }
     };
     let tight = matches!(engine, Engine::F64).then_some(5e-7);
     let mut shares = Shares::new(case);
@@ -225,7 +225,8 @@ pub(crate) fn model(
     for (step, eps) in eps.iter().enumerate() {
         exec.write(PROGRAM, "images", Data::U8(&images))?;
         exec.write(PROGRAM, "eps", Data::F32(eps))?;
-        exec.write(PROGRAM, "step", Data::F32(&scalars(step).to_array()))?;
+        exec.write(PROGRAM, "beta", Data::F32(&[1.0]))?;
+        exec.write(PROGRAM, "hyperparams", Data::F32(&scalars(step).to_array()))?;
         exec.run(PROGRAM, &["terms"])?;
         let report = exec.reports(true)?.pop().context("no report")?;
         losses.extend(report.values.concat());
@@ -258,7 +259,7 @@ pub(crate) fn model(
     }
     exec.write(EVALUATION, "images", Data::U8(&images))?;
     exec.write(EVALUATION, "eps", Data::F32(eps[0]))?;
-    exec.write(EVALUATION, "step", Data::F32(&scalars(0).to_array()))?;
+    exec.write(EVALUATION, "beta", Data::F32(&[1.0]))?;
     exec.run(EVALUATION, &[])?;
     let (mu, log_std) = halves(&exec.read(EVALUATION, "h")?, config.latent_dim);
     shares.elements(&mu, "eval_mu", None)?;

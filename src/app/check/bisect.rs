@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::runtime::exec::{Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::graph::{Arena, Storage, ValueId};
-use crate::runtime::op::optim::step_scalars::StepScalars;
+use crate::runtime::op::StepScalars;
 use crate::runtime::op::{AdamConfig, Pass};
 use crate::runtime::plan;
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
@@ -65,11 +65,11 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
     let images = numbers_of(Spec::bytes(config.images(batch)), None, 1.0, 0)?;
     let eps = numbers_of(Spec::flat(batch * config.latent_dim), None, 1.0, 1)?;
     let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(0);
-    let scalars =
-        StepScalars { lr: 1e-3, beta: 1.0, bias_correction1, bias_correction2, weight_decay: 1e-2, clip: 1.0 };
+    let scalars = StepScalars { lr: 1e-3, bias_correction1, bias_correction2, weight_decay: 1e-2, clip: 1.0 };
     exec.write(PROGRAM, "images", Data::F32(&images))?;
     exec.write(PROGRAM, "eps", Data::F32(&eps))?;
-    exec.write(PROGRAM, "step", Data::F32(&scalars.to_array()))?;
+    exec.write(PROGRAM, "beta", Data::F32(&[1.0]))?;
+    exec.write(PROGRAM, "hyperparams", Data::F32(&scalars.to_array()))?;
 
     let same = |a: &[f32], b: &[f32]| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
     let mut written: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::runtime::op::{Adam, AdamConfig, Cost, GradNorm, Init, Op, Pass, RestoreStates, Role, spec_of};
+use crate::runtime::op::{Adam, AdamConfig, Cost, GradNorm, Init, Op, Pass, RestoreStates, Role, StepScalars, spec_of};
 use crate::runtime::tensor::shape::{Shape, Spec};
 
 mod autodiff;
@@ -281,17 +281,26 @@ impl Graph {
     }
 
     /// Appends the gradient norm, Adam over all parameters, and the rollback of the running statistics for a step that is refused;
-    /// needs the input `step` and the output `terms`, and adds the output `norm` (global norm, finite flag).
+    /// needs the output `terms`, and adds the input `hyperparams` ([`StepScalars`]) and the output `norm` (global norm, finite flag).
     pub fn with_adam(mut self, config: AdamConfig) -> Result<Self> {
         let len = (self.arena_bytes(Arena::Params) / 4) as usize;
         let [params, grads, m, v] =
             [Arena::Params, Arena::Grads, Arena::Moment1, Arena::Moment2].map(|arena| self.whole(arena));
-        let (terms, step) = (self.output("terms")?, self.input("step")?);
+        let terms = self.output("terms")?;
+        let hyperparams = self.add_value("hyperparams".into(), Spec::flat(StepScalars::LEN), Storage::Input);
+        self.inputs.insert("hyperparams".into(), hyperparams);
         let grad_norm = GradNorm::new(len)?;
         let norm = self.add_value("grad_norm.norm".into(), spec_of(&grad_norm, "norm")?, Storage::Local);
         let bound = vec![("grads", grads), ("terms", terms), ("norm", norm)];
         self.push_forward("grad_norm", Arc::new(grad_norm), bound)?;
-        let bound = vec![("grads", grads), ("norm", norm), ("step", step), ("params", params), ("m", m), ("v", v)];
+        let bound = vec![
+            ("grads", grads),
+            ("norm", norm),
+            ("hyperparams", hyperparams),
+            ("params", params),
+            ("m", m),
+            ("v", v),
+        ];
         self.push_forward("adam", Arc::new(Adam::new(len, config)?), bound)?;
         if !self.states.is_empty() {
             let len = (self.arena_bytes(Arena::States) / 4) as usize;

@@ -19,7 +19,7 @@ pub mod vae;
 pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
 pub use self::conv::{Conv2d, ConvTranspose2d, FusedConv, Linear};
 pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};
-pub use self::optim::{Adam, AdamConfig, GradNorm, RestoreStates};
+pub use self::optim::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars};
 pub use self::vae::{Elbo, Reparameterize};
 pub use crate::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile};
 

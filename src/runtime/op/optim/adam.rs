@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::optim::step_scalars::StepScalars;
+use crate::runtime::op::optim::StepScalars;
 use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -45,7 +45,7 @@ impl AdamConfig {
 /// Nothing changes at all unless the finite flag, the second number of `norm`, is 1.
 ///
 /// `grads`, `params`, `m`, `v`: flat buffers of all parameters, padding included. `norm`: from
-/// [`GradNorm`](crate::runtime::op::optim::grad_norm::GradNorm). `step`: [`StepScalars`].
+/// [`GradNorm`](crate::runtime::op::optim::grad_norm::GradNorm). `hyperparams`: [`StepScalars`].
 #[derive(Clone, Copy, Debug)]
 pub struct Adam {
     len: usize,
@@ -67,8 +67,17 @@ impl Adam {
         Ok(Self { len, config })
     }
 
+    /// The constants that this step was made with.
+    #[must_use]
+    pub const fn config(&self) -> AdamConfig {
+        self.config
+    }
+
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        let ("forward", &[grads, norm, step], [params, m, v]) = (pass, reads, writes) else {
+        let ("forward", &[grads, norm, hyperparams], [params, m, v]) = (pass, reads, writes) else {
+            return Err(no_such_entry(self, pass));
+        };
+        let &[lr, bias_correction1, bias_correction2, weight_decay, clip] = hyperparams else {
             return Err(no_such_entry(self, pass));
         };
         let one = T::from_f64(1.0);
@@ -78,11 +87,9 @@ impl Adam {
         let AdamConfig { beta1, beta2, eps } = self.config;
         let (rest1, rest2) = (T::from_f64(1.0 - beta1), T::from_f64(1.0 - beta2));
         let (beta1, beta2, eps) = (T::from_f64(beta1), T::from_f64(beta2), T::from_f64(eps));
-        let lr = step[StepScalars::LR];
-        let rate = lr / step[StepScalars::BIAS_CORRECTION1];
-        let root2 = step[StepScalars::BIAS_CORRECTION2].sqrt();
-        let keep = one - lr * step[StepScalars::WEIGHT_DECAY];
-        let clip = step[StepScalars::CLIP];
+        let rate = lr / bias_correction1;
+        let root2 = bias_correction2.sqrt();
+        let keep = one - lr * weight_decay;
         let scale = if clip > T::zero() { clip / (norm[0] + T::from_f64(1e-6)) } else { one };
         for (((p, m), v), &g) in params.iter_mut().zip(&mut **m).zip(&mut **v).zip(grads) {
             let g = if scale < one { g * scale } else { g };
@@ -104,7 +111,7 @@ impl Op for Adam {
         vec![
             Operand::new("grads", Role::Constant, spec),
             Operand::new("norm", Role::Constant, Spec::flat(4)),
-            Operand::new("step", Role::Constant, StepScalars::spec()),
+            Operand::new("hyperparams", Role::Constant, Spec::flat(StepScalars::LEN)),
             Operand::new("params", Role::State(0.0), spec),
             Operand::new("m", Role::State(0.0), spec),
             Operand::new("v", Role::State(0.0), spec),
@@ -112,8 +119,12 @@ impl Op for Adam {
     }
 
     fn passes(&self) -> Passes {
-        let forward =
-            Pass { name: "forward", reads: &["grads", "norm", "step"], writes: &[], updates: &["params", "m", "v"] };
+        let forward = Pass {
+            name: "forward",
+            reads: &["grads", "norm", "hyperparams"],
+            writes: &[],
+            updates: &["params", "m", "v"],
+        };
         Passes { forward, backward: &[], aliases: &[] }
     }
 
@@ -138,7 +149,7 @@ impl Op for Adam {
         Ok(Lowered::one(Dispatch {
             flags: vec![],
             kernel: &FORWARD,
-            bindings: ["grads", "norm", "step", "params", "m", "v"].map(Bind::Operand).to_vec(),
+            bindings: ["grads", "norm", "hyperparams", "params", "m", "v"].map(Bind::Operand).to_vec(),
             overrides: vec![],
             params: params.bytes(),
             workgroups: workgroups(len, 64),
@@ -163,18 +174,12 @@ static FORWARD: Kernel = Kernel {
     file: "optim/adam.wgsl",
     source: include_str!("../../../../shaders/optim/adam.wgsl"),
     entry: "forward",
-    defines: &[
-        ("LR", StepScalars::LR as i64),
-        ("BC1", StepScalars::BIAS_CORRECTION1 as i64),
-        ("BC2", StepScalars::BIAS_CORRECTION2 as i64),
-        ("DECAY", StepScalars::WEIGHT_DECAY as i64),
-        ("CLIP", StepScalars::CLIP as i64),
-    ],
+    defines: &[],
     flags: &[],
     bindings: &[
         ("grads", Access::Read),
         ("norm", Access::Read),
-        ("step", Access::Read),
+        ("hyperparams", Access::Read),
         ("params", Access::ReadWrite),
         ("m", Access::ReadWrite),
         ("v", Access::ReadWrite),
@@ -195,15 +200,15 @@ pub static INFO: OpInfo = OpInfo {
                 Case::new(name, Adam::new(len, AdamConfig::default())?).fill("v", Distribution::Uniform(0.0, 1.0));
             Ok(case
                 .fill("norm", Distribution::Values(norm))
-                .fill("step", Distribution::Values(step))
+                .fill("hyperparams", Distribution::Values(step))
                 .not_differentiated())
         };
         Ok(vec![
-            case("one", 1, &[9.0, 1.0, 0.0, 0.0], &STEP)?,
-            case("odd", 259, &[9.0, 1.0, 0.0, 0.0], &STEP)?,
+            case("one", 1, &[9.0, 1.0, 0.0, 0.0], &UNCLIPPED)?,
+            case("odd", 259, &[9.0, 1.0, 0.0, 0.0], &UNCLIPPED)?,
             case("clipped", 259, &[9.0, 1.0, 0.0, 0.0], &CLIPPED)?,
             case("below_the_clip", 259, &[1.5, 1.0, 0.0, 0.0], &CLIPPED)?,
-            case("first_step", 259, &[9.0, 1.0, 0.0, 0.0], &STEP)?.fill("m", ZERO).fill("v", ZERO),
+            case("first_step", 259, &[9.0, 1.0, 0.0, 0.0], &UNCLIPPED)?.fill("m", ZERO).fill("v", ZERO),
             case("refused", 259, &[9.0, 0.0, 0.0, 0.0], &CLIPPED)?,
             case("model", 1_721_891, &[9.0, 1.0, 0.0, 0.0], &CLIPPED)?,
         ])
@@ -213,21 +218,11 @@ pub static INFO: OpInfo = OpInfo {
 const ZERO: Distribution = Distribution::Constant(0.0);
 
 /// The third step of a run.
-const STEP: [f32; StepScalars::LEN] = StepScalars {
-    lr: 1e-2,
-    beta: 1.0,
-    bias_correction1: 0.271,
-    bias_correction2: 0.002_997_001,
-    weight_decay: 0.1,
-    clip: 0.0,
-}
-.to_array();
+const STEP: StepScalars =
+    StepScalars { lr: 1e-2, bias_correction1: 0.271, bias_correction2: 0.002_997_001, weight_decay: 0.1, clip: 0.0 };
+const UNCLIPPED: [f32; StepScalars::LEN] = STEP.to_array();
 
-const CLIPPED: [f32; StepScalars::LEN] = {
-    let mut step = STEP;
-    step[StepScalars::CLIP] = 2.0;
-    step
-};
+const CLIPPED: [f32; StepScalars::LEN] = StepScalars { clip: 2.0, ..STEP }.to_array();
 
 #[cfg(test)]
 mod tests {
@@ -252,7 +247,7 @@ mod tests {
         let op = Adam::new(1, AdamConfig::default()).unwrap();
         let (mut p, mut m, mut v) = ([2.0f32], [3.0f32], [4.0f32]);
         let norm = [f32::NAN, 0.0, 0.0, 0.0];
-        op.reference("forward", &[&[f32::NAN], &norm, &STEP], &mut [&mut p, &mut m, &mut v]).unwrap();
+        op.reference("forward", &[&[f32::NAN], &norm, &UNCLIPPED], &mut [&mut p, &mut m, &mut v]).unwrap();
         assert_eq!((p, m, v), ([2.0], [3.0], [4.0]));
     }
 

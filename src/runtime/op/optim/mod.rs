@@ -8,3 +8,4 @@ pub mod step_scalars;
 pub use adam::{Adam, AdamConfig};
 pub use grad_norm::GradNorm;
 pub use restore_states::RestoreStates;
+pub use step_scalars::StepScalars;

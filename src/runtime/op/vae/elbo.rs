@@ -2,7 +2,6 @@
 
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::optim::step_scalars::StepScalars;
 use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
@@ -13,7 +12,7 @@ use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 /// - kl = 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std) / (N * D),
 /// - total = recon + beta * kl.
 ///
-/// `x`, `mean`: `[n, c, h, w]`. `h`: `[n, 2 * latent, 1, 1]`, mu before log_std. `step`: [`StepScalars`], of which beta is used.
+/// `x`, `mean`: `[n, c, h, w]`. `h`: `[n, 2 * latent, 1, 1]`, mu before log_std. `beta`: one value.
 /// `terms`: total, recon, kl. With seeds, `seed_mean` and `seed_h` are the gradients of total with respect to `mean` and `h`; they
 /// cost no pass of their own.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +42,7 @@ impl Elbo {
     }
 
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        let ("forward", &[x, mean, h, step], [terms, seeds @ ..]) = (pass, reads, writes) else {
+        let ("forward", &[x, mean, h, &[beta]], [terms, seeds @ ..]) = (pass, reads, writes) else {
             return Err(no_such_entry(self, pass));
         };
         let &mut [ref mut total, ref mut recon, ref mut kl] = &mut **terms else {
@@ -51,7 +50,6 @@ impl Elbo {
         };
         let (half, one, two) = (T::from_f64(0.5), T::from_f64(1.0), T::from_f64(2.0));
         let count = T::from_usize(self.x.len());
-        let beta = step[StepScalars::BETA];
         let squares = blocked_sum(x.iter().zip(mean).map(|(&x, &m)| (x - m).squared()));
         let divergence = blocked_sum(h.chunks_exact(self.h.c).flat_map(|row| {
             let (mu, log_std) = row.split_at(self.latent());
@@ -86,7 +84,7 @@ impl Op for Elbo {
             Operand::new("x", Role::Constant, pixels),
             Operand::new("mean", Role::Input, pixels),
             Operand::new("h", Role::Input, h),
-            Operand::new("step", Role::Constant, StepScalars::spec()),
+            Operand::new("beta", Role::Constant, Spec::flat(1)),
             Operand::new("terms", Role::Output, Spec::flat(3)),
         ];
         if self.seeds {
@@ -102,7 +100,7 @@ impl Op for Elbo {
         } else {
             (&["terms"], &[])
         };
-        let forward = Pass { name: "forward", reads: &["x", "mean", "h", "step"], writes, updates: &[] };
+        let forward = Pass { name: "forward", reads: &["x", "mean", "h", "beta"], writes, updates: &[] };
         Passes { forward, backward: &[], aliases }
     }
 
@@ -137,7 +135,7 @@ impl Op for Elbo {
         let mut finish = Dispatch {
             flags: vec![],
             kernel: if self.seeds { &FINISH_SEEDS } else { &FINISH },
-            bindings: vec![Bind::Scratch(0), Bind::Operand("h"), Bind::Operand("step"), Bind::Operand("terms")],
+            bindings: vec![Bind::Scratch(0), Bind::Operand("h"), Bind::Operand("beta"), Bind::Operand("terms")],
             overrides: vec![],
             params,
             workgroups: 1,
@@ -169,13 +167,8 @@ const SPAN: usize = WIDTH * ITEMS;
 /// Lanes of the one workgroup of the second stage.
 const FINISH_WIDTH: usize = 256;
 
-const fn defines(width: usize, seeds: bool) -> [(&'static str, i64); 4] {
-    [
-        ("SUM_WIDTH", width as i64),
-        ("ITEMS", ITEMS as i64),
-        ("SEEDS", seeds as i64),
-        ("STEP_BETA", StepScalars::BETA as i64),
-    ]
+const fn defines(width: usize, seeds: bool) -> [(&'static str, i64); 3] {
+    [("SUM_WIDTH", width as i64), ("ITEMS", ITEMS as i64), ("SEEDS", seeds as i64)]
 }
 
 static PIXELS: Kernel = Kernel {
@@ -209,7 +202,7 @@ static FINISH: Kernel = Kernel {
     name: "elbo.forward.finish",
     entry: "finish",
     defines: &defines(FINISH_WIDTH, false),
-    bindings: &[("partials", Access::Read), ("h", Access::Read), ("step", Access::Read), ("terms", Access::ReadWrite)],
+    bindings: &[("partials", Access::Read), ("h", Access::Read), ("beta", Access::Read), ("terms", Access::ReadWrite)],
     workgroup: [FINISH_WIDTH as u32, 1, 1],
     ..PIXELS
 };
@@ -220,7 +213,7 @@ static FINISH_SEEDS: Kernel = Kernel {
     bindings: &[
         ("partials", Access::Read),
         ("h", Access::Read),
-        ("step", Access::Read),
+        ("beta", Access::Read),
         ("terms", Access::ReadWrite),
         ("seed_h", Access::ReadWrite),
     ],
@@ -234,7 +227,7 @@ pub static INFO: OpInfo = OpInfo {
     cases: || {
         let case = |name: &str, x: Shape, latent: usize, seeds: bool| {
             let elbo = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), seeds)?;
-            Ok(Case::new(name, elbo).fill("step", Distribution::Values(&STEP)))
+            Ok(Case::new(name, elbo).fill("beta", Distribution::Constant(0.75)))
         };
         Ok(vec![
             case("one", Shape::new(1, 1, 1, 1), 1, true)?,
@@ -246,10 +239,6 @@ pub static INFO: OpInfo = OpInfo {
         ])
     },
 };
-
-const STEP: [f32; StepScalars::LEN] =
-    StepScalars { lr: 0.0, beta: 0.75, bias_correction1: 1.0, bias_correction2: 1.0, weight_decay: 0.0, clip: 0.0 }
-        .to_array();
 
 #[cfg(test)]
 mod tests {
