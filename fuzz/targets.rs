@@ -112,7 +112,7 @@ pub(crate) fn checkpoint(bytes: &[u8]) {
     let read = || {
         let progress = Progress::of(&file, path())?;
         let settings: Settings = serde_json::from_str(&progress.settings)
-            .map_err(|why| Error::garbled("understand the settings in", path(), why))?;
+            .map_err(|why| Error::malformed("parse the settings in", path(), why))?;
         settings.check()?;
         let graph = settings.model.graph(1, Mode::Encode)?;
         Checkpoint::from_file(file.clone(), path(), TensorSchema::of(&graph))

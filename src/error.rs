@@ -1,185 +1,206 @@
-//! The one error type of the library: what was compared, what was found, and the way out.
+//! The error type of the library: the values that were compared, and how to get out of it.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
+use crate::runtime::tensor::shape::Shape;
+
 /// A `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong below the command line.
+/// All failures of this crate below the command line.
+///
+/// A message is one line: the failure in lower case, then a sentence with the way out where there is one. An underlying cause is not part
+/// of the message but of [`source()`](std::error::Error::source).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A tensor or an attribute does not fit the operation that it was given to.
-    #[error("{op}: {what}: expected {expected}, found {found}")]
-    Shape {
-        /// Node or operation, e.g. `encoder.stem: conv2d`.
-        op: String,
-        /// What was looked at, e.g. `channels of x`.
-        what: String,
-        /// What would have been accepted.
+    /// A setting, option, size or attribute outside of its range.
+    #[error("invalid {name}: expected {expected}, found {found}")]
+    InvalidArgument {
+        /// Name of the setting, e.g. `learning rate`, or of an operation's attribute, e.g. `stride of conv2d`.
+        name: String,
+        /// The accepted values.
         expected: String,
-        /// What was given.
+        /// The value that was passed.
         found: String,
     },
-    /// A graph that cannot be built or differentiated.
-    #[error("graph: {0}")]
+    /// A tensor of the wrong shape.
+    #[error("{node}: `{operand}` has shape {found}, expected {expected}")]
+    Shape {
+        /// Node and operation, e.g. `encoder.stem: conv2d`.
+        node: String,
+        /// Operand of the operation, e.g. `x`.
+        operand: String,
+        /// The shape that the operation accepts.
+        expected: Shape,
+        /// The shape that was passed.
+        found: Shape,
+    },
+    /// A graph that cannot be built, differentiated or run.
+    #[error("invalid graph: {0}")]
     Graph(String),
-    /// The plan does not fit the device.
-    #[error("{what} needs {needed} bytes but the device allows {limit}; {hint}")]
+    /// A buffer, plan or dispatch that exceeds a limit.
+    #[error("{what} needs {needed} {unit} but the limit is {limit}. {}", batch_hint(*.largest_batch))]
     DoesNotFit {
-        /// The largest thing that does not fit.
+        /// The largest thing that does not fit, e.g. `the largest tensor of batch 4096`.
         what: String,
-        /// Bytes asked for.
+        /// Required size in `unit`.
         needed: u64,
-        /// Bytes allowed.
+        /// Largest accepted size in `unit`.
         limit: u64,
-        /// The way out, e.g. the largest batch that fits.
-        hint: String,
+        /// Unit of both, e.g. `bytes`.
+        unit: &'static str,
+        /// The largest batch size that fits, 0 if none does; `None` where it was not determined.
+        largest_batch: Option<usize>,
     },
-    /// No adapter fits what was asked for.
-    #[error("no usable GPU adapter: {wanted}; {found}. {hint}")]
+    /// No adapter matches the request.
+    #[error("no usable GPU adapter: {wanted}; {found}. {}", sentence(hint))]
     NoAdapter {
-        /// What was asked for.
+        /// The request.
         wanted: String,
-        /// What is there.
+        /// The adapters that exist.
         found: String,
-        /// The way out.
+        /// How to get one.
         hint: String,
     },
-    /// The device lacks something that was asked for by name.
-    #[error("{what} needs {needs}, which the device does not have")]
+    /// A kernel variant that the device cannot run.
+    #[error("{what} requires {needs}, which the device does not support")]
     Unsupported {
-        /// What was asked for.
+        /// The variant.
         what: String,
-        /// What it needs.
+        /// The missing feature or limit.
         needs: String,
     },
-    /// The device reported an error or was lost.
-    #[error("device: {context}: {message}")]
+    /// An error reported by the device or its driver, or a lost device.
+    #[error("device error: {context}: {message}")]
     Device {
-        /// What was being done.
+        /// The failed action.
         context: String,
-        /// The driver's or wgpu's own words.
+        /// The message of wgpu or the driver.
         message: String,
     },
-    /// A shader does not expand or compile.
-    #[error("shader {file}:{line}: {message}")]
+    /// A shader that does not expand or compile.
+    #[error("cannot compile shader {file}:{line}: {message}")]
     Shader {
         /// File below `shaders/`.
         file: String,
         /// Line in that file, from 1.
         line: usize,
-        /// What is wrong.
+        /// The message of the preprocessor or the compiler.
         message: String,
     },
-    /// A number that must be finite is not.
-    #[error("non-finite value in {tensor} at step {step}: the update was refused")]
+    /// NaN or infinity in a training step.
+    #[error(
+        "non-finite value in {tensor} at step {step}: the update was not applied. Try a lower learning rate or gradient clipping"
+    )]
     NonFinite {
-        /// The first tensor found to hold NaN or infinity.
+        /// The first tensor found to contain NaN or infinity.
         tensor: String,
         /// Step, from 0.
         step: u64,
     },
-    /// A trained model whose numbers are finite gives numbers that are not.
-    #[error("{what} is not finite: the model has diverged; go back to an earlier one")]
+    /// NaN or infinity in the output of a trained model.
+    #[error("{what} contains NaN or infinity: the model has diverged. Use an earlier checkpoint")]
     NonFiniteOutput {
-        /// What was computed with it.
+        /// The output.
         what: String,
     },
     /// A data set that is missing, damaged or of another kind.
-    #[error("{}: {}; {hint}", printable(file), printable(what))]
+    #[error("cannot use {}: {}. {}", printable(file), printable(what), sentence(hint))]
     Data {
         /// File, folder or member of an archive.
         file: String,
-        /// What was found there (with its offset, where it has one) and what was expected.
+        /// The finding, with its offset where it has one, and the expected content.
         what: String,
-        /// The way out.
+        /// How to get a good copy.
         hint: String,
     },
-    /// A download that failed; its cause is the source.
-    #[error("cannot download {url}; {hint}")]
+    /// A failed download; its cause is the source.
+    ///
+    /// The message leaves the hint out, because it belongs behind the cause.
+    #[error("cannot download {url}")]
     Download {
-        /// What was asked for.
+        /// Address of the file.
         url: String,
-        /// The way out, without a network too.
+        /// How to go on, with and without a network.
         hint: String,
-        /// What went wrong last.
+        /// The last failure.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A name that does not exist in a table of names.
+    /// A name that is not in a table of names.
     #[error("unknown {kind} `{name}`: expected one of {known}")]
     Unknown {
-        /// Kind of thing, e.g. `tensor`.
+        /// Kind of name, e.g. `tensor`.
         kind: &'static str,
-        /// What was asked for.
+        /// The unknown name.
         name: String,
-        /// What there is.
+        /// The known names.
         known: String,
     },
     /// A broken invariant of this crate: please report it.
-    #[error("internal error: {0} (this is a bug in vae-wgpu, please report it)")]
+    #[error("internal error: {0}. This is a bug in vae-wgpu; please report it")]
     Bug(String),
-    /// A file or folder that cannot be read, written or understood.
+    /// A file or folder that cannot be read, written or parsed.
     #[error("cannot {doing} {}", printable(path.display()))]
     File {
-        /// What was being done, e.g. `write`.
+        /// The failed action, e.g. `write`.
         doing: String,
         /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The folder of a run in progress was removed and taken by another run.
-    #[error("{} belongs to another run by now: nothing of this one can be saved there", printable(path.display()))]
+    /// The folder of a run in progress was removed and is now used by another run.
+    #[error("another process has taken over run folder {}; cannot save this run there", printable(path.display()))]
     RunFolderLost {
         /// The folder.
         path: PathBuf,
     },
-    /// Weights or a checkpoint that do not fit what they are to be used for.
-    #[error("{}: {}: expected {expected}, found {}; {hint}", printable(path.display()), printable(what), printable(found))]
+    /// Weights or a checkpoint that do not match the model or the run.
+    #[error("cannot use {}: {}: expected {expected}, found {}. {}", printable(path.display()), printable(what), printable(found), sentence(hint))]
     Checkpoint {
         /// The file.
         path: PathBuf,
-        /// What was looked at.
+        /// The mismatched field or tensor.
         what: String,
-        /// What would have been accepted.
+        /// The required value.
         expected: String,
-        /// What is in the file.
+        /// The value in the file.
         found: String,
-        /// The way out.
+        /// How to get a matching file.
         hint: String,
     },
 }
 
 impl Error {
-    /// A [`Error::Shape`] from anything printable.
-    pub fn shape(
-        op: impl fmt::Display,
-        what: impl fmt::Display,
-        expected: impl fmt::Display,
-        found: impl fmt::Display,
-    ) -> Self {
-        Self::Shape {
-            op: op.to_string(),
-            what: what.to_string(),
-            expected: expected.to_string(),
-            found: found.to_string(),
-        }
+    /// Returns an [`Error::InvalidArgument`] from anything printable.
+    pub fn argument(name: impl fmt::Display, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+        Self::InvalidArgument { name: name.to_string(), expected: expected.to_string(), found: found.to_string() }
     }
 
-    /// A [`Error::Bug`] from anything printable.
+    /// Returns an [`Error::Shape`] for an operand of a node or operation.
+    pub fn shape(node: impl fmt::Display, operand: impl fmt::Display, expected: Shape, found: Shape) -> Self {
+        Self::Shape { node: node.to_string(), operand: operand.to_string(), expected, found }
+    }
+
+    /// Returns an [`Error::DoesNotFit`] for bytes, with an unknown largest batch.
+    pub fn does_not_fit(what: impl fmt::Display, needed: u64, limit: u64) -> Self {
+        Self::DoesNotFit { what: what.to_string(), needed, limit, unit: "bytes", largest_batch: None }
+    }
+
+    /// Returns an [`Error::Bug`] from anything printable.
     pub fn bug(what: impl fmt::Display) -> Self {
         Self::Bug(what.to_string())
     }
 
-    /// A [`Error::Device`] from anything printable.
+    /// Returns an [`Error::Device`] from anything printable.
     pub fn device(context: impl fmt::Display, message: impl fmt::Display) -> Self {
         Self::Device { context: context.to_string(), message: message.to_string() }
     }
 
-    /// A [`Error::Data`] from anything printable.
+    /// Returns an [`Error::Data`] from anything printable.
     pub fn data(file: impl fmt::Display, what: impl fmt::Display, hint: impl fmt::Display) -> Self {
         Self::Data { file: file.to_string(), what: what.to_string(), hint: hint.to_string() }
     }
@@ -189,8 +210,8 @@ impl Error {
         move |source| Self::File { doing: doing.to_string(), path: path.to_owned(), source }
     }
 
-    /// An [`Error::File`] for content that makes no sense.
-    pub fn garbled(
+    /// Returns an [`Error::File`] for malformed content.
+    pub fn malformed(
         doing: impl fmt::Display,
         path: &Path,
         why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -198,19 +219,46 @@ impl Error {
         Self::file(doing, path)(io::Error::new(io::ErrorKind::InvalidData, printable(why.into())))
     }
 
-    /// Names the node in front of a shape error of its operation.
+    /// Returns the hint of an [`Error::Download`], to be printed after its cause. All other hints are part of the message.
+    #[must_use]
+    pub fn trailing_hint(&self) -> Option<String> {
+        match self {
+            Self::Download { hint, .. } => Some(sentence(hint)),
+            _ => None,
+        }
+    }
+
+    /// Adds the name of the node to an error of its operation about a shape or an attribute.
     #[must_use]
     pub fn at_node(self, node: &str) -> Self {
         match self {
-            Self::Shape { op, what, expected, found } => {
-                Self::Shape { op: format!("{node}: {op}"), what, expected, found }
+            Self::Shape { node: op, operand, expected, found } => {
+                Self::Shape { node: format!("{node}: {op}"), operand, expected, found }
+            }
+            Self::InvalidArgument { name, expected, found } => {
+                Self::InvalidArgument { name: format!("{name} at node `{node}`"), expected, found }
             }
             other => other,
         }
     }
 }
 
-/// Text from outside as a message may show it: on one line, of a length that can be read, without what a terminal would obey.
+/// The way out of [`Error::DoesNotFit`].
+fn batch_hint(largest: Option<usize>) -> String {
+    match largest {
+        None => "Use a smaller batch or fewer channels".to_owned(),
+        Some(0) => "Not even a batch of 1 fits: use fewer channels".to_owned(),
+        Some(batch) => format!("The largest batch that fits is {batch}"),
+    }
+}
+
+/// `hint` as a sentence of its own.
+fn sentence(hint: &str) -> String {
+    let mut rest = hint.chars();
+    rest.next().map(|first| first.to_uppercase().chain(rest).collect()).unwrap_or_default()
+}
+
+/// Text from a file or another program, made safe to print: one line of bounded length without control characters.
 fn printable(text: impl fmt::Display) -> String {
     const MOST: usize = 1000;
     let text = text.to_string();
@@ -226,16 +274,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_from_outside_cannot_speak_to_the_terminal() {
-        let evil = "a\n\u{1b}[2Jb\u{9b}c";
-        let path = Path::new(evil);
-        let text = || evil.to_owned();
+    fn control_characters_are_stripped_from_messages() {
+        let hostile = "a\n\u{1b}[2Jb\u{9b}c";
+        let path = Path::new(hostile);
+        let text = || hostile.to_owned();
         let long = "x".repeat(1 << 20);
         for error in [
-            Error::data(evil, evil, ""),
+            Error::data(hostile, hostile, ""),
             Error::file("read", path)(io::ErrorKind::NotFound.into()),
-            Error::garbled("understand", path, evil),
-            Error::garbled("understand", path, long.as_str()),
+            Error::malformed("parse", path, hostile),
+            Error::malformed("parse", path, long.as_str()),
             Error::RunFolderLost { path: path.to_owned() },
             Error::Checkpoint {
                 path: path.to_owned(),
@@ -245,8 +293,34 @@ mod tests {
                 hint: String::new(),
             },
         ] {
-            let said = format!("{:#}", anyhow::Error::from(error));
-            assert!(!said.chars().any(char::is_control) && said.len() < 2000, "{said:?}");
+            let message = format!("{:#}", anyhow::Error::from(error));
+            assert!(!message.chars().any(char::is_control) && message.len() < 2000, "{message:?}");
         }
+    }
+
+    #[test]
+    fn hints_are_sentences() {
+        let fit = |largest_batch| Error::DoesNotFit {
+            what: "the plan".into(),
+            needed: 2,
+            limit: 1,
+            unit: "bytes",
+            largest_batch,
+        };
+        assert_eq!(
+            fit(None).to_string(),
+            "the plan needs 2 bytes but the limit is 1. Use a smaller batch or fewer channels"
+        );
+        assert!(fit(Some(7)).to_string().ends_with(". The largest batch that fits is 7"));
+        let data = Error::data("a.bin", "3 bytes, expected 4", "download it again");
+        assert_eq!(data.to_string(), "cannot use a.bin: 3 bytes, expected 4. Download it again");
+    }
+
+    #[test]
+    fn errors_of_operations_name_their_node() {
+        let shape = Error::shape("add", "b", Shape::vector(3), Shape::vector(4)).at_node("sum");
+        assert_eq!(shape.to_string(), "sum: add: `b` has shape [1, 4, 1, 1], expected [1, 3, 1, 1]");
+        let argument = Error::argument("stride of conv2d", "at least 1", 0).at_node("stem");
+        assert_eq!(argument.to_string(), "invalid stride of conv2d at node `stem`: expected at least 1, found 0");
     }
 }

@@ -94,8 +94,9 @@ fn pixels(data: &Dataset) -> Vec<u8> {
     pixels
 }
 
-fn chain(error: &dyn error::Error) -> String {
-    iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+fn chain(error: &(dyn error::Error + 'static)) -> String {
+    let hint = error.downcast_ref::<Error>().and_then(Error::trailing_hint).unwrap_or_default();
+    iter::successors(Some(error), |e| e.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ") + &hint
 }
 
 fn refusal(archive: &[u8]) -> String {
@@ -504,7 +505,7 @@ fn a_cut_download_goes_on_by_itself_while_it_gets_further() {
 fn a_download_that_gets_nowhere_ends_and_is_kept() {
     let setup = setup(&[Answer::Cut(1000), Answer::Cut(0), Answer::Whole]);
     let error = setup.error();
-    assert!(error.contains("run again to go on from byte 1000"), "{error}");
+    assert!(error.contains("Run the command again to resume at byte 1000"), "{error}");
     assert_eq!(fs::read(setup.part()).unwrap(), setup.body[..1000]);
     setup.succeeds(&[None, Some("bytes=1000-"), Some("bytes=1000-")]);
 }
@@ -549,7 +550,7 @@ fn slow_is_fine_but_silence_is_not() {
     setup(&[Answer::Slow]).succeeds(&[None]);
     let silent = setup(&[Answer::Stall(1000), Answer::Stall(0)]);
     let error = silent.error();
-    assert!(error.contains("timeout") && error.contains("from byte 1000"), "{error}");
+    assert!(error.contains("timeout") && error.contains("at byte 1000"), "{error}");
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn a_second_run_in_the_same_folder_is_refused_until_the_first_is_dead() {
     for args in [&again, &resume(&run, "cpu", "1")] {
         let (code, said) = ends(&mut command(args));
         assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains("another process writes to this run folder") && said.lines().count() == 1, "{said}");
+        assert!(said.contains("another process is writing to this run folder") && said.lines().count() == 1, "{said}");
     }
     signal(&first, "-KILL");
     first.wait().unwrap();
@@ -258,7 +258,7 @@ fn a_run_whose_folder_another_run_took_ends_and_leaves_it_alone() {
     let before = read();
     let (code, events, words) = watched.end();
     assert_eq!(code, Some(1), "{events}{words}");
-    assert!(words.contains("belongs to another run by now") && words.lines().count() == 1, "{words}");
+    assert!(words.contains("another process has taken over run folder") && words.lines().count() == 1, "{words}");
     assert!(read() == before, "the other run's files were touched");
 }
 

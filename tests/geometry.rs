@@ -91,7 +91,10 @@ fn sound(op: &dyn Op) -> Result<(), TestCaseError> {
 
 /// Errors of shapes and limits are answers; bugs are not.
 fn refused(error: &Error) -> Result<(), TestCaseError> {
-    let answer = matches!(error, Error::Shape { .. } | Error::DoesNotFit { .. } | Error::Unsupported { .. });
+    let answer = matches!(
+        error,
+        Error::InvalidArgument { .. } | Error::Shape { .. } | Error::DoesNotFit { .. } | Error::Unsupported { .. }
+    );
     prop_assert!(answer, "{error:?}");
     Ok(())
 }

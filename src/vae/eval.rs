@@ -72,7 +72,7 @@ pub fn psnr(mse: f64) -> f64 {
 /// and decoding as many.
 ///
 /// # Errors
-/// [`Error::Shape`] where the pictures do not fit, [`Error::NonFiniteOutput`] where the model gives numbers that are not finite, and those
+/// [`Error::InvalidArgument`] where the pictures do not fit, [`Error::NonFiniteOutput`] where the model gives numbers that are not finite, and those
 /// of the device.
 pub fn evaluate(
     model: &mut Trained,

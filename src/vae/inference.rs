@@ -49,7 +49,7 @@ impl Model {
     /// Takes it from a file's content; `path` is for the message.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`], [`Error::File`] and [`Error::Shape`] where it does not say what model it holds, or where its tensors are not
+    /// [`Error::Checkpoint`], [`Error::File`] and [`Error::InvalidArgument`] where it does not say what model it holds, or where its tensors are not
     /// those of that model.
     pub fn from_file(file: TensorFile, path: PathBuf) -> Result<Self> {
         let config = config_of(&file, &path)?;
@@ -62,7 +62,7 @@ impl Model {
     /// and what is left over with a program of its own size.
     ///
     /// # Errors
-    /// Those of [`Runner::new`]; [`Error::Shape`] for a batch of 0.
+    /// Those of [`Runner::new`]; [`Error::InvalidArgument`] for a batch of 0.
     pub fn on(
         &self,
         device: &Device,
@@ -71,7 +71,7 @@ impl Model {
         work: &[(Mode, usize)],
     ) -> Result<Trained> {
         if batch == 0 {
-            return Err(Error::shape("model", "pictures at once", "at least 1", 0));
+            return Err(Error::argument("batch size", "at least 1", 0));
         }
         let mut programs = Vec::new();
         for &(mode, count) in work {
@@ -109,7 +109,7 @@ fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
             });
         }
     };
-    let config: VaeConfig = parsed.map_err(|e| Error::garbled("understand the sizes of the model in", path, e))?;
+    let config: VaeConfig = parsed.map_err(|e| Error::malformed("parse the sizes of the model in", path, e))?;
     config.check()?;
     Ok(config)
 }
@@ -143,7 +143,7 @@ impl Trained {
     /// `[n, 2 * latent]` (mu, then log_std) of `[n, c, h, w]` bytes, for `n` as it comes.
     ///
     /// # Errors
-    /// [`Error::NonFiniteOutput`] for numbers that are not finite, [`Error::Shape`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
+    /// [`Error::NonFiniteOutput`] for numbers that are not finite, [`Error::InvalidArgument`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
     pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
         let picture = self.config().images(1).len();
         self.batches("bytes of pictures", images, picture, Runner::encode)
@@ -166,13 +166,13 @@ impl Trained {
         run: impl Fn(&mut Runner, usize, &[T]) -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
         if !all.len().is_multiple_of(each) {
-            return Err(Error::shape("model", what, format!("a multiple of {each}"), all.len()));
+            return Err(Error::argument(format!("length of {what}"), format!("a multiple of {each}"), all.len()));
         }
         let mut results = Vec::new();
         for part in all.chunks(self.batch * each) {
             let result = run(&mut self.runner, part.len() / each, part)?;
             if !result.iter().all(|v| v.is_finite()) {
-                return Err(Error::NonFiniteOutput { what: "what the model makes of its input".to_owned() });
+                return Err(Error::NonFiniteOutput { what: "the model output".to_owned() });
             }
             results.extend(result);
         }
@@ -189,19 +189,15 @@ pub fn means(h: &[f32], latent: usize) -> Vec<f32> {
 /// Refuses pictures of another size than the model's.
 ///
 /// # Errors
-/// [`Error::Shape`] with both.
+/// [`Error::InvalidArgument`] with both.
 pub fn check_size(config: &VaeConfig, images: &dyn Images) -> Result<()> {
     let (c, h, w) = images.size();
     let (channels, side) = (config.image_channels, config.image_size);
     if (c, h, w) == (channels, side, side) {
         return Ok(());
     }
-    Err(Error::shape(
-        "model",
-        "channels and size of the pictures",
-        format!("{channels}x{side}x{side}"),
-        format!("{c}x{h}x{w}"),
-    ))
+    let expected = format!("{channels}x{side}x{side}");
+    Err(Error::argument("size of the images", expected, format!("{c}x{h}x{w}")))
 }
 
 /// Calls `each` with the bytes of `size` pictures after `size` pictures, in order; the last call may get fewer.

@@ -94,23 +94,23 @@ pub enum Mode {
 impl VaeConfig {
     /// Refuses sizes that make no model.
     pub fn check(&self) -> Result<()> {
-        let bad = |what: &str, expected: String, found: usize| Err(Error::shape("model", what, expected, found));
+        let bad = |what: &str, expected: String, found: usize| Err(Error::argument(what, expected, found));
         if self.channels < 2 || !self.channels.is_multiple_of(2) || self.channels > 4096 {
             return bad("channels", "an even number from 2 to 4096".into(), self.channels);
         }
         for (what, found, most) in
-            [("blocks", self.blocks, 256), ("groups", self.groups, 8), ("latent numbers", self.latent_dim, 65_536)]
+            [("blocks", self.blocks, 256), ("groups", self.groups, 8), ("latent dimensions", self.latent_dim, 65_536)]
         {
             if found == 0 || found > most {
                 return bad(what, format!("1 to {most}"), found);
             }
         }
         if self.image_channels == 0 || self.image_channels > 16 {
-            return bad("picture channels", "1 to 16".into(), self.image_channels);
+            return bad("image channels", "1 to 16".into(), self.image_channels);
         }
         let granule = 1 << self.groups;
         if self.image_size == 0 || !self.image_size.is_multiple_of(granule) || self.image_size > 1024 {
-            return bad("picture size", format!("a multiple of {granule} up to 1024"), self.image_size);
+            return bad("image size", format!("a multiple of {granule} up to 1024"), self.image_size);
         }
         Ok(())
     }
@@ -187,12 +187,12 @@ impl VaeConfig {
             Err(error) if batch > 1 || matches!(error, Error::DoesNotFit { .. }) => error,
             result => return result,
         };
-        let (what, needed, limit) = match (error, build(1)) {
-            (Error::DoesNotFit { what, needed, limit, .. }, _) => (what, needed, limit),
+        let (what, needed, limit, unit) = match (error, build(1)) {
+            (Error::DoesNotFit { what, needed, limit, unit, .. }, _) => (what, needed, limit, unit),
             // What fails at this batch and not at 1 is a tensor with more elements than can be counted.
-            (Error::Shape { .. }, Ok((_, one))) => {
+            (Error::InvalidArgument { .. }, Ok((_, one))) => {
                 let needed = one.memory.largest.saturating_mul(batch as u64);
-                ("the largest tensor".to_owned(), needed, MAX_ELEMENTS as u64 * 4)
+                ("the largest tensor".to_owned(), needed, MAX_ELEMENTS as u64 * 4, "bytes")
             }
             (error, _) => return Err(error),
         };
@@ -201,11 +201,8 @@ impl VaeConfig {
             let middle = fits + (fails - fits) / 2;
             if build(middle).is_ok() { fits = middle } else { fails = middle }
         }
-        let hint = match fits {
-            0 => "not even a batch of 1 fits: use fewer channels".to_owned(),
-            _ => format!("the largest batch that fits is {fits}"),
-        };
-        Err(Error::DoesNotFit { what: format!("{what} of batch {batch}"), needed, limit, hint })
+        let (what, largest_batch) = (format!("{what} of batch {batch}"), Some(fits));
+        Err(Error::DoesNotFit { what, needed, limit, unit, largest_batch })
     }
 }
 

@@ -33,11 +33,11 @@ impl Pca {
     /// Fits `components` directions (no more than a picture has numbers) to all pictures; `done` is told of each pass over them.
     ///
     /// # Errors
-    /// [`Error::Shape`] for no pictures.
+    /// [`Error::InvalidArgument`] for no pictures.
     pub fn fit(images: &dyn Images, components: usize, done: &mut dyn FnMut(usize)) -> Result<Self> {
         let dims = data::picture_bytes(images.size())?;
         if images.is_empty() || components == 0 {
-            return Err(Error::shape("pca", "pictures and components", "at least 1", 0));
+            return Err(Error::argument("number of images or components", "at least 1", 0));
         }
         let kept = components.min(dims);
         // More directions than asked for make the wanted ones converge fast.
@@ -75,11 +75,11 @@ impl Pca {
     /// Mean squared error per dimension (pixels from -1 to 1) of pictures projected on the components.
     ///
     /// # Errors
-    /// [`Error::Shape`] for pictures of another size.
+    /// [`Error::InvalidArgument`] for pictures of another size.
     pub fn mse(&self, images: &dyn Images) -> Result<f64> {
         let dims = data::picture_bytes(images.size())?;
         if dims != self.mean.len() {
-            return Err(Error::shape("pca", "numbers of a picture", self.mean.len(), dims));
+            return Err(Error::argument("values per image", self.mean.len(), dims));
         }
         let basis = self.components.transpose();
         let mut sum = 0.0;

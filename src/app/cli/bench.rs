@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 
-use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, out, values};
+use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, print, values};
 use crate::app::bench::{Line, Rig, Summary, median, subjects};
 use crate::runtime::gpu::roof;
 use crate::runtime::sys::memory;
@@ -15,7 +15,6 @@ use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::Mode;
 use crate::vae::runner::{Device, Runner, StepInput};
 
-/// Measure the training step and its kernels.
 #[derive(Args, Debug)]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -24,12 +23,12 @@ pub(super) struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 enum What {
-    /// Time whole training steps on random pictures, the loss read back after each.
+    /// Time whole training steps on random images, with the loss read back after each.
     Step(StepArgs),
-    /// Time every kernel that a training step runs, alone, at each of its shapes, against the measured roof of the device.
+    /// Time each kernel of a training step by itself and compare it with the measured roofline of the device.
     ///
-    /// A row is an operation, a direction and the shapes of its first operand and its result; `count` is how often a step runs it, `roof%`
-    /// the share of what binds it: the measured rate of multiply-adds, or the measured bandwidth of a copy.
+    /// Each row names an operation, a pass, and the shapes of its first operand and its result. `count` is the number of runs per step.
+    /// `roof%` is the share of the limit that binds the kernel: the measured multiply-add rate, or the measured copy bandwidth.
     Kernels(KernelsArgs),
 }
 
@@ -41,19 +40,19 @@ struct StepArgs {
     model: ModelArgs,
     #[command(flatten)]
     plan: TrainingPlanArgs,
-    /// Pictures in a batch.
+    /// Batch size.
     #[arg(long, default_value = "32")]
     batch: NonZeroUsize,
-    /// Timed steps.
+    /// Number of timed steps.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: u32,
-    /// Steps before the timed ones.
+    /// Number of warm-up steps before the timed ones.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     warmup: u32,
     /// Learning rate.
-    #[arg(long, default_value_t = 0.01, value_parser = values::from_zero)]
+    #[arg(long, default_value_t = 0.01, value_parser = values::non_negative)]
     lr: f64,
-    /// Print one line of JSON.
+    /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
@@ -66,13 +65,13 @@ struct KernelsArgs {
     model: ModelArgs,
     #[command(flatten)]
     plan: TrainingPlanArgs,
-    /// Pictures in a batch.
+    /// Batch size.
     #[arg(long, default_value = "32")]
     batch: NonZeroUsize,
-    /// Only rows whose name contains this, e.g. conv2d or backward_weight.
+    /// Time only kernels whose name contains this, e.g. conv2d or backward_weight.
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
-    /// Print JSON: a line with the adapter and its roof, then an object a kernel.
+    /// Print JSON lines: one object with the adapter and its roofline, then one per kernel.
     #[arg(long)]
     json: bool,
 }
@@ -106,7 +105,7 @@ impl StepArgs {
             runner.train(batch, &input)?;
             let encode_ms = begun.elapsed().as_secs_f64() * 1e3;
             let report = runner.reports(true)?.pop();
-            let report = report.ok_or_else(|| anyhow::anyhow!("a step without a report"))?;
+            let report = report.ok_or_else(|| anyhow::anyhow!("the step returned no report"))?;
             anyhow::Ok((begun.elapsed().as_secs_f64() * 1e3, encode_ms, report.total))
         };
         let mut first = None;
@@ -134,13 +133,13 @@ impl StepArgs {
         let gflops = runner.graph()?.cost()?.flop / ms / 1e6;
         let dispatches = runner.dispatches();
         let peak_rss_mb = memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 20));
-        // Measured last: its buffers are large and its work is heavy.
+        // Measured last, because its buffers are large and it heats up the device.
         let roof_pct = match &device {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(100.0 * gflops / roof(gpu)?.gflops),
         };
         if self.json {
-            out(serde_json::json!({
+            print(serde_json::json!({
                 "peer": "vae-wgpu", "version": env!("CARGO_PKG_VERSION"), "backend": runner.describe(), "batch": batch,
                 "warmup_s": warmup_s, "step_ms_median": ms, "step_ms_min": min,
                 "images_per_s": batch as f64 / ms * 1e3, "peak_rss_mb": peak_rss_mb,
@@ -148,8 +147,9 @@ impl StepArgs {
                 "dispatches": dispatches, "encode_ms": encode, "gflops": gflops, "roof_pct": roof_pct,
             }))?;
         } else {
-            let roof = roof_pct.map(|pct| format!(" ({pct:.1} % of the multiply-add roof)")).unwrap_or_default();
-            out(format_args!(
+            let roof =
+                roof_pct.map(|pct| format!(" ({pct:.1} % of the measured multiply-add rate)")).unwrap_or_default();
+            print(format_args!(
                 "{}: batch {}, step median {ms:.1} ms, min {min:.1} ms, {:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {first:.4} -> {last:.4}",
                 runner.describe(),
                 batch,
@@ -160,7 +160,7 @@ impl StepArgs {
     }
 }
 
-/// Samples of a kernel, of which the median counts.
+/// Samples per kernel; the median counts.
 const SAMPLES: usize = 5;
 /// Length of a sample.
 const SAMPLE: Duration = Duration::from_millis(20);
@@ -169,7 +169,9 @@ impl KernelsArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
         let (config, batch) = (self.model.config()?, self.batch.get());
         let Device::Gpu(gpu) = self.device.open()? else {
-            anyhow::bail!("the CPU reference has no kernels to measure: choose an adapter (see `vae-wgpu devices`)")
+            anyhow::bail!(
+                "cannot measure kernels: the CPU reference has none. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
+            )
         };
         let options = self.plan.options(Some(gpu.adapter_info()), &config, &[(batch, Mode::Train)])?;
         let (graph, _) = config.plan(batch, Mode::Train, gpu.profile(), &options)?;
@@ -180,16 +182,16 @@ impl KernelsArgs {
         }
         let roof = roof(&gpu)?;
         if self.json {
-            out(serde_json::json!({
+            print(serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.adapter_info().to_string(), "roof": roof, "batch": batch,
             }))?;
         } else {
-            out(format_args!("adapter: {}", gpu.adapter_info()))?;
-            out(format_args!(
+            print(format_args!("adapter: {}", gpu.adapter_info()))?;
+            print(format_args!(
                 "roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write); batch {}",
                 roof.gflops, roof.copy_gb_s, batch
             ))?;
-            out(Line::heading())?;
+            print(Line::heading())?;
         }
         let mut lines = Vec::new();
         for subject in &subjects {
@@ -200,14 +202,14 @@ impl KernelsArgs {
             let product = product.map(|rig| rig.time(SAMPLES, SAMPLE)).transpose()?;
             let line = Line::new(subject, &rig.variant, seconds, product, &roof);
             if self.json {
-                out(serde_json::to_string(&line)?)?;
+                print(serde_json::to_string(&line)?)?;
             } else {
-                out(&line)?;
+                print(&line)?;
             }
             lines.push(line);
         }
         if let (false, Some(summary)) = (self.json, Summary::of(&lines)) {
-            out(summary)?;
+            print(summary)?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -6,41 +6,42 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::{DeviceArgs, out};
+use super::{DeviceArgs, print};
 use crate::app::check::{Check, Outcome, bisect, suite};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::plan;
 use crate::vae::model::VaeConfig;
 use crate::vae::runner::Device;
 
-/// Hold every kernel against the CPU reference on this machine's adapter, and the reference against finite differences.
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// Run only the checks whose name contains this, e.g. conv2d or backward.
+    /// Run only checks whose name contains this, e.g. conv2d or backward.
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
-    /// Print a line for each tensor, with the share of its limit that was used.
+    /// Print one line per tensor with its error relative to the limit.
     #[arg(long, short)]
     verbose: bool,
-    /// Print one JSON object a check.
+    /// Print one JSON object per check.
     #[arg(long)]
     json: bool,
-    /// Instead, run a whole training step of the default model, and name the first tensor at which adapter and reference part.
+    /// Instead run a training step of the default model and report the first tensor where GPU and reference disagree.
     #[arg(long, conflicts_with = "filter")]
     bisect: bool,
 }
 
 impl CheckArgs {
-    /// Exit code 1 when a check fails or none matches.
+    /// Returns exit code 1 if a check fails; fails itself if none matches.
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let gpu = match self.device.open()? {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu),
         };
         if self.bisect && gpu.is_none() {
-            anyhow::bail!("--bisect needs an adapter to hold against the reference");
+            anyhow::bail!(
+                "cannot bisect: --bisect compares a GPU with the CPU reference. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
+            );
         }
         let wanted = |check: &Check| {
             self.filter.as_ref().is_none_or(|f| check.to_string().contains(f.as_str()))
@@ -52,8 +53,8 @@ impl CheckArgs {
         }
         if !self.json {
             match &gpu {
-                Some(gpu) => out(format_args!("adapter: {}", gpu.adapter_info()))?,
-                None => out("no adapter: the reference alone is checked")?,
+                Some(gpu) => print(format_args!("adapter: {}", gpu.adapter_info()))?,
+                None => print("adapter: none, checking only the CPU reference")?,
             }
         }
         if let (true, Some(gpu)) = (self.bisect, &gpu) {
@@ -76,23 +77,26 @@ impl CheckArgs {
                 _ => skipped += 1,
             }
             if self.json {
-                out(json!({ "check": name, "verdict": verdict, "why": why, "tensors": lines }))?;
+                print(json!({ "check": name, "verdict": verdict, "why": why, "tensors": lines }))?;
                 continue;
             }
             let worst = lines.iter().map(|l| l.share).fold(0.0, f64::max);
             match why {
-                Some(why) => out(format_args!("{verdict:<14} {name}: {why}"))?,
-                None => out(format_args!("{verdict:<14} {name} ({worst:.0} % of the limit)"))?,
+                Some(why) => print(format_args!("{verdict:<14} {name}: {why}"))?,
+                None => print(format_args!("{verdict:<14} {name} ({worst:.0} % of the error limit)"))?,
             }
             for line in lines.iter().filter(|l| self.verbose || !l.passed()) {
-                out(format_args!("    {line}"))?;
+                print(format_args!("    {line}"))?;
             }
         }
         if !self.json {
-            out(format_args!("{passed} passed, {failed} failed, {skipped} not applicable"))?;
+            print(format_args!("{passed} passed, {failed} failed, {skipped} not applicable"))?;
         }
         if passed + failed == 0 {
-            anyhow::bail!("no check that matches `{}` is applicable", self.filter.as_deref().unwrap_or_default());
+            anyhow::bail!(
+                "no check that matches `{}` can run on this device",
+                self.filter.as_deref().unwrap_or_default()
+            );
         }
         Ok(ExitCode::from(u8::from(failed > 0)))
     }
@@ -100,20 +104,20 @@ impl CheckArgs {
     fn bisect(&self, gpu: &Arc<Gpu>) -> anyhow::Result<ExitCode> {
         let distances = bisect(gpu, &VaeConfig::default(), BISECT_BATCH, &plan::Options::default())?;
         for distance in distances.iter().filter(|_| self.verbose) {
-            out(distance)?;
+            print(distance)?;
         }
         let first = distances.iter().find(|distance| !distance.passed());
         if self.json {
-            out(json!({ "tensors": distances.len(), "first": first }))?;
+            print(json!({ "tensors": distances.len(), "first": first }))?;
         } else {
             match first {
-                Some(first) => out(format_args!("adapter and reference part at {first}"))?,
-                None => out(format_args!("all {} tensors of a training step agree", distances.len()))?,
+                Some(first) => print(format_args!("GPU and reference disagree at {first}"))?,
+                None => print(format_args!("all {} tensors of a training step agree", distances.len()))?,
             }
         }
         Ok(ExitCode::from(u8::from(first.is_some() || distances.is_empty())))
     }
 }
 
-/// Pictures in the training step of `--bisect`: few, for the sake of the reference.
+/// Batch size of `--bisect`; small, because the reference is slow.
 const BISECT_BATCH: usize = 4;

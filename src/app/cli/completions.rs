@@ -6,10 +6,9 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-/// Print a script with which a shell completes this command.
 #[derive(Args, Debug)]
 pub(super) struct CompletionsArgs {
-    /// The shell.
+    /// Shell to complete for.
     shell: Shell,
 }
 

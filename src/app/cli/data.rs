@@ -1,33 +1,33 @@
 //! `vae-wgpu data`, and the options with which every command opens a data set.
 
-use std::io::Write;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::out;
-use super::values::given;
+use super::values::non_empty;
+use super::{eprintln_lossy, print};
 use crate::app::data::{DataSpec, Progress};
 use crate::vae::data::{Dataset, Description, Statistics};
 
-/// Options that choose a data set.
+/// Choice of a data set.
 #[derive(Args, Debug, Clone)]
 pub(super) struct DatasetArgs {
-    /// CIFAR-10's folder or archive (default: ./datasets/cifar-10-batches-bin, then the cache, then a download), or the built-in shapes.
-    #[arg(long, value_name = "PATH|shapes", value_parser = given::<DataSpec>)]
+    /// Folder or archive of CIFAR-10, or `shapes` for the built-in data set [default: ./datasets/cifar-10-batches-bin, else the user's
+    /// cache, else a download].
+    #[arg(long, value_name = "PATH|shapes", value_parser = non_empty::<DataSpec>)]
     data: Option<DataSpec>,
-    /// Use the first N training images alone.
+    /// Use only the first N training images.
     #[arg(long, value_name = "N")]
     train_limit: Option<NonZeroUsize>,
-    /// Use the first N test images alone.
+    /// Use only the first N test images.
     #[arg(long, value_name = "N")]
     val_limit: Option<NonZeroUsize>,
 }
 
 impl DatasetArgs {
-    /// What a run was started with.
+    /// Returns the data set that a run was started with.
     pub(super) fn new(
         data: Option<&str>,
         train_limit: Option<usize>,
@@ -38,7 +38,7 @@ impl DatasetArgs {
         Ok(Self { data, train_limit: limit(train_limit), val_limit: limit(val_limit) })
     }
 
-    /// The data set, to be found from any folder.
+    /// Returns the data set as stored in a run: a path is made absolute.
     pub(super) fn spec(&self) -> Option<String> {
         let spec = match self.data.as_ref()? {
             DataSpec::Path(path) => DataSpec::Path(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
@@ -47,7 +47,7 @@ impl DatasetArgs {
         Some(spec.to_string())
     }
 
-    /// Numbers of training and test images to use.
+    /// Returns the numbers of training and test images to use.
     pub(super) fn limits(&self) -> (Option<usize>, Option<usize>) {
         (self.train_limit.map(NonZeroUsize::get), self.val_limit.map(NonZeroUsize::get))
     }
@@ -55,29 +55,29 @@ impl DatasetArgs {
     /// Opens the data set; a download shows its progress on stderr unless `quiet`.
     pub(super) fn open(&self, quiet: bool) -> anyhow::Result<Dataset> {
         let spec = self.data.clone().unwrap_or_default();
-        let mut meter = Meter::new(quiet);
+        let mut meter = FetchProgress::new(quiet);
         let opened = crate::app::data::open(&spec, &mut |progress| meter.show(progress));
         meter.bar.finish_and_clear();
         Ok(opened?.limited(self.train_limit.map(NonZeroUsize::get), self.val_limit.map(NonZeroUsize::get))?)
     }
 }
 
-/// A bar on a terminal, a line for each stage elsewhere.
-struct Meter {
+/// A progress bar on a terminal, otherwise one line per stage.
+struct FetchProgress {
     bar: ProgressBar,
     lines: bool,
-    said: Option<&'static str>,
+    stage: Option<&'static str>,
 }
 
-impl Meter {
+impl FetchProgress {
     fn new(quiet: bool) -> Self {
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() };
-        Self { lines: !quiet && bar.is_hidden(), bar, said: None }
+        Self { lines: !quiet && bar.is_hidden(), bar, stage: None }
     }
 
     fn show(&mut self, progress: Progress) {
         let stage = match progress {
-            Progress::Waiting => "waiting for another process that downloads CIFAR-10",
+            Progress::Waiting => "waiting for another process to download CIFAR-10",
             Progress::Downloading { done, total } => {
                 self.bar.set_length(total);
                 self.bar.set_position(done);
@@ -86,7 +86,7 @@ impl Meter {
             Progress::Verifying => "verifying the checksum",
             Progress::Unpacking => "unpacking",
         };
-        if self.said.replace(stage) == Some(stage) {
+        if self.stage.replace(stage) == Some(stage) {
             return;
         }
         let template = match progress {
@@ -98,13 +98,11 @@ impl Meter {
         }
         self.bar.set_message(stage);
         if self.lines {
-            // A closed stderr leaves nobody to tell.
-            let _ = writeln!(std::io::stderr(), "{stage}");
+            eprintln_lossy(stage);
         }
     }
 }
 
-/// Download a data set where it is missing, verify it, and describe it.
 #[derive(Args, Debug)]
 pub(super) struct DataArgs {
     #[command(flatten)]
@@ -115,30 +113,29 @@ pub(super) struct DataArgs {
 }
 
 impl DataArgs {
-    /// Every picture is read.
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let description = self.dataset.open(false)?.describe()?;
         if self.json {
-            out(serde_json::to_string_pretty(&description)?)?;
+            print(serde_json::to_string_pretty(&description)?)?;
         } else {
-            print(&description)?;
+            print_description(&description)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn print(data: &Description) -> anyhow::Result<()> {
-    out(format_args!("{} ({}), {}x{}x{}", data.name, data.provenance, data.channels, data.height, data.width))?;
-    out(format_args!("{:<12} {:>8} {:>8}", "class", "train", "test"))?;
+fn print_description(data: &Description) -> anyhow::Result<()> {
+    print(format_args!("{} ({}), {}x{}x{}", data.name, data.provenance, data.channels, data.height, data.width))?;
+    print(format_args!("{:<12} {:>8} {:>8}", "class", "train", "test"))?;
     let counts = data.train.histogram.iter().zip(&data.test.histogram);
     for (class, (train, test)) in data.classes.iter().zip(counts) {
-        out(format_args!("{class:<12} {train:>8} {test:>8}"))?;
+        print(format_args!("{class:<12} {train:>8} {test:>8}"))?;
     }
-    out(format_args!("{:<12} {:>8} {:>8}", "all", data.train.images, data.test.images))?;
+    print(format_args!("{:<12} {:>8} {:>8}", "all", data.train.images, data.test.images))?;
     let channels = |values: &[f64]| values.iter().map(|v| format!("{v:.4}")).collect::<Vec<_>>().join(" ");
     let line = |half: &str, s: &Statistics| {
-        out(format_args!(
-            "{half}: mean {}, standard deviation {} (by channel, of 1)",
+        print(format_args!(
+            "{half}: mean {}, standard deviation {} (per channel, pixels from 0 to 1)",
             channels(&s.mean),
             channels(&s.std)
         ))

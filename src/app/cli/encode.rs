@@ -6,27 +6,27 @@ use std::process::ExitCode;
 use clap::Args;
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::trained::{ImagesArgs, TrainedArgs, bar, prepare, say};
+use super::eprintln_lossy;
+use super::trained::{ImagesArgs, TrainedArgs, bar, check_output};
 use crate::app::io::atomic;
 use crate::error::Error;
 use crate::vae::inference::in_blocks;
 use crate::vae::model::Mode;
 
-/// Encode pictures: the mean and log standard deviation of each one's latent numbers.
 #[derive(Args, Debug)]
 pub(super) struct EncodeArgs {
     #[command(flatten)]
     trained: TrainedArgs,
     #[command(flatten)]
     images: ImagesArgs,
-    /// Result: tensors mu and log_std ([n, latent], F32) and label ([n], I64).
+    /// Output file: tensors mu and log_std ([n, latent], F32) and label ([n], I64).
     #[arg(long, short, value_name = "FILE", default_value = "latents.safetensors")]
     out: PathBuf,
 }
 
 impl EncodeArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        prepare(&self.out, &["safetensors"])?;
+        check_output(&self.out, &["safetensors"])?;
         let model = self.trained.load()?;
         let images = self.images.open(&self.trained, &model.config)?;
         let (count, latent) = (images.len(), model.config.latent_dim);
@@ -52,7 +52,7 @@ impl EncodeArgs {
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(Error::bug)?;
         atomic::make_folder_of(&self.out)?;
         atomic::save_atomic(&self.out, &bytes)?;
-        say(format_args!("latent numbers of {count} pictures: {}", self.out.display()));
+        eprintln_lossy(format_args!("latent dimensions of {count} images: {}", self.out.display()));
         Ok(ExitCode::SUCCESS)
     }
 }

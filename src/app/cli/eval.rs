@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::data::DatasetArgs;
-use super::out;
+use super::print;
 use super::trained::{TrainedArgs, bar};
 use crate::vae::data::Dataset;
 use crate::vae::eval;
@@ -15,20 +15,19 @@ use crate::vae::eval::{Evaluation, Options, psnr};
 use crate::vae::model::Mode;
 use crate::vae::pca::Pca;
 
-/// Measure a trained model on the test pictures.
 #[derive(Args, Debug)]
 pub(super) struct EvalArgs {
     #[command(flatten)]
     trained: TrainedArgs,
     #[command(flatten)]
     dataset: DatasetArgs,
-    /// Also the importance-weighted bound with K draws a picture.
+    /// Also compute the importance-weighted (IWAE) bound with K draws per image.
     #[arg(long, value_name = "K", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     iwae: u32,
     /// Seed of the noise.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Leave out PCA with as many components, the yardstick, which reads the training pictures several times.
+    /// Skip the baseline: PCA with as many components as latent dimensions, which reads the training images several times.
     #[arg(long)]
     no_pca: bool,
     /// Print one JSON object.
@@ -46,11 +45,11 @@ struct Report<'a> {
     pca: Option<PcaBaseline>,
 }
 
-/// What PCA does on the same pictures.
+/// Reconstruction error of PCA on the same images.
 #[derive(Serialize)]
 struct PcaBaseline {
     components: usize,
-    /// Training pictures that it was fitted to.
+    /// Number of training images that PCA was fitted to.
     images: usize,
     mse: f64,
     psnr: f64,
@@ -62,7 +61,7 @@ impl EvalArgs {
         let dataset = self.trained.dataset(&self.dataset, &model.config)?;
         let count = dataset.test.len();
         let mut trained =
-            self.trained.start_telling(!self.json, &model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
+            self.trained.start_with(!self.json, &model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
         let bar = bar(count, "evaluating");
         let options = Options { seed: self.seed, iwae: self.iwae as usize };
         let evaluation = eval::evaluate(&mut trained, dataset.test.as_ref(), &options, &mut |done| {
@@ -78,7 +77,7 @@ impl EvalArgs {
             pca,
         };
         if self.json {
-            out(serde_json::to_string_pretty(&report)?)?;
+            print(serde_json::to_string_pretty(&report)?)?;
         } else {
             report.print()?;
         }
@@ -93,7 +92,7 @@ impl PcaBaseline {
             spinner.set_style(style);
         }
         let pca = Pca::fit(dataset.train.as_ref(), components, &mut |pass| {
-            spinner.set_message(format!("fitting PCA, pass {pass} over the training pictures"));
+            spinner.set_message(format!("fitting PCA, pass {pass} over the training images"));
             spinner.tick();
         })?;
         spinner.finish_and_clear();
@@ -105,23 +104,23 @@ impl PcaBaseline {
 impl Report<'_> {
     fn print(&self) -> anyhow::Result<()> {
         let e = &self.evaluation;
-        out(format_args!("{} on {} test pictures of {}, {}", self.model, e.images, self.data, self.device))?;
-        out(format_args!("{:<28} {:>16} {:>18}", "", "per dimension", "nats per picture"))?;
+        print(format_args!("{} on {} test images of {}, {}", self.model, e.images, self.data, self.device))?;
+        print(format_args!("{:<28} {:>16} {:>18}", "", "per dimension", "nats per image"))?;
         for (name, value, nats) in
             [("total", e.total, e.total_nats), ("recon", e.recon, e.recon_nats), ("kl", e.kl, e.kl_nats)]
         {
-            out(format_args!("{name:<28} {value:>16.6} {nats:>18.3}"))?;
+            print(format_args!("{name:<28} {value:>16.6} {nats:>18.3}"))?;
         }
         if let Some(bound) = &e.iwae {
             let name = format!("-log p(x) <=, {} draws", bound.samples);
-            out(format_args!("{name:<28} {:>16.6} {:>18.3}", bound.nats_per_dim, bound.nats))?;
+            print(format_args!("{name:<28} {:>16.6} {:>18.3}", bound.nats_per_dim, bound.nats))?;
         }
-        out(format_args!("{:<28} {:>16} {:>18}", "", "squared error", "PSNR in dB"))?;
-        out(format_args!("{:<28} {:>16.6} {:>18.3}", "latent mean decoded", e.mse, e.psnr))?;
+        print(format_args!("{:<28} {:>16} {:>18}", "", "squared error", "PSNR in dB"))?;
+        print(format_args!("{:<28} {:>16.6} {:>18.3}", "decoded latent mean", e.mse, e.psnr))?;
         if let Some(pca) = &self.pca {
             let name = format!("PCA, {} components", pca.components);
-            out(format_args!("{name:<28} {:>16.6} {:>18.3}", pca.mse, pca.psnr))?;
+            print(format_args!("{name:<28} {:>16.6} {:>18.3}", pca.mse, pca.psnr))?;
         }
-        out(format_args!("active units: {} of {}", e.active_units, e.latent_dim))
+        print(format_args!("active units: {} of {}", e.active_units, e.latent_dim))
     }
 }

@@ -7,29 +7,28 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::values::given;
-use super::{ModelArgs, TrainingPlanArgs, out};
+use super::values::non_empty;
+use super::{ModelArgs, TrainingPlanArgs, print};
 use crate::runtime::gpu::{Gpu, Options, Select};
 use crate::runtime::kernel::Profile;
 use crate::runtime::plan;
 use crate::vae::inference::Model;
 use crate::vae::model::Mode;
 
-/// Print layers, parameters, work and memory plan of a model.
 #[derive(Args, Debug)]
 pub(super) struct InfoArgs {
-    /// A trained model instead of one given by options: its run folder or its model.safetensors.
+    /// Run folder or model.safetensors of a trained model, instead of the options for a new one.
     #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm"])]
     trained: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     plan: TrainingPlanArgs,
-    /// Batch size of the plan.
+    /// Batch size to plan for.
     #[arg(long, default_value = "128")]
     batch: NonZeroUsize,
-    /// Plan for a device (auto, a number, part of a name) instead of for WebGPU's default limits.
-    #[arg(long, value_name = "auto|N|NAME", value_parser = given::<Select>)]
+    /// Plan for a device (auto, an index, or part of a name) instead of WebGPU's default limits.
+    #[arg(long, value_name = "auto|N|NAME", value_parser = non_empty::<Select>)]
     device: Option<Select>,
     /// Also print every dispatch of a training step.
     #[arg(long)]
@@ -42,7 +41,7 @@ impl InfoArgs {
         let config = match &self.trained {
             Some(path) => {
                 let model = Model::load(path)?;
-                out(format_args!("model: {}", model.path.display()))?;
+                print(format_args!("model: {}", model.path.display()))?;
                 model.config
             }
             None => self.model.config()?,
@@ -55,16 +54,16 @@ impl InfoArgs {
         let profile = gpu.as_ref().map_or(Profile::WEBGPU, |gpu| *gpu.profile());
         drop(gpu);
         let (graph, plan) = config.plan(batch, Mode::Train, &profile, &options)?;
-        out(format_args!("{:<58} {:<22} {:>10}", "tensor", "shape", "numbers"))?;
+        print(format_args!("{:<58} {:<22} {:>10}", "tensor", "shape", "values"))?;
         for tensor in graph.params() {
             let dims = tensor.spec.torch_dims();
-            out(format_args!("{:<58} {:<22} {:>10}", tensor.name, format!("{dims:?}"), tensor.spec.len()))?;
+            print(format_args!("{:<58} {:<22} {:>10}", tensor.name, format!("{dims:?}"), tensor.spec.len()))?;
         }
-        out(format_args!("parameters: {}", graph.parameter_count()))?;
+        print(format_args!("parameters: {}", graph.parameter_count()))?;
         let forward = config.graph(1, Mode::Evaluate)?;
         let step = graph.cost()?;
-        out(format_args!(
-            "work: {:.1} MFLOP a picture forward, {:.1} a training step; {:.2} GFLOP and {:.2} GB of operands a step of {}",
+        print(format_args!(
+            "cost: {:.1} MFLOP per image forward, {:.1} MFLOP per image and training step; {:.2} GFLOP and {:.2} GB of operands per step at batch {}",
             forward.cost()?.flop / 1e6,
             step.flop / 1e6 / batch as f64,
             step.flop / 1e9,
@@ -74,8 +73,8 @@ impl InfoArgs {
         let other = plan::Options { fuse: !options.fuse, budget: None, ..options.clone() };
         let others = config.plan(batch, Mode::Train, &profile, &other)?.1;
         for (name, plan) in [("as planned", &plan), (if other.fuse { "fused" } else { "not fused" }, &others)] {
-            out(format_args!(
-                "{name}: {} dispatches a training step, {}, {:.1} MiB of activations and gradients",
+            print(format_args!(
+                "{name}: {} dispatches per training step, {}, {:.1} MiB of activations and gradients",
                 plan.dispatches.len(),
                 plan.traffic(),
                 plan.memory.slots as f64 / f64::from(1 << 20)
@@ -83,24 +82,24 @@ impl InfoArgs {
         }
         let null = graph.zero_grad_params();
         if !null.is_empty() {
-            let numbers: usize = null.iter().map(|&i| graph.params()[i].spec.len()).sum();
-            out(format_args!(
-                "left alone: {} biases ({numbers} numbers) in front of a batch norm, whose gradient is exactly zero",
+            let values: usize = null.iter().map(|&i| graph.params()[i].spec.len()).sum();
+            print(format_args!(
+                "not trained: {} biases ({values} values) before a batch norm, because their gradient is exactly zero",
                 null.len()
             ))?;
         }
-        out(format_args!("device memory at batch {}:\n{}", batch, plan.memory))?;
+        print(format_args!("device memory at batch {}:\n{}", batch, plan.memory))?;
         let mut variants: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for placed in &plan.dispatches {
             *variants.entry((placed.dispatch.kernel.name, placed.dispatch.kernel.variant)).or_default() += 1;
         }
-        out("kernels:")?;
+        print("kernels:")?;
         for ((name, variant), count) in variants {
-            out(format_args!("  {count:>4} x {name} ({variant})"))?;
+            print(format_args!("  {count:>4} x {name} ({variant})"))?;
         }
         if self.dispatches {
             for placed in &plan.dispatches {
-                out(format_args!("{} x{}", placed.label, placed.dispatch.workgroups))?;
+                print(format_args!("{} x{}", placed.label, placed.dispatch.workgroups))?;
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -5,36 +5,35 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::trained::{ImagesArgs, Source, TrainedArgs, dims, prepare, save_grid};
-use super::values::given;
+use super::trained::{ImagesArgs, Source, TrainedArgs, check_output, dims, save_grid};
+use super::values::non_empty;
 use crate::app::viz::image_grid::Pictures;
 use crate::vae::inference::means;
 use crate::vae::model::Mode;
 
-/// Turn one picture into another through the latent space.
 #[derive(Args, Debug)]
 pub(super) struct InterpolateArgs {
     #[command(flatten)]
     trained: TrainedArgs,
     #[command(flatten)]
     images: ImagesArgs,
-    /// First picture: its number in the data set, or a PNG or JPEG file.
-    #[arg(long, value_name = "I|FILE", value_parser = given::<Source>)]
+    /// First image: its index in the data set, or a PNG or JPEG file.
+    #[arg(long, value_name = "I|FILE", value_parser = non_empty::<Source>)]
     from: Source,
-    /// Last picture, likewise.
-    #[arg(long, value_name = "J|FILE", value_parser = given::<Source>)]
+    /// Last image: its index in the data set, or a PNG or JPEG file.
+    #[arg(long, value_name = "J|FILE", value_parser = non_empty::<Source>)]
     to: Source,
-    /// Pictures decoded on the way, both ends among them.
+    /// Number of decoded images, including both ends.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
-    /// Result: a row with an original at either end.
+    /// Output file: one row, with the originals at both ends.
     #[arg(long, short, value_name = "FILE", default_value = "interpolation.png")]
     out: PathBuf,
 }
 
 impl InterpolateArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        prepare(&self.out, &["png"])?;
+        check_output(&self.out, &["png"])?;
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
         let pixels = Source::read(&[("--from", &self.from), ("--to", &self.to)], &self.images, &self.trained, config)?;
@@ -50,7 +49,7 @@ impl InterpolateArgs {
         let mut row = Pictures::from_bytes(first, dims)?;
         row.append(Pictures::from_floats(&trained.decode(&z)?, dims)?)?;
         row.append(Pictures::from_bytes(last, dims)?)?;
-        save_grid(&self.out, steps + 2, &row, "interpolation between the originals at both ends")?;
+        save_grid(&self.out, steps + 2, &row, "interpolation, with the originals at both ends")?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,6 @@
-//! The command line: one file a subcommand. stdout is data, stderr is talk.
+//! The command line, one file per subcommand. Results go to stdout, diagnostics to stderr.
 //!
-//! Exit codes: 0 done, 1 failure, 2 usage, 3 numeric failure, 130 interrupted.
+//! Exit codes: 0 success, 1 failure, 2 usage error, 3 NaN or infinity, 130 interrupted.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -40,7 +40,7 @@ mod traverse;
 mod tune;
 mod values;
 
-/// Trains a ResNet U-Net VAE with hand-written WGSL kernels on any Vulkan, Metal or DX12 GPU.
+/// Train a ResNet VAE with hand-written WGSL kernels on any Vulkan, Metal or DX12 GPU.
 #[derive(Parser, Debug)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
@@ -50,41 +50,43 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Train the model, from nothing to weights and pictures.
+    /// Train a model and write its weights, metrics and images to a run folder.
     Train(Box<train::TrainArgs>),
-    /// Draw new pictures from a trained model.
+    /// Generate images from a trained model.
     Sample(sample::SampleArgs),
-    /// Put pictures beside what a trained model makes of them.
+    /// Show images next to their reconstructions by a trained model.
     Reconstruct(reconstruct::ReconstructArgs),
-    /// Turn one picture into another through the latent space.
+    /// Interpolate between two images in latent space.
     Interpolate(interpolate::InterpolateArgs),
-    /// See what each latent number does: a row each, from -3 to 3, the others kept.
+    /// Vary each latent dimension from -3 to 3 with the others fixed: one row of images per dimension.
     Traverse(traverse::TraverseArgs),
-    /// Encode pictures: the mean and log standard deviation of each one's latent numbers.
+    /// Encode images: write the mean and log standard deviation of their latent dimensions.
     Encode(encode::EncodeArgs),
-    /// Measure a trained model on the test pictures.
+    /// Evaluate a trained model on the test images.
     Eval(eval::EvalArgs),
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),
-    /// Download a data set where it is missing, verify it, and describe it.
+    /// Download a data set if it is missing, verify it and print its statistics.
     Data(data::DataArgs),
-    /// Hold every kernel against the CPU reference on this machine's adapter.
-    Check(check::CheckArgs),
-    /// Print layers, parameters, work and memory plan of a model.
-    Info(info::InfoArgs),
-    /// Measure the training step and its kernels.
-    Bench(bench::BenchArgs),
-    /// Time every variant of every kernel of a training step, for a table of the best.
+    /// Compare every kernel with the CPU reference on this machine's GPU.
     ///
-    /// Without a table the variant of a kernel follows from its shapes and the kind of adapter; some adapters have better ones. A table is
-    /// for the batch size and the model that it was made with, and is used where --variants names it, never by itself. Other variants add
-    /// in another order: the numbers of a run differ in their last bits.
+    /// The gradients of the reference are also compared with finite differences.
+    Check(check::CheckArgs),
+    /// Print the layers, parameters, compute cost and memory plan of a model.
+    Info(info::InfoArgs),
+    /// Measure the speed of the training step or of its kernels.
+    Bench(bench::BenchArgs),
+    /// Time every variant of every kernel of a training step and write a table of the fastest.
+    ///
+    /// By default the variant of a kernel follows from its shapes and the kind of adapter. Another variant may be faster on your adapter. A
+    /// table is valid for one model and batch size, and is used only when --variants names it. Variants sum in different orders, so results
+    /// differ in the last bits.
     Tune(tune::TuneArgs),
-    /// Print a script with which a shell completes this command.
+    /// Print a shell completion script.
     Completions(completions::CompletionsArgs),
 }
 
-/// Entry point of the binary.
+/// Parses the arguments, runs the command, prints its error on one line and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -94,7 +96,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    signals::survive_file_limits();
+    signals::ignore_file_size_signal();
     let result = match &cli.command {
         Command::Train(args) => args.run(),
         Command::Sample(args) => args.run(),
@@ -115,8 +117,9 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // A closed stderr leaves nobody to tell.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let hint = error.downcast_ref::<Error>().and_then(Error::trailing_hint);
+            let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
+            eprintln_lossy(format_args!("error: {error:#}{hint}"));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -138,23 +141,23 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Options that choose a device.
+/// Choice of device.
 #[derive(Args, Debug, Clone)]
 struct DeviceArgs {
-    /// Device: auto, cpu (the reference: slow), a number from `vae-wgpu devices`, or part of a name.
-    #[arg(long, default_value = "auto", value_name = "auto|cpu|N|NAME", value_parser = values::given::<String>)]
+    /// Device to run on: auto, cpu (the slow CPU reference), an index from `vae-wgpu devices`, or part of an adapter name.
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|N|NAME", value_parser = values::non_empty::<String>)]
     device: String,
 }
 
 impl DeviceArgs {
-    /// For a few kernels at a time.
+    /// Opens the device to run single kernels.
     fn open(&self) -> anyhow::Result<Device> {
         self.open_with(|_| {})
     }
 
-    /// For whole models: what their kernels become is kept for the next time, and `tell` says whether anything is said meanwhile.
-    fn open_for_models(&self, tell: bool) -> anyhow::Result<Device> {
-        self.open_with(|gpu| pipeline_cache::watch(gpu, tell))
+    /// Opens the device to run whole models, with a persistent pipeline cache. `verbose` shows the progress of compilation.
+    fn open_for_models(&self, verbose: bool) -> anyhow::Result<Device> {
+        self.open_with(|gpu| pipeline_cache::install(gpu, verbose))
     }
 
     fn open_with(&self, prepare: impl FnOnce(&mut Gpu)) -> anyhow::Result<Device> {
@@ -171,7 +174,7 @@ impl DeviceArgs {
     }
 }
 
-/// What is known of a device's adapter; the CPU reference has none.
+/// The adapter of a device; the CPU reference has none.
 fn adapter(device: &Device) -> Option<&AdapterInfo> {
     match device {
         Device::Cpu => None,
@@ -179,19 +182,19 @@ fn adapter(device: &Device) -> Option<&AdapterInfo> {
     }
 }
 
-/// Options that shape the model.
+/// Size of the model.
 #[derive(Args, Debug, Clone)]
 struct ModelArgs {
-    /// Channels after the stem; every group doubles them.
+    /// Channels after the first convolution; each group of blocks doubles them.
     #[arg(long, default_value_t = VaeConfig::default().channels, value_parser = values::size(|c, n| c.channels = n))]
     channels: usize,
-    /// Residual blocks in each group.
+    /// Residual blocks per group.
     #[arg(long, default_value_t = VaeConfig::default().blocks, value_parser = values::size(|c, n| c.blocks = n))]
     blocks: usize,
-    /// Numbers that a picture is encoded in.
+    /// Number of latent dimensions.
     #[arg(long, default_value_t = VaeConfig::default().latent_dim, value_parser = values::size(|c, n| c.latent_dim = n))]
     latent_dim: usize,
-    /// Normalisation: batch or position.
+    /// Normalization: batch, or position (over the channels at each pixel).
     #[arg(long, default_value = "batch", value_name = "batch|position")]
     norm: Norm,
 }
@@ -210,33 +213,31 @@ impl ModelArgs {
     }
 }
 
-/// Options that change how kernels are chosen and placed.
+/// Choice of kernel variants and limit on memory.
 #[derive(Args, Debug, Clone)]
 struct PlanArgs {
-    /// Use a variant of an operation's kernels, e.g. conv2d=naive or conv2d.forward=tiled; may be given several times.
+    /// Use this kernel variant for an operation or a pass, e.g. conv2d=naive or conv2d.forward=tiled; may be repeated.
     #[arg(long = "variant", value_name = "OP=NAME", value_parser = values::variant)]
     variant: Vec<(String, String)>,
-    /// Use the variants of a table that `vae-wgpu tune` made, for the shapes that are in it; --variant goes before it.
+    /// Use the kernel variants in a table written by `vae-wgpu tune`; --variant takes precedence.
     #[arg(long, value_name = "FILE")]
     variants: Option<PathBuf>,
-    /// Refuse a plan that needs more device memory than this.
+    /// Fail if the plan needs more device memory than this.
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     memory_limit: Option<u64>,
 }
 
-/// The same for training.
+/// [`PlanArgs`] with the options that only training has.
 #[derive(Args, Debug, Clone)]
 struct TrainingPlanArgs {
     #[command(flatten)]
     plan: PlanArgs,
-    /// Keep only the inputs of residual blocks for the backward pass and compute the rest again: less memory, a longer step, the same
-    /// results.
-    #[arg(long)]
-    checkpoint_blocks: bool,
+    /// Recompute the activations inside residual blocks during the backward pass: less memory, slower steps, identical results.
+    #[arg(long, alias = "checkpoint-blocks")]
+    recompute_blocks: bool,
 }
 
 impl TrainingPlanArgs {
-    /// As [`PlanArgs::options`].
     fn options(
         &self,
         adapter: Option<&AdapterInfo>,
@@ -244,12 +245,12 @@ impl TrainingPlanArgs {
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<plan::Options> {
         let options = self.plan.options(adapter, config, programs)?;
-        Ok(plan::Options { checkpoint: self.checkpoint_blocks, ..options })
+        Ok(plan::Options { checkpoint: self.recompute_blocks, ..options })
     }
 }
 
 impl PlanArgs {
-    /// For programs of these batch sizes; `adapter` is where they will run.
+    /// Returns the options for programs of these batch sizes and modes; `adapter` is the one that they will run on.
     fn options(
         &self,
         adapter: Option<&AdapterInfo>,
@@ -258,15 +259,15 @@ impl PlanArgs {
     ) -> anyhow::Result<plan::Options> {
         let mut variants = self.table(adapter, config, programs)?;
         variants.extend(self.variant.iter().cloned());
-        // For checks: the same results with every value in a buffer of its own.
+        // For tests: no buffer is reused; the results are the same.
         let share = std::env::var("VAE_WGPU_PLANNER").map_or(true, |v| v != "off");
-        // The same results, but for rounding, with every operation a node of its own.
+        // For tests: no operations are fused; the results differ by rounding.
         let fuse = std::env::var("VAE_WGPU_FUSE").map_or(true, |v| v != "off");
         let budget = self.memory_limit.map(|mib| mib.saturating_mul(1 << 20));
         Ok(plan::Options { share, fuse, variants, budget, ..plan::Options::default() })
     }
 
-    /// The choices of the table, if one was given. It is used as it is; that it may not fit is told.
+    /// The entries of the table, if one was given. Warns about a table that was made for another adapter, model or batch size.
     fn table(
         &self,
         adapter: Option<&AdapterInfo>,
@@ -275,16 +276,16 @@ impl PlanArgs {
     ) -> anyhow::Result<BTreeMap<String, String>> {
         let Some(path) = &self.variants else { return Ok(BTreeMap::new()) };
         let table = Table::from_json(&atomic::read(path)?)
-            .map_err(|why| Error::garbled("understand the table of variants in", path, why))?;
-        let warn = |what: &str| trained::say(format_args!("warning: {}: {what}", path.display()));
-        if let Some(foreign) = adapter.and_then(|facts| table.foreign(facts)) {
-            warn(&format!("{foreign}: its choices may not be the best here"));
+            .map_err(|why| Error::malformed("parse the variants table", path, why))?;
+        let warn = |what: &str| eprintln_lossy(format_args!("warning: {}: {what}", path.display()));
+        if let Some(foreign) = adapter.and_then(|info| table.foreign(info)) {
+            warn(&format!("{foreign}; other variants may be faster here"));
         }
         let variants: BTreeMap<_, _> = table.entries.into_iter().map(|choice| (choice.key, choice.variant)).collect();
-        let profile = adapter.map_or(Profile::WEBGPU, |facts| facts.profile);
+        let profile = adapter.map_or(Profile::WEBGPU, |info| info.profile);
         let mut used = false;
         for &(batch, mode) in programs {
-            // What cannot be planned is refused elsewhere, with what was asked for.
+            // A model that cannot be planned is rejected later, with a better message.
             let Ok((graph, _)) = config.plan(batch, mode, &profile, &plan::Options::default()) else { continue };
             for subject in subjects(&graph)? {
                 used |= variants.contains_key(&plan::key(subject.op.as_ref(), &subject.pass)?);
@@ -294,16 +295,21 @@ impl PlanArgs {
             let batches: Vec<_> = programs.iter().map(|(batch, _)| batch.to_string()).collect();
             let batches = batches.join(" or ");
             warn(&format!(
-                "nothing in it is for this model in batches of {batches}: it was made with other --batch, --channels or --blocks"
+                "no entry is for this model at batch size {batches}; the table was made with other --batch, --channels or --blocks"
             ));
         }
         Ok(variants)
     }
 }
 
-/// Prints a line of data; a closed pipe ends the command quietly.
-fn out(text: impl std::fmt::Display) -> anyhow::Result<()> {
+/// Prints a line to stdout; a closed pipe ends the command with success.
+fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+}
+
+/// Prints a line to stderr and ignores errors, because stderr may be closed.
+fn eprintln_lossy(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 #[cfg(test)]
@@ -312,17 +318,17 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn options_are_well_formed() {
+    fn command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn failures_have_their_exit_codes() {
+    fn errors_map_to_exit_codes() {
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let hint = String::new;
         for (error, code) in [
             (Error::device("training", "the device was lost"), 1),
-            (Error::DoesNotFit { what: hint(), needed: 2, limit: 1, hint: hint() }, 1),
+            (Error::does_not_fit("", 2, 1), 1),
             (Error::Shader { file: hint(), line: 1, message: hint() }, 1),
             (Error::file("write", std::path::Path::new("x"))(full), 1),
             (Error::bug("none"), 1),
@@ -330,8 +336,8 @@ mod tests {
             (Error::NonFinite { tensor: hint(), step: 0 }, 3),
             (Error::NonFiniteOutput { what: hint() }, 3),
         ] {
-            let said = error.to_string();
-            assert_eq!(exit_code(&error.into()), code, "{said}");
+            let message = error.to_string();
+            assert_eq!(exit_code(&error.into()), code, "{message}");
         }
     }
 }

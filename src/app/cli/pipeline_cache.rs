@@ -1,4 +1,4 @@
-//! What happens while kernels are compiled: a word on stderr, and the driver's results kept in the user's cache for the next start.
+//! Progress of kernel compilation on stderr, and the pipeline cache in the user's cache folder.
 
 use std::fs;
 use std::io::{IsTerminal, stderr};
@@ -8,53 +8,55 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressStyle};
 use md5::{Digest, Md5};
 
-use super::trained::say;
+use super::eprintln_lossy;
 use crate::app::io::atomic::{read, save_atomic};
 use crate::runtime::gpu::{Compiled, Gpu};
 
-/// Fewer kernels are compiled without a word.
-const WORTH_A_WORD: usize = 10;
+/// Fewer kernels are compiled without showing progress.
+const MIN_REPORTED: usize = 10;
 
-/// Has `gpu` tell (unless not to) how far compiling is, and keeps what the driver made of the kernels. That it cannot be kept, or is no
-/// good any more, costs time and nothing else, and is not told.
-pub(super) fn watch(gpu: &mut Gpu, tell: bool) {
-    let kept = Kept::find(gpu);
-    let known = kept.as_ref().and_then(Kept::load);
-    if kept.is_some() {
+/// Gives `gpu` a pipeline cache that outlives the process and, if `verbose`, shows the progress of compilation. Cache errors only cost
+/// start-up time and are ignored.
+pub(super) fn install(gpu: &mut Gpu, verbose: bool) {
+    let file = PipelineCacheFile::find(gpu);
+    let saved = file.as_ref().and_then(PipelineCacheFile::load);
+    if file.is_some() {
         // Without a cache the driver compiles from scratch.
-        let _ = gpu.use_pipeline_cache(known.as_deref());
+        let _ = gpu.use_pipeline_cache(saved.as_deref());
     }
-    let telling = Mutex::new(Telling { tell, bar: None, told: false, kept: known });
+    let progress = Mutex::new(CompileProgress { verbose, bar: None, reported: false, saved });
     gpu.on_compiled(move |gpu, compiled| {
-        let mut telling = telling.lock().unwrap_or_else(PoisonError::into_inner);
-        telling.progress(compiled);
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.update(compiled);
         if compiled.done == compiled.total
-            && let Some(kept) = &kept
+            && let Some(file) = &file
             && let Some(data) = gpu.pipeline_cache_data()
-            && telling.kept.as_ref() != Some(&data)
+            && progress.saved.as_ref() != Some(&data)
         {
-            kept.save(&data);
-            telling.kept = Some(data);
+            file.save(&data);
+            progress.saved = Some(data);
         }
     });
 }
 
-struct Telling {
-    tell: bool,
+struct CompileProgress {
+    verbose: bool,
     bar: Option<ProgressBar>,
-    told: bool,
-    kept: Option<Vec<u8>>,
+    /// Whether the line for output without a terminal has been printed.
+    reported: bool,
+    /// Content of the cache file.
+    saved: Option<Vec<u8>>,
 }
 
-impl Telling {
-    fn progress(&mut self, Compiled { done, total }: Compiled) {
-        if !self.tell || total < WORTH_A_WORD {
+impl CompileProgress {
+    fn update(&mut self, Compiled { done, total }: Compiled) {
+        if !self.verbose || total < MIN_REPORTED {
             return;
         }
         if !stderr().is_terminal() {
             // One line for all programs of a command.
-            if !std::mem::replace(&mut self.told, true) {
-                say("compiling kernels");
+            if !std::mem::replace(&mut self.reported, true) {
+                eprintln_lossy("compiling kernels");
             }
             return;
         }
@@ -65,7 +67,7 @@ impl Telling {
             }
             bar
         });
-        // Several threads compile: a late word of an earlier one must not turn the count back.
+        // Several threads compile, so calls may arrive out of order; the count must not go back.
         bar.set_position(bar.position().max(done as u64));
         if done == total {
             bar.finish_and_clear();
@@ -74,16 +76,16 @@ impl Telling {
     }
 }
 
-/// Where the pipelines of an adapter are kept.
-struct Kept {
+/// The pipeline cache file of an adapter.
+struct PipelineCacheFile {
     path: PathBuf,
 }
 
-/// In front of the data, with their MD5 sum behind it: drivers believe what they are given.
-const HEAD: &[u8] = b"vae-wgpu pipelines 1\n";
+/// Start of the file, followed by the MD5 sum of the data and the data. Drivers do not validate the data, hence the checksum.
+const MAGIC: &[u8] = b"vae-wgpu pipelines 1\n";
 
-impl Kept {
-    /// None where the backend has no such thing, the user has no cache, or `VAE_WGPU_PIPELINE_CACHE` is `off`.
+impl PipelineCacheFile {
+    /// Returns `None` if the backend has no pipeline cache, the user has no cache folder, or `VAE_WGPU_PIPELINE_CACHE` is `off`.
     fn find(gpu: &Gpu) -> Option<Self> {
         if std::env::var_os("VAE_WGPU_PIPELINE_CACHE").is_some_and(|v| v == "off") {
             return None;
@@ -93,25 +95,25 @@ impl Kept {
     }
 
     fn load(&self) -> Option<Vec<u8>> {
-        unsealed(&read(&self.path).ok()?).map(<[u8]>::to_vec)
+        verified(&read(&self.path).ok()?).map(<[u8]>::to_vec)
     }
 
     fn save(&self, data: &[u8]) {
-        let made = self.path.parent().is_some_and(|folder| fs::create_dir_all(folder).is_ok());
-        if made {
-            // The next start will have to compile again.
-            let _ = save_atomic(&self.path, &sealed(data));
+        let created = self.path.parent().is_some_and(|folder| fs::create_dir_all(folder).is_ok());
+        if created {
+            // On failure the next start compiles again.
+            let _ = save_atomic(&self.path, &with_checksum(data));
         }
     }
 }
 
-fn sealed(data: &[u8]) -> Vec<u8> {
-    [HEAD, Md5::digest(data).as_slice(), data].concat()
+fn with_checksum(data: &[u8]) -> Vec<u8> {
+    [MAGIC, Md5::digest(data).as_slice(), data].concat()
 }
 
-/// The data of a file that is whole.
-fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
-    let (sum, data) = bytes.strip_prefix(HEAD)?.split_at_checked(Md5::output_size())?;
+/// Returns the data of a complete and intact file.
+fn verified(bytes: &[u8]) -> Option<&[u8]> {
+    let (sum, data) = bytes.strip_prefix(MAGIC)?.split_at_checked(Md5::output_size())?;
     (Md5::digest(data).as_slice() == sum).then_some(data)
 }
 
@@ -120,26 +122,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_files_are_believed() {
+    fn truncated_or_damaged_files_are_rejected() {
         let data = [1, 2, 3, 250];
-        let file = sealed(&data);
-        assert_eq!(unsealed(&file), Some(data.as_slice()));
+        let file = with_checksum(&data);
+        assert_eq!(verified(&file), Some(data.as_slice()));
         for end in 0..file.len() {
-            assert_eq!(unsealed(&file[..end]), None, "{end}");
+            assert_eq!(verified(&file[..end]), None, "{end}");
         }
         for at in 0..file.len() {
             let mut damaged = file.clone();
             damaged[at] ^= 1;
-            assert_eq!(unsealed(&damaged), None, "{at}");
+            assert_eq!(verified(&damaged), None, "{at}");
         }
     }
 
     #[test]
-    fn late_words_do_not_turn_the_count_back() {
-        let mut telling = Telling { tell: true, bar: None, told: false, kept: None };
+    fn out_of_order_progress_does_not_panic() {
+        let mut progress = CompileProgress { verbose: true, bar: None, reported: false, saved: None };
         for done in [1, 3, 2, 12] {
-            telling.progress(Compiled { done, total: 12 });
+            progress.update(Compiled { done, total: 12 });
         }
-        assert!(telling.bar.is_none());
+        assert!(progress.bar.is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! What a run tells while it goes on: one stream of events, shown as a progress bar, as plain lines, as JSON, or not at all.
+//! Output of a training run: one stream of events, shown as a progress bar, plain lines, JSON, or nothing.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::app::cli::eprintln_lossy;
 use crate::app::io::csv::StepRow;
 use crate::error::{Error, Result};
 use crate::vae::train::events::{Event, Observer, Quiet, Start};
 
-/// The observer for a terminal: JSON on stdout, silence, a bar where stderr is a terminal, otherwise plain lines on it.
+/// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines.
 #[must_use]
 pub(super) fn observer(json: bool, quiet: bool) -> Box<dyn Observer> {
     if json {
@@ -24,7 +25,7 @@ pub(super) fn observer(json: bool, quiet: bool) -> Box<dyn Observer> {
     }
 }
 
-/// Lines to a reader who may leave.
+/// A writer of lines that ignores everything after a broken pipe.
 #[derive(Debug)]
 struct Lines<W> {
     to: Option<W>,
@@ -43,14 +44,13 @@ impl<W: Write> Lines<W> {
     }
 }
 
-/// One JSON object a line and event.
+/// Writes one JSON object per event and line.
 #[derive(Debug)]
 pub(super) struct Json<W> {
     lines: Lines<W>,
 }
 
 impl<W: Write> Json<W> {
-    /// Events go to `to`.
     pub(super) fn new(to: W) -> Self {
         Self { lines: Lines { to: Some(to) } }
     }
@@ -63,75 +63,73 @@ impl<W: Write> Observer for Json<W> {
     }
 }
 
-/// Plain lines: a step now and then, every epoch.
+/// Writes plain lines: steps at intervals, every epoch.
 #[derive(Debug)]
 pub(super) struct Plain<W> {
     lines: Lines<W>,
     every: Duration,
     last: Option<Instant>,
-    run: Run,
+    totals: Totals,
 }
 
 impl<W: Write> Plain<W> {
-    /// Lines go to `to`, one for a step at most once in `every`.
+    /// Writes to `to`, with at most one step line per interval `every`.
     pub(super) fn new(to: W, every: Duration) -> Self {
-        Self { lines: Lines { to: Some(to) }, every, last: None, run: Run::default() }
+        Self { lines: Lines { to: Some(to) }, every, last: None, totals: Totals::default() }
     }
 }
 
 impl<W: Write> Observer for Plain<W> {
     fn observe(&mut self, event: &Event<'_>) -> Result<()> {
-        self.run.note(event);
+        self.totals.update(event);
         if let Event::Step(row) = event {
             if self.last.is_some_and(|last| last.elapsed() < self.every) {
                 return Ok(());
             }
             self.last = Some(Instant::now());
-            return self.lines.line(&format!("step {}/{}  {}", row.step + 1, self.run.steps, self.run.step(row)));
+            return self.lines.line(&format!("step {}/{}  {}", row.step + 1, self.totals.steps, self.totals.step(row)));
         }
-        self.run.text(event).map_or(Ok(()), |text| self.lines.line(&text))
+        self.totals.line(event).map_or(Ok(()), |text| self.lines.line(&text))
     }
 }
 
-/// A live progress bar, with a line for each epoch above it.
+/// A progress bar, with one line per epoch above it.
 #[derive(Debug)]
 pub(super) struct Bar {
     bar: ProgressBar,
-    run: Run,
+    totals: Totals,
 }
 
 impl Bar {
-    /// A bar on `target`.
-    #[must_use]
     pub(super) fn new(target: ProgressDrawTarget) -> Self {
-        Self { bar: ProgressBar::with_draw_target(None, target), run: Run::default() }
+        Self { bar: ProgressBar::with_draw_target(None, target), totals: Totals::default() }
     }
 }
 
 impl Observer for Bar {
     fn observe(&mut self, event: &Event<'_>) -> Result<()> {
-        self.run.note(event);
+        self.totals.update(event);
         match event {
             Event::Started(start) => {
                 let template = "{bar:24.cyan/blue} {pos}/{len}  {eta} left  {wide_msg}";
                 let style = ProgressStyle::with_template(template).map_err(Error::bug)?;
                 self.bar.set_style(style.progress_chars("━━─"));
                 self.bar.set_length(start.steps);
-                // What an earlier part of the run did says nothing about speed.
+                // Steps from before a resume must not count as speed.
                 self.bar.set_position(start.first_step);
                 self.bar.reset_eta();
             }
             Event::Step(row) => {
-                self.bar.set_message(self.run.step(row));
+                self.bar.set_message(self.totals.step(row));
                 self.bar.set_position(row.step + 1);
             }
             Event::Finished { .. } | Event::Interrupted { .. } => self.bar.finish_and_clear(),
             Event::Epoch { .. } | Event::Warning { .. } | Event::Profile(_) => {}
         }
-        if let Some(text) = self.run.text(event) {
+        if let Some(text) = self.totals.line(event) {
             if self.bar.is_finished() {
-                // After its end the bar prints nothing; a stderr that is gone needs no words.
-                let _ = writeln!(io::stderr(), "{text}");
+                // A finished bar prints nothing.
+                eprintln_lossy(text);
             } else {
                 self.bar.println(text);
             }
@@ -140,15 +138,15 @@ impl Observer for Bar {
     }
 }
 
-/// What the words for later events need from the first.
+/// Totals from [`Event::Started`], which later lines repeat.
 #[derive(Debug, Default)]
-struct Run {
+struct Totals {
     epochs: u64,
     steps: u64,
 }
 
-impl Run {
-    fn note(&mut self, event: &Event<'_>) {
+impl Totals {
+    fn update(&mut self, event: &Event<'_>) {
         if let Event::Started(start) = event {
             (self.epochs, self.steps) = (start.epochs, start.steps);
         }
@@ -162,16 +160,16 @@ impl Run {
         )
     }
 
-    /// The words for everything but steps.
-    fn text(&self, event: &Event<'_>) -> Option<String> {
+    /// Returns the line for an event other than a step.
+    fn line(&self, event: &Event<'_>) -> Option<String> {
         Some(match event {
             Event::Step(_) => return None,
             Event::Started(start) => {
                 let Start { run, device, model, parameters, images, batch_size, epochs, steps, first_step } = start;
-                let begun = if *first_step > 0 { format!(", going on at step {first_step}") } else { String::new() };
+                let resumed = if *first_step > 0 { format!(", resuming at step {first_step}") } else { String::new() };
                 format!(
                     "device  {device}\nmodel   {model}, {} parameters\ntrain   {} images, {epochs} epochs, {} steps of \
-                     {batch_size}{begun}\nrun     {}",
+                     {batch_size}{resumed}\nrun     {}",
                     grouped(*parameters as u64),
                     grouped(*images as u64),
                     grouped(*steps),
@@ -196,17 +194,17 @@ impl Run {
             Event::Finished { epochs, steps, seconds, best, run } => {
                 let best = best.map(|best| format!(", best validation loss {best:.4}")).unwrap_or_default();
                 let time = clock(*seconds);
-                format!("done: {epochs} epochs, {} steps in {time}{best}; see {}", grouped(*steps), run.display())
+                format!("done: {epochs} epochs, {} steps in {time}{best}. Results: {}", grouped(*steps), run.display())
             }
             Event::Interrupted { step, run } => format!(
-                "interrupted after {step} steps and saved; go on with: vae-wgpu train --resume {}",
+                "interrupted after {step} steps; checkpoint saved. Resume with: vae-wgpu train --resume {}",
                 run.display()
             ),
         })
     }
 }
 
-/// `1,721,891`.
+/// Formats `1721891` as `1,721,891`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -219,7 +217,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// `7.5 s`, `12 m 05 s`, `3 h 20 m`.
+/// Formats a duration as `7.5 s`, `12 m 05 s` or `3 h 20 m`.
 fn clock(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
@@ -249,7 +247,7 @@ mod tests {
         }
     }
 
-    fn tell(observer: &mut dyn Observer) {
+    fn send_events(observer: &mut dyn Observer) {
         let step = StepRow {
             step: 4,
             epoch: 1,
@@ -275,9 +273,9 @@ mod tests {
     }
 
     #[test]
-    fn json_is_one_object_an_event() {
+    fn json_is_one_object_per_event() {
         let mut json = Json::new(Vec::new());
-        tell(&mut json);
+        send_events(&mut json);
         let text = String::from_utf8(json.lines.to.unwrap()).unwrap();
         let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let names: Vec<_> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
@@ -298,7 +296,7 @@ mod tests {
     #[test]
     fn plain_lines_skip_steps_and_keep_epochs() {
         let mut plain = Plain::new(Vec::new(), Duration::from_secs(3600));
-        tell(&mut plain);
+        send_events(&mut plain);
         let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
@@ -310,18 +308,18 @@ mod tests {
                 "step 5/9775  epoch 1/25  loss 0.9500 (recon 0.9375, kl 0.0125)  62 images/s",
                 "epoch  1/25  train 0.0000  validation 0.9818 (recon 0.0000, kl 0.0000, mse 0.0000)  16 active units  12 m 05 s  best",
                 "warning: metrics.csv was missing",
-                "interrupted after 6 steps and saved; go on with: vae-wgpu train --resume runs/2026-01-31-1",
-                "done: 25 epochs, 9,775 steps in 7.2 s; see runs/2026-01-31-1",
+                "interrupted after 6 steps; checkpoint saved. Resume with: vae-wgpu train --resume runs/2026-01-31-1",
+                "done: 25 epochs, 9,775 steps in 7.2 s. Results: runs/2026-01-31-1",
             ]
         );
         let mut plain = Plain::new(Vec::new(), Duration::ZERO);
-        tell(&mut plain);
+        send_events(&mut plain);
         let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
         assert!(text.contains("step 6/9775  epoch 1/25  loss NaN"), "{text}");
     }
 
     #[test]
-    fn a_reader_may_leave_but_a_full_disk_is_told() {
+    fn broken_pipe_is_ok_but_write_errors_are_not() {
         struct Broken(ErrorKind, usize);
         impl Write for Broken {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -333,27 +331,27 @@ mod tests {
                 Ok(())
             }
         }
-        tell(&mut Json::new(Broken(ErrorKind::BrokenPipe, 0)));
-        tell(&mut Plain::new(Broken(ErrorKind::BrokenPipe, 0), Duration::ZERO));
+        send_events(&mut Json::new(Broken(ErrorKind::BrokenPipe, 0)));
+        send_events(&mut Plain::new(Broken(ErrorKind::BrokenPipe, 0), Duration::ZERO));
         let full = Json::new(Broken(ErrorKind::StorageFull, 0)).observe(&Event::Warning { message: "x" });
         assert!(matches!(full, Err(Error::File { .. })));
     }
 
     #[test]
-    fn the_bar_follows_the_steps() {
+    fn progress_bar_follows_the_steps() {
         let mut bar = Bar::new(ProgressDrawTarget::hidden());
         bar.observe(&Event::Started(Start { first_step: 391, ..start() })).unwrap();
         assert_eq!((bar.bar.position(), bar.bar.length()), (391, Some(9775)));
         bar.observe(&Event::Step(&StepRow { step: 400, epoch: 2, ..StepRow::default() })).unwrap();
         assert_eq!(bar.bar.position(), 401);
         assert!(bar.bar.message().starts_with("epoch 2/25  loss 0.0000"));
-        tell(&mut bar);
+        send_events(&mut bar);
         assert!(bar.bar.is_finished());
-        tell(&mut Quiet);
+        send_events(&mut Quiet);
     }
 
     #[test]
-    fn numbers_for_people() {
+    fn human_readable_formatting() {
         assert_eq!([0, 999, 1000, 1_721_891].map(grouped), ["0", "999", "1,000", "1,721,891"]);
         assert_eq!(
             [0.04, 59.4, 59.6, 3599.0, 12_000.0].map(clock),

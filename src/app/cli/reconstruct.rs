@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::eprintln_lossy;
 use super::trained::{
-    ImagesArgs, RAW, TrainedArgs, check_grid, dims, from_file, prepare, save_grid, save_raw, say, square,
+    ImagesArgs, RAW, TrainedArgs, check_grid, check_output, dims, from_file, save_grid, save_raw, square,
 };
 use crate::app::io::tensor_file::Array;
 use crate::app::viz::image_grid::Pictures;
@@ -14,24 +15,23 @@ use crate::vae::data;
 use crate::vae::inference::means;
 use crate::vae::model::Mode;
 
-/// Put pictures beside what a trained model makes of them.
 #[derive(Args, Debug)]
 pub(super) struct ReconstructArgs {
     #[command(flatten)]
     trained: TrainedArgs,
-    /// PNG or JPEG files, cut to a square and resized, instead of pictures of a data set.
+    /// PNG or JPEG files to reconstruct instead of images of a data set; cropped to a square and resized.
     #[arg(value_name = "FILES", conflicts_with_all = ["data", "split", "train_limit", "val_limit", "count"])]
     files: Vec<PathBuf>,
     #[command(flatten)]
     images: ImagesArgs,
-    /// The first so many pictures of the data set.
+    /// Number of images, from the start of the data set.
     #[arg(short = 'n', long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
-    /// Write the numbers of the reconstructions (-1 to 1, [n, channels, height, width]) instead of a picture: .npy or .safetensors, as
-    /// --out ends.
+    /// Write the pixel values of the reconstructions (-1 to 1, [n, channels, height, width]) instead of a PNG, to a .npy or .safetensors
+    /// file.
     #[arg(long)]
     raw: bool,
-    /// Result: originals left, reconstructions right of them [default: reconstructions.png, with --raw reconstructions.npy].
+    /// Output file: each original with its reconstruction on its right [default: reconstructions.png, or reconstructions.npy with --raw].
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ impl ReconstructArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let default = if self.raw { "reconstructions.npy" } else { "reconstructions.png" };
         let out = self.out.as_deref().unwrap_or(Path::new(default));
-        prepare(out, if self.raw { RAW } else { &["png"] })?;
+        check_output(out, if self.raw { RAW } else { &["png"] })?;
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
         let mut pixels = Vec::new();
@@ -63,12 +63,12 @@ impl ReconstructArgs {
         if self.raw {
             let [c, h, w] = dims;
             save_raw(out, "reconstructions", Array { dims: vec![count, c, h, w], data: reconstructions })?;
-            say(format_args!("{count} reconstructions: {}", out.display()));
+            eprintln_lossy(format_args!("{count} reconstructions: {}", out.display()));
             return Ok(ExitCode::SUCCESS);
         }
         let reconstructions = Pictures::from_floats(&reconstructions, dims)?;
         let pairs = square(count);
-        let what = "originals and, right of each, its reconstruction";
+        let what = "originals with their reconstructions on the right";
         save_grid(out, 2 * pairs, &originals.beside(reconstructions)?, what)?;
         Ok(ExitCode::SUCCESS)
     }

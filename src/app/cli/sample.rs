@@ -5,32 +5,32 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::trained::{RAW, TrainedArgs, check_grid, dims, prepare, save_grid, save_raw, say, square};
-use super::values::from_zero;
+use super::eprintln_lossy;
+use super::trained::{RAW, TrainedArgs, check_grid, check_output, dims, save_grid, save_raw, square};
+use super::values::non_negative;
 use crate::app::io::tensor_file::Array;
 use crate::app::viz::image_grid::Pictures;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::Mode;
 
-/// Draw new pictures from a trained model.
 #[derive(Args, Debug)]
 pub(super) struct SampleArgs {
     #[command(flatten)]
     trained: TrainedArgs,
-    /// Pictures to draw.
+    /// Number of images.
     #[arg(short = 'n', long, default_value_t = 49, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
     /// Seed of the latent noise.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Standard deviation of the latent noise.
-    #[arg(long, default_value_t = 1.0, value_parser = from_zero)]
+    #[arg(long, default_value_t = 1.0, value_parser = non_negative)]
     temperature: f64,
-    /// Write the numbers (-1 to 1, [n, channels, height, width]) instead of a picture: .npy or .safetensors, as --out ends.
+    /// Write the pixel values (-1 to 1, [n, channels, height, width]) instead of a PNG, to a .npy or .safetensors file.
     #[arg(long)]
     raw: bool,
-    /// Result [default: samples.png, with --raw samples.npy].
+    /// Output file [default: samples.png, or samples.npy with --raw].
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ impl SampleArgs {
         let default = if self.raw { "samples.npy" } else { "samples.png" };
         let out = self.out.as_deref().unwrap_or(Path::new(default));
         let count = self.count as usize;
-        prepare(out, if self.raw { RAW } else { &["png"] })?;
+        check_output(out, if self.raw { RAW } else { &["png"] })?;
         if !self.raw {
             check_grid(count)?;
         }
@@ -52,7 +52,7 @@ impl SampleArgs {
         if self.raw {
             let [c, h, w] = dims(&model.config);
             save_raw(out, "samples", Array { dims: vec![count, c, h, w], data: means })?;
-            say(format_args!("{count} samples: {}", out.display()));
+            eprintln_lossy(format_args!("{count} samples: {}", out.display()));
         } else {
             let pictures = Pictures::from_floats(&means, dims(&model.config))?;
             save_grid(out, square(count), &pictures, "samples")?;

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
-use super::trained::prepare;
-use super::values::from_zero;
+use super::trained::check_output;
+use super::values::non_negative;
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::app::cli::progress::observer;
 use crate::app::io::atomic::make_folder_of;
@@ -20,7 +20,6 @@ use crate::vae::model::Mode;
 use crate::vae::runner::Device;
 use crate::vae::train::{MAX_EPOCHS, Outcome, Schedule, Settings, TrainContext, Trainer};
 
-/// Train the model, from nothing to weights and pictures.
 #[derive(Args, Debug)]
 pub(super) struct TrainArgs {
     #[command(flatten)]
@@ -31,70 +30,70 @@ pub(super) struct TrainArgs {
     model: ModelArgs,
     #[command(flatten)]
     plan: TrainingPlanArgs,
-    /// Run folder (default: runs/DATE-N).
+    /// Run folder to create [default: runs/DATE-N].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Overwrite the run in --out.
+    /// Overwrite an existing run in --out.
     #[arg(long)]
     force: bool,
-    /// Go on with a run, with its settings and its choice of kernels; --epochs gives a new total, and --variant or --variants replace the
-    /// choice.
+    /// Resume a run with its saved settings and kernel variants. --epochs sets a new total; --variant and --variants override the saved
+    /// variants.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "flip", "crop", "channels", "blocks", "latent_dim", "norm", "train_limit", "val_limit",
     ])]
     resume: Option<PathBuf>,
-    /// Start from the weights in this safetensors file (PyTorch's names and shapes).
+    /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
-    /// Epochs of the whole run [default: 25].
+    /// Total number of epochs [default: 25].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
-    /// Images a step.
+    /// Images per training step.
     #[arg(long, default_value = "128")]
     batch_size: NonZeroUsize,
-    /// Seed of weights, order, noise and augmentation.
+    /// Seed of the initial weights, image order, noise and augmentation.
     #[arg(long, default_value_t = Settings::default().seed)]
     seed: u64,
     /// Learning rate after the warm-up.
-    #[arg(long, default_value_t = Settings::default().lr, value_parser = from_zero)]
+    #[arg(long, default_value_t = Settings::default().lr, value_parser = non_negative)]
     lr: f64,
-    /// Decoupled weight decay.
-    #[arg(long, default_value_t = Settings::default().weight_decay, value_parser = from_zero)]
+    /// Decoupled weight decay (AdamW).
+    #[arg(long, default_value_t = Settings::default().weight_decay, value_parser = non_negative)]
     weight_decay: f64,
-    /// Steps over which the learning rate rises from 1 % to 100 %.
+    /// Steps during which the learning rate rises from 1 % to 100 %.
     #[arg(long, default_value_t = Settings::default().warmup)]
     warmup: u64,
-    /// What the learning rate does after the warm-up.
+    /// Learning rate schedule after the warm-up.
     #[arg(long, value_enum, default_value = "constant")]
     schedule: ScheduleArg,
-    /// Largest global gradient norm; 0 is off.
-    #[arg(long, default_value_t = Settings::default().clip_grad, value_parser = from_zero)]
+    /// Clip the global gradient norm to this value; 0 disables clipping.
+    #[arg(long, default_value_t = Settings::default().clip_grad, value_parser = non_negative)]
     clip_grad: f64,
-    /// Weight of the KL term.
-    #[arg(long, default_value_t = Settings::default().beta, value_parser = from_zero)]
+    /// Weight of the KL term in the loss.
+    #[arg(long, default_value_t = Settings::default().beta, value_parser = non_negative)]
     beta: f64,
-    /// Steps over which beta rises from zero; 0 is off.
+    /// Steps during which beta rises from 0 to its value; 0 disables the warm-up.
     #[arg(long, default_value_t = Settings::default().beta_warmup)]
     beta_warmup: u64,
-    /// Mirror training images at random.
+    /// Flip training images horizontally at random.
     #[arg(long)]
     flip: bool,
-    /// Move training images by up to 4 pixels at random.
+    /// Shift training images by up to 4 pixels at random.
     #[arg(long)]
     crop: bool,
-    /// Time the dispatches of one training step on the device, after a few to warm up, and print a table on stderr: each kernel's number of
-    /// dispatches, time and share (with --json an event; with --quiet only --trace says anything). The numbers of the run stay the same.
+    /// Time the dispatches of one training step on the GPU, after a few warm-up steps, and print a table on stderr with the dispatches,
+    /// time and share of each kernel. --json prints the table as an event; --quiet hides it. Results do not change.
     #[arg(long)]
     profile: bool,
-    /// Write the times of that step, dispatch by dispatch and with the host's side, to this file: JSON for Perfetto
-    /// (ui.perfetto.dev). Implies --profile.
+    /// Write the times of that step to a JSON file for Perfetto (ui.perfetto.dev): every dispatch and the work on the host. Implies
+    /// --profile.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Print one JSON object an event on stdout.
+    /// Print one JSON object per event to stdout.
     #[arg(long)]
     json: bool,
-    /// Print nothing but errors.
+    /// Print only errors.
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
 }
@@ -108,7 +107,7 @@ enum ScheduleArg {
 impl TrainArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         if let Some(table) = &self.plan.plan.variants {
-            exists(table)?;
+            check_exists(table)?;
         }
         let (settings, folder) = self.settings()?;
         settings.check()?;
@@ -118,24 +117,26 @@ impl TrainArgs {
         let device = self.device.open_for_models(!self.quiet && !self.json)?;
         let profile = self.profile || self.trace.is_some();
         if profile && matches!(device, Device::Cpu) {
-            anyhow::bail!("profiling needs a GPU adapter: the CPU reference runs no kernels (see `vae-wgpu devices`)");
+            anyhow::bail!(
+                "cannot profile: the CPU reference runs no kernels. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
+            );
         }
         if let Some(trace) = &self.trace {
-            prepare(trace, &["json"])?;
+            check_output(trace, &["json"])?;
         }
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
         let mut observer = observer(self.json, self.quiet);
-        // The run ends after the step in hand.
+        // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
         signals::set_on_request(&stop)?;
-        let stage =
+        let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
         let mut trainer = match folder {
-            Some(folder) => Trainer::resume(settings, folder, stage)?,
+            Some(folder) => Trainer::resume(settings, folder, context)?,
             None => {
                 let folder = RunFolder::create(self.out.as_deref(), self.force)?;
-                Trainer::new(settings, folder, init.as_ref(), stage)?
+                Trainer::new(settings, folder, init.as_ref(), context)?
             }
         };
         if let Some(trace) = &self.trace {
@@ -150,13 +151,13 @@ impl TrainArgs {
         })
     }
 
-    /// The settings, and the folder of a run that is to go on.
+    /// Returns the settings, and the folder of the run to resume.
     fn settings(&self) -> anyhow::Result<(Settings, Option<RunFolder>)> {
         if let Some(run) = &self.resume {
             let folder = RunFolder::resume(run)?;
             let mut settings = Trainer::settings_of(&folder)?;
             settings.epochs = self.epochs.unwrap_or(settings.epochs);
-            // The data set may have moved; what it holds must be the same for the run to go on to the bit.
+            // The data set may have moved. The trainer compares its fingerprint.
             settings.data = self.dataset.spec().or(settings.data);
             return Ok((settings, Some(folder)));
         }
@@ -181,13 +182,13 @@ impl TrainArgs {
             beta_warmup: self.beta_warmup,
             flip: self.flip,
             crop: self.crop,
-            // Those of the plan, which the trainer adds.
+            // The trainer adds the kernel variants of the plan.
             ..Settings::default()
         };
         Ok((settings, None))
     }
 
-    /// The weights to start from.
+    /// Loads the initial weights.
     fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
         let Some(path) = &self.init else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
@@ -195,7 +196,7 @@ impl TrainArgs {
     }
 }
 
-/// A wrong path is told before the data set is opened and the kernels are compiled.
-fn exists(path: &Path) -> crate::Result<()> {
+/// Reports a wrong path before the data set is opened and the kernels are compiled.
+fn check_exists(path: &Path) -> crate::Result<()> {
     std::fs::metadata(path).map(drop).map_err(crate::Error::file("find", path))
 }

@@ -1,6 +1,5 @@
-//! What the commands share that use a trained model: opening it, its pictures, and where results go.
+//! Parts that the commands on a trained model share: opening the model, its images, and writing results.
 
-use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -9,7 +8,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::data::DatasetArgs;
-use super::{DeviceArgs, PlanArgs, adapter};
+use super::{DeviceArgs, PlanArgs, adapter, eprintln_lossy};
 use crate::app::io::atomic;
 use crate::app::io::atomic::check_writable;
 use crate::app::io::run_folder::{RunConfig, RunFolder};
@@ -22,17 +21,17 @@ use crate::vae::inference::{Model, Trained, check_size};
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::train::Settings;
 
-/// Options that choose a trained model and where it runs.
+/// Choice of a trained model and its device.
 #[derive(Args, Debug, Clone)]
 pub(super) struct TrainedArgs {
-    /// Run folder that `vae-wgpu train` made, or a model.safetensors.
+    /// Run folder written by `vae-wgpu train`, or a model.safetensors file.
     #[arg(value_name = "RUN|FILE")]
     run: PathBuf,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     plan: PlanArgs,
-    /// Pictures that are worked on at once.
+    /// Images processed at once.
     #[arg(long, default_value = "128")]
     batch_size: NonZeroUsize,
 }
@@ -43,20 +42,20 @@ impl TrainedArgs {
         Ok(Model::load(&self.run)?)
     }
 
-    /// Puts it on the device, with programs for `work`.
+    /// Loads the model onto the device, with programs for `work`.
     pub(super) fn start(&self, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
-        self.start_telling(true, model, work)
+        self.start_with(true, model, work)
     }
 
-    /// The same; `tell` says whether anything is said while kernels are compiled.
-    pub(super) fn start_telling(&self, tell: bool, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
-        let (device, batch) = (self.device.open_for_models(tell)?, self.batch_size.get());
+    /// The same; `verbose` shows the progress of compilation.
+    pub(super) fn start_with(&self, verbose: bool, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
+        let (device, batch) = (self.device.open_for_models(verbose)?, self.batch_size.get());
         let programs: Vec<_> = work.iter().map(|&(mode, count)| (batch.min(count), mode)).collect();
         let options = self.plan.options(adapter(&device), &model.config, &programs)?;
         Ok(model.on(&device, &options, batch, work)?)
     }
 
-    /// The data set that was asked for; without a word, the one that the run was trained on.
+    /// Opens the data set of `args`, or without one the data set that the run was trained on.
     pub(super) fn dataset(&self, args: &DatasetArgs, config: &VaeConfig) -> anyhow::Result<Dataset> {
         let mut args = args.clone();
         if args.spec().is_none() && self.run.is_dir() {
@@ -70,27 +69,26 @@ impl TrainedArgs {
     }
 }
 
-/// Which half of a data set.
+/// Split of a data set.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Split {
-    /// The pictures that were trained on.
+    /// Training images.
     Train,
-    /// The pictures that were not.
+    /// Test images.
     Test,
 }
 
-/// Options that choose pictures of a data set.
+/// Choice of images from a data set.
 #[derive(Args, Debug, Clone)]
 pub(super) struct ImagesArgs {
     #[command(flatten)]
     dataset: DatasetArgs,
-    /// Half of the data set.
+    /// Split of the data set to read.
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
 }
 
 impl ImagesArgs {
-    /// Opens them.
     pub(super) fn open(&self, trained: &TrainedArgs, config: &VaeConfig) -> anyhow::Result<Box<dyn Images>> {
         let dataset = trained.dataset(&self.dataset, config)?;
         Ok(match self.split {
@@ -100,10 +98,10 @@ impl ImagesArgs {
     }
 }
 
-/// A picture on the command line.
+/// An image named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// Of the data set, by number.
+    /// Index in the data set, from 0.
     Index(u32),
     /// A PNG or JPEG file.
     File(PathBuf),
@@ -118,7 +116,8 @@ impl FromStr for Source {
 }
 
 impl Source {
-    /// The bytes of pictures, each with the option that names it, one after the other; the data set is opened only if one of them is there.
+    /// Reads images, each given with the option that names it, and returns their bytes one after the other. Opens the data set only if an
+    /// index occurs.
     pub(super) fn read(
         sources: &[(&str, &Self)],
         images: &ImagesArgs,
@@ -133,17 +132,22 @@ impl Source {
                 (Self::File(path), _) => all.extend(from_file(path, config)?),
                 (Self::Index(index), Some(images)) => {
                     let mut pixels = Vec::new();
-                    data::batch(images.as_ref(), &[*index], &mut pixels).map_err(|e| e.at_node(option))?;
+                    if *index as usize >= images.len() {
+                        let expected = format!("an index below {} or an image file", images.len());
+                        return Err(Error::argument(option, expected, index).into());
+                    }
+                    data::batch(images.as_ref(), &[*index], &mut pixels)?;
                     all.extend(pixels);
                 }
-                (Self::Index(_), None) => return Err(Error::bug("a picture without a data set").into()),
+                (Self::Index(_), None) => return Err(Error::bug("an index without a data set").into()),
             }
         }
         Ok(all)
     }
 }
 
-/// A picture of the user's as the model takes it: cut and resized, grey where the model knows no colours.
+/// Loads an image file as model input `[channels, size, size]`: cropped to a square, resized, and converted to grey for a model with one
+/// channel.
 pub(super) fn from_file(path: &Path, config: &VaeConfig) -> anyhow::Result<Vec<u8>> {
     let bytes = Pictures::load(path, config.image_size as u32)?.to_bytes();
     match config.image_channels {
@@ -156,58 +160,53 @@ pub(super) fn from_file(path: &Path, config: &VaeConfig) -> anyhow::Result<Vec<u
             };
             Ok(r.iter().zip(g).zip(b).map(grey).collect())
         }
-        other => Err(Error::shape("model", "channels of its pictures", "1 or 3 for files", other).into()),
+        other => Err(Error::argument("number of image channels of the model", "1 or 3 for image files", other).into()),
     }
 }
 
-/// Channels, height and width of a picture.
+/// Channels, height and width of an image.
 pub(super) fn dims(config: &VaeConfig) -> [usize; 3] {
     [config.image_channels, config.image_size, config.image_size]
 }
 
-/// Makes sure that a result can be written before anything is computed: its name ends as one of `kinds`, and its folder takes files or
-/// can be made. Leaves no trace.
-pub(super) fn prepare(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
+/// Checks before any work that a result can be written: `out` has one of the extensions `kinds`, and its folder is writable or can be
+/// created. Leaves no files.
+pub(super) fn check_output(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     let kind = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if !kinds.contains(&kind.as_str()) {
         let known = kinds.iter().map(|k| format!(".{k}")).collect::<Vec<_>>().join(", ");
-        return Err(Error::Unknown { kind: "kind of file", name: out.display().to_string(), known }.into());
+        return Err(Error::Unknown { kind: "file extension of", name: out.display().to_string(), known }.into());
     }
-    // Of a path whose folders are still to be made, the first of them stands for the file.
+    // Of a path with missing folders, the first missing one is checked instead of the file.
     let missing = out.ancestors().skip(1).take_while(|f| !f.as_os_str().is_empty() && !f.exists()).last();
     Ok(check_writable(missing.unwrap_or(out))?)
 }
 
-/// Refuses more pictures than a person looks at, before they are computed.
-pub(super) fn check_grid(pictures: usize) -> anyhow::Result<()> {
+/// Rejects a grid of more than 20,000 images before they are computed.
+pub(super) fn check_grid(images: usize) -> anyhow::Result<()> {
     const MOST: usize = 20_000;
-    if pictures > MOST {
-        return Err(Error::shape("grid", "pictures", format!("at most {MOST}"), pictures).into());
+    if images > MOST {
+        return Err(Error::argument("number of images in the grid", format!("at most {MOST}"), images).into());
     }
     Ok(())
 }
 
-/// Columns of a grid as high as wide.
+/// Columns of the most square grid of `count` cells.
 pub(super) fn square(count: usize) -> usize {
     let side = count.isqrt();
     side + usize::from(side * side < count)
 }
 
-/// Writes pictures as a grid and says where it is.
+/// Writes images as a grid and prints its path.
 pub(super) fn save_grid(out: &Path, columns: usize, pictures: &Pictures, what: &str) -> anyhow::Result<()> {
     let picture = Grid { columns, ..Grid::default() }.draw(pictures)?;
     atomic::make_folder_of(out)?;
     save_png(out, &picture)?;
-    say(format_args!("{what}: {}", out.display()));
+    eprintln_lossy(format_args!("{what}: {}", out.display()));
     Ok(())
 }
 
-/// A line on stderr; a closed stderr leaves nobody to tell.
-pub(super) fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-/// A bar on stderr that counts to `total`; nothing where stderr is no terminal.
+/// Returns a progress bar up to `total`, which is shown only if stderr is a terminal.
 pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(total as u64).with_message(what);
     if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
@@ -216,20 +215,20 @@ pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
     bar
 }
 
-/// Endings of files of numbers.
+/// Extensions of files for raw values.
 pub(super) const RAW: &[&str] = &["npy", "safetensors"];
 
-/// As a NumPy array, or as the tensor `name` of a safetensors file.
-pub(super) fn save_raw(out: &Path, name: &str, numbers: Array) -> crate::Result<()> {
+/// Writes `array` as a NumPy file, or as the tensor `name` of a safetensors file, depending on the extension of `out`.
+pub(super) fn save_raw(out: &Path, name: &str, array: Array) -> crate::Result<()> {
     atomic::make_folder_of(out)?;
     if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
-        return atomic::save_atomic(out, &npy(&numbers));
+        return atomic::save_atomic(out, &npy(&array));
     }
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    TensorFile { metadata, tensors: [(name.to_owned(), numbers)].into() }.save(out)
+    TensorFile { metadata, tensors: [(name.to_owned(), array)].into() }.save(out)
 }
 
-/// A NumPy file, version 1.0: magic, length of the header, a Python dictionary padded to 64 bytes, the numbers.
+/// Encodes a NumPy file, version 1.0: magic, header length, a Python dictionary padded to 64 bytes, the values.
 fn npy(array: &Array) -> Vec<u8> {
     const PREFIX: usize = 10;
     let shape: String = array.dims.iter().map(|d| format!("{d}, ")).collect();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::trained::{prepare, say};
-use super::{DeviceArgs, ModelArgs, out};
+use super::trained::check_output;
+use super::{DeviceArgs, ModelArgs, eprintln_lossy, print};
 use crate::app::bench::subjects;
 use crate::app::bench::tune::{MARGIN, Table, choices, tune};
 use crate::app::io::atomic::{make_folder_of, save_atomic};
@@ -16,37 +16,37 @@ use crate::runtime::plan;
 use crate::vae::model::Mode;
 use crate::vae::runner::Device;
 
-/// Time every variant of every kernel of a training step on this machine, for a table of the best.
 #[derive(Args, Debug)]
 pub(super) struct TuneArgs {
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Pictures in a batch: that of the training that the table is for.
+    /// Batch size of the training runs that the table is for.
     #[arg(long, default_value = "128")]
     batch: NonZeroUsize,
-    /// Only kernels whose name contains this, e.g. conv2d or backward_weight.
+    /// Time only kernels whose name contains this, e.g. conv2d or backward_weight.
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
-    /// Write the table to this file (.json), for --variants.
+    /// Write the table to this .json file, for --variants.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
-/// Samples of a variant, of which the median counts, and the length of one.
+/// Samples per variant; the median counts.
 const ROUNDS: usize = 5;
+/// Length of a sample.
 const SAMPLE: Duration = Duration::from_millis(20);
 
 impl TuneArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let config = self.model.config()?;
         if let Some(file) = &self.out {
-            prepare(file, &["json"])?;
+            check_output(file, &["json"])?;
         }
         let Device::Gpu(gpu) = self.device.open()? else {
             anyhow::bail!(
-                "the CPU reference has no variants to choose from: choose an adapter (see `vae-wgpu devices`)"
+                "cannot tune: the CPU reference has no variants to choose from. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
             )
         };
         let (graph, _) = config.plan(self.batch.get(), Mode::Train, gpu.profile(), &plan::Options::default())?;
@@ -56,8 +56,8 @@ impl TuneArgs {
         if choices.is_empty() {
             anyhow::bail!("no kernel with a choice of variants matches `{}`", self.only.as_deref().unwrap_or_default());
         }
-        out(format_args!("adapter: {}", gpu.adapter_info()))?;
-        out(format_args!(
+        print(format_args!("adapter: {}", gpu.adapter_info()))?;
+        print(format_args!(
             "{:<78} {:>5} {:<10} {:>9} {:<10} {:>9} {:>7}",
             "kernel", "count", "default", "ms", "best", "ms", "gain"
         ))?;
@@ -68,7 +68,7 @@ impl TuneArgs {
             before += default * row.count as f64;
             after += best * row.count as f64;
             better += usize::from(row.best != row.default);
-            out(format_args!(
+            print(format_args!(
                 "{:<78} {:>5} {:<10} {default:>9.3} {:<10} {best:>9.3} {:>5.1} %",
                 subject.name,
                 row.count,
@@ -78,15 +78,19 @@ impl TuneArgs {
             ))?;
             tuned.push(row);
         }
-        out(format_args!(
-            "{better} of {} kernels gain more than {:.0} %; all of them in a step: {before:.1} ms with the defaults, {after:.1} ms with the best",
+        print(format_args!(
+            "{better} of {} kernels gain more than {:.0} %; time per step: {before:.1} ms with the defaults, {after:.1} ms with the best variants",
             tuned.len(),
             100.0 * MARGIN
         ))?;
         if let Some(file) = &self.out {
             make_folder_of(file)?;
             save_atomic(file, Table::new(gpu.adapter_info(), &tuned).to_json()?.as_bytes())?;
-            say(format_args!("table: {0}; use it with --variants {0} --batch-size {1}", file.display(), self.batch));
+            eprintln_lossy(format_args!(
+                "table: {0}. Use it with --variants {0} --batch-size {1}",
+                file.display(),
+                self.batch
+            ));
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -1,4 +1,4 @@
-//! What the values of options may be. A wrong one is a usage error that names its option, told before anything is done.
+//! Parsers of option values. A rejected value is a usage error that names its option, reported before any work starts.
 
 use std::error::Error;
 use std::str::FromStr;
@@ -6,12 +6,12 @@ use std::str::FromStr;
 use crate::app::bench::tune::Known;
 use crate::vae::model::VaeConfig;
 
-type Refusal = Box<dyn Error + Send + Sync>;
+type ParseError = Box<dyn Error + Send + Sync>;
 
-/// A size of the model, where [`VaeConfig::check`] takes it.
+/// Returns a parser of a model size that [`VaeConfig::check`] accepts.
 pub(super) fn size(
     set: fn(&mut VaeConfig, usize),
-) -> impl Fn(&str) -> Result<usize, Refusal> + Clone + Send + Sync + 'static {
+) -> impl Fn(&str) -> Result<usize, ParseError> + Clone + Send + Sync + 'static {
     move |text| {
         let (size, mut config) = (text.parse()?, VaeConfig::default());
         set(&mut config, size);
@@ -20,8 +20,8 @@ pub(super) fn size(
     }
 }
 
-/// A number from zero that single precision can hold, as kernels do.
-pub(super) fn from_zero(text: &str) -> Result<f64, Refusal> {
+/// Parses a number from 0 to the largest `f32`, which is the precision of the kernels.
+pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
     let value: f64 = text.parse()?;
     if (0.0..=f64::from(f32::MAX)).contains(&value) {
         return Ok(value);
@@ -29,17 +29,17 @@ pub(super) fn from_zero(text: &str) -> Result<f64, Refusal> {
     Err(format!("expected a number from 0 to {:e}", f32::MAX).into())
 }
 
-/// An operation or entry and one of its variants.
-pub(super) fn variant(text: &str) -> Result<(String, String), Refusal> {
+/// Parses `OP=NAME`: an operation or a pass, and one of its variants.
+pub(super) fn variant(text: &str) -> Result<(String, String), ParseError> {
     let (op, name) = text.split_once('=').ok_or("expected OP=NAME, e.g. conv2d=naive")?;
     Known::new()?.check(op, name)?;
     Ok((op.to_owned(), name.to_owned()))
 }
 
-/// Anything but nothing.
-pub(super) fn given<T: FromStr<Err: Into<Refusal>>>(text: &str) -> Result<T, Refusal> {
+/// Parses a non-empty value.
+pub(super) fn non_empty<T: FromStr<Err: Into<ParseError>>>(text: &str) -> Result<T, ParseError> {
     if text.is_empty() {
-        return Err("it is empty".into());
+        return Err("the value is empty".into());
     }
     text.parse().map_err(Into::into)
 }

@@ -48,7 +48,7 @@ pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(Progress)) -
     let failed = |cause: Cause| {
         let folder = path.parent().unwrap_or(path);
         let kept = held(&part).ok().filter(|&held| held > 0);
-        let again = kept.map_or(String::new(), |held| format!("run again to go on from byte {held}, "));
+        let again = kept.map_or(String::new(), |held| format!("run the command again to resume at byte {held}, "));
         Error::Download {
             url: source.url.clone(),
             hint: format!(

@@ -208,7 +208,7 @@ impl FolderLock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     let why =
-                        "another process writes to this run folder: wait for it or choose another folder with --out";
+                        "another process is writing to this run folder. Wait for it, or pass another folder with --out";
                     return Err(Error::file("lock", &path)(io::Error::new(ErrorKind::ResourceBusy, why)));
                 }
                 Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}

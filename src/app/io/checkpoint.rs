@@ -56,7 +56,7 @@ impl Weights {
     /// model's settings as JSON, can be read back as `TensorFile::load(path)?.metadata["config"]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where tensors and inventory disagree, [`Error::Checkpoint`] for a number that is not finite,
+    /// [`Error::InvalidArgument`] where tensors and inventory disagree, [`Error::Checkpoint`] for a number that is not finite,
     /// [`Error::File`] where the file cannot be written.
     pub fn save(&self, path: &Path, inventory: TensorSchema<'_>, config: &str) -> Result<()> {
         let metadata = [("config", config.to_owned())];
@@ -232,7 +232,7 @@ fn file<'a>(
     metadata.insert("version".into(), concat!("vae-wgpu ", env!("CARGO_PKG_VERSION")).into());
     let data: Vec<&Vec<f32>> = tensors.collect();
     if data.len() != wanted.len() {
-        return Err(Error::shape("save", "number of tensors", wanted.len(), data.len()));
+        return Err(Error::argument("number of tensors", wanted.len(), data.len()));
     }
     let arrays = wanted.into_iter().zip(data).map(|((name, dims), data)| (name, Array { dims, data: data.clone() }));
     Ok(TensorFile { metadata, tensors: arrays.collect() })

@@ -207,7 +207,7 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
 /// # Errors
 /// [`Error::File`] where a row makes no sense.
 pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Vec<R>, u64)> {
-    let wrong = |line: usize, why: String| Error::garbled("understand", path, format!("line {line}: {why}"));
+    let wrong = |line: usize, why: String| Error::malformed("parse", path, format!("line {line}: {why}"));
     let mut rows = Vec::new();
     let mut length = 0;
     for (line, number) in bytes.split_inclusive(|&b| b == b'\n').zip(1..) {
@@ -334,7 +334,7 @@ mod tests {
             fs::write(&path, &bytes[..length]).unwrap();
             let rows = read::<StepRow>(&path);
             if length < header {
-                assert!(rows.unwrap_err().to_string().starts_with("cannot understand "));
+                assert!(rows.unwrap_err().to_string().starts_with("cannot parse "));
             } else {
                 let whole = bytes[header..length].iter().filter(|&&b| b == b'\n').count();
                 assert_eq!(rows.unwrap().len(), whole);

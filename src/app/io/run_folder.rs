@@ -50,8 +50,8 @@ impl<S: DeserializeOwned> RunConfig<S> {
         struct Version {
             format: u32,
         }
-        let garbled = |error: serde_json::Error| Error::garbled("understand", path, error);
-        let Version { format } = serde_json::from_slice(bytes).map_err(garbled)?;
+        let malformed = |error: serde_json::Error| Error::malformed("parse", path, error);
+        let Version { format } = serde_json::from_slice(bytes).map_err(malformed)?;
         if format != FORMAT {
             return Err(Error::Checkpoint {
                 path: path.to_owned(),
@@ -61,7 +61,7 @@ impl<S: DeserializeOwned> RunConfig<S> {
                 hint: "it was written by another version of vae-wgpu".to_owned(),
             });
         }
-        serde_json::from_slice(bytes).map_err(garbled)
+        serde_json::from_slice(bytes).map_err(malformed)
     }
 }
 
@@ -346,7 +346,7 @@ impl RunFolder {
     /// [`Error::File`] where it cannot be written.
     pub fn save_config<S: Serialize>(&self, config: &RunConfig<S>) -> Result<()> {
         let path = self.config();
-        let json = serde_json::to_string_pretty(config).map_err(|e| Error::garbled("write", &path, e))?;
+        let json = serde_json::to_string_pretty(config).map_err(|e| Error::malformed("write", &path, e))?;
         atomic::save_atomic(&path, (json + "\n").as_bytes())
     }
 
@@ -522,10 +522,10 @@ mod tests {
         assert_eq!(run.load_config::<Settings>().unwrap(), config());
         let text = fs::read_to_string(run.config()).unwrap();
         for (from, to, expected) in [
-            ("\"flip\"", "\"flop\"", "cannot understand"),
+            ("\"flip\"", "\"flop\"", "cannot parse"),
             ("\"format\": 1", "\"format\": 2", "expected 1, found 2"),
-            ("\"version\"", "\"extra\": 1, \"version\"", "cannot understand"),
-            ("{", "", "cannot understand"),
+            ("\"version\"", "\"extra\": 1, \"version\"", "cannot parse"),
+            ("{", "", "cannot parse"),
         ] {
             fs::write(run.config(), text.replacen(from, to, 1)).unwrap();
             let error = run.load_config::<Settings>().unwrap_err().to_string();

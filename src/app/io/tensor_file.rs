@@ -37,15 +37,19 @@ impl TensorFile {
     /// The crate's own writer keeps the metadata in a hash map, whose order changes from run to run.
     ///
     /// # Errors
-    /// [`Error::Shape`] where sizes and numbers disagree, [`Error::Checkpoint`] for a number that is not finite; `path` is for the
-    /// message.
+    /// [`Error::InvalidArgument`] where sizes and numbers disagree, [`Error::Checkpoint`] for a number that is not finite; `path` is for
+    /// the message.
     pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>> {
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), json!(self.metadata));
         let mut end = 0;
         for (name, Array { dims, data }) in &self.tensors {
             if dims.iter().product::<usize>() != data.len() || name == "__metadata__" {
-                return Err(Error::shape("save", format!("numbers of `{name}` {dims:?}"), "as many", data.len()));
+                return Err(Error::argument(
+                    format!("number of values of `{name}`"),
+                    format!("the product of {dims:?}"),
+                    data.len(),
+                ));
             }
             check_finite(path, name, data)?;
             let start = end;
@@ -67,8 +71,8 @@ impl TensorFile {
     /// [`Error::File`] for bytes that are no safetensors file, [`Error::Checkpoint`] for a type other than `f32` or a number that is
     /// not finite.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let garbled = |why| Error::garbled("understand", path, why);
-        let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| garbled(Box::new(e)))?;
+        let malformed = |why| Error::malformed("parse", path, why);
+        let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(Box::new(e)))?;
         let data = bytes.get(8 + length..).unwrap_or_default();
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         let mut tensors = BTreeMap::new();

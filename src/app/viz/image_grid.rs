@@ -22,18 +22,22 @@ impl Pictures {
     /// Pictures of `[n, channels, height, width]` bytes, for `n` as it comes.
     ///
     /// # Errors
-    /// [`Error::Shape`] for channels other than 1 or 3, zero sizes, or a broken number of bytes.
+    /// [`Error::InvalidArgument`] for channels other than 1 or 3, zero sizes, or a broken number of bytes.
     pub fn from_bytes(bytes: &[u8], [channels, height, width]: [usize; 3]) -> Result<Self> {
         let area = height * width;
-        let mistake = |what: &str, expected: &str, found: usize| Err(Error::shape("pictures", what, expected, found));
+        let mistake = |what: &str, expected: &str, found: usize| Err(Error::argument(what, expected, found));
         let (Ok(w), Ok(h)) = (u32::try_from(width), u32::try_from(height)) else {
-            return mistake("size", "less than 2^32", area);
+            return mistake("image size", "less than 2^32", area);
         };
         if channels != 1 && channels != 3 {
-            return mistake("channels", "1 or 3", channels);
+            return mistake("number of image channels", "1 or 3", channels);
         }
         if area == 0 || !bytes.len().is_multiple_of(channels * area) {
-            return mistake("bytes", &format!("a multiple of {channels}x{height}x{width}"), bytes.len());
+            return mistake(
+                "number of image bytes",
+                &format!("a multiple of {channels}x{height}x{width}"),
+                bytes.len(),
+            );
         }
         let picture = |planes: &[u8]| {
             RgbImage::from_fn(w, h, |x, y| {
@@ -93,7 +97,7 @@ impl Pictures {
         let (width, height) = strip.dimensions();
         if width == 0 || !height.is_multiple_of(width) || height / width > MOST {
             let why = format!("{width}x{height} pixels, expected a column of at most {MOST} square pictures");
-            return Err(Error::garbled("understand", path, why));
+            return Err(Error::malformed("decode", path, why));
         }
         let cut = |i| imageops::crop_imm(&strip, 0, i * width, width, width).to_image();
         Ok(Self { width, height: width, pixels: (0..height / width).map(cut).collect() })
@@ -136,12 +140,12 @@ impl Pictures {
     /// Appends pictures.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they have another size.
+    /// [`Error::InvalidArgument`] where they have another size.
     pub fn append(&mut self, other: Self) -> Result<()> {
         if (self.width, self.height) != (other.width, other.height) {
             let (expected, found) =
                 (format!("{}x{}", self.width, self.height), format!("{}x{}", other.width, other.height));
-            return Err(Error::shape("pictures", "size", expected, found));
+            return Err(Error::argument("image size", expected, found));
         }
         self.pixels.extend(other.pixels);
         Ok(())
@@ -150,10 +154,10 @@ impl Pictures {
     /// Pictures taken in turn from two batches: originals beside their reconstructions.
     ///
     /// # Errors
-    /// [`Error::Shape`] where sizes or numbers of pictures differ.
+    /// [`Error::InvalidArgument`] where sizes or numbers of pictures differ.
     pub fn beside(self, other: Self) -> Result<Self> {
         if self.len() != other.len() {
-            return Err(Error::shape("pictures", "number beside each other", self.len(), other.len()));
+            return Err(Error::argument("number of images", self.len(), other.len()));
         }
         let mut joined = Self { pixels: Vec::new(), ..self };
         for (a, b) in self.pixels.into_iter().zip(other.pixels) {
@@ -191,7 +195,7 @@ impl Grid {
     /// The grid as one picture.
     ///
     /// # Errors
-    /// [`Error::Shape`] for a grid without columns or scale or one that is absurdly large.
+    /// [`Error::InvalidArgument`] for a grid without columns or scale or one that is absurdly large.
     pub fn draw(&self, pictures: &Pictures) -> Result<RgbImage> {
         self.draw_cells(pictures.width, pictures.height, &pictures.pixels.iter().map(Some).collect::<Vec<_>>())
     }
@@ -207,7 +211,7 @@ impl Grid {
         let fits = |&(w, h): &(u32, u32)| columns > 0 && scale > 0 && u64::from(w) * u64::from(h) <= MAX_PIXELS;
         let Some((total_width, total_height)) = sides.filter(fits) else {
             let found = format!("{columns} columns, {rows} rows, scale {scale}");
-            return Err(Error::shape("grid", "size", format!("1 to {MAX_PIXELS} pixels"), found));
+            return Err(Error::argument("size of the grid", format!("1 to {MAX_PIXELS} pixels"), found));
         };
         let mut grid = RgbImage::from_pixel(total_width, total_height, Rgb(background));
         for (i, cell) in cells.iter().enumerate() {
@@ -225,12 +229,12 @@ impl Grid {
     /// As [`Grid::draw`], and where the batches differ in size.
     pub fn draw_columns(&self, columns: &[Option<Pictures>]) -> Result<RgbImage> {
         let Some(first) = columns.iter().flatten().next() else {
-            return Err(Error::shape("grid", "columns", "at least one that is there", 0));
+            return Err(Error::argument("columns of the grid", "at least one that is present", "none"));
         };
         for other in columns.iter().flatten() {
             if (other.width, other.height, other.len()) != (first.width, first.height, first.len()) {
                 let size = |p: &Pictures| format!("{} pictures of {}x{}", p.len(), p.width, p.height);
-                return Err(Error::shape("grid", "column", size(first), size(other)));
+                return Err(Error::argument("column of the grid", size(first), size(other)));
             }
         }
         let row = |i: usize| columns.iter().map(move |column| column.as_ref().and_then(|c| c.pixels.get(i)));
@@ -258,22 +262,22 @@ const MAX_MEMORY: u64 = 192 << 20;
 const MIN_MEMORY: u64 = 1 << 20;
 
 fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
-    let garbled = |error: image::ImageError| Error::garbled("understand the picture", path, error);
+    let malformed = |error: image::ImageError| Error::malformed("decode the image", path, error);
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::file("read", path))?;
     let expansion = if reader.format() == Some(ImageFormat::Jpeg) { JPEG_EXPANSION } else { PNG_EXPANSION };
     let most = (bytes.len() as u64).saturating_mul(expansion).clamp(MIN_MEMORY, MAX_MEMORY);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(most);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(garbled)?;
+    let mut decoder = reader.into_decoder().map_err(malformed)?;
     // Whatever size the header tells, no more is allocated than the file can fill.
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 || decoder.total_bytes() > most {
         let why = format!("{width}x{height} pixels in {} bytes: expected what fits into {most} bytes", bytes.len());
-        return Err(Error::garbled("understand the picture", path, why));
+        return Err(Error::malformed("decode the image", path, why));
     }
-    let orientation = decoder.orientation().map_err(garbled)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(garbled)?;
+    let orientation = decoder.orientation().map_err(malformed)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(malformed)?;
     picture.apply_orientation(orientation);
     Ok(picture)
 }
@@ -316,7 +320,7 @@ mod tests {
     #[test]
     fn sizes_are_checked() {
         for (length, dims) in [(48, [2, 4, 4]), (47, DIMS), (48, [3, 0, 4])] {
-            assert!(matches!(Pictures::from_bytes(&vec![0; length], dims), Err(Error::Shape { .. })));
+            assert!(matches!(Pictures::from_bytes(&vec![0; length], dims), Err(Error::InvalidArgument { .. })));
         }
         assert!(pictures(1, 0).append(Pictures::from_bytes(&[0; 4], [1, 2, 2]).unwrap()).is_err());
         assert!(pictures(1, 0).beside(pictures(2, 0)).is_err());
@@ -399,6 +403,6 @@ mod tests {
         let path = dir.path().join("text.png");
         fs::write(&path, "hello").unwrap();
         let error = Pictures::load(&path, 32).unwrap_err();
-        assert!(error.to_string().starts_with("cannot understand the picture "), "{error}");
+        assert!(error.to_string().starts_with("cannot decode the image "), "{error}");
     }
 }

@@ -82,8 +82,7 @@ impl<T: Precision> CpuExecutor<T> {
         let needed = graphs.iter().map(bytes::<T>).max().unwrap_or(0);
         let limit = [budget, memory::available()].into_iter().flatten().min();
         if let Some(limit) = limit.filter(|&limit| needed > limit) {
-            let (what, hint) = ("the CPU reference".to_owned(), "use a smaller batch or fewer channels".to_owned());
-            return Err(Error::DoesNotFit { what, needed, limit, hint });
+            return Err(Error::does_not_fit("the CPU reference", needed, limit));
         }
         let zeros = |r: Arena| first.tensors(r).iter().map(|t| vec![T::zero(); t.spec.len()]).collect();
         let arenas = Arena::ALL.map(zeros);
@@ -227,7 +226,7 @@ impl<T: Precision> Executor for CpuExecutor<T> {
             Data::U8(v) => v.iter().map(|&x| T::from_f64(f64::from(x))).collect(),
         };
         if numbers.len() != expected {
-            return Err(Error::shape("write", format!("elements of input `{input}`"), expected, numbers.len()));
+            return Err(Error::argument(format!("length of input `{input}`"), expected, numbers.len()));
         }
         self.put(program, id, numbers);
         Ok(())

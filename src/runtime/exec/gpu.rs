@@ -210,7 +210,11 @@ impl Executor for GpuExecutor {
                 padded
             }
             (Data::U8(bytes), _) => {
-                return Err(Error::shape("write", format!("input `{input}`"), spec, format!("{} bytes", bytes.len())));
+                return Err(Error::argument(
+                    format!("length of input `{input}`"),
+                    format!("bytes of {spec}"),
+                    format!("{} bytes", bytes.len()),
+                ));
             }
         };
         let number = compiled.graph.inputs().keys().position(|name| name == input);

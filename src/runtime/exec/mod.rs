@@ -99,16 +99,11 @@ pub(crate) fn check_same_tensors(graphs: &[Graph]) -> Result<()> {
 pub(crate) fn check_tensors(graph: &Graph, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
     let expected = graph.tensors(arena);
     if expected.len() != tensors.len() {
-        return Err(Error::shape("upload", format!("number of {arena}"), expected.len(), tensors.len()));
+        return Err(Error::argument(format!("number of {arena}"), expected.len(), tensors.len()));
     }
     for (tensor, data) in expected.iter().zip(tensors) {
         if tensor.spec.len() != data.len() {
-            return Err(Error::shape(
-                "upload",
-                format!("elements of `{}`", tensor.name),
-                tensor.spec.len(),
-                data.len(),
-            ));
+            return Err(Error::argument(format!("length of `{}`", tensor.name), tensor.spec.len(), data.len()));
         }
     }
     Ok(())

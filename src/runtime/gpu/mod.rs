@@ -172,8 +172,7 @@ impl Gpu {
     fn buffer_for(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let limit = self.profile().max_buffer;
         if bytes > limit {
-            let (what, hint) = (format!("buffer `{label}`"), "use a smaller batch".to_owned());
-            return Err(Error::DoesNotFit { what, needed: bytes, limit, hint });
+            return Err(Error::does_not_fit(format_args!("buffer `{label}`"), bytes, limit));
         }
         let size = bytes.next_multiple_of(4).max(4);
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };

@@ -83,8 +83,8 @@ impl Walk {
                 Root::Seeded(value, seed) => {
                     let (expected, found) = (walk.graph.value(value).spec, walk.graph.value(seed).spec);
                     if expected != found {
-                        let name = format!("gradient of {}", walk.graph.value(value).name);
-                        return Err(Error::shape("gradient", name, expected, found));
+                        let name = &walk.graph.value(value).name;
+                        return Err(Error::Graph(format!("gradient of `{name}`: expected {expected}, found {found}")));
                     }
                     walk.share(value, seed);
                 }

@@ -355,12 +355,14 @@ impl Graph {
             let path = format!("{name}.{}", operand.name);
             let value = match operand.role {
                 Role::Input | Role::Constant => {
-                    let missing = || Error::shape(family, "inputs", format!("one for `{}`", operand.name), "none");
+                    let missing = || {
+                        Error::argument(format!("inputs of {family}"), format!("one for `{}`", operand.name), "none")
+                    };
                     let value = *given.next().ok_or_else(missing).map_err(|e| e.at_node(name))?;
                     let foreign = || Error::Graph(format!("{name}: `{}` is a value of another graph", operand.name));
                     let found = self.values.get(value.0).ok_or_else(foreign)?.spec;
                     if found.device_bytes() != operand.spec.device_bytes() || found.len() != operand.spec.len() {
-                        return Err(Error::shape(family, operand.name, operand.spec, found).at_node(name));
+                        return Err(Error::shape(family, operand.name, operand.spec.shape, found.shape).at_node(name));
                     }
                     value
                 }
@@ -374,7 +376,9 @@ impl Graph {
             bound.push((operand.name, value));
         }
         if given.next().is_some() {
-            return Err(Error::shape(family, "inputs", bound.len(), inputs.len()).at_node(name));
+            return Err(
+                Error::argument(format!("number of inputs of {family}"), bound.len(), inputs.len()).at_node(name)
+            );
         }
         self.push_forward(name, op, bound)?;
         Ok(outputs)

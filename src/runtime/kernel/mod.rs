@@ -182,7 +182,8 @@ pub fn fold_grid(count: usize, max: u32) -> Result<[u32; 3]> {
             what: "a dispatch".into(),
             needed: count as u64,
             limit: (max * max) as u64,
-            hint: "use a smaller batch".into(),
+            unit: "workgroups",
+            largest_batch: None,
         });
     }
     Ok([count.div_ceil(y).max(1) as u32, y as u32, 1])

@@ -383,14 +383,7 @@ fn submissions(graph: &Graph, dispatches: &[BoundDispatch], longest: f64) -> Res
 impl Plan {
     fn check(&self, profile: &Profile, options: &Options) -> Result<()> {
         let limit = profile.max_binding.min(profile.max_buffer);
-        let refuse = |what: &str, needed: u64, limit: u64| {
-            Err(Error::DoesNotFit {
-                what: what.to_owned(),
-                needed,
-                limit,
-                hint: "use a smaller batch or fewer channels".to_owned(),
-            })
-        };
+        let refuse = |what: &str, needed: u64, limit: u64| Err(Error::does_not_fit(what, needed, limit));
         if self.memory.largest > limit {
             return refuse("the largest tensor", self.memory.largest, limit);
         }

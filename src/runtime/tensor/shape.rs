@@ -76,7 +76,8 @@ impl Shape {
 
     /// Refuses zero sizes and shapes of more than [`MAX_ELEMENTS`] padded elements.
     pub fn checked(self, op: &str, what: &str) -> Result<Self> {
-        let too_big = || Error::shape(op, format!("size of {what}"), format!("1 to {MAX_ELEMENTS} elements"), self);
+        let too_big =
+            || Error::argument(format!("shape of {what} of {op}"), format!("1 to {MAX_ELEMENTS} elements"), self);
         let mut product = 1usize;
         for size in [self.n, self.c.div_ceil(4).saturating_mul(4), self.h, self.w] {
             product = product.checked_mul(size).filter(|&p| p > 0 && p <= MAX_ELEMENTS).ok_or_else(too_big)?;
@@ -253,7 +254,7 @@ impl Spec {
             let mut bytes = vec![0; self.device_bytes()];
             for (byte, &value) in bytes.iter_mut().zip(logical) {
                 if !(0.0..=255.0).contains(&value) || value.fract() != 0.0 {
-                    return Err(Error::shape("pack", "pixel", "a whole number from 0 to 255", value));
+                    return Err(Error::argument("pixel value", "a whole number from 0 to 255", value));
                 }
                 *byte = value as u8;
             }
@@ -280,7 +281,7 @@ impl Spec {
         if found == expected {
             Ok(())
         } else {
-            Err(Error::shape("tensor", format!("length of {self}"), expected, found))
+            Err(Error::argument(format!("length of a tensor {self}"), expected, found))
         }
     }
 }

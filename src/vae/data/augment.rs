@@ -38,10 +38,9 @@ impl Augment {
         }
         let bytes = picture_bytes(size)?;
         if indices.len().checked_mul(bytes) != Some(pixels.len()) {
-            return Err(Error::shape(
-                "augment",
-                "pixels",
-                format!("{bytes} bytes for each of {} images", indices.len()),
+            return Err(Error::argument(
+                "number of pixel bytes",
+                format!("{bytes} for each of {} images", indices.len()),
                 pixels.len(),
             ));
         }

@@ -60,16 +60,11 @@ impl Memory {
         let bytes = picture_bytes(size)?;
         let expected = bytes.checked_mul(labels.len());
         if expected != Some(pixels.len()) {
-            let found = format!("{} bytes", pixels.len());
-            return Err(Error::shape(
-                "images",
-                "pixels",
-                format!("{bytes} for each of {} labels", labels.len()),
-                found,
-            ));
+            let expected = format!("{bytes} for each of {} labels", labels.len());
+            return Err(Error::argument("number of pixel bytes", expected, pixels.len()));
         }
         if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| usize::from(**l) >= classes.len()) {
-            return Err(Error::shape("images", format!("label {i}"), format!("less than {}", classes.len()), label));
+            return Err(Error::argument(format!("label {i}"), format!("less than {}", classes.len()), label));
         }
         Ok(Self { size, classes, labels, pixels })
     }
@@ -157,16 +152,24 @@ impl Dataset {
         let name = name.into();
         for (half, images) in [("training", &train), ("test", &test)] {
             if images.is_empty() {
-                return Err(Error::shape(&name, format!("number of {half} images"), "at least 1", 0));
+                return Err(Error::argument(format!("number of {half} images of {name}"), "at least 1", 0));
             }
         }
         if train.size() != test.size() {
             let size = |(c, h, w)| format!("{c}x{h}x{w}");
-            return Err(Error::shape(&name, "size of the test images", size(train.size()), size(test.size())));
+            return Err(Error::argument(
+                format!("size of the test images of {name}"),
+                size(train.size()),
+                size(test.size()),
+            ));
         }
         if train.classes() != test.classes() {
             let names = |images: &dyn Images| images.classes().join(", ");
-            return Err(Error::shape(&name, "classes of the test images", names(&*train), names(&*test)));
+            return Err(Error::argument(
+                format!("classes of the test images of {name}"),
+                names(&*train),
+                names(&*test),
+            ));
         }
         Ok(Self { name, provenance: provenance.into(), train, test })
     }
@@ -174,7 +177,7 @@ impl Dataset {
     /// The first `train` and the first `test` pictures. A limit above what is there takes all; a limit of 0 is refused.
     pub fn limited(self, train: Option<usize>, test: Option<usize>) -> Result<Self> {
         let first = |half: &str, images: Box<dyn Images>, limit: Option<usize>| match limit {
-            Some(0) => Err(Error::shape(&self.name, format!("limit of {half} images"), "at least 1", 0)),
+            Some(0) => Err(Error::argument(format!("limit of {half} images"), "at least 1", 0)),
             Some(len) if len < images.len() => Ok(Box::new(First { images, len }) as Box<dyn Images>),
             _ => Ok(images),
         };
@@ -186,7 +189,7 @@ impl Dataset {
     /// with their labels.
     ///
     /// # Errors
-    /// [`Error::Shape`] for pictures of no possible size.
+    /// [`Error::InvalidArgument`] for pictures of no possible size.
     pub fn fingerprint(&self) -> Result<String> {
         const LOOKED_AT: usize = 1000;
         let mut checksum = flate2::Crc::new();
@@ -221,14 +224,14 @@ impl Dataset {
 /// Bytes of one picture.
 pub(crate) fn picture_bytes((c, h, w): (usize, usize, usize)) -> Result<usize> {
     let bytes = c.checked_mul(h).and_then(|b| b.checked_mul(w)).filter(|&b| b > 0);
-    bytes.ok_or_else(|| Error::shape("images", "size", "three positive numbers", format!("{c}x{h}x{w}")))
+    bytes.ok_or_else(|| Error::argument("image size", "three positive numbers", format!("{c}x{h}x{w}")))
 }
 
 /// Replaces `pixels` by the pictures `indices` of `images`, in that order: `indices.len() * c * h * w` bytes, NCHW.
 pub fn batch(images: &dyn Images, indices: &[u32], pixels: &mut Vec<u8>) -> Result<()> {
     let bytes = picture_bytes(images.size())?;
     if let Some(index) = indices.iter().find(|i| **i as usize >= images.len()) {
-        return Err(Error::shape("batch", "index of an image", format!("less than {}", images.len()), index));
+        return Err(Error::argument("index of an image", format!("less than {}", images.len()), index));
     }
     pixels.resize(bytes * indices.len(), 0);
     for (picture, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {

@@ -163,7 +163,7 @@ impl<'a> Trainer<'a> {
         let path = folder.checkpoint();
         let file = crate::app::io::tensor_file::TensorFile::load(&path)?;
         let progress = Progress::of(&file, &path)?;
-        serde_json::from_str(&progress.settings).map_err(|e| Error::garbled("understand the settings in", &path, e))
+        serde_json::from_str(&progress.settings).map_err(|e| Error::malformed("parse the settings in", &path, e))
     }
 
     /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs) and its choice of
@@ -514,7 +514,7 @@ fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images:
 /// What is to be said of a table that lacks some of its rows; `numbers` are those that it has.
 fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u64) -> Result<Option<String>> {
     if !numbers.clone().is_sorted_by(|a, b| a < b) {
-        return Err(Error::garbled("understand", path, "its rows are not in order"));
+        return Err(Error::malformed("parse", path, "its rows are not in order"));
     }
     let missing = all.saturating_sub(numbers.count() as u64);
     let message = || format!("{}: {missing} of {all} rows are missing: means and plots do without", path.display());
@@ -532,8 +532,8 @@ fn runner(settings: &mut Settings, stage: &TrainContext<'_>) -> Result<Runner> {
     let (c, h, w) = train.size();
     let model = &settings.model;
     if (c, h, w) != (model.image_channels, model.image_size, model.image_size) {
-        let expected = format!("{} of {s}x{s}", model.image_channels, s = model.image_size);
-        return Err(Error::shape("train", "channels and size of the pictures", expected, format!("{c} of {h}x{w}")));
+        let expected = format!("{}x{s}x{s}", model.image_channels, s = model.image_size);
+        return Err(Error::argument("size of the images", expected, format!("{c}x{h}x{w}")));
     }
     let mut programs = Vec::new();
     for (images, mode) in [(train, Mode::Train), (test, Mode::Evaluate)] {

@@ -90,19 +90,22 @@ impl Settings {
     /// Refuses numbers that make no run.
     pub fn check(&self) -> Result<()> {
         self.model.check()?;
-        for (what, value) in
-            [("lr", self.lr), ("weight-decay", self.weight_decay), ("clip-grad", self.clip_grad), ("beta", self.beta)]
-        {
+        for (what, value) in [
+            ("learning rate", self.lr),
+            ("weight decay", self.weight_decay),
+            ("clip-grad", self.clip_grad),
+            ("beta", self.beta),
+        ] {
             // Kernels compute in single precision.
             if !(0.0..=f64::from(f32::MAX)).contains(&value) {
-                return Err(Error::shape("train", what, format!("a number from 0 to {:e}", f32::MAX), value));
+                return Err(Error::argument(what, format!("a number from 0 to {:e}", f32::MAX), value));
             }
         }
         if self.batch_size == 0 {
-            return Err(Error::shape("train", "batch-size", "at least 1", 0));
+            return Err(Error::argument("batch size", "at least 1", 0));
         }
         if !(1..=MAX_EPOCHS).contains(&self.epochs) {
-            return Err(Error::shape("train", "epochs", format!("1 to {MAX_EPOCHS}"), self.epochs));
+            return Err(Error::argument("number of epochs", format!("1 to {MAX_EPOCHS}"), self.epochs));
         }
         Ok(())
     }

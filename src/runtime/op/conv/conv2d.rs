@@ -22,14 +22,14 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// For an input of shape `x`. An [`Error::Shape`] if a size is zero or absurd, or the kernel is larger than the padded input.
+    /// For an input of shape `x`. An [`Error::InvalidArgument`] if a size is zero or absurd, or the kernel is larger than the padded input.
     pub fn new(x: Shape, out_channels: usize, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let x = x.checked("conv2d", "x")?;
         core::check_window("conv2d", (kernel, kernel), stride, padding)?;
         let out = |size: usize| {
             let room = (size + 2 * padding).checked_sub(kernel);
             let fits = format!("at most {}, the padded input", size + 2 * padding);
-            Ok(room.ok_or_else(|| Error::shape("conv2d", "kernel", fits, kernel))? / stride + 1)
+            Ok(room.ok_or_else(|| Error::argument("kernel size of conv2d", fits, kernel))? / stride + 1)
         };
         let y = Shape::new(x.n, out_channels, out(x.h)?, out(x.w)?).checked("conv2d", "y")?;
         let geometry = Geometry { x, y, kernel: (kernel, kernel), stride, padding };

@@ -23,7 +23,7 @@ pub struct ConvTranspose2d {
 }
 
 impl ConvTranspose2d {
-    /// For an input of shape `x`. An [`Error::Shape`] if a size is zero or absurd, or nothing is left between the padding.
+    /// For an input of shape `x`. An [`Error::InvalidArgument`] if a size is zero or absurd, or nothing is left between the padding.
     pub fn new(x: Shape, out_channels: usize, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let op = "conv_transpose2d";
         let x = x.checked(op, "x")?;
@@ -31,7 +31,9 @@ impl ConvTranspose2d {
         let out = |size: usize| {
             let whole = (size - 1).saturating_mul(stride).saturating_add(kernel);
             let left = whole.checked_sub(2 * padding).filter(|&left| left > 0);
-            left.ok_or_else(|| Error::shape(op, "padding", format!("less than {}", whole.div_ceil(2)), padding))
+            left.ok_or_else(|| {
+                Error::argument(format!("padding of {op}"), format!("less than {}", whole.div_ceil(2)), padding)
+            })
         };
         let y = Shape::new(x.n, out_channels, out(x.h)?, out(x.w)?).checked(op, "y")?;
         let adjoint = Geometry { x: y, y: x, kernel: (kernel, kernel), stride, padding };

@@ -96,7 +96,7 @@ pub(crate) fn check_window(op: &str, kernel: (usize, usize), stride: usize, padd
         [("kernel height", kernel.0, 1), ("kernel width", kernel.1, 1), ("stride", stride, 1), ("padding", padding, 0)]
     {
         if value < least || value > MAX_WINDOW {
-            return Err(Error::shape(op, what, format!("{least} to {MAX_WINDOW}"), value));
+            return Err(Error::argument(format!("{what} of {op}"), format!("{least} to {MAX_WINDOW}"), value));
         }
     }
     Ok(())

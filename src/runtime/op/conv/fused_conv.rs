@@ -49,7 +49,7 @@ impl FusedConv {
     /// With the norm and its ReLU in front of it.
     pub fn with_norm(self, norm: BatchNorm) -> Result<Self> {
         if norm.shape() != self.layer.x() || !norm.config().relu {
-            return Err(Error::shape(INFO.name, "norm", format!("{} and a ReLU", self.layer.x()), norm.shape()));
+            return Err(Error::argument("norm of fused_conv", format!("{} and a ReLU", self.layer.x()), norm.shape()));
         }
         Ok(Self { norm: Some(norm), ..self })
     }

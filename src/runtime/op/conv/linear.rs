@@ -22,7 +22,7 @@ pub struct Linear {
 
 impl Linear {
     /// From inputs of shape `x` to outputs of the channels, height and width of `out`. An
-    /// [`Error::Shape`](crate::error::Error::Shape) if a size is zero or absurd.
+    /// [`Error::InvalidArgument`](crate::error::Error::InvalidArgument) if a size is zero or absurd.
     pub fn new(x: Shape, out: Shape) -> Result<Self> {
         let x = x.checked("linear", "x")?;
         let y = out.with_n(x.n).checked("linear", "y")?;

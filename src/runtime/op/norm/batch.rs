@@ -49,13 +49,13 @@ impl BatchNorm {
     pub fn new(x: Shape, config: BatchNormConfig) -> Result<Self> {
         let x = x.checked(INFO.name, "x")?;
         if !(config.eps > 0.0 && config.eps.is_finite()) {
-            return Err(Error::shape(INFO.name, "eps", "a finite number above 0", config.eps));
+            return Err(Error::argument(format_args!("eps of {}", INFO.name), "a finite number above 0", config.eps));
         }
         if !(0.0..=1.0).contains(&config.momentum) {
-            return Err(Error::shape(INFO.name, "momentum", "0 to 1", config.momentum));
+            return Err(Error::argument("momentum of batch_norm", "0 to 1", config.momentum));
         }
         if config.training && x.pixels() == 1 {
-            return Err(Error::shape(INFO.name, "n * h * w of x in training", "more than 1 value a channel", x));
+            return Err(Error::argument("shape of x of batch_norm in training", "more than one value per channel", x));
         }
         Ok(Self { shape: x, config })
     }

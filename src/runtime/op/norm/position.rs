@@ -47,7 +47,7 @@ impl PositionNorm {
         let x = x.checked(INFO.name, "x")?;
         x.with_c(3).checked(INFO.name, "statistics of x")?;
         if !(config.eps > 0.0 && config.eps.is_finite()) {
-            return Err(Error::shape(INFO.name, "eps", "a finite number above 0", config.eps));
+            return Err(Error::argument(format_args!("eps of {}", INFO.name), "a finite number above 0", config.eps));
         }
         Ok(Self { shape: x, config })
     }

@@ -58,11 +58,11 @@ impl Adam {
         Shape::vector(len).checked("adam", "params")?;
         for (what, beta) in [("beta1", config.beta1), ("beta2", config.beta2)] {
             if !(0.0..1.0).contains(&beta) {
-                return Err(Error::shape("adam", what, "a number from 0 to below 1", beta));
+                return Err(Error::argument(format!("{what} of adam"), "a number from 0 to below 1", beta));
             }
         }
         if !(config.eps > 0.0 && config.eps.is_finite()) {
-            return Err(Error::shape("adam", "eps", "a positive number", config.eps));
+            return Err(Error::argument("eps of adam", "a positive number", config.eps));
         }
         Ok(Self { len, config })
     }

@@ -32,7 +32,7 @@ impl Elbo {
             return Err(Error::shape("elbo", "mean", x, mean));
         }
         if h.n != x.n || h.c % 2 != 0 || h.h != 1 || h.w != 1 {
-            return Err(Error::shape("elbo", "h", format!("[{}, 2 * latent, 1, 1]", x.n), h));
+            return Err(Error::argument("shape of h of elbo", format!("[{}, 2 * latent, 1, 1]", x.n), h));
         }
         Ok(Self { x, h, seeds })
     }

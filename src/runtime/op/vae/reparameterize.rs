@@ -19,7 +19,7 @@ impl Reparameterize {
     pub fn new(h: Shape, eps: Shape) -> Result<Self> {
         let h = h.checked(INFO.name, "h")?;
         if h.c % 2 != 0 || h.h != 1 || h.w != 1 {
-            return Err(Error::shape(INFO.name, "h", "[n, 2 * latent, 1, 1]", h));
+            return Err(Error::argument("shape of h of reparameterize", "[n, 2 * latent, 1, 1]", h));
         }
         let z = h.with_c(h.c / 2);
         if eps != z {
