@@ -78,7 +78,7 @@ fn info_prints_the_model_and_its_plan() {
     let output = run(&["info"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
-    for part in ["encoder.stem.weight", "parameters: 1721891", "activations, gradients", "left alone: 79 biases"] {
+    for part in ["encoder.stem.weight", "parameters: 1721891", "activations, gradients", "not trained: 79 biases"] {
         assert!(text.contains(part), "{part} is missing:\n{text}");
     }
 }
@@ -281,7 +281,7 @@ fn tune_makes_a_table_and_nothing_uses_it_unasked() {
     assert!(decoder.starts_with("tiled"), "{decoder}");
     assert!(said.contains("Voodoo 2") && said.contains("this is ") && said.contains(file), "{said}");
     let other = run(&["info", "--channels", "4", "--blocks", "1", "--batch", "3", "--variants", file]);
-    assert!(other.status.success() && stderr(&other).contains("batches of 3"), "{}", stderr(&other));
+    assert!(other.status.success() && stderr(&other).contains("batch size 3"), "{}", stderr(&other));
 
     table.entries[0].variant = "quickest".into();
     std::fs::write(&path, table.to_json().unwrap()).unwrap();

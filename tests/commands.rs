@@ -372,7 +372,7 @@ fn eval_prints_a_table_and_takes_a_closed_pipe() {
     let stage = TrainContext::new();
     let line = "eval run --data shapes --val-limit 3 --train-limit 20 --iwae 2";
     let table = text(&stage.ok(line).stdout);
-    for part in ["total", "recon", "kl", "2 draws", "latent mean decoded", "PCA, 4 components", "active units: "] {
+    for part in ["total", "recon", "kl", "2 draws", "decoded latent mean", "PCA, 4 components", "active units: "] {
         assert!(table.contains(part), "{part} is missing:\n{table}");
     }
     let mut child = stage.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -109,7 +109,7 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("train", "--out text", 1, "text"),
     ("train", "--out run", 1, "--force"),
     ("train", "--out text/new", 1, "text/new"),
-    ("train", "--trace new.txt", 1, "profiling needs a GPU adapter"),
+    ("train", "--trace new.txt", 1, "cannot profile"),
     ("train", "--quiet --json", 2, "--json"),
     ("train", "--resume run --lr 1", 2, "--lr"),
     ("train", "more", 2, "more"),
