@@ -50,7 +50,7 @@ impl EncodeArgs {
         ];
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(Error::bug)?;
-        atomic::make_folder_of(&self.out)?;
+        atomic::create_parent(&self.out)?;
         atomic::save_atomic(&self.out, &bytes)?;
         eprintln_lossy(format_args!("latent dimensions of {count} images: {}", self.out.display()));
         Ok(ExitCode::SUCCESS)

@@ -13,7 +13,7 @@ use super::trained::check_output;
 use super::values::non_negative;
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::app::cli::progress::observer;
-use crate::app::io::atomic::make_folder_of;
+use crate::app::io::atomic::create_parent;
 use crate::app::io::checkpoint::{TensorSchema, Weights};
 use crate::app::io::run_folder::RunFolder;
 use crate::vae::model::Mode;
@@ -140,7 +140,7 @@ impl TrainArgs {
             }
         };
         if let Some(trace) = &self.trace {
-            make_folder_of(trace)?;
+            create_parent(trace)?;
         }
         if profile {
             trainer.profile(self.trace.clone());

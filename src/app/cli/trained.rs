@@ -200,7 +200,7 @@ pub(super) fn square(count: usize) -> usize {
 /// Writes images as a grid and prints its path.
 pub(super) fn save_grid(out: &Path, columns: usize, pictures: &Pictures, what: &str) -> anyhow::Result<()> {
     let picture = Grid { columns, ..Grid::default() }.draw(pictures)?;
-    atomic::make_folder_of(out)?;
+    atomic::create_parent(out)?;
     save_png(out, &picture)?;
     eprintln_lossy(format_args!("{what}: {}", out.display()));
     Ok(())
@@ -220,7 +220,7 @@ pub(super) const RAW: &[&str] = &["npy", "safetensors"];
 
 /// Writes `array` as a NumPy file, or as the tensor `name` of a safetensors file, depending on the extension of `out`.
 pub(super) fn save_raw(out: &Path, name: &str, array: Array) -> crate::Result<()> {
-    atomic::make_folder_of(out)?;
+    atomic::create_parent(out)?;
     if out.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
         return atomic::save_atomic(out, &npy(&array));
     }

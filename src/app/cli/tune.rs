@@ -11,7 +11,7 @@ use super::trained::check_output;
 use super::{DeviceArgs, ModelArgs, eprintln_lossy, print};
 use crate::app::bench::subjects;
 use crate::app::bench::tune::{MARGIN, Table, choices, tune};
-use crate::app::io::atomic::{make_folder_of, save_atomic};
+use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::runtime::plan;
 use crate::vae::model::Mode;
 use crate::vae::runner::Device;
@@ -84,7 +84,7 @@ impl TuneArgs {
             100.0 * MARGIN
         ))?;
         if let Some(file) = &self.out {
-            make_folder_of(file)?;
+            create_parent(file)?;
             save_atomic(file, Table::new(gpu.adapter_info(), &tuned).to_json()?.as_bytes())?;
             eprintln_lossy(format_args!(
                 "table: {0}. Use it with --variants {0} --batch-size {1}",

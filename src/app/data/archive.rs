@@ -1,7 +1,7 @@
-//! CIFAR-10 from a folder, or straight from its `.tar.gz`.
+//! Reads CIFAR-10 from a folder or from its `.tar.gz`.
 //!
-//! An archive is judged by what is in it. Only regular files with known names are taken, and nothing is ever written to a path
-//! that an archive names. Memory is bounded by what is really there, never by what a header declares.
+//! The archive is not trusted. Only regular files with known names are read, and no path in the archive is written to. Memory use is
+//! bounded by the data that is present, not by sizes in headers.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -14,10 +14,13 @@ use crate::vae::data::Dataset;
 use crate::vae::data::cifar10;
 use crate::vae::data::cifar10::{Contents, FILES, MAX_FILE, URL};
 
-/// The most that an archive may unpack to.
+/// Limit on the unpacked size of an archive, in bytes.
 const MAX_TOTAL: u64 = 192 << 20;
 
-/// Opens a folder with CIFAR-10's binary files (or with such a folder or archive in it, under its usual name), or an archive.
+/// Opens CIFAR-10 from an archive, from a folder with its binary files, or from a folder that contains either under its usual name.
+///
+/// # Errors
+/// [`Error::Data`] for a missing, damaged or unknown file, [`Error::File`] where it cannot be read.
 pub fn open(path: &Path) -> Result<Dataset> {
     let origin = path.display().to_string();
     let found = fs::metadata(path).map_err(Error::file("open the data set", path))?;
@@ -48,16 +51,16 @@ pub(super) fn folder(path: &Path) -> Result<Dataset> {
     cifar10::parse(&path.display().to_string(), contents)
 }
 
-/// Opens a regular file; anything else (a pipe, say) could keep us waiting for ever.
+/// Opens a regular file. Reading anything else, such as a pipe, could block forever.
 fn open_file(path: &Path) -> Result<File> {
     let kind = fs::metadata(path).map_err(Error::file("open", path))?;
     if !kind.is_file() {
-        return Err(Error::data(path.display(), "not a regular file", "name a folder or an archive"));
+        return Err(Error::data(path.display(), "not a regular file", "pass a folder or an archive"));
     }
     File::open(path).map_err(Error::file("open", path))
 }
 
-/// All bytes of `source`, or nothing when there are more than `limit`.
+/// Returns all bytes of `source`, or `None` if there are more than `limit`.
 fn at_most(limit: usize, source: impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     source.take(limit as u64 + 1).read_to_end(&mut bytes)?;
@@ -65,10 +68,13 @@ fn at_most(limit: usize, source: impl Read) -> io::Result<Option<Vec<u8>>> {
 }
 
 fn too_large(file: impl std::fmt::Display, found: impl std::fmt::Display) -> Error {
-    Error::data(file, format_args!("{found} bytes, expected at most {MAX_FILE}"), format_args!("get {URL} again"))
+    Error::data(file, format_args!("{found} bytes, expected at most {MAX_FILE}"), format_args!("download {URL} again"))
 }
 
-/// Takes the known files out of a gzipped tar archive called `origin`, up to and including gzip's own checksum.
+/// Extracts the known files of a gzipped tar archive and verifies the checksum of gzip. `origin` names the archive in errors.
+///
+/// # Errors
+/// [`Error::Data`] for anything but a well-formed archive.
 pub fn read(origin: &str, source: impl Read) -> Result<Contents> {
     let mut source = BufReader::new(source);
     check_magic(origin, &mut source)?;
@@ -89,14 +95,14 @@ fn check_magic(origin: &str, source: &mut impl io::BufRead) -> Result<()> {
         [one] => format!("one byte, {one:02x}"),
         [a, b, ..] => format!("{a:02x} {b:02x}"),
     };
-    let hint = format!("the binary version of CIFAR-10 is at {URL}");
+    let hint = format!("download the binary version of CIFAR-10 from {URL}");
     Err(Error::data(origin, format!("byte 0: {found}; expected a gzip archive, which starts with 1f 8b"), hint))
 }
 
 fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Contents> {
     let mut contents = Contents::new();
     let mut last = "at the first member".to_owned();
-    // Raw: long names and extended headers are never interpreted, so they can neither fill memory nor rename a member.
+    // `raw` ignores long names and extended headers, so they can neither fill memory nor rename a member.
     let entries = archive.entries().map_err(|e| damaged(origin, &last, &e))?.raw(true);
     for entry in entries {
         let mut entry = entry.map_err(|e| damaged(origin, &last, &e))?;
@@ -107,7 +113,7 @@ fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Conten
             Err(Error::data(
                 cifar10::member(origin, &path),
                 format_args!("byte {offset}: {what}"),
-                "this is no archive to trust",
+                "the archive is malformed or unsafe; delete it and download it again",
             ))
         };
         let kind = entry.header().entry_type();
@@ -116,7 +122,7 @@ fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Conten
             return refuse("a path that leads out of the archive");
         }
         if kind.is_symlink() || kind.is_hard_link() {
-            return refuse("a link, expected files and folders alone");
+            return refuse("a link, expected only files and folders");
         }
         let size = entry.size();
         if size > MAX_FILE as u64 {
@@ -146,10 +152,10 @@ fn damaged(origin: &str, place: &str, error: &io::Error) -> Error {
         io::ErrorKind::UnexpectedEof => format!("the archive is truncated {place} ({error})"),
         _ => format!("the archive is damaged {place} ({error})"),
     };
-    Error::data(origin, what, format_args!("get {URL} again"))
+    Error::data(origin, what, format_args!("download {URL} again"))
 }
 
-/// A reader that fails, rather than ends, after `left` bytes.
+/// A reader that returns an error, rather than end of file, after `left` bytes.
 struct Limited<R> {
     inner: R,
     left: u64,

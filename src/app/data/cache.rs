@@ -1,36 +1,40 @@
-//! Where CIFAR-10 is looked for, and how it gets into the user's cache: under a lock, and only ever as a whole.
+//! Search path of CIFAR-10, and the user's cache, which is filled under a lock and atomically.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::app::data::download;
 use crate::app::data::download::Source;
 use crate::app::data::{Progress, archive};
+use crate::app::io::atomic;
 use crate::error::{Error, Result};
 use crate::vae::data::Dataset;
 use crate::vae::data::cifar10;
 use crate::vae::data::cifar10::{ARCHIVE, FOLDER};
 
-/// CacheDirs in which CIFAR-10 may be, in the order in which they are tried.
+/// Locations of CIFAR-10, in search order.
 #[derive(Clone, Debug)]
 pub struct CacheDirs {
-    /// A folder beside the user's work.
+    /// A folder in the working directory, searched first.
     pub local: PathBuf,
-    /// The folder that keeps what was downloaded; an archive put here by hand is used too.
+    /// The folder for downloads. An archive that the user placed here is used too.
     pub cache: PathBuf,
-    /// Where the archive is on the network.
+    /// The archive on the network.
     pub source: Source,
 }
 
 impl CacheDirs {
-    /// `./datasets/cifar-10-batches-bin`, the folder `vae-wgpu` in the user's cache, and the official archive.
+    /// Returns `./datasets/cifar-10-batches-bin`, the folder `vae-wgpu` in the user's cache, and the official archive.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the user has no home directory.
     pub fn user() -> Result<Self> {
         let dirs = directories::BaseDirs::new().ok_or_else(|| {
             Error::data(
-                "cache",
+                "the cache folder",
                 "this user has no home directory",
-                "name a folder or archive with --data, or use --data shapes",
+                "pass a folder or archive with --data, or use --data shapes",
             )
         })?;
         Ok(Self {
@@ -40,8 +44,11 @@ impl CacheDirs {
         })
     }
 
-    /// Opens the data set from the first place that has it, and downloads it when none has. A place that holds a damaged copy
-    /// is an error: nothing of the user's is passed over in silence or removed.
+    /// Opens the data set from the first location that has it, or downloads it. A damaged copy is an error; it is neither skipped nor
+    /// removed.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a damaged copy, [`Error::Download`] and [`Error::File`].
     pub fn open(&self, progress: &mut dyn FnMut(Progress)) -> Result<Dataset> {
         if self.local.exists() {
             return archive::folder(&self.local);
@@ -53,44 +60,29 @@ impl CacheDirs {
         archive::folder(&folder)
     }
 
-    /// Puts the unpacked data set into the cache, from an archive that is there or else from the network.
+    /// Unpacks the data set into the cache, from an existing archive or from the network.
     fn fill(&self, folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         fs::create_dir_all(&self.cache).map_err(Error::file("create", &self.cache))?;
-        let _lock = lock(&self.cache.join("lock"), progress)?;
-        // Another process may have been here while this one waited.
+        let _lock = atomic::lock_file(&self.cache.join("lock"), || progress(Progress::Waiting))?;
+        // Another process may have filled the cache while this one waited.
         if folder.exists() {
             return Ok(());
         }
         let packed = self.cache.join(ARCHIVE);
-        let put_by_hand = packed.exists();
-        if !put_by_hand {
+        let is_users = packed.exists();
+        if !is_users {
             download::fetch(&self.source, &packed, progress)?;
         }
         progress(Progress::Unpacking);
         unpack(&packed, folder)?;
-        if !put_by_hand {
+        if !is_users {
             fs::remove_file(&packed).map_err(Error::file("remove", &packed))?;
         }
         Ok(())
     }
 }
 
-/// Waits until no other process holds the lock file; released when dropped, and by the system when the process ends.
-fn lock(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<File> {
-    let file =
-        File::options().create(true).truncate(false).write(true).open(path).map_err(Error::file("create", path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            progress(Progress::Waiting);
-            file.lock().map_err(Error::file("lock", path))?;
-        }
-        Err(TryLockError::Error(source)) => return Err(Error::file("lock", path)(source)),
-    }
-    Ok(file)
-}
-
-/// Checks the whole archive, then makes `folder` of it in one rename. Nothing is left behind that looks complete but is not.
+/// Checks the whole archive and unpacks it to `folder`, which appears in one rename: an interruption never leaves an incomplete `folder`.
 fn unpack(packed: &Path, folder: &Path) -> Result<()> {
     let origin = packed.display().to_string();
     let file = File::open(packed).map_err(Error::file("open", packed))?;
@@ -113,15 +105,5 @@ fn unpack(packed: &Path, folder: &Path) -> Result<()> {
     }
     cifar10::parse(&origin, contents)?;
     fs::rename(&part, folder).map_err(Error::file("create", folder))?;
-    sync_parent(folder)
-}
-
-/// Makes a rename last through a crash, where the system lets folders be synced.
-fn sync_parent(path: &Path) -> Result<()> {
-    match path.parent() {
-        Some(parent) if cfg!(unix) => {
-            File::open(parent).and_then(|d| d.sync_all()).map_err(Error::file("sync", parent))
-        }
-        _ => Ok(()),
-    }
+    atomic::sync_parent(folder).map_err(Error::file("sync the parent directory of", folder))
 }

@@ -1,4 +1,4 @@
-//! One file from the network: streamed to disk, gone on with where an earlier attempt stopped, checked by size and MD5.
+//! Downloads one file: streams it to disk, resumes an earlier attempt, and checks size and MD5.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -12,16 +12,16 @@ use crate::app::data::Progress;
 use crate::error::{Error, Result};
 use crate::vae::data::cifar10;
 
-/// A file on the network, and what it must be.
+/// A file on the network with its expected size and checksum.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// Where it is.
+    /// Address.
     pub url: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Its MD5 checksum, in lower-case hex.
+    /// MD5 checksum in lower-case hex.
     pub md5: String,
-    /// How long the server may be silent.
+    /// Timeout for connecting, for the response and for each read.
     pub patience: Duration,
 }
 
@@ -39,20 +39,23 @@ impl Default for Source {
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Downloads `source` to `path`, which appears only once it is complete and right. Until then the bytes are in `path` with
-/// `.part` added: a later call goes on from there. The caller holds a lock.
+/// Downloads `source` to `path`, which appears only once it is complete and verified. Until then the bytes are in `path` with
+/// `.part` appended, from which a later call resumes. The caller must hold a lock.
+///
+/// # Errors
+/// [`Error::Download`] for failures of the network or the server, [`Error::File`] for those of the disk.
 pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
     let mut part = OsString::from(path);
     part.push(".part");
     let part = PathBuf::from(part);
     let failed = |cause: Cause| {
         let folder = path.parent().unwrap_or(path);
-        let kept = held(&part).ok().filter(|&held| held > 0);
-        let again = kept.map_or(String::new(), |held| format!("run the command again to resume at byte {held}, "));
+        let kept = bytes_on_disk(&part).ok().filter(|&bytes| bytes > 0);
+        let again = kept.map_or(String::new(), |at| format!("run the command again to resume at byte {at}, "));
         Error::Download {
             url: source.url.clone(),
             hint: format!(
-                "{again}put the archive into {} by hand, or use --data shapes, which needs no network",
+                "{again}place the archive in {} yourself, or use --data shapes, which needs no network",
                 folder.display()
             ),
             source: cause,
@@ -67,7 +70,7 @@ pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(Progress)) -
             .timeout_per_read(Some(source.patience))
             .build(),
     );
-    let mut fresh = held(&part).map_err(Error::file("read", &part))? == 0;
+    let mut fresh = bytes_on_disk(&part).map_err(Error::file("read", &part))? == 0;
     loop {
         complete(&agent, source, &part, progress).map_err(&failed)?;
         progress(Progress::Verifying);
@@ -79,37 +82,37 @@ pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(Progress)) -
         if fresh {
             return Err(failed(format!("the MD5 checksum is {found}, expected {}", source.md5).into()));
         }
-        // The start was an earlier attempt's, and may have been of another file.
+        // The start came from an earlier attempt and may belong to another file.
         fresh = true;
     }
 }
 
-/// Requests what is missing until all is there. A request that got further than any before is followed by another.
+/// Requests the missing bytes until the file is complete. Retries as long as each request gets further than all before.
 fn complete(
     agent: &ureq::Agent,
     source: &Source,
     part: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), Cause> {
-    if held(part)? > source.bytes {
+    if bytes_on_disk(part)? > source.bytes {
         fs::remove_file(part)?;
     }
-    let mut furthest = held(part)?;
-    while held(part)? != source.bytes {
+    let mut furthest = bytes_on_disk(part)?;
+    while bytes_on_disk(part)? != source.bytes {
         let outcome = request(agent, source, part, progress);
-        let now = held(part)?;
+        let now = bytes_on_disk(part)?;
         if now <= furthest {
             outcome?;
-            return Err(format!("the answer ended at byte {now} of {}", source.bytes).into());
+            return Err(format!("the response ended at byte {now} of {}", source.bytes).into());
         }
         furthest = now;
     }
     Ok(())
 }
 
-/// One request: appends to `part` when the server goes on where `part` ends, otherwise starts it anew.
+/// Sends one request: appends to `part` if the server resumes at its end, otherwise starts over.
 fn request(agent: &ureq::Agent, source: &Source, part: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), Cause> {
-    let mut at = held(part)?;
+    let mut at = bytes_on_disk(part)?;
     let mut get = agent.get(&source.url);
     if at > 0 {
         get = get.header("Range", format!("bytes={at}-"));
@@ -120,13 +123,13 @@ fn request(agent: &ureq::Agent, source: &Source, part: &Path, progress: &mut dyn
     match response.status().as_u16() {
         200 => at = 0,
         206 if range.as_deref() == Some(&format!("bytes {at}-{}/{}", source.bytes - 1, source.bytes)) => {}
-        // The server has another file, or cannot go on: what is here is of no use to it.
+        // The server has another file or cannot resume: start over.
         206 | 416 if at > 0 => {
             fs::remove_file(part)?;
             return request(agent, source, part, progress);
         }
         status => {
-            return Err(format!("the server answered with status {status}, expected 200").into());
+            return Err(format!("the server returned status {status}, expected 200").into());
         }
     }
     if let Some(length) = length.filter(|l| *l != source.bytes - at) {
@@ -154,8 +157,8 @@ fn request(agent: &ureq::Agent, source: &Source, part: &Path, progress: &mut dyn
     }
 }
 
-/// Bytes that are already here.
-fn held(part: &Path) -> io::Result<u64> {
+/// Returns the size of `part`, 0 if it does not exist.
+fn bytes_on_disk(part: &Path) -> io::Result<u64> {
     match fs::metadata(part) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
         found => Ok(found?.len()),

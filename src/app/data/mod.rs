@@ -1,4 +1,4 @@
-//! Opening data sets: CIFAR-10 from a folder, an archive or the network.
+//! Opens data sets: the built-in shapes, and CIFAR-10 from a folder, an archive or the network.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,32 +14,32 @@ pub mod download;
 
 pub use cache::CacheDirs;
 
-/// What the library reports while a data set is fetched; the last one wins.
+/// Progress of fetching a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
-    /// Another process is downloading; this one waits for it.
+    /// Waiting for another process that is downloading.
     Waiting,
-    /// Bytes that are here, of all there will be.
+    /// Downloading the archive.
     Downloading {
-        /// Bytes on disk, those of an earlier attempt among them.
+        /// Bytes on disk, including those of an earlier attempt.
         done: u64,
         /// Size of the archive in bytes.
         total: u64,
     },
-    /// The checksum is being computed.
+    /// Computing the checksum.
     Verifying,
-    /// The archive is being unpacked.
+    /// Unpacking the archive.
     Unpacking,
 }
 
-/// Which data set to open.
+/// A data set to open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DataSpec {
-    /// CIFAR-10 from `./datasets/cifar-10-batches-bin`, else from the user's cache, else from the network into the cache.
+    /// CIFAR-10 from `./datasets/cifar-10-batches-bin`, else from the user's cache, else downloaded into the cache.
     #[default]
     Cifar10,
-    /// The built-in pictures of [`shapes`].
+    /// The built-in images of [`shapes`].
     Shapes,
     /// A folder with CIFAR-10's binary files, or `cifar-10-binary.tar.gz`.
     Path(PathBuf),
@@ -48,7 +48,7 @@ pub enum DataSpec {
 impl FromStr for DataSpec {
     type Err = Infallible;
 
-    /// `shapes` is the built-in data set (a folder of that name is `./shapes`); all else is a path.
+    /// Parses `shapes` as the built-in data set and anything else as a path. A folder called `shapes` is written `./shapes`.
     fn from_str(text: &str) -> Result<Self, Infallible> {
         Ok(if text == "shapes" { Self::Shapes } else { Self::Path(text.into()) })
     }
@@ -64,7 +64,10 @@ impl fmt::Display for DataSpec {
     }
 }
 
-/// Opens a data set; only [`DataSpec::Cifar10`] may use the network, and tells `progress` about it.
+/// Opens a data set. Only [`DataSpec::Cifar10`] uses the network, and reports to `progress`.
+///
+/// # Errors
+/// [`Error::Data`](crate::Error::Data), [`Error::Download`](crate::Error::Download) or [`Error::File`](crate::Error::File).
 pub fn open(spec: &DataSpec, progress: &mut dyn FnMut(Progress)) -> Result<Dataset> {
     match spec {
         DataSpec::Cifar10 => CacheDirs::user()?.open(progress),
@@ -78,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_data_sets() {
+    fn data_sets_are_parsed_from_names_and_paths() {
         assert_eq!("shapes".parse(), Ok(DataSpec::Shapes));
         assert_eq!("./shapes".parse(), Ok(DataSpec::Path("./shapes".into())));
     }

@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all, and the lock of a folder.
+//! Atomic writes and folder locks.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// End of the names of scratch files; [`FolderLock::take`] removes those that a kill left behind.
+/// Suffix of scratch files; [`FolderLock::take`] removes those of killed processes.
 const SCRATCH: &str = ".scratch";
 
-/// Replaces a file by `bytes`, atomically: they go to a scratch file in the same folder, which is synced, renamed over `path`, and the
-/// folder is synced. A kill or a power cut at any moment leaves either the old file or the new one, whole.
+/// Replaces a file by `bytes`, atomically: writes a scratch file in the same folder, syncs it, renames it over `path`, and syncs the
+/// folder. A kill or a power cut at any moment leaves either the old file or the new one, complete.
 ///
 /// # Errors
-/// [`Error::File`]; the old file is untouched, and no scratch file is left.
+/// [`Error::File`]. Unless only the last sync failed, the old file is untouched; no scratch file is left.
 pub fn save_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |file| {
         let (head, tail) = bytes.split_at(bytes.len() / 2);
@@ -23,41 +23,41 @@ pub fn save_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Tells whether [`save_atomic`] could write `path` now; leaves no trace.
+/// Checks that [`save_atomic`] can write `path` now, and leaves no files.
 ///
 /// # Errors
-/// [`Error::File`] where it could not.
+/// [`Error::File`] if it cannot.
 pub fn check_writable(path: &Path) -> Result<()> {
-    let path = &behind_links(path);
+    let path = &resolve_link(path);
     let (scratch, file) = create_scratch(folder_of(path), path)?;
     drop(file);
     fs::remove_file(&scratch).map_err(Error::file("remove", &scratch))
 }
 
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    let path = &behind_links(path);
+    let path = &resolve_link(path);
     let folder = folder_of(path);
     fault::point(path);
     let (scratch, mut file) = create_scratch(folder, path)?;
     fault::point(path);
     let written = write(&mut file).and_then(|()| {
         fault::point(path);
-        trace::noted("sync", file.sync_all())
+        trace::record("sync", file.sync_all())
     });
     drop(file);
     fault::point(path);
-    if let Err(error) = written.and_then(|()| trace::noted("rename", fs::rename(&scratch, path))) {
-        // The write's own error is the one to tell.
+    if let Err(error) = written.and_then(|()| trace::record("rename", fs::rename(&scratch, path))) {
+        // Report the error of the write, not that of the removal.
         let _ = fs::remove_file(&scratch);
         return Err(Error::file("write", path)(error));
     }
     fault::point(path);
-    sync_folder(folder).map_err(Error::file("make sure that a power cut cannot undo the renaming of", path))?;
+    sync_parent(path).map_err(Error::file("sync the parent directory of", path))?;
     fault::point(path);
     Ok(())
 }
 
-/// Where tests end the process as a kill would. An ordinary build has nothing of it.
+/// Points at which tests abort the process. Empty outside of tests.
 #[cfg(not(test))]
 mod fault {
     pub(super) fn point(_: &std::path::Path) {}
@@ -68,7 +68,7 @@ pub(crate) mod fault {
     use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// `FILE:N` ends the process at the `N`th point of writing `FILE`, from 0.
+    /// Environment variable: `FILE:N` aborts the process at the `N`th point of writing `FILE`, from 0.
     pub(crate) const VARIABLE: &str = "VAE_WGPU_FAULT";
 
     pub(super) fn point(path: &Path) {
@@ -76,16 +76,16 @@ pub(crate) mod fault {
         let Some(wanted) = std::env::var(VARIABLE).ok() else { return };
         let Some((file, point)) = wanted.rsplit_once(':') else { panic!("{VARIABLE} is `{wanted}`") };
         if path.ends_with(file) && SEEN.fetch_add(1, Ordering::Relaxed) == point.parse::<usize>().unwrap() {
-            // Neither destructors nor handlers run.
+            // Like a kill, this runs neither destructors nor handlers.
             std::process::abort();
         }
     }
 }
 
-/// What is done in which order, for tests of what a power cut would leave. An ordinary build has nothing of it.
+/// Order of writes, renames and syncs, for tests of what survives a power cut. Empty outside of tests.
 #[cfg(not(test))]
 pub(crate) mod trace {
-    pub(crate) fn noted<T>(_: &'static str, done: T) -> T {
+    pub(crate) fn record<T>(_: &'static str, done: T) -> T {
         done
     }
 }
@@ -95,30 +95,31 @@ pub(crate) mod trace {
     use std::cell::RefCell;
 
     thread_local! {
-        static NOTES: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+        static RECORDS: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Takes what was done, so that the note cannot stay where the deed is gone.
-    pub(crate) fn noted<T>(what: &'static str, done: T) -> T {
-        NOTES.with_borrow_mut(|notes| notes.push(what));
+    /// Records `what` and returns `done`; wrapping the call keeps trace and call together.
+    pub(crate) fn record<T>(what: &'static str, done: T) -> T {
+        RECORDS.with_borrow_mut(|records| records.push(what));
         done
     }
 
-    /// What this thread has noted since it was last asked.
-    pub(crate) fn taken() -> Vec<&'static str> {
-        NOTES.take()
+    /// Returns and clears the records of this thread.
+    pub(crate) fn take() -> Vec<&'static str> {
+        RECORDS.take()
     }
 }
 
-/// A new file beside `path`: `.N.scratch` with the first free N, so that no two writers share one. Refuses what can be no file.
+/// Creates a scratch file beside `path`: `.N.scratch` with the first free N, so that no two writers share one. Rejects a `path` that is not
+/// a regular file.
 fn create_scratch(folder: &Path, path: &Path) -> Result<(PathBuf, File)> {
     let refuse = |why: &str| Err(Error::file("write", path)(io::Error::new(ErrorKind::InvalidInput, why)));
     if path.file_name().is_none() {
-        return refuse("this is no file name");
+        return refuse("not a file name");
     }
     match fs::metadata(path) {
-        Ok(there) if there.is_dir() => return refuse("it is a folder"),
-        Ok(there) if !there.is_file() => return refuse("it is no regular file"),
+        Ok(there) if there.is_dir() => return refuse("is a folder"),
+        Ok(there) if !there.is_file() => return refuse("not a regular file"),
         _ => {}
     }
     for n in 0u32.. {
@@ -132,17 +133,17 @@ fn create_scratch(folder: &Path, path: &Path) -> Result<(PathBuf, File)> {
     Err(Error::bug("no free name for a scratch file"))
 }
 
-/// The file that is meant by a link, so that it is replaced and the link stays; one that leads nowhere is replaced itself.
-fn behind_links(path: &Path) -> PathBuf {
+/// Resolves a symbolic link, so that its target is replaced and the link stays. A dangling link is itself replaced.
+fn resolve_link(path: &Path) -> PathBuf {
     let linked = fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink());
     linked.then(|| fs::canonicalize(path).ok()).flatten().unwrap_or_else(|| path.to_owned())
 }
 
-/// Makes the folder that a file is to be written to, where it is missing.
+/// Creates the folder of a file that is to be written, if it is missing.
 ///
 /// # Errors
-/// [`Error::File`] where it cannot be made.
-pub fn make_folder_of(path: &Path) -> Result<()> {
+/// [`Error::File`] if it cannot be created.
+pub fn create_parent(path: &Path) -> Result<()> {
     let folder = folder_of(path);
     fs::create_dir_all(folder).map_err(Error::file("create the folder", folder))
 }
@@ -151,10 +152,11 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes a rename last. Windows and some network file systems have no such call; there it does nothing.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+/// Syncs the folder that contains `path`, so that a rename survives a power cut. Does nothing on Windows and on file systems without such a
+/// call.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
-        match trace::noted("sync folder", File::open(folder)?.sync_all()) {
+        match trace::record("sync folder", File::open(folder_of(path))?.sync_all()) {
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {}
             other => return other,
         }
@@ -162,77 +164,108 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The bytes of a regular file; refuses pipes and devices, which may have no end.
+/// Reads a regular file. Rejects pipes and devices, which may have no end.
+///
+/// # Errors
+/// [`Error::File`].
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let kind = fs::metadata(path).map_err(Error::file("read", path))?;
     if !kind.is_file() {
-        let why = if kind.is_dir() { "it is a folder" } else { "it is no regular file" };
+        let why = if kind.is_dir() { "is a folder" } else { "not a regular file" };
         return Err(Error::file("read", path)(io::Error::new(ErrorKind::InvalidInput, why)));
     }
     fs::read(path).map_err(Error::file("read", path))
 }
 
+/// Locks the file `path`, which is created if missing, and calls `on_wait` once if another process holds the lock. The lock is released
+/// when the file is dropped, and by the system when the process dies.
+///
+/// # Errors
+/// [`Error::File`] if the file cannot be opened or locked.
+pub(crate) fn lock_file(path: &Path, on_wait: impl FnOnce()) -> Result<File> {
+    let lock = || {
+        let file = open_lock_file(path)?;
+        if !try_lock(&file)? {
+            on_wait();
+            file.lock()?;
+        }
+        Ok(file)
+    };
+    lock().map_err(Error::file("lock", path))
+}
+
+fn open_lock_file(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(path)
+}
+
+/// Returns whether the lock was taken; `false` if another process holds it.
+fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Name of the file that [`FolderLock`] locks.
 pub const LOCK: &str = "run.lock";
 
-/// The right to write to a folder, held as a lock on its file `run.lock` until dropped. The system gives it back when the process
-/// dies, however it dies.
+/// Exclusive write access to a folder, as a lock on its file `run.lock`. Released when dropped, and by the system when the process dies.
 #[derive(Debug)]
 pub struct FolderLock {
     path: PathBuf,
     file: File,
 }
 
-/// What has become of the file that a [`FolderLock`] holds: who removes a folder removes the lock with it.
+/// State of the lock file of a [`FolderLock`], which somebody may remove together with its folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockState {
-    /// It is where it was: nobody else can take the lock.
+    /// The file is in place: no other process can take the lock.
     Held,
-    /// There is none.
+    /// The file was removed.
     Removed,
-    /// Another file has its name: somebody else took the folder.
+    /// Another file has its name: another process took the folder.
     Replaced,
 }
 
 impl FolderLock {
-    /// Takes the lock and clears away scratch files that an earlier owner was killed over.
+    /// Takes the lock and removes scratch files of killed processes.
     ///
     /// # Errors
-    /// [`Error::File`] where another process holds it. On a file system without locks nobody is kept out.
+    /// [`Error::File`] if another process holds the lock. A file system without locks excludes nobody.
     pub fn take(folder: &Path) -> Result<Self> {
         let path = folder.join(LOCK);
         let lock = loop {
-            let file = File::options().create(true).truncate(false).write(true).open(&path);
-            let file = file.map_err(Error::file("lock", &path))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
+            let file = open_lock_file(&path).map_err(Error::file("lock", &path))?;
+            match try_lock(&file) {
+                Ok(true) => {}
+                Ok(false) => {
                     let why =
                         "another process is writing to this run folder. Wait for it, or pass another folder with --out";
                     return Err(Error::file("lock", &path)(io::Error::new(ErrorKind::ResourceBusy, why)));
                 }
-                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
-                Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                Err(error) => return Err(Error::file("lock", &path)(error)),
             }
             let lock = Self { path: path.clone(), file };
-            // An owner that left may have removed the file between opening and locking.
-            if lock.standing() == LockState::Held {
+            // The previous owner may have removed the file between opening and locking.
+            if lock.state() == LockState::Held {
                 break lock;
             }
         };
         let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
         for entry in entries.flatten() {
             if entry.file_name().to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(SCRATCH)) {
-                // One that stays is only untidy.
+                // A scratch file that stays is harmless.
                 let _ = fs::remove_file(entry.path());
             }
         }
         Ok(lock)
     }
 
-    /// What has become of the lock's file; held where the system does not tell.
+    /// Returns the state of the lock file; [`LockState::Held`] where the system cannot tell two files apart.
     #[must_use]
-    pub fn standing(&self) -> LockState {
+    pub fn state(&self) -> LockState {
         match fs::metadata(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => LockState::Removed,
             Ok(there) if self.file.metadata().is_ok_and(|own| !is_same(&own, &there)) => LockState::Replaced,
@@ -247,7 +280,7 @@ fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
-/// Elsewhere no file that is open can make room for another.
+/// Other platforms do not allow an open file to be replaced.
 #[cfg(not(unix))]
 fn is_same(_: &fs::Metadata, _: &fs::Metadata) -> bool {
     true
@@ -265,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn replaces_and_leaves_nothing_else() {
+    fn atomic_writes_replace_the_file_and_leave_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         for content in ["one", "another", ""] {
@@ -277,15 +310,15 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_synced_before_it_gets_its_name_and_its_folder_after() {
+    fn file_is_synced_before_the_rename_and_folder_after() {
         let dir = tempfile::tempdir().unwrap();
-        trace::taken();
+        trace::take();
         save_atomic(&dir.path().join("x"), b"x").unwrap();
-        assert_eq!(trace::taken(), ["sync", "rename", "sync folder"]);
+        assert_eq!(trace::take(), ["sync", "rename", "sync folder"]);
     }
 
     #[test]
-    fn a_full_disk_leaves_the_old_file_and_no_scratch() {
+    fn full_disk_leaves_the_old_file_and_no_scratch_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         save_atomic(&path, b"old").unwrap();
@@ -301,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_targets_are_errors() {
+    fn unwritable_targets_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("folder/full")).unwrap();
         for target in ["folder", "missing/x", "folder/.."] {
@@ -315,7 +348,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_stay_and_pipes_are_no_files() {
+    fn links_are_followed_and_devices_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let [link, file] = ["link", "file"].map(|name| dir.path().join(name));
         std::os::unix::fs::symlink(&file, &link).unwrap();
@@ -329,14 +362,14 @@ mod tests {
         let device = Path::new("/dev/null");
         assert!(check_writable(device).is_err() && save_atomic(device, b"x").is_err());
         assert!(!fs::metadata(device).unwrap().is_file());
-        // A name as long as a name can be.
+        // The longest file name.
         let long = dir.path().join("x".repeat(255));
         save_atomic(&long, b"x").unwrap();
         assert_eq!(read(&long).unwrap(), b"x");
     }
 
     #[test]
-    fn one_owner_at_a_time_and_scratch_files_are_cleared() {
+    fn lock_has_one_owner_and_removes_scratch_files() {
         let dir = tempfile::tempdir().unwrap();
         let left = dir.path().join(format!(".checkpoint.0{SCRATCH}"));
         fs::write(&left, "half").unwrap();
@@ -351,13 +384,13 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_lock_knows_that_its_file_is_gone_or_another() {
+    fn lock_state_detects_a_removed_or_replaced_file() {
         let dir = tempfile::tempdir().unwrap();
         let lock = FolderLock::take(dir.path()).unwrap();
-        assert_eq!(lock.standing(), LockState::Held);
+        assert_eq!(lock.state(), LockState::Held);
         fs::remove_file(dir.path().join(LOCK)).unwrap();
-        assert_eq!(lock.standing(), LockState::Removed);
+        assert_eq!(lock.state(), LockState::Removed);
         let other = FolderLock::take(dir.path()).unwrap();
-        assert_eq!((lock.standing(), other.standing()), (LockState::Replaced, LockState::Held));
+        assert_eq!((lock.state(), other.state()), (LockState::Replaced, LockState::Held));
     }
 }

@@ -189,7 +189,7 @@ impl<R: Row> Table<R> {
     /// [`Error::File`] where the system cannot do it, or cannot write rows that are owed.
     pub fn sync(&mut self) -> Result<()> {
         self.settle()?;
-        trace::noted("sync rows", self.file.sync_data()).map_err(Error::file("sync", &self.path))
+        trace::record("sync rows", self.file.sync_data()).map_err(Error::file("sync", &self.path))
     }
 }
 

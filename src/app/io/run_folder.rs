@@ -207,7 +207,7 @@ impl RunFolder {
     /// [`Error::RunFolderLost`] where another run was there since, [`Error::File`] where it cannot be made.
     pub fn restore(&mut self) -> Result<bool> {
         let taken = || Error::RunFolderLost { path: self.path.clone() };
-        match self.lock.as_ref().map(FolderLock::standing) {
+        match self.lock.as_ref().map(FolderLock::state) {
             Some(LockState::Replaced) => return Err(taken()),
             Some(LockState::Removed) => {
                 fs::create_dir_all(&self.path).map_err(Error::file("create the folder", &self.path))?;

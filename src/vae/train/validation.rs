@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(run(&parts, u64::MAX), Outcome::Finished);
         assert_eq!(epochs(&parts), epochs(&whole));
         // Rows before the checkpoint that counts on them.
-        let notes = trace::taken();
+        let notes = trace::take();
         assert_eq!(notes.split_last_chunk().unwrap().1, &["sync rows", "sync rows", "sync", "rename", "sync folder"]);
         for file in ["checkpoint.safetensors", "model.safetensors", "samples/epoch_01.png", "samples/epoch_03.png"] {
             assert!(fs::read(parts.join(file)).unwrap() == fs::read(whole.join(file)).unwrap(), "{file} differs");
