@@ -134,7 +134,7 @@ pub(crate) fn config(bytes: &[u8]) {
         }
         Err(error) => clear(&error),
     }
-    let _ = tune::Table::from_json(bytes).map_err(|error| assert!(!error.to_string().is_empty()));
+    let _ = tune::VariantTable::from_json(bytes).map_err(|error| assert!(!error.to_string().is_empty()));
 }
 
 /// `metrics.csv` and `epochs.csv`. To draw them takes long: only some are.

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use vae_wgpu::app::bench::subjects;
-use vae_wgpu::app::bench::tune::Table;
+use vae_wgpu::app::bench::tune::VariantTable;
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
@@ -88,7 +88,7 @@ fn a_batch_that_cannot_fit_names_the_largest_that_does() {
     for args in [["info", "--batch", "100000"].as_slice(), &["info", "--batch", "128", "--memory-limit", "300"]] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stderr(&output).contains("the largest batch that fits is"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("The largest batch that fits is"), "{}", stderr(&output));
     }
 }
 
@@ -98,7 +98,7 @@ fn nonsense_is_a_usage_error_or_a_clear_failure() {
         (["info", "--batch", "-1"].as_slice(), 2, "-1"),
         (&["info", "--batch", "0"], 2, "--batch"),
         (&["info", "--batch", "99999999999999999999"], 2, "--batch"),
-        (&["info", "--batch", "18446744073709551615"], 1, "the largest batch that fits is"),
+        (&["info", "--batch", "18446744073709551615"], 1, "The largest batch that fits is"),
         (&["info", "--channels", "3"], 2, "even"),
         (&["info", "--channels", "0"], 2, "even"),
         (&["info", "--blocks", "0"], 2, "blocks"),
@@ -248,7 +248,7 @@ fn tune_makes_a_table_and_nothing_uses_it_unasked() {
     assert!(stdout(&tuned).contains("of 2 kernels gain"), "{}", stdout(&tuned));
     assert!(stderr(&tuned).contains("--variants"), "{}", stderr(&tuned));
 
-    let mut table = Table::from_json(&std::fs::read(&path).unwrap()).unwrap();
+    let mut table = VariantTable::from_json(&std::fs::read(&path).unwrap()).unwrap();
     assert_eq!(table.entries.len(), 2);
     assert!(table.entries.iter().all(|e| e.key.starts_with("linear.forward [2, ") && e.ms > 0.0), "{table:?}");
     let info = |more: &[&str]| {

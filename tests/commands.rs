@@ -231,7 +231,7 @@ fn reconstructions_stand_beside_the_originals() {
     // A failure leaves the earlier result.
     let before = fs::read(stage.path("files.png")).unwrap();
     fs::write(stage.path("text.png"), "hello").unwrap();
-    stage.fails("reconstruct run one.png text.png --out files.png", 1, &["understand the picture", "text.png"]);
+    stage.fails("reconstruct run one.png text.png --out files.png", 1, &["decode the image", "text.png"]);
     assert_eq!(fs::read(stage.path("files.png")).unwrap(), before);
     stage.fails("reconstruct run one.png --data shapes", 2, &["cannot be used with"]);
     stage.fails("reconstruct run missing.png", 1, &["missing.png"]);
@@ -248,7 +248,7 @@ fn interpolations_and_traversals_are_rows() {
     // From a file to a file without any data set.
     image::RgbImage::from_pixel(50, 40, image::Rgb([255, 0, 0])).save(stage.path("one.png")).unwrap();
     stage.ok("interpolate run --from one.png --to one.png --data nowhere --out files.png");
-    let out_of_range = ["less than 3", "found 3"];
+    let out_of_range = ["an index below 3", "found 3"];
     stage.fails("interpolate run --data shapes --val-limit 3 --from 0 --to 3", 1, &out_of_range);
     stage.fails("interpolate run --data shapes --from 0 --to 3 --steps 1", 2, &["--steps"]);
     stage.fails("interpolate run --data shapes --from 0", 2, &["--to"]);

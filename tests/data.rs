@@ -152,7 +152,7 @@ fn every_truncation_of_an_archive_is_refused() {
     for len in (0..40).chain((40..whole.len()).step_by(stride)).chain(near_the_end) {
         let error = refusal(&whole[..len]);
         let clear = if len < 2 { "expected a gzip archive" } else { "truncated" };
-        assert!(error.starts_with("set.tar.gz: ") && error.contains(clear), "{len}: {error}");
+        assert!(error.starts_with("cannot use set.tar.gz: ") && error.contains(clear), "{len}: {error}");
     }
 }
 

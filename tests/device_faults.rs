@@ -172,7 +172,7 @@ fn a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(_: &Arc<Gpu>) {
     let error = start(512).unwrap_err();
     assert!(matches!(error, Error::DoesNotFit { .. }), "{error:?}");
     let said = error.to_string();
-    let (_, fits) = said.rsplit_once("the largest batch that fits is ").unwrap_or_else(|| panic!("{said}"));
+    let (_, fits) = said.rsplit_once("The largest batch that fits is ").unwrap_or_else(|| panic!("{said}"));
     let fits: usize = fits.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
     assert!(fits > 0, "{said}");
     start(fits).unwrap();
@@ -183,7 +183,7 @@ fn a_batch_that_cannot_fit_is_refused_with_the_largest_that_does(_: &Arc<Gpu>) {
     let start = |batch| Runner::new(model(), &[(batch, Mode::Train)], &device, &plan::Options::default());
     let said = start(64).unwrap_err().to_string();
     assert!(
-        said.starts_with("the plan of batch 64 needs ") && said.contains("the largest batch that fits is "),
+        said.starts_with("the plan of batch 64 needs ") && said.contains("The largest batch that fits is "),
         "{said}"
     );
     let fits: usize = said.rsplit(' ').next().unwrap().parse().unwrap();

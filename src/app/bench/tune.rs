@@ -1,7 +1,6 @@
-//! Choosing variants by measurement: every variant of every kernel of a model, and the table of the best.
+//! Measures all variants of every kernel of a model, for a table of the fastest.
 //!
-//! A table is made when somebody asks for one and used when somebody names it, never otherwise: what a run computes does not hang on a
-//! stopwatch that nobody looked at.
+//! A table is created and used only on request, so results never depend on timings that the user did not ask for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,29 +14,29 @@ use crate::runtime::kernel::{Lowered, Profile};
 use crate::runtime::op::{OPS, Target};
 use crate::runtime::plan;
 
-/// A variant is taken instead of the default one only where it saves more than this share of its time.
+/// Share of its time that a variant must save to be chosen over the default.
 pub const MARGIN: f64 = 0.03;
-/// A variant other than the default that takes so many times as long as the quickest in its first runs is not measured further.
-const HOPELESS: f64 = 4.0;
-/// At most so many.
+/// A variant whose first runs take more than this many times as long as the fastest is not measured further, unless it is the default.
+const SLOW: f64 = 4.0;
+/// Largest number of first runs per variant.
 const FIRST_RUNS: usize = 5;
 
-/// What the variants of a subject took.
+/// Measured times of the variants of a pass.
 #[derive(Clone, Debug, Serialize)]
-pub struct Tuned {
-    /// What the choice is filed under ([`plan::key`]).
+pub struct Measured {
+    /// Key of the table entry ([`plan::key`]).
     pub key: String,
-    /// How many nodes of the model run it.
+    /// Number of nodes in the model that run it.
     pub count: usize,
-    /// The variant that is chosen without a table.
+    /// The variant chosen without a table.
     pub default: &'static str,
-    /// The quickest, or the default where that is as good as the quickest.
+    /// The fastest variant, or the default if the fastest gains less than [`MARGIN`].
     pub best: &'static str,
-    /// Median milliseconds of each variant.
+    /// Median milliseconds per variant.
     pub ms: BTreeMap<&'static str, f64>,
 }
 
-impl Tuned {
+impl Measured {
     fn new(key: String, count: usize, default: &'static str, ms: BTreeMap<&'static str, f64>) -> Result<Self> {
         let quickest = ms.iter().min_by(|a, b| a.1.total_cmp(b.1)).map(|(name, ms)| (*name, *ms));
         let (quickest, least) = quickest.ok_or_else(|| Error::bug("no variant was timed"))?;
@@ -45,7 +44,7 @@ impl Tuned {
         Ok(Self { key, count, default, best: if tie { default } else { quickest }, ms })
     }
 
-    /// Milliseconds of the best and of the default.
+    /// Returns the milliseconds of the best and of the default variant.
     #[must_use]
     pub fn best_and_default(&self) -> (f64, f64) {
         let ms = |name| self.ms.get(name).copied().unwrap_or(f64::NAN);
@@ -53,7 +52,10 @@ impl Tuned {
     }
 }
 
-/// The variants of a subject that a device can run, and the one that it gets without a choice; none where there is nothing to choose.
+/// Returns the variants of a pass that a device can run, and the default one; `None` if there is only one.
+///
+/// # Errors
+/// Those of lowering the pass.
 pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'static str>, &'static str)>> {
     let (op, pass) = (subject.op.as_ref(), &subject.pass);
     let accumulate = vec![false; pass.writes.len()];
@@ -80,8 +82,10 @@ pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'
     Ok(default.filter(|_| able.len() > 1).map(|default| (able, default)))
 }
 
-/// What there is to choose of a model: of subjects that touch the same shapes in the same pass, and so share a choice, the first, for
-/// all of them.
+/// Returns the passes with a choice of variants. Passes with the same key share a table entry; the first stands for all of them.
+///
+/// # Errors
+/// As [`candidates`].
 pub fn choices(profile: &Profile, subjects: Vec<Subject>) -> Result<Vec<Subject>> {
     let mut chosen: Vec<(String, Subject)> = Vec::new();
     for subject in subjects {
@@ -97,14 +101,17 @@ pub fn choices(profile: &Profile, subjects: Vec<Subject>) -> Result<Vec<Subject>
     Ok(chosen.into_iter().map(|(_, subject)| subject).collect())
 }
 
-/// Times the variants of a subject, one after the other in every round, so that what disturbs the machine disturbs them alike.
-pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Result<Option<Tuned>> {
+/// Times the variants of a pass, one after the other in each round, so that disturbances affect all of them alike.
+///
+/// # Errors
+/// Those of compiling and running the kernels.
+pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Result<Option<Measured>> {
     let Some((variants, default)) = candidates(gpu.profile(), subject)? else { return Ok(None) };
     let mut rigs = Vec::new();
     for variant in variants {
         let rig = Rig::new(gpu, subject, Some(variant))?;
         rig.run(1)?;
-        // A single short run may be disturbed: the quickest of a few.
+        // A single short run may be disturbed, so take the fastest of a few.
         let (mut once, mut sum) = (f64::INFINITY, 0.0);
         for _ in 0..FIRST_RUNS {
             let seconds = rig.run(1)?.max(Duration::from_nanos(1)).as_secs_f64();
@@ -117,8 +124,8 @@ pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Res
     }
     let quickest = rigs.iter().map(|(.., once)| *once).fold(f64::INFINITY, f64::min);
     let mut samples: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    let hopeless = |(variant, _, once): &&(&str, Rig<'_>, f64)| *once > HOPELESS * quickest && *variant != default;
-    for (variant, _, once) in rigs.iter().filter(hopeless) {
+    let slow = |(variant, _, once): &&(&str, Rig<'_>, f64)| *once > SLOW * quickest && *variant != default;
+    for (variant, _, once) in rigs.iter().filter(slow) {
         samples.insert(variant, vec![*once]);
     }
     rigs.retain(|(variant, ..)| !samples.contains_key(variant));
@@ -133,32 +140,32 @@ pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Res
         Some((variant, 1e3 * median(&seconds)?))
     });
     let key = plan::key(subject.op.as_ref(), &subject.pass)?;
-    Tuned::new(key, subject.count, default, ms.collect()).map(Some)
+    Measured::new(key, subject.count, default, ms.collect()).map(Some)
 }
 
-/// The best variants of a model's kernels on an adapter, as a file keeps them.
+/// The fastest variants of the kernels of a model on an adapter: the content of a `--variants` file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Table {
-    /// Version of the layout of the file.
+pub struct VariantTable {
+    /// Version of the file format.
     pub format: u32,
     /// Version of vae-wgpu.
     pub version: String,
     /// Name of the adapter.
     pub adapter: String,
-    /// Its driver with version.
+    /// Name and version of the driver.
     pub driver: String,
-    /// The choices.
-    pub entries: Vec<Choice>,
+    /// One entry per pass and shapes.
+    pub entries: Vec<TableEntry>,
 }
 
-/// A line of a [`Table`].
+/// An entry of a [`VariantTable`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Choice {
+pub struct TableEntry {
     /// Pass and shapes ([`plan::key`]).
     pub key: String,
-    /// The best variant there.
+    /// The fastest variant.
     pub variant: String,
     /// Its median milliseconds.
     pub ms: f64,
@@ -166,42 +173,47 @@ pub struct Choice {
 
 const FORMAT: u32 = 1;
 
-impl Table {
-    /// The table of what was measured.
+impl VariantTable {
+    /// Creates the table of the measured passes.
     #[must_use]
-    pub fn new(facts: &AdapterInfo, tuned: &[Tuned]) -> Self {
-        let choice = |t: &Tuned| Choice { key: t.key.clone(), variant: t.best.to_owned(), ms: t.best_and_default().0 };
+    pub fn new(adapter: &AdapterInfo, measured: &[Measured]) -> Self {
+        let choice =
+            |t: &Measured| TableEntry { key: t.key.clone(), variant: t.best.to_owned(), ms: t.best_and_default().0 };
         Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            adapter: facts.name.clone(),
-            driver: driver(facts),
-            entries: tuned.iter().map(choice).collect(),
+            adapter: adapter.name.clone(),
+            driver: driver(adapter),
+            entries: measured.iter().map(choice).collect(),
         }
     }
 
-    /// As a file has it.
+    /// Serializes the table.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if serialization fails.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self).map_err(Error::bug)? + "\n")
     }
 
-    /// From the bytes of a file; names of operations and variants that do not exist are errors.
+    /// Parses the bytes of a file.
+    ///
+    /// # Errors
+    /// For malformed JSON, another format, and unknown operations or variants.
     pub fn from_json(bytes: &[u8]) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let table: Self = serde_json::from_slice(bytes)?;
         if table.format != FORMAT {
-            let message = format!(
-                "its format is {}, this version knows {FORMAT}: make it again with `vae-wgpu tune`",
-                table.format
-            );
+            let message =
+                format!("its format is {}, expected {FORMAT}. Create it again with `vae-wgpu tune`", table.format);
             return Err(message.into());
         }
-        let known = Known::new()?;
-        for Choice { key, variant, .. } in &table.entries {
+        let known = KnownVariants::new()?;
+        for TableEntry { key, variant, .. } in &table.entries {
             let (pass, shapes) = key.split_once(' ').unwrap_or((key, ""));
-            known.check_entry(pass, variant)?;
+            known.check_pass(pass, variant)?;
             if shapes.is_empty() {
                 return Err(format!(
-                    "`{key}` says nothing of shapes: for all of them there is --variant {key}={variant}"
+                    "`{key}` has no shapes. To choose a variant for all shapes, use --variant {key}={variant}"
                 )
                 .into());
             }
@@ -209,33 +221,36 @@ impl Table {
         Ok(table)
     }
 
-    /// What to say where the table was made for another adapter or driver.
+    /// Returns the difference if the table was made on another adapter or driver.
     #[must_use]
-    pub fn foreign(&self, facts: &AdapterInfo) -> Option<String> {
-        let here = (&facts.name, &driver(facts));
+    pub fn adapter_mismatch(&self, adapter: &AdapterInfo) -> Option<String> {
+        let here = (&adapter.name, &driver(adapter));
         let of = |(name, driver): (&String, &String)| format!("{name} ({driver})");
         let there = (&self.adapter, &self.driver);
-        (here != there).then(|| format!("it was made on {}, and this is {}", of(there), of(here)))
+        (here != there).then(|| format!("made on {}, but this is {}", of(there), of(here)))
     }
 }
 
-fn driver(facts: &AdapterInfo) -> String {
-    [facts.driver.as_str(), facts.driver_info.as_str()].join(" ").trim().to_owned()
+fn driver(adapter: &AdapterInfo) -> String {
+    [adapter.driver.as_str(), adapter.driver_info.as_str()].join(" ").trim().to_owned()
 }
 
-/// The variants of each pass that some case of its operation has.
+/// The variants of each pass, over all check cases of its operation.
 #[derive(Debug)]
-pub struct Known(BTreeMap<String, BTreeSet<&'static str>>);
+pub struct KnownVariants(BTreeMap<String, BTreeSet<&'static str>>);
 
-impl Known {
-    /// From the cases of all operations.
+impl KnownVariants {
+    /// Collects the variants of all operations.
+    ///
+    /// # Errors
+    /// Those of building the cases.
     pub fn new() -> Result<Self> {
         let mut known: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
-        for family in OPS {
-            for case in (family.cases)()? {
+        for info in OPS {
+            for case in (info.cases)()? {
                 let passes = case.op.passes();
                 for pass in std::iter::once(&passes.forward).chain(passes.backward) {
-                    let variants = known.entry(format!("{}.{}", family.name, pass.name)).or_default();
+                    let variants = known.entry(format!("{}.{}", info.name, pass.name)).or_default();
                     variants.extend(case.op.variants(pass.name));
                 }
             }
@@ -243,21 +258,24 @@ impl Known {
         Ok(Self(known))
     }
 
-    /// Refuses an operation (`conv2d`), a pass (`conv2d.forward`) or a variant that does not exist.
+    /// Checks that `name` is an operation (`conv2d`) or a pass (`conv2d.forward`) and has this variant.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
     pub fn check(&self, name: &str, variant: &str) -> Result<()> {
         if name.contains('.') {
-            return self.check_entry(name, variant);
+            return self.check_pass(name, variant);
         }
-        if !OPS.iter().any(|family| family.name == name) {
-            let known = OPS.iter().map(|family| family.name).collect::<Vec<_>>().join(", ");
+        if !OPS.iter().any(|info| info.name == name) {
+            let known = OPS.iter().map(|info| info.name).collect::<Vec<_>>().join(", ");
             return Err(Error::Unknown { kind: "operation", name: name.to_owned(), known });
         }
-        let of_family = |pass: &&String| pass.split_once('.').is_some_and(|(family, _)| family == name);
-        let variants = self.0.iter().filter(|(pass, _)| of_family(pass)).flat_map(|(_, variants)| variants);
+        let of_op = |pass: &&String| pass.split_once('.').is_some_and(|(op, _)| op == name);
+        let variants = self.0.iter().filter(|(pass, _)| of_op(pass)).flat_map(|(_, variants)| variants);
         one_of(variants.copied().collect(), name, variant)
     }
 
-    fn check_entry(&self, pass: &str, variant: &str) -> Result<()> {
+    fn check_pass(&self, pass: &str, variant: &str) -> Result<()> {
         let known = || self.0.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let unknown = || Error::Unknown { kind: "operation and pass", name: pass.to_owned(), known: known() };
         one_of(self.0.get(pass).ok_or_else(unknown)?.clone(), pass, variant)
@@ -280,23 +298,24 @@ mod tests {
     use crate::vae::model::{Mode, VaeConfig};
 
     #[test]
-    fn the_default_wins_ties() {
-        let best =
-            |ms: &[(&'static str, f64)]| Tuned::new("k".into(), 1, "tiled", ms.iter().copied().collect()).unwrap().best;
+    fn default_wins_ties() {
+        let best = |ms: &[(&'static str, f64)]| {
+            Measured::new("k".into(), 1, "tiled", ms.iter().copied().collect()).unwrap().best
+        };
         assert_eq!(best(&[("tiled", 1.0), ("naive", 0.98), ("lanes", 2.0)]), "tiled");
         assert_eq!(best(&[("tiled", 1.0), ("naive", 0.96), ("lanes", 2.0)]), "naive");
         assert_eq!(best(&[("tiled", 1.0), ("naive", 3.0)]), "tiled");
-        assert!(Tuned::new("k".into(), 1, "tiled", BTreeMap::new()).is_err());
+        assert!(Measured::new("k".into(), 1, "tiled", BTreeMap::new()).is_err());
     }
 
     #[test]
-    fn every_choice_of_a_model_has_a_default_and_a_key_of_its_own() {
+    fn choices_of_a_model_have_defaults_and_unique_keys() {
         let profiles = [
             Profile::WEBGPU,
             Profile { kind: DeviceKind::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU },
             Profile { kind: DeviceKind::Software, ..Profile::WEBGPU },
         ];
-        let known = Known::new().unwrap();
+        let known = KnownVariants::new().unwrap();
         for profile in profiles {
             let options = plan::Options::default();
             let (graph, _) = VaeConfig::default().plan(4, Mode::Train, &profile, &options).unwrap();
@@ -323,9 +342,9 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_read_back_and_nonsense_is_refused() {
-        let choice = |key: &str, variant: &str| Choice { key: key.into(), variant: variant.into(), ms: 0.5 };
-        let table = |format, entries: Vec<Choice>| Table {
+    fn tables_round_trip_and_invalid_ones_fail() {
+        let choice = |key: &str, variant: &str| TableEntry { key: key.into(), variant: variant.into(), ms: 0.5 };
+        let table = |format, entries: Vec<TableEntry>| VariantTable {
             format,
             version: "0.1.0".into(),
             adapter: "llvmpipe".into(),
@@ -333,7 +352,7 @@ mod tests {
             entries,
         };
         let good = table(1, vec![choice("conv2d.forward [1, 3, 8, 8] -> [1, 4, 8, 8]", "naive")]);
-        assert_eq!(Table::from_json(good.to_json().unwrap().as_bytes()).unwrap(), good);
+        assert_eq!(VariantTable::from_json(good.to_json().unwrap().as_bytes()).unwrap(), good);
         for (bad, part) in [
             (table(2, vec![]), "vae-wgpu tune"),
             (table(1, vec![choice("conv3d.forward [1]", "naive")]), "`conv3d.forward`"),
@@ -341,12 +360,12 @@ mod tests {
             (table(1, vec![choice("conv2d.forward [1]", "quick")]), "unknown variant `quick` of `conv2d.forward`"),
             (table(1, vec![choice("conv2d.forward", "naive")]), "--variant conv2d.forward=naive"),
         ] {
-            let error = Table::from_json(bad.to_json().unwrap().as_bytes()).unwrap_err().to_string();
+            let error = VariantTable::from_json(bad.to_json().unwrap().as_bytes()).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
         let text = good.to_json().unwrap();
         for end in 0..text.trim_end().len() {
-            assert!(Table::from_json(&text.as_bytes()[..end]).is_err(), "{end}");
+            assert!(VariantTable::from_json(&text.as_bytes()[..end]).is_err(), "{end}");
         }
     }
 }

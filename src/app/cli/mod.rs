@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::Error;
 use crate::app::bench::subjects;
-use crate::app::bench::tune::Table;
+use crate::app::bench::tune::VariantTable;
 use crate::app::io::atomic;
 use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select};
 use crate::runtime::kernel::Profile;
@@ -275,11 +275,11 @@ impl PlanArgs {
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<BTreeMap<String, String>> {
         let Some(path) = &self.variants else { return Ok(BTreeMap::new()) };
-        let table = Table::from_json(&atomic::read(path)?)
+        let table = VariantTable::from_json(&atomic::read(path)?)
             .map_err(|why| Error::malformed("parse the variants table", path, why))?;
         let warn = |what: &str| eprintln_lossy(format_args!("warning: {}: {what}", path.display()));
-        if let Some(foreign) = adapter.and_then(|info| table.foreign(info)) {
-            warn(&format!("{foreign}; other variants may be faster here"));
+        if let Some(mismatch) = adapter.and_then(|info| table.adapter_mismatch(info)) {
+            warn(&format!("{mismatch}; other variants may be faster here"));
         }
         let variants: BTreeMap<_, _> = table.entries.into_iter().map(|choice| (choice.key, choice.variant)).collect();
         let profile = adapter.map_or(Profile::WEBGPU, |info| info.profile);

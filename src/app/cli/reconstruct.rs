@@ -69,7 +69,7 @@ impl ReconstructArgs {
         let reconstructions = Pictures::from_floats(&reconstructions, dims)?;
         let pairs = square(count);
         let what = "originals with their reconstructions on the right";
-        save_grid(out, 2 * pairs, &originals.beside(reconstructions)?, what)?;
+        save_grid(out, 2 * pairs, &originals.interleaved(reconstructions)?, what)?;
         Ok(ExitCode::SUCCESS)
     }
 }

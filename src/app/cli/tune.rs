@@ -10,7 +10,7 @@ use clap::Args;
 use super::trained::check_output;
 use super::{DeviceArgs, ModelArgs, eprintln_lossy, print};
 use crate::app::bench::subjects;
-use crate::app::bench::tune::{MARGIN, Table, choices, tune};
+use crate::app::bench::tune::{MARGIN, VariantTable, choices, tune};
 use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::runtime::plan;
 use crate::vae::model::Mode;
@@ -85,7 +85,7 @@ impl TuneArgs {
         ))?;
         if let Some(file) = &self.out {
             create_parent(file)?;
-            save_atomic(file, Table::new(gpu.adapter_info(), &tuned).to_json()?.as_bytes())?;
+            save_atomic(file, VariantTable::new(gpu.adapter_info(), &tuned).to_json()?.as_bytes())?;
             eprintln_lossy(format_args!(
                 "table: {0}. Use it with --variants {0} --batch-size {1}",
                 file.display(),

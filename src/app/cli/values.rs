@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::str::FromStr;
 
-use crate::app::bench::tune::Known;
+use crate::app::bench::tune::KnownVariants;
 use crate::vae::model::VaeConfig;
 
 type ParseError = Box<dyn Error + Send + Sync>;
@@ -32,7 +32,7 @@ pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
 /// Parses `OP=NAME`: an operation or a pass, and one of its variants.
 pub(super) fn variant(text: &str) -> Result<(String, String), ParseError> {
     let (op, name) = text.split_once('=').ok_or("expected OP=NAME, e.g. conv2d=naive")?;
-    Known::new()?.check(op, name)?;
+    KnownVariants::new()?.check(op, name)?;
     Ok((op.to_owned(), name.to_owned()))
 }
 

@@ -1,4 +1,4 @@
-//! Pictures: batches of pixels, grids of them, PNG files, and the user's own PNG and JPEG files.
+//! Batches of images, image grids, PNG output, and decoding of the user's PNG and JPEG files.
 
 use std::io::{self, Cursor};
 use std::path::Path;
@@ -9,138 +9,138 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, R
 use crate::app::io::atomic;
 use crate::error::{Error, Result};
 
-/// A batch of pictures, `[count, 3, height, width]` bytes; grey ones are given as one channel and become three.
+/// A batch of 8-bit RGB images. Grey images are passed with one channel, which becomes three.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pictures {
     width: u32,
     height: u32,
-    /// Row by row, colours together: what PNG files hold.
+    /// Pixels in row-major order with interleaved channels, as in PNG files.
     pixels: Vec<RgbImage>,
 }
 
 impl Pictures {
-    /// Pictures of `[n, channels, height, width]` bytes, for `n` as it comes.
+    /// Creates a batch from bytes `[n, channels, height, width]`; `n` follows from the length.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for channels other than 1 or 3, zero sizes, or a broken number of bytes.
+    /// [`Error::InvalidArgument`] for channels other than 1 or 3, zero sizes, or an incomplete last image.
     pub fn from_bytes(bytes: &[u8], [channels, height, width]: [usize; 3]) -> Result<Self> {
         let area = height * width;
-        let mistake = |what: &str, expected: &str, found: usize| Err(Error::argument(what, expected, found));
+        let invalid = |what: &str, expected: &str, found: usize| Err(Error::argument(what, expected, found));
         let (Ok(w), Ok(h)) = (u32::try_from(width), u32::try_from(height)) else {
-            return mistake("image size", "less than 2^32", area);
+            return invalid("image size", "less than 2^32", area);
         };
         if channels != 1 && channels != 3 {
-            return mistake("number of image channels", "1 or 3", channels);
+            return invalid("number of image channels", "1 or 3", channels);
         }
         if area == 0 || !bytes.len().is_multiple_of(channels * area) {
-            return mistake(
+            return invalid(
                 "number of image bytes",
                 &format!("a multiple of {channels}x{height}x{width}"),
                 bytes.len(),
             );
         }
-        let picture = |planes: &[u8]| {
+        let image = |planes: &[u8]| {
             RgbImage::from_fn(w, h, |x, y| {
                 let at = y as usize * width + x as usize;
                 Rgb([0, 1, 2].map(|c| planes[(c % channels) * area + at]))
             })
         };
-        Ok(Self { width: w, height: h, pixels: bytes.chunks_exact(channels * area).map(picture).collect() })
+        Ok(Self { width: w, height: h, pixels: bytes.chunks_exact(channels * area).map(image).collect() })
     }
 
-    /// Pictures of `[n, channels, height, width]` numbers from -1 (black) to 1 (white); others are clamped.
+    /// Creates a batch from values `[n, channels, height, width]` from -1 (black) to 1 (white); others are clamped.
     ///
     /// # Errors
     /// As [`Pictures::from_bytes`].
-    pub fn from_floats(numbers: &[f32], dims: [usize; 3]) -> Result<Self> {
-        let bytes: Vec<u8> = numbers.iter().map(|v| ((v + 1.0) * 127.5).round() as u8).collect();
+    pub fn from_floats(values: &[f32], dims: [usize; 3]) -> Result<Self> {
+        let bytes: Vec<u8> = values.iter().map(|v| ((v + 1.0) * 127.5).round() as u8).collect();
         Self::from_bytes(&bytes, dims)
     }
 
-    /// The picture in a PNG or JPEG file, upright, its middle cut out and resized to `size` x `size`.
+    /// Loads a PNG or JPEG file: applies its orientation, crops the central square and resizes it to `size` x `size`.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be read or understood.
+    /// [`Error::File`] if it cannot be read or decoded.
     pub fn load(path: &Path, size: u32) -> Result<Self> {
         Self::from_file(&atomic::read(path)?, path, size)
     }
 
-    /// The same from the bytes of the file; `path` is for the message.
+    /// The same from the bytes of the file; `path` is used in errors.
     ///
     /// # Errors
-    /// [`Error::File`] where they make no sense.
+    /// [`Error::File`] if they cannot be decoded.
     pub fn from_file(bytes: &[u8], path: &Path, size: u32) -> Result<Self> {
         let whole = decode(bytes, path)?;
-        // Cut before it is enlarged: a narrow strip would become endlessly long.
+        // Crop before resizing: enlarging a narrow strip would take too much memory.
         let side = whole.width().min(whole.height());
         let middle = whole.crop_imm((whole.width() - side) / 2, (whole.height() - side) / 2, side, side);
         drop(whole);
-        let picture = middle.resize_exact(size, size, FilterType::CatmullRom).into_rgb8();
-        Ok(Self { width: size, height: size, pixels: vec![picture] })
+        let image = middle.resize_exact(size, size, FilterType::CatmullRom).into_rgb8();
+        Ok(Self { width: size, height: size, pixels: vec![image] })
     }
 
-    /// The pictures of a PNG file that [`Pictures::save_strip`] wrote, of which there is one a class at most.
+    /// Loads a PNG file written by [`Pictures::save_strip`]; at most 256 images.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be read or understood.
+    /// [`Error::File`] if it cannot be read or decoded.
     pub fn load_strip(path: &Path) -> Result<Self> {
         Self::from_strip(&atomic::read(path)?, path)
     }
 
-    /// The same from the bytes of the file; `path` is for the message.
+    /// The same from the bytes of the file; `path` is used in errors.
     ///
     /// # Errors
-    /// [`Error::File`] where they make no sense.
+    /// [`Error::File`] if they cannot be decoded.
     pub fn from_strip(bytes: &[u8], path: &Path) -> Result<Self> {
         const MOST: u32 = 256;
         let strip = decode(bytes, path)?.into_rgb8();
         let (width, height) = strip.dimensions();
         if width == 0 || !height.is_multiple_of(width) || height / width > MOST {
-            let why = format!("{width}x{height} pixels, expected a column of at most {MOST} square pictures");
+            let why = format!("{width}x{height} pixels, expected a column of at most {MOST} square images");
             return Err(Error::malformed("decode", path, why));
         }
         let cut = |i| imageops::crop_imm(&strip, 0, i * width, width, width).to_image();
         Ok(Self { width, height: width, pixels: (0..height / width).map(cut).collect() })
     }
 
-    /// Writes square pictures one below the other as a PNG file, without loss.
+    /// Writes square images one below the other as a PNG file, without loss.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be written.
+    /// [`Error::File`] if it cannot be written.
     pub fn save_strip(&self, path: &Path) -> Result<()> {
         let plain = Grid { columns: 1, scale: 1, gap: 0, ..Grid::default() };
         save_png(path, &plain.draw(self)?)
     }
 
-    /// Number of pictures.
+    /// Returns the number of images.
     #[must_use]
     pub fn len(&self) -> usize {
         self.pixels.len()
     }
 
-    /// Width and height of each.
+    /// Returns the width and height of each image, in pixels.
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
         (self.width, self.height)
     }
 
-    /// Whether there is none.
+    /// Returns whether the batch is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.pixels.is_empty()
     }
 
-    /// The bytes as a model takes them: `[count, 3, height, width]`.
+    /// Returns the bytes `[n, 3, height, width]`, as a model takes them.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let plane = |picture: &RgbImage, c: usize| picture.pixels().map(|p| p.0[c]).collect::<Vec<_>>();
+        let plane = |image: &RgbImage, c: usize| image.pixels().map(|p| p.0[c]).collect::<Vec<_>>();
         self.pixels.iter().flat_map(|p| [0, 1, 2].map(|c| plane(p, c))).flatten().collect()
     }
 
-    /// Appends pictures.
+    /// Appends the images of another batch.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where they have another size.
+    /// [`Error::InvalidArgument`] if they have another size.
     pub fn append(&mut self, other: Self) -> Result<()> {
         if (self.width, self.height) != (other.width, other.height) {
             let (expected, found) =
@@ -151,11 +151,11 @@ impl Pictures {
         Ok(())
     }
 
-    /// Pictures taken in turn from two batches: originals beside their reconstructions.
+    /// Interleaves two batches, e.g. originals with their reconstructions.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where sizes or numbers of pictures differ.
-    pub fn beside(self, other: Self) -> Result<Self> {
+    /// [`Error::InvalidArgument`] if the batches differ in image size or length.
+    pub fn interleaved(self, other: Self) -> Result<Self> {
         if self.len() != other.len() {
             return Err(Error::argument("number of images", self.len(), other.len()));
         }
@@ -169,16 +169,16 @@ impl Pictures {
     }
 }
 
-/// How pictures are laid out: row by row, each enlarged by `scale`, with `gap` around each.
+/// Layout of a grid of images in row-major order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
-    /// Pictures beside each other; default 7.
+    /// Images per row; default 7.
     pub columns: usize,
-    /// Screen pixels of a pixel each way; default 3.
+    /// Enlargement of each image; default 3.
     pub scale: u32,
-    /// Screen pixels between pictures and around all; default 2.
+    /// Pixels between images and around the grid; default 2.
     pub gap: u32,
-    /// Colour of gaps and of places without a picture; default white.
+    /// Colour of gaps and empty cells; default white.
     pub background: [u8; 3],
 }
 
@@ -188,14 +188,14 @@ impl Default for Grid {
     }
 }
 
-/// ImageDecode that a drawn grid may have: 256 million, 768 MB.
+/// Limit on the pixels of a grid: 256 million, which take 768 MB.
 const MAX_PIXELS: u64 = 1 << 28;
 
 impl Grid {
-    /// The grid as one picture.
+    /// Draws the grid as one image.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a grid without columns or scale or one that is absurdly large.
+    /// [`Error::InvalidArgument`] for zero columns, zero scale, or more than 2^28 pixels.
     pub fn draw(&self, pictures: &Pictures) -> Result<RgbImage> {
         self.draw_cells(pictures.width, pictures.height, &pictures.pixels.iter().map(Some).collect::<Vec<_>>())
     }
@@ -215,25 +215,25 @@ impl Grid {
         };
         let mut grid = RgbImage::from_pixel(total_width, total_height, Rgb(background));
         for (i, cell) in cells.iter().enumerate() {
-            let Some(picture) = cell else { continue };
-            let enlarged = imageops::resize(*picture, width * scale, height * scale, FilterType::Nearest);
-            let place = |i: usize, size: u32| i64::from(gap + i as u32 * (size * scale + gap));
-            imageops::replace(&mut grid, &enlarged, place(i % columns, width), place(i / columns, height));
+            let Some(image) = cell else { continue };
+            let enlarged = imageops::resize(*image, width * scale, height * scale, FilterType::Nearest);
+            let offset = |i: usize, size: u32| i64::from(gap + i as u32 * (size * scale + gap));
+            imageops::replace(&mut grid, &enlarged, offset(i % columns, width), offset(i / columns, height));
         }
         Ok(grid)
     }
 
-    /// A grid whose columns are batches of equal length, for those that are there: `columns[0]` is the left one.
+    /// Draws a grid whose columns are batches of equal length, from left to right. `None` leaves a column empty.
     ///
     /// # Errors
-    /// As [`Grid::draw`], and where the batches differ in size.
+    /// As [`Grid::draw`], and if the batches differ in image size or length.
     pub fn draw_columns(&self, columns: &[Option<Pictures>]) -> Result<RgbImage> {
         let Some(first) = columns.iter().flatten().next() else {
             return Err(Error::argument("columns of the grid", "at least one that is present", "none"));
         };
         for other in columns.iter().flatten() {
             if (other.width, other.height, other.len()) != (first.width, first.height, first.len()) {
-                let size = |p: &Pictures| format!("{} pictures of {}x{}", p.len(), p.width, p.height);
+                let size = |p: &Pictures| format!("{} images of {}x{}", p.len(), p.width, p.height);
                 return Err(Error::argument("column of the grid", size(first), size(other)));
             }
         }
@@ -246,18 +246,18 @@ impl Grid {
 /// Writes a PNG file, atomically.
 ///
 /// # Errors
-/// [`Error::File`] where it cannot be written.
-pub fn save_png(path: &Path, picture: &RgbImage) -> Result<()> {
+/// [`Error::File`] if it cannot be written.
+pub fn save_png(path: &Path, image: &RgbImage) -> Result<()> {
     let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, ImageFormat::Png).map_err(|e| Error::file("write", path)(io::Error::other(e)))?;
+    image.write_to(&mut bytes, ImageFormat::Png).map_err(|e| Error::file("write", path)(io::Error::other(e)))?;
     atomic::save_atomic(path, bytes.get_ref())
 }
 
-/// Bytes of a decoded picture that a byte of its file can stand for. PNG: deflate's 1,032, for palette entries of a bit that become three
-/// bytes. JPEG: a block of 8x8 pixels that are all the same takes a few bits for each colour; 1,024 leaves room for blank pages.
+/// Largest ratio of decoded bytes to file bytes. PNG: deflate reaches 1,032, and a palette entry of one bit decodes to three bytes. JPEG: a
+/// uniform block of 8x8 pixels takes a few bits per colour; 1,024 leaves room for blank pages.
 const PNG_EXPANSION: u64 = 1032 * 8 * 3;
 const JPEG_EXPANSION: u64 = 1024;
-/// The most bytes that a decoded picture may have (64 million pixels; phones take 50), and what the smallest may.
+/// Bounds on the memory limit of a decoded image in bytes. The upper one is 64 million pixels; phone cameras have 50.
 const MAX_MEMORY: u64 = 192 << 20;
 const MIN_MEMORY: u64 = 1 << 20;
 
@@ -270,16 +270,19 @@ fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     limits.max_alloc = Some(most);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(malformed)?;
-    // Whatever size the header tells, no more is allocated than the file can fill.
+    // Do not trust the size in the header: allocate no more than the file can fill.
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 || decoder.total_bytes() > most {
-        let why = format!("{width}x{height} pixels in {} bytes: expected what fits into {most} bytes", bytes.len());
+        let why = format!(
+            "{width}x{height} pixels in a file of {} bytes: expected at most {most} decoded bytes",
+            bytes.len()
+        );
         return Err(Error::malformed("decode the image", path, why));
     }
     let orientation = decoder.orientation().map_err(malformed)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(malformed)?;
-    picture.apply_orientation(orientation);
-    Ok(picture)
+    let mut image = DynamicImage::from_decoder(decoder).map_err(malformed)?;
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
 #[cfg(test)]
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_back_and_planes_become_pixels() {
+    fn batches_round_trip_and_planes_are_interleaved() {
         let bytes: Vec<u8> = (0..96).collect();
         let pictures = Pictures::from_bytes(&bytes, DIMS).unwrap();
         assert_eq!(pictures.len(), 2);
@@ -306,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn every_byte_survives_the_way_through_numbers() {
+    fn bytes_survive_conversion_to_floats() {
         let bytes: Vec<u8> = (0..=255).collect();
         let numbers: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect();
         assert_eq!(
@@ -318,16 +321,16 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_checked() {
+    fn invalid_sizes_are_rejected() {
         for (length, dims) in [(48, [2, 4, 4]), (47, DIMS), (48, [3, 0, 4])] {
             assert!(matches!(Pictures::from_bytes(&vec![0; length], dims), Err(Error::InvalidArgument { .. })));
         }
         assert!(pictures(1, 0).append(Pictures::from_bytes(&[0; 4], [1, 2, 2]).unwrap()).is_err());
-        assert!(pictures(1, 0).beside(pictures(2, 0)).is_err());
+        assert!(pictures(1, 0).interleaved(pictures(2, 0)).is_err());
     }
 
     #[test]
-    fn a_grid_places_enlarged_pictures() {
+    fn grid_places_enlarged_images() {
         let (pictures, grid) = (pictures(5, 0), Grid { columns: 3, scale: 2, gap: 1, background: [9, 8, 7] });
         let drawn = grid.draw(&pictures).unwrap();
         assert_eq!(drawn.dimensions(), (3 * 9 + 1, 2 * 9 + 1));
@@ -348,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_may_be_missing() {
+    fn missing_columns_stay_blank() {
         let grid = Grid { scale: 1, gap: 0, background: [1; 3], ..Grid::default() };
         let columns = [Some(pictures(2, 0)), None, Some(pictures(2, 5))];
         let drawn = grid.draw_columns(&columns).unwrap();
@@ -357,12 +360,12 @@ mod tests {
         assert_eq!(drawn.get_pixel(9, 5), columns[2].as_ref().unwrap().pixels[1].get_pixel(1, 1));
         assert!(grid.draw_columns(&[None]).is_err());
         assert!(grid.draw_columns(&[Some(pictures(2, 0)), Some(pictures(3, 0))]).is_err());
-        let both = pictures(2, 0).beside(pictures(2, 5)).unwrap();
+        let both = pictures(2, 0).interleaved(pictures(2, 5)).unwrap();
         assert_eq!(both.pixels[3], pictures(2, 5).pixels[1]);
     }
 
     #[test]
-    fn strips_keep_every_pixel() {
+    fn strips_round_trip_without_loss() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("strip.png");
         pictures(10, 3).save_strip(&path).unwrap();
@@ -375,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_users_are_cut_and_resized() {
+    fn image_files_are_cropped_resized_and_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let wide = RgbImage::from_fn(90, 30, |x, _| Rgb(if (30..60).contains(&x) { [200, 40, 10] } else { [0; 3] }));
         for name in ["wide.png", "wide.jpg"] {
@@ -386,7 +389,7 @@ mod tests {
             let middle = picture.pixels[0].get_pixel(16, 16).0;
             assert!(middle.iter().zip([200, 40, 10]).all(|(&a, b)| a.abs_diff(b) < 6), "{middle:?}");
         }
-        // A strip is cut before it is enlarged; what a header tells is not believed.
+        // A narrow strip is cropped before it is resized, and a false size in a header is rejected.
         let strip = RgbImage::from_pixel(1, 40_000, Rgb([1, 2, 3]));
         let path = dir.path().join("strip.png");
         strip.save(&path).unwrap();

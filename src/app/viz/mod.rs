@@ -1,4 +1,4 @@
-//! Images, plots and traces for people.
+//! Image grids, plots and performance traces.
 
 pub mod image_grid;
 pub mod plots;

@@ -1,4 +1,4 @@
-//! Plots of a run, drawn from its tables. The font is embedded, so they look the same on a machine without fonts.
+//! Plots of a run, drawn from its tables. The embedded font makes them independent of installed fonts.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -13,10 +13,10 @@ use plotters::style::register_font;
 use crate::app::io::csv::{EpochRow, StepRow};
 use crate::error::{Error, Result};
 
-/// ASCII of DejaVu Sans 2.37 (licence beside it): `pyftsubset DejaVuSans.ttf --unicodes=20-7E,B7,D7,2013 --layout-features=''
+/// ASCII subset of DejaVu Sans 2.37 (its licence is in the same folder): `pyftsubset DejaVuSans.ttf --unicodes=20-7E,B7,D7,2013 --layout-features=''
 /// --no-hinting`.
 const FONT: &[u8] = include_bytes!("../../../assets/DejaVuSans-ascii.ttf");
-/// The name that it is registered by.
+/// Name under which the font is registered.
 const INFO: &str = "sans-serif";
 
 const SIZE: (u32, u32) = (1200, 760);
@@ -25,17 +25,17 @@ const BLUE: RGBColor = RGBColor(31, 119, 180);
 const ORANGE: RGBColor = RGBColor(230, 120, 20);
 const GREEN: RGBColor = RGBColor(44, 145, 60);
 
-/// Most points of a curve: more than that no screen shows.
+/// Largest number of points per curve; screens show no more.
 const MAX_POINTS: usize = 2000;
 
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Point = (f64, f64);
 
-/// The losses over the steps, smoothed and as they were, and the validation losses at the end of each epoch; the KL term, which
-/// is much smaller than the rest, has a panel of its own.
+/// Plots the losses over the steps, raw and smoothed, and the validation losses of each epoch. The KL term has its own panel, because it is
+/// much smaller.
 ///
 /// # Errors
-/// [`Error::Bug`] where the drawing library fails.
+/// [`Error::Bug`] if the drawing library fails.
 pub fn training_loss(steps: &[StepRow], epochs: &[EpochRow]) -> Result<RgbImage> {
     let ends: BTreeMap<u64, f64> = steps.iter().map(|row| (row.epoch, row.step as f64 + 1.0)).collect();
     let curve = |name, color, of: fn(&StepRow) -> f32, val: fn(&EpochRow) -> f64| {
@@ -66,10 +66,10 @@ pub fn training_loss(steps: &[StepRow], epochs: &[EpochRow]) -> Result<RgbImage>
     })
 }
 
-/// The global gradient norm over the steps, before clipping, on a logarithmic axis.
+/// Plots the global gradient norm before clipping over the steps, on a logarithmic axis.
 ///
 /// # Errors
-/// [`Error::Bug`] where the drawing library fails.
+/// [`Error::Bug`] if the drawing library fails.
 pub fn grad_norm(steps: &[StepRow]) -> Result<RgbImage> {
     let mut points = points(steps, |row| f64::from(row.grad_norm));
     points.retain(|p| p.1 > 0.0);
@@ -79,10 +79,10 @@ pub fn grad_norm(steps: &[StepRow]) -> Result<RgbImage> {
     })
 }
 
-/// The learning rate over the steps.
+/// Plots the learning rate over the steps.
 ///
 /// # Errors
-/// [`Error::Bug`] where the drawing library fails.
+/// [`Error::Bug`] if the drawing library fails.
 pub fn learning_rate(steps: &[StepRow]) -> Result<RgbImage> {
     let points = points(steps, |row| row.lr);
     let curves = vec![Curve { name: "learning rate", color: BLUE, smooth: false, points, marks: Vec::new() }];
@@ -93,7 +93,7 @@ fn points(steps: &[StepRow], value: impl Fn(&StepRow) -> f64) -> Vec<Point> {
     finite(steps.iter().map(|row| (row.step as f64, value(row))))
 }
 
-/// Points that can be drawn: between numbers as large as `f64` has them, axes have no length.
+/// Keeps the points within the range of `f32`; the length of an axis between larger ones overflows.
 fn finite(points: impl Iterator<Item = Point>) -> Vec<Point> {
     points.filter(|p| p.1.abs() <= f64::from(f32::MAX)).collect()
 }
@@ -102,10 +102,10 @@ fn finite(points: impl Iterator<Item = Point>) -> Vec<Point> {
 struct Curve {
     name: &'static str,
     color: RGBColor,
-    /// Whether it is noisy: drawn pale, with its moving mean over it.
+    /// Whether to draw the raw values pale, with their moving mean on top.
     smooth: bool,
     points: Vec<Point>,
-    /// Drawn as dots, as they are: validation.
+    /// Validation values, drawn as dots.
     marks: Vec<Point>,
 }
 
@@ -122,7 +122,7 @@ impl Panel {
     fn draw(&self, canvas: &Canvas<'_>) -> Result<()> {
         let (low, high) = self.range();
         if self.log {
-            // Whole decades, which have ticks.
+            // Round to whole decades, which have ticks.
             let (first, last) = (low.log10().floor(), high.log10().ceil());
             let (low, high) = (10f64.powf(first), 10f64.powf(last.max(first + 1.0)));
             let label = |v: &f64| if (1e-3..1e4).contains(v) { format!("{v}") } else { format!("{v:e}") };
@@ -133,8 +133,8 @@ impl Panel {
         }
     }
 
-    /// Where the y axis starts and ends: all marks and the curves, less the highest hundredth of their points, so that the first
-    /// steps of a run do not flatten the rest.
+    /// Returns the range of the y axis: all marks, and the curves without the highest 1 % of their points, so that the first steps of a run do
+    /// not flatten the rest.
     fn range(&self) -> (f64, f64) {
         let mut values: Vec<f64> = Vec::new();
         let mut high = f64::NEG_INFINITY;
@@ -158,11 +158,11 @@ impl Panel {
         }
     }
 
-    /// The corner on the right that the curves do not end in.
+    /// Returns the right corner that the curves do not end in.
     fn legend_corner(&self, (low, high): (f64, f64)) -> SeriesLabelPosition {
-        let place = |y: f64| if self.log { (y / low).ln() / (high / low).ln() } else { (y - low) / (high - low) };
+        let height = |y: f64| if self.log { (y / low).ln() / (high / low).ln() } else { (y - low) / (high - low) };
         let ends = || self.curves.iter().flat_map(|c| &c.points[c.points.len() * 3 / 4..]);
-        let above = ends().filter(|p| place(p.1) > 0.5).count();
+        let above = ends().filter(|p| height(p.1) > 0.5).count();
         if 2 * above > ends().count() { SeriesLabelPosition::LowerRight } else { SeriesLabelPosition::UpperRight }
     }
 
@@ -242,7 +242,7 @@ impl Panel {
     }
 }
 
-/// Least and greatest of each of [`MAX_POINTS`] / 2 stretches, in order: the outline of a noisy curve.
+/// Keeps the minimum and maximum of each of [`MAX_POINTS`] / 2 intervals, in order: the outline of a noisy curve.
 fn outline(points: &[Point]) -> Vec<Point> {
     if points.len() <= MAX_POINTS {
         return points.to_vec();
@@ -256,7 +256,7 @@ fn outline(points: &[Point]) -> Vec<Point> {
     points.chunks(points.len().div_ceil(MAX_POINTS / 2)).flat_map(stretch).collect()
 }
 
-/// Evenly thinned to [`MAX_POINTS`], from the end, so that the last point is always there.
+/// Thins evenly to [`MAX_POINTS`], from the end, so that the last point is kept.
 fn every_nth(points: Vec<Point>) -> Vec<Point> {
     let every = points.len().div_ceil(MAX_POINTS).max(1);
     let mut kept: Vec<Point> = points.into_iter().rev().step_by(every).collect();
@@ -264,7 +264,7 @@ fn every_nth(points: Vec<Point>) -> Vec<Point> {
     kept
 }
 
-/// Exponential moving mean over about a two-hundredth of the points, corrected for its start.
+/// Returns the exponential moving mean over about 1/200 of the points, with bias correction.
 fn moving_mean(points: &[Point]) -> Vec<Point> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 200.0).clamp(1.0, 100.0);
     let (mut sum, mut weight) = (0.0, 0.0);
@@ -278,17 +278,17 @@ fn moving_mean(points: &[Point]) -> Vec<Point> {
 fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
     static REGISTERED: LazyLock<bool> = LazyLock::new(|| register_font(INFO, FontStyle::Normal, FONT).is_ok());
     if !*REGISTERED {
-        return Err(Error::bug("the embedded font is no font"));
+        return Err(Error::bug("the embedded font is invalid"));
     }
     let mut pixels = vec![255; (SIZE.0 * SIZE.1 * 3) as usize];
     let canvas = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
     paint(&canvas)?;
     canvas.present().map_err(failed)?;
     drop(canvas);
-    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| Error::bug("a plot of another size"))
+    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| Error::bug("a plot has an unexpected size"))
 }
 
-/// Drawing into memory fails only where this file asks for nonsense.
+/// Drawing into memory fails only through a bug in this file.
 fn failed(error: impl Display) -> Error {
     Error::bug(format!("plot: {error}"))
 }
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn plots_of_any_length_are_drawn() {
+    fn runs_of_any_length_are_plotted() {
         for steps in [0, 1, 2, 150, 9775] {
             let (rows, epochs) = run(steps, 391.min(steps.max(1)));
             for (name, plot) in [
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_not_finite_are_left_out() {
+    fn non_finite_values_are_omitted() {
         let (mut rows, mut epochs) = run(500, 100);
         let expected = training_loss(&rows, &epochs).unwrap();
         rows.push(StepRow {
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn thinning_keeps_outline_order_and_ends() {
+    fn thinning_keeps_extremes_order_and_the_last_point() {
         let points: Vec<Point> =
             (0..9775).map(|i| (f64::from(i), if i == 4321 { 9.0 } else { f64::from(i % 7) })).collect();
         let thin = outline(&points);

@@ -1,4 +1,4 @@
-//! Where the time of a training step goes: a table of its kernels, and a trace for [Perfetto](https://ui.perfetto.dev).
+//! Profile of a training step: a table of its kernels, and a trace for [Perfetto](https://ui.perfetto.dev).
 
 use std::fmt;
 use std::path::Path;
@@ -10,73 +10,73 @@ use crate::app::io::atomic::save_atomic;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Span;
 
-/// One training step: what the device did, dispatch by dispatch, and what the host did meanwhile.
+/// Timings of one training step on the device and on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Number of the step, from 0.
+    /// Index of the step, from 0.
     pub step: u64,
     /// Adapter, driver and backend.
     pub device: String,
-    /// The dispatches in order.
+    /// Dispatches in order.
     pub spans: Vec<Span>,
-    /// The host's side.
+    /// Work on the host.
     pub host: Vec<HostSpan>,
 }
 
-/// Something that the host did for the step.
+/// Work of the host for the step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HostSpan {
-    /// What: `prepare`, `encode and submit`, `wait`.
+    /// `prepare`, `encode and submit` or `wait`.
     pub name: &'static str,
-    /// Nanoseconds from the moment when the step was in the device's hands; negative before.
+    /// Start in nanoseconds, relative to the end of submission.
     pub begin_ns: f64,
-    /// Nanoseconds.
+    /// Duration in nanoseconds.
     pub ns: f64,
 }
 
-/// The dispatches of one kernel together.
+/// Total of the dispatches of one kernel and variant.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
-    /// Kernel, `family.entry`.
+    /// Kernel, e.g. `conv2d.forward`.
     pub kernel: &'static str,
-    /// Variant.
+    /// Variant of the kernel.
     pub variant: &'static str,
-    /// Number of dispatches with a time.
+    /// Number of dispatches with a valid time.
     pub dispatches: usize,
-    /// Time of all of them in milliseconds.
+    /// Total time in milliseconds.
     pub ms: f64,
     /// Share of the time of all dispatches, in percent.
     pub share: f64,
 }
 
-/// A profile in a few lines: kernels with the longest time first.
+/// Profile by kernel, in order of decreasing time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Number of the step, from 0.
+    /// Index of the step, from 0.
     pub step: u64,
-    /// A row a kernel and variant.
+    /// One row per kernel and variant.
     pub kernels: Vec<Row>,
-    /// Dispatches with a time.
+    /// Number of dispatches with a valid time.
     pub dispatches: usize,
-    /// Time of all of them in milliseconds.
+    /// Total time in milliseconds.
     pub ms: f64,
-    /// From the beginning of the first to the end of the last: with what is between them, copies and gaps.
+    /// Time from the start of the first dispatch to the end of the last in milliseconds, including copies and gaps.
     pub elapsed_ms: f64,
-    /// Dispatches for which the device's clock gave nothing possible; they are in no row and no sum.
-    pub impossible: usize,
-    /// The host's side: what, and milliseconds.
+    /// Number of dispatches with invalid timestamps, which are in no row and no sum.
+    pub invalid: usize,
+    /// Name and milliseconds of the work on the host.
     pub host: Vec<(&'static str, f64)>,
 }
 
 impl Profile {
-    /// Adds the dispatches up by kernel and variant.
+    /// Sums the dispatches by kernel and variant.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let mut kernels: Vec<Row> = Vec::new();
-        let (mut dispatches, mut ms, mut last, mut impossible) = (0, 0.0, 0.0f64, 0);
+        let (mut dispatches, mut ms, mut last, mut invalid) = (0, 0.0, 0.0f64, 0);
         for Span { kernel, variant, begin_ns, ns, .. } in &self.spans {
             let (Some(begin), Some(ns)) = (begin_ns, ns) else {
-                impossible += 1;
+                invalid += 1;
                 continue;
             };
             last = last.max(begin + ns);
@@ -95,22 +95,22 @@ impl Profile {
         }
         kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         let host = self.host.iter().map(|span| (span.name, span.ns / 1e6)).collect();
-        Summary { step: self.step, kernels, dispatches, ms, elapsed_ms: last / 1e6, impossible, host }
+        Summary { step: self.step, kernels, dispatches, ms, elapsed_ms: last / 1e6, invalid, host }
     }
 
-    /// Writes a trace in Chrome's JSON format, which Perfetto and `chrome://tracing` open: the device on one track, the host on another.
+    /// Writes a trace in Chrome's JSON format for Perfetto and `chrome://tracing`, with one track for the device and one for the host.
     ///
-    /// The clocks of device and host know nothing of each other: the first dispatch is put where the host was through with submitting.
+    /// The clocks of device and host are not synchronised. The first dispatch is placed at the end of submission.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be written.
+    /// [`Error::File`] if it cannot be written.
     pub fn save_trace(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_vec(&self.trace()).map_err(Error::bug)?;
         save_atomic(path, &text)
     }
 
     fn trace(&self) -> Value {
-        // Times of a trace count from zero.
+        // Timestamps in a trace start at zero.
         let zero = self.host.iter().map(|span| span.begin_ns).fold(0.0, f64::min);
         let name = |what: &str, tid: u32, name: &str| json!({"ph": "M", "name": what, "pid": 1, "tid": tid, "args": {"name": name}});
         let mut events = vec![
@@ -140,7 +140,7 @@ impl Profile {
     }
 }
 
-/// Numbers of the tracks.
+/// Thread IDs of the tracks.
 const DEVICE: u32 = 1;
 const HOST: u32 = 2;
 
@@ -156,8 +156,8 @@ impl fmt::Display for Summary {
             "{:<34} {:<16} {:>10} {:>10.3} of {:.3} ms from first to last",
             "total on the device", "", self.dispatches, self.ms, self.elapsed_ms
         )?;
-        if self.impossible > 0 {
-            writeln!(f, "not counted: {} dispatches with impossible times", self.impossible)?;
+        if self.invalid > 0 {
+            writeln!(f, "not counted: {} dispatches with invalid timestamps", self.invalid)?;
         }
         let host: Vec<_> = self.host.iter().map(|(name, ms)| format!("{name} {ms:.3} ms")).collect();
         write!(f, "host: {}", host.join(", "))
@@ -186,11 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_added_up_and_impossible_times_stay_out() {
+    fn summary_sums_by_kernel_and_omits_invalid_times() {
         let summary = profile().summary();
         let row = |kernel, dispatches, ms, share| Row { kernel, variant: "tiled", dispatches, ms, share };
         assert_eq!(summary.kernels, [row("conv2d.forward", 2, 3.0, 75.0), row("relu.forward", 1, 1.0, 25.0)]);
-        assert_eq!((summary.dispatches, summary.ms, summary.elapsed_ms, summary.impossible), (3, 4.0, 5.0, 1));
+        assert_eq!((summary.dispatches, summary.ms, summary.elapsed_ms, summary.invalid), (3, 4.0, 5.0, 1));
         let text = summary.to_string();
         for part in [
             "step 4",
@@ -201,12 +201,12 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let nothing = Profile { spans: vec![], ..profile() }.summary();
-        assert!(!nothing.to_string().contains("NaN"), "{nothing}");
+        let empty = Profile { spans: vec![], ..profile() }.summary();
+        assert!(!empty.to_string().contains("NaN"), "{empty}");
     }
 
     #[test]
-    fn a_trace_counts_from_zero_on_two_tracks() {
+    fn trace_starts_at_zero_on_two_tracks() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace.json");
         profile().save_trace(&path).unwrap();
