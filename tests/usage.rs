@@ -137,7 +137,7 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("traverse", "--steps 1001", 2, "--steps"),
     ("bench step", "--batch 18446744073709551615", 1, "batch"),
     ("bench step", "--batch 100000000", 1, "batch"),
-    ("info", "--batch 18446744073709551615", 1, "the largest batch that fits is"),
+    ("info", "--batch 18446744073709551615", 1, "The largest batch that fits is"),
     ("info", "--channels 64 --memory-limit 1", 1, "not even a batch of 1 fits"),
 ];
 
