@@ -23,8 +23,8 @@ use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::graph::{Arena, Graph};
 use vae_wgpu::runtime::kernel::Profile;
 use vae_wgpu::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Distribution, Elbo, FusedConv, Fusible,
-    GlobalAvgPool, ImageDecode, Linear, Op, PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
+    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Distribution, Elbo, FusedConv, GlobalAvgPool,
+    ImageDecode, Linear, Op, PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
 };
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::rng;
@@ -74,7 +74,7 @@ fn sound(op: &dyn Op) -> Result<(), TestCaseError> {
         prop_assert!(operand.spec.device_bytes() >= operand.spec.len() / 4);
     }
     let passes = op.passes();
-    for pass in std::iter::once(&passes.forward).chain(passes.backward) {
+    for pass in passes.iter() {
         let cost = op.cost(pass).map_err(|e| TestCaseError::fail(e.to_string()))?;
         prop_assert!(cost.flop.is_finite() && cost.flop >= 0.0 && cost.bytes > 0.0, "{cost:?}");
         for variant in op.variants(pass.name) {
@@ -127,12 +127,11 @@ fn any_convolution_is_an_error_or_sound() {
             prop_assert_eq!((y.n, y.c), (x.n, out));
             prop_assert_eq!((y.h as i128, y.w as i128), (formula(x.h), formula(x.w)));
         }
-        let fused = |conv: &dyn Op| -> Result<FusedConv, Error> {
-            let Fusible::Conv(fused) = conv.fusible() else { return Err(Error::bug("a convolution that is none")) };
+        let fused = |fused: FusedConv| -> Result<FusedConv, Error> {
             let config = BatchNormConfig { training: true, relu: true, ..BatchNormConfig::default() };
             Ok(fused.with_norm(BatchNorm::new(x, config)?)?.with_residual().with_y_partials())
         };
-        for conv in [conv.as_ref().ok().map(|op| op as &dyn Op), transposed.as_ref().ok().map(|op| op as &dyn Op)] {
+        for conv in [conv.as_ref().ok().map(Conv2d::fusible), transposed.as_ref().ok().map(ConvTranspose2d::fusible)] {
             let Some(conv) = conv else { continue };
             whole.set(whole.get() + u32::from(check(fused(conv))?));
         }
@@ -207,7 +206,8 @@ fn parts() -> impl Strategy<Value = Parts> {
 
 /// The convolution with its parts, where there is one.
 fn fused(conv: &Case, (training, residual, given, handed_on): Parts) -> Option<Case> {
-    let Fusible::Conv(mut op) = conv.op.fusible() else { return None };
+    let plain = conv.op.downcast_ref().map(Conv2d::fusible);
+    let mut op = plain.or_else(|| conv.op.downcast_ref().map(ConvTranspose2d::fusible))?;
     if let Some(training) = training {
         let x = conv.op.operands().first()?.spec.shape;
         let config = BatchNormConfig { training, relu: true, ..BatchNormConfig::default() };
@@ -264,8 +264,8 @@ fn random_fused_convolutions_have_the_gradients_of_finite_differences() {
 /// Adds to `ran` what of the case runs on the adapter, by pass and variant; all of it must agree with the reference.
 fn agrees(gpu: &Gpu, case: Case, ran: &RefCell<BTreeMap<String, u32>>) -> Result<(), TestCaseError> {
     let passes = case.op.passes();
-    let kernels: Vec<_> = std::iter::once(&passes.forward)
-        .chain(passes.backward)
+    let kernels: Vec<_> = passes
+        .iter()
         .flat_map(|pass| case.op.variants(pass.name).iter().map(|variant| (pass.name, *variant)))
         .collect();
     let (family, name, subject) = (case.op.kind(), case.name.clone(), Subject::new(case));

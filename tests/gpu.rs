@@ -12,7 +12,7 @@ use libtest_mimic::Arguments;
 use vae_wgpu::Error;
 use vae_wgpu::runtime::gpu::{Binding, Compiled, Gpu, Options, Program, Ring, Step, Timer, roof};
 use vae_wgpu::runtime::kernel::Bind;
-use vae_wgpu::runtime::op::{Add, Op, Target};
+use vae_wgpu::runtime::op::{Add, Op, Target, operand};
 use vae_wgpu::runtime::tensor::shape::Shape;
 
 fn a_program_runs_is_timed_and_leaves_nothing_behind(_: &Arc<Gpu>) {
@@ -29,7 +29,7 @@ fn a_program_runs_is_timed_and_leaves_nothing_behind(_: &Arc<Gpu>) {
             gpu.write(buffer, 0, bytemuck::cast_slice(&[(i + 1) as f32; 256])).unwrap();
         }
         let buffer = |bind: &Bind| {
-            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::Operand(name) == *bind).unwrap();
+            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
             Binding { buffer, offset: 0, size: 1024 }
         };
         let dispatch = &lowered.dispatches[0];
@@ -96,7 +96,7 @@ fn what_the_driver_compiled_is_taken_back_and_anything_else_passed_over(gpu: &Ar
         gpu.write(&buffers[0].1, 0, bytemuck::cast_slice(&[1.5f32; 64])).unwrap();
         let dispatch = &lowered.dispatches[0];
         let binding = |bind: &Bind| {
-            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::Operand(name) == *bind).unwrap();
+            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
             Binding { buffer, offset: 0, size: 256 }
         };
         let bindings = dispatch.bindings.iter().map(binding).collect();

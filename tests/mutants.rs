@@ -11,7 +11,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use vae_wgpu::app::check::{Check, Kind, Line, Outcome, Patch, Subject, suite};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::kernel::Lowered;
-use vae_wgpu::runtime::op::{Case, Cost, Op, Operand, Pass, Passes, Role, Target};
+use vae_wgpu::runtime::op::{Case, Cost, Op, Operand, Pass, Passes, Reference, Role, Target, grad, operand};
 use vae_wgpu::runtime::tensor::real::Real;
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 use vae_wgpu::{Error, Result};
@@ -143,7 +143,33 @@ struct Cube {
     error: f64,
 }
 
-impl Cube {
+impl Op for Cube {
+    fn kind(&self) -> &'static str {
+        "cube"
+    }
+    fn operands(&self) -> Vec<Operand> {
+        let spec = Spec::nhwc(Shape::new(2, 3, 4, 5));
+        vec![Operand::new("x", Role::Input, spec), Operand::new("y", Role::Output, spec)]
+    }
+    fn passes(&self) -> Passes {
+        Passes {
+            forward: Pass::forward(["x"], ["y"]),
+            backward: vec![Pass::new("backward", [operand("x"), grad("y")], [grad("x")])],
+            aliases: vec![],
+        }
+    }
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
+        &[]
+    }
+    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
+        Err(Error::bug(format!("cube has no kernels for {pass}")))
+    }
+    fn cost(&self, pass: &Pass) -> Result<Cost> {
+        Cost::of(self, pass, 0.0)
+    }
+}
+
+impl Reference for Cube {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (pass, reads, writes) {
             ("forward", [x], [y]) => y.iter_mut().zip(*x).for_each(|(y, &x)| *y = x * x * x),
@@ -155,33 +181,6 @@ impl Cube {
         }
         Ok(())
     }
-}
-
-impl Op for Cube {
-    fn kind(&self) -> &'static str {
-        "cube"
-    }
-    fn operands(&self) -> Vec<Operand> {
-        let spec = Spec::nhwc(Shape::new(2, 3, 4, 5));
-        vec![Operand::new("x", Role::Input, spec), Operand::new("y", Role::Output, spec)]
-    }
-    fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
-            backward: &[Pass { name: "backward", reads: &["x", "dy"], writes: &["dx"], updates: &[] }],
-            aliases: &[],
-        }
-    }
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
-        &[]
-    }
-    fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
-        Err(Error::bug(format!("cube has no kernels for {pass}")))
-    }
-    fn cost(&self, pass: &Pass) -> Result<Cost> {
-        Cost::of(self, pass, 0.0)
-    }
-    vae_wgpu::reference!();
 }
 
 /// Finite differences must accept the right gradient and see an error of four parts in a million.

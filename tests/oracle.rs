@@ -242,7 +242,7 @@ impl Plan {
         for round in &self.rounds {
             values.extend(round.set.clone());
             let mut met = 0;
-            for pass in std::iter::once(&passes.forward).chain(passes.backward) {
+            for pass in passes.iter() {
                 let mut first = None;
                 let variants = engine.variants(&*self.op, pass.name);
                 for &variant in &variants {
@@ -250,10 +250,11 @@ impl Plan {
                     engine.run(&*self.op, pass, variant, &mut after)?;
                     let aliases = passes.aliases.iter().filter(|(_, of)| pass.writes.contains(of));
                     for (gradient, of) in aliases.clone() {
-                        after.insert((*gradient).to_owned(), after[*of].clone());
+                        after.insert(gradient.to_string(), after[&of.to_string()].clone());
                     }
-                    let written =
-                        |operand| touches(pass, operand) || aliases.clone().any(|(gradient, _)| *gradient == operand);
+                    let written = |operand| {
+                        touches(pass, operand) || aliases.clone().any(|(gradient, _)| gradient.to_string() == operand)
+                    };
                     for expect in round.expect.iter().filter(|e| written(e.operand)) {
                         let result = (expect.map)(&after[expect.operand]);
                         let share = compare(&result, case.tensor(&expect.tensor)?, expect.scale, engine)
@@ -275,7 +276,7 @@ impl Plan {
 }
 
 fn touches(pass: &Pass, operand: &str) -> bool {
-    pass.writes.contains(&operand) || pass.updates.contains(&operand)
+    pass.writes.iter().chain(&pass.updates).any(|arg| arg.to_string() == operand)
 }
 
 fn picture(case: &OracleCase, channels: &str) -> Result<Shape> {

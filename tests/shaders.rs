@@ -210,8 +210,8 @@ fn lowered(op: &dyn Op, entry: &Pass, dispatch: &Dispatch, scratch: usize, known
         let writes = *access == Access::ReadWrite;
         let allowed = match bind {
             Bind::Scratch(i) => *i < scratch,
-            Bind::Operand(name) if writes => entry.writes.contains(name) || entry.updates.contains(name),
-            Bind::Operand(name) => [entry.reads, entry.writes, entry.updates].concat().contains(name),
+            Bind::Arg(arg) if writes => entry.writes.contains(arg) || entry.updates.contains(arg),
+            Bind::Arg(arg) => entry.args().any(|a| a == *arg),
         };
         if !allowed {
             return Err(format!("{bind:?} is not {}'s to {}", entry.name, if writes { "write" } else { "read" }));
@@ -223,8 +223,8 @@ fn lowered(op: &dyn Op, entry: &Pass, dispatch: &Dispatch, scratch: usize, known
         }
     }
     // Whatever is named must have a shape.
-    for name in [entry.reads, entry.writes, entry.updates].concat() {
-        vae_wgpu::runtime::op::spec_of(op, name).map_err(|e| e.to_string())?;
+    for arg in entry.args() {
+        vae_wgpu::runtime::op::spec_of(op, arg).map_err(|e| e.to_string())?;
     }
     Ok(())
 }
@@ -239,7 +239,7 @@ fn dispatches_fit_their_kernels() {
         let mut unused: BTreeSet<_> = kernels.iter().map(|k| (k.name, k.variant)).collect();
         for case in (family.cases)().unwrap() {
             let entries = case.op.passes();
-            for entry in std::iter::once(&entries.forward).chain(entries.backward) {
+            for entry in entries.iter() {
                 let choices = case.op.variants(entry.name).iter().copied().map(Some).chain([None]);
                 for (variant, profile) in choices.flat_map(|v| [(v, Profile::WEBGPU), (v, software), (v, subgroups)]) {
                     let accumulate = vec![false; entry.writes.len()];

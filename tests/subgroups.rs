@@ -44,7 +44,7 @@ fn checks(size: u32) -> vae_wgpu::Result<Vec<(Check, &'static Kernel)>> {
     for check in suite()?.into_iter().filter(|check| check.family == "fused_conv") {
         let Some((pass, kernel)) = kernel_of(&check, size)? else { continue };
         let op = &check.subject.case.op;
-        let distance = (op.cost(&op.passes().get(pass)?)?.flop / 1e6).log2().abs();
+        let distance = (op.cost(op.passes().get(pass)?)?.flop / 1e6).log2().abs();
         let key = (kernel.name, kernel.variant);
         if found.get(&key).is_none_or(|(least, ..)| distance < *least) {
             found.insert(key, (distance, check, kernel));

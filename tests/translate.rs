@@ -140,7 +140,7 @@ impl Subjects {
         for case in OPS.iter().flat_map(|family| (family.cases)().unwrap()) {
             let entries = case.op.passes();
             self.add(&*case.op, &entries.forward, &[]);
-            for entry in entries.backward {
+            for entry in &entries.backward {
                 for accumulate in [false, true] {
                     self.add(&*case.op, entry, &vec![accumulate; entry.writes.len()]);
                 }

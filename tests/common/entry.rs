@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use vae_wgpu::Error;
 use vae_wgpu::runtime::gpu::{Binding, Gpu, Program, Step};
-use vae_wgpu::runtime::kernel::Bind;
+use vae_wgpu::runtime::kernel::{Arg, Bind};
 use vae_wgpu::runtime::op::{Op, Pass, Target, spec_of};
 use vae_wgpu::runtime::tensor::shape::Spec;
 
@@ -37,16 +37,17 @@ impl Engine<'_> {
     /// Runs `pass` and puts what it writes and updates into `values`.
     pub(crate) fn run(&self, op: &dyn Op, pass: &Pass, variant: &str, values: &mut Values) -> Result<()> {
         let mut tensors = Vec::new();
-        for name in pass.reads.iter().chain(pass.updates) {
-            let value = values.get(*name).with_context(|| format!("{}.{} needs `{name}`", op.kind(), pass.name))?;
-            tensors.push(Tensor { name, spec: spec_of(op, name)?, value: value.clone() });
+        for &arg in pass.reads.iter().chain(&pass.updates) {
+            let value = values.get(&arg.to_string());
+            let value = value.with_context(|| format!("{}.{} needs `{arg}`", op.kind(), pass.name))?;
+            tensors.push(Tensor { arg, spec: spec_of(op, arg)?, value: value.clone() });
         }
         let updated = tensors.split_off(pass.reads.len());
         let reads = tensors;
         let mut writes = Vec::new();
-        for name in pass.writes {
-            let spec = spec_of(op, name)?;
-            writes.push(Tensor { name, spec, value: vec![f64::NAN; spec.len()] });
+        for &arg in &pass.writes {
+            let spec = spec_of(op, arg)?;
+            writes.push(Tensor { arg, spec, value: vec![f64::NAN; spec.len()] });
         }
         writes.extend(updated);
         match self {
@@ -67,13 +68,13 @@ impl Engine<'_> {
             }
             Self::Gpu(gpu) => on_gpu(gpu, op, pass, variant, &reads, &mut writes)?,
         }
-        values.extend(writes.into_iter().map(|t| (t.name.to_owned(), t.value)));
+        values.extend(writes.into_iter().map(|t| (t.arg.to_string(), t.value)));
         Ok(())
     }
 }
 
 struct Tensor {
-    name: &'static str,
+    arg: Arg,
     spec: Spec,
     value: Vec<f64>,
 }
@@ -90,9 +91,9 @@ fn on_gpu(gpu: &Gpu, op: &dyn Op, pass: &Pass, variant: &str, reads: &[Tensor], 
     let lowered = op.lower(pass.name, &target)?;
     let mut buffers = Vec::new();
     for tensor in reads.iter().chain(&*writes) {
-        let buffer = gpu.buffer(tensor.name, tensor.spec.device_bytes() as u64)?;
+        let buffer = gpu.buffer(&tensor.arg.to_string(), tensor.spec.device_bytes() as u64)?;
         gpu.write(&buffer, 0, &tensor.spec.pack(&tensor.single())?)?;
-        buffers.push((tensor.name, buffer));
+        buffers.push((tensor.arg, buffer));
     }
     let mut scratch = Vec::new();
     for &bytes in &lowered.scratch {
@@ -100,13 +101,13 @@ fn on_gpu(gpu: &Gpu, op: &dyn Op, pass: &Pass, variant: &str, reads: &[Tensor], 
         gpu.write(&buffer, 0, &vec![0xff; bytes])?;
         scratch.push(buffer);
     }
-    let find = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, buffer)| buffer);
+    let find = |arg: Arg| buffers.iter().find(|(a, _)| *a == arg).map(|(_, buffer)| buffer);
     let mut steps = Vec::new();
     for dispatch in &lowered.dispatches {
         let mut bindings = Vec::new();
         for bind in &dispatch.bindings {
             let buffer = match bind {
-                Bind::Operand(name) => find(name).with_context(|| format!("{name} is not of {}", pass.name))?,
+                Bind::Arg(arg) => find(*arg).with_context(|| format!("{arg} is not of {}", pass.name))?,
                 Bind::Scratch(number) => scratch.get(*number).context("no such scratch buffer")?,
             };
             bindings.push(Binding { buffer, offset: 0, size: buffer.size() });
@@ -115,7 +116,7 @@ fn on_gpu(gpu: &Gpu, op: &dyn Op, pass: &Pass, variant: &str, reads: &[Tensor], 
     }
     Program::new(gpu, pass.name, &steps)?.submit(gpu)?;
     for tensor in writes {
-        let buffer = find(tensor.name).with_context(|| format!("no buffer {}", tensor.name))?;
+        let buffer = find(tensor.arg).with_context(|| format!("no buffer {}", tensor.arg))?;
         let bytes = gpu.read(buffer, 0, tensor.spec.device_bytes() as u64)?;
         tensor.value = tensor.spec.unpack(&bytes)?.into_iter().map(f64::from).collect();
     }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::runtime::gpu::{Binding, Gpu, Program, Roof, Step};
 use crate::runtime::graph::Graph;
-use crate::runtime::kernel::{Bind, Kernel};
-use crate::runtime::op::{Cost, Fusible, Op, Pass, Target, spec_of};
+use crate::runtime::kernel::{Arg, Bind, Kernel, KernelRole};
+use crate::runtime::op::{Cost, Op, Pass, Target, spec_of};
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 
@@ -39,17 +39,13 @@ impl Subject {
     /// layers, but not their bias gradients, which are sums.
     #[must_use]
     pub fn is_product(&self) -> bool {
-        let family = self.op.kind();
-        (family.contains("conv") || family.contains("linear")) && !self.pass.name.contains("bias")
+        self.product_flop().is_some()
     }
 
     /// Floating-point operations of the product alone, without the norms and sums that are fused with it: two a multiply-add.
     #[must_use]
     pub fn product_flop(&self) -> Option<f64> {
-        self.is_product().then(|| match self.op.fusible() {
-            Fusible::Conv(conv) => 2.0 * conv.macs(),
-            _ => self.cost.flop,
-        })
+        self.op.product_flop(&self.pass)
     }
 }
 
@@ -63,8 +59,8 @@ pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
             subject.count += 1;
             continue;
         }
-        let shapes = |names: &[&str]| names.first().map(|n| spec_of(node.op.as_ref(), n).map(|s| s.to_string()));
-        let (from, to) = (shapes(node.pass.reads).transpose()?, shapes(node.pass.writes).transpose()?);
+        let shapes = |args: &[Arg]| args.first().map(|arg| spec_of(node.op.as_ref(), *arg).map(|s| s.to_string()));
+        let (from, to) = (shapes(&node.pass.reads).transpose()?, shapes(&node.pass.writes).transpose()?);
         let arrow = [from, to].into_iter().flatten().collect::<Vec<_>>().join(" -> ");
         at.insert(key, found.len());
         found.push(Subject {
@@ -72,7 +68,7 @@ pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
             example: node.name.clone(),
             count: 1,
             op: Arc::clone(&node.op),
-            pass: node.pass,
+            pass: node.pass.clone(),
             cost: node.op.cost(&node.pass)?,
         });
     }
@@ -100,7 +96,7 @@ impl<'a> Rig<'a> {
     /// The same without the passes of a norm that a pass makes beside its product (merging statistics, the norm's gradient), where
     /// it has a product.
     pub fn of_product(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>) -> Result<Option<Self>> {
-        let keep = |kernel: &Kernel| !kernel.name.starts_with("norm_parts.");
+        let keep = |kernel: &Kernel| kernel.role == KernelRole::Main;
         subject.is_product().then(|| Self::of(gpu, subject, variant, keep)).transpose()
     }
 
@@ -117,25 +113,25 @@ impl<'a> Rig<'a> {
             for offset in (0..bytes).step_by(pattern.len()) {
                 gpu.write(&buffer, offset as u64, &pattern[..pattern.len().min(bytes - offset)])?;
             }
-            Ok((label.to_owned(), buffer))
+            Ok::<_, Error>(buffer)
         };
-        let mut operands = Vec::new();
-        for name in pass.reads.iter().chain(pass.writes).chain(pass.updates) {
-            let spec = spec_of(op, name)?;
-            let operand = filled(name, spec.device_bytes())?;
+        let mut operands: Vec<(Arg, wgpu::Buffer)> = Vec::new();
+        for arg in pass.args() {
+            let spec = spec_of(op, arg)?;
+            let operand = filled(&arg.to_string(), spec.device_bytes())?;
             if spec.len() <= SCALARS {
-                gpu.write(&operand.1, 0, &1.0f32.to_le_bytes().repeat(spec.device_bytes() / 4))?;
+                gpu.write(&operand, 0, &1.0f32.to_le_bytes().repeat(spec.device_bytes() / 4))?;
             }
-            operands.push(operand);
+            operands.push((arg, operand));
         }
         let scratch = lowered.scratch.iter().map(|&bytes| filled("scratch", bytes)).collect::<Result<Vec<_>>>()?;
         let steps = lowered.dispatches.iter().map(|dispatch| {
             let bind = |bind: &Bind| {
                 let found = match *bind {
-                    Bind::Operand(name) => operands.iter().find(|(n, _)| n == name),
+                    Bind::Arg(arg) => operands.iter().find(|(a, _)| *a == arg).map(|(_, buffer)| buffer),
                     Bind::Scratch(i) => scratch.get(i),
                 };
-                let (_, buffer) = found.ok_or_else(|| Error::bug(format!("{bind:?} of {}", subject.name)))?;
+                let buffer = found.ok_or_else(|| Error::bug(format!("{bind:?} of {}", subject.name)))?;
                 Ok(Binding { buffer, offset: 0, size: buffer.size() })
             };
             let bindings = dispatch.bindings.iter().map(bind).collect::<Result<Vec<_>>>()?;

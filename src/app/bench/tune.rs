@@ -249,7 +249,7 @@ impl KnownVariants {
         for info in OPS {
             for case in (info.cases)()? {
                 let passes = case.op.passes();
-                for pass in std::iter::once(&passes.forward).chain(passes.backward) {
+                for pass in passes.iter() {
                     let variants = known.entry(format!("{}.{}", info.name, pass.name)).or_default();
                     variants.extend(case.op.variants(pass.name));
                 }

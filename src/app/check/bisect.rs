@@ -11,8 +11,7 @@ use crate::error::Result;
 use crate::runtime::exec::{Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::graph::{Arena, Storage, ValueId};
-use crate::runtime::op::StepScalars;
-use crate::runtime::op::{AdamConfig, Pass};
+use crate::runtime::op::{AdamConfig, Pass, StepScalars, grad, operand};
 use crate::runtime::plan;
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
 use crate::runtime::tensor::shape::Spec;
@@ -75,30 +74,30 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
     let mut written: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
     let mut distances = Vec::new();
     for (number, node) in graph.nodes().iter().enumerate() {
-        let Pass { reads, updates, .. } = node.pass;
+        let Pass { reads, writes, updates, .. } = &node.pass;
         // A gradient that depends on x, as it does behind a ReLU, but not in a product.
-        let bent = reads.contains(&"x") && node.pass.writes.contains(&"dx");
+        let bent = reads.contains(&operand("x")) && writes.contains(&grad("x"));
         let mut values = Values::new();
         let mut largest_gradient = 0.0f64;
         let (mut faults, mut priors) = (Vec::new(), Vec::new());
-        for (name, id) in reads.iter().chain(updates).zip(node.reads.iter().chain(&node.updates)) {
+        for (arg, id) in reads.iter().chain(updates).zip(node.reads.iter().chain(&node.updates)) {
             let value = exec.value(PROGRAM, *id)?;
             if written.get(id).is_some_and(|before| !same(before, &value)) {
                 faults.push(graph.value(*id).name.clone());
             }
-            if name.starts_with('d') {
+            if arg.is_grad() {
                 largest_gradient = value.iter().fold(largest_gradient, |max, v| max.max(f64::from(v.abs())));
             }
-            values.insert((*name).to_owned(), value.iter().map(|v| Tracked::from_f64(f64::from(*v))).collect());
+            values.insert(*arg, value.iter().map(|v| Tracked::from_f64(f64::from(*v))).collect());
         }
         for (id, accumulate) in node.writes.iter().zip(&node.accumulate) {
             priors.push(if *accumulate { exec.value(PROGRAM, *id)? } else { Vec::new() });
         }
-        let expected = run(node.op.as_ref(), node.pass, &values)?;
+        let expected = run(node.op.as_ref(), &node.pass, &values)?;
         exec.run_node(PROGRAM, number)?;
         let ids = node.writes.iter().chain(&node.updates);
         let priors = priors.into_iter().chain(updates.iter().map(|_| Vec::new()));
-        for (((name, expected), id), prior) in expected.iter().zip(ids).zip(priors) {
+        for (((arg, expected), id), prior) in expected.iter().zip(ids).zip(priors) {
             let got = exec.value(PROGRAM, *id)?;
             let (mut distance, mut limit) = (0.0, 0.0);
             for (i, (got, want)) in got.iter().zip(expected).enumerate() {
@@ -107,7 +106,7 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
                 distance += (f64::from(*got) - want.value()).powi(2);
                 limit += (8.0 * want.rms() + ROUNDING * want.value().abs()).powi(2);
             }
-            let kinks = if bent && name.starts_with('d') { 2.0 * largest_gradient } else { 0.0 };
+            let kinks = if bent && arg.is_grad() { 2.0 * largest_gradient } else { 0.0 };
             let fault = (!faults.is_empty()).then(|| format!("{} was overwritten before this node", faults.join(", ")));
             let complete = got.len() == expected.len();
             distances.push(Distance {

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::runtime::exec::cpu::Precision;
 use crate::runtime::gpu::{Binding, Gpu, Program, Step};
 use crate::runtime::kernel::{Bind, Kernel, Profile};
-use crate::runtime::op::{Case, Distribution, Init, OPS, Op, OpInfo, Operand, Pass, Passes, Role, Target, spec_of};
+use crate::runtime::op::{Arg, Case, Distribution, Init, OPS, Op, OpInfo, Operand, Pass, Role, Target, grad, spec_of};
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
 use crate::runtime::tensor::rng::{Stream, stream, uniforms};
 use crate::runtime::tensor::shape::{Layout, Spec};
@@ -133,9 +133,9 @@ struct Numbers {
 }
 
 /// Numbers in logical order, by operand or gradient.
-type Values<T> = BTreeMap<String, Vec<T>>;
+type Values<T> = BTreeMap<Arg, Vec<T>>;
 /// What a pass wrote and then updated.
-type Written<T> = Vec<(&'static str, Vec<T>)>;
+type Written<T> = Vec<(Arg, Vec<T>)>;
 
 /// All checks draw from this seed.
 const SEED: u64 = 0x5eed;
@@ -155,60 +155,53 @@ impl Subject {
     fn draw(&self) -> Result<Values<f32>> {
         let mut values = Values::new();
         for (i, operand) in self.op().operands().into_iter().enumerate() {
-            let fill = |name: &str| self.case.fills.iter().rev().find(|(n, _)| *n == name).map(|(_, fill)| *fill);
             let computed = matches!(operand.role, Role::Output | Role::Saved);
-            match fill(operand.name) {
+            match self.case.fill_of(operand.name) {
                 Some(Distribution::Computed) => {}
                 None if computed => {}
                 fill => {
-                    values.insert(operand.name.into(), numbers(&operand, fill, i as u64)?);
+                    values.insert(Arg::Operand(operand.name), numbers(&operand, fill, i as u64)?);
                 }
             }
             if operand.role == Role::Output {
-                let gradient = format!("d{}", operand.name);
-                let fill = fill(&gradient);
-                values.insert(gradient, numbers(&operand, fill, GRADIENTS + i as u64)?);
+                values.insert(grad(operand.name), numbers(&operand, None, GRADIENTS + i as u64)?);
             }
         }
         Ok(values)
     }
 
     /// What `pass` must write. Computes what it reads beforehand, rounded to single precision on the way.
-    fn expected(&self, numbers: &mut Numbers, pass: Pass) -> Result<Arc<Written<Tracked>>> {
+    fn expected(&self, numbers: &mut Numbers, pass: &Pass) -> Result<Arc<Written<Tracked>>> {
         if let Some(known) = numbers.expected.get(pass.name) {
             return Ok(Arc::clone(known));
         }
         if numbers.values.is_empty() {
             numbers.values = self.draw()?;
         }
-        for name in pass.reads {
-            if !numbers.values.contains_key(*name) {
-                for (name, written) in self.expected(numbers, self.producer(name, pass)?)?.iter() {
+        for arg in &pass.reads {
+            if !numbers.values.contains_key(arg) {
+                for (arg, written) in self.expected(numbers, &self.producer(*arg, pass)?)?.iter() {
                     let rounded = written.iter().map(|v| v.value() as f32).collect();
-                    numbers.values.entry((*name).into()).or_insert(rounded);
+                    numbers.values.entry(*arg).or_insert(rounded);
                 }
             }
         }
         let exact = |v: &f32| Tracked::from_f64(f64::from(*v));
-        let touched = pass.reads.iter().chain(pass.updates);
+        let touched = pass.reads.iter().chain(&pass.updates);
         let values = touched
-            .filter_map(|name| numbers.values.get_key_value(*name))
-            .map(|(name, values)| (name.clone(), values.iter().map(exact).collect()))
+            .filter_map(|arg| numbers.values.get_key_value(arg))
+            .map(|(arg, values)| (*arg, values.iter().map(exact).collect()))
             .collect();
         let written = Arc::new(run(self.op(), pass, &values)?);
         numbers.expected.insert(pass.name, Arc::clone(&written));
         Ok(written)
     }
 
-    /// The pass that computes what `reader` reads as `name`.
-    fn producer(&self, name: &str, reader: Pass) -> Result<Pass> {
-        let Passes { forward, backward, .. } = self.op().passes();
-        let before = backward.iter().take_while(|pass| **pass != reader);
-        std::iter::once(&forward)
-            .chain(before)
-            .find(|pass| pass.writes.contains(&name) && **pass != reader)
-            .copied()
-            .ok_or_else(|| Error::bug(format!("{}: nothing computes `{name}`", self.op().kind())))
+    /// The pass before `reader` that computes `arg`.
+    fn producer(&self, arg: Arg, reader: &Pass) -> Result<Pass> {
+        let passes = self.op().passes();
+        let producer = passes.iter().take_while(|pass| *pass != reader).find(|pass| pass.writes.contains(&arg));
+        producer.cloned().ok_or_else(|| Error::bug(format!("{}: nothing computes `{arg}`", self.op().kind())))
     }
 
     /// Compares every gradient of the reference, computed by passes or aliased, with central differences of its forward pass.
@@ -216,24 +209,21 @@ impl Subject {
         let op = self.op();
         let passes = op.passes();
         let mut values: Values<f64> =
-            self.draw()?.into_iter().map(|(name, v)| (name, v.into_iter().map(f64::from).collect())).collect();
-        for (name, written) in run(op, passes.forward, &values)? {
-            values.entry(name.into()).or_insert(written);
+            self.draw()?.into_iter().map(|(arg, v)| (arg, v.into_iter().map(f64::from).collect())).collect();
+        for (arg, written) in run(op, &passes.forward, &values)? {
+            values.entry(arg).or_insert(written);
         }
-        for pass in passes.backward {
-            for (name, written) in run(op, *pass, &values)? {
-                values.insert(name.into(), written);
-            }
+        for pass in &passes.backward {
+            values.extend(run(op, pass, &values)?);
         }
 
         let operands = op.operands();
-        let role = |name: &str| operands.iter().find(|o| o.name == name).map(|o| o.role);
-        // An operation that hands out gradients as saved operands is a loss: its first output counts once.
-        let is_loss = passes.aliases.iter().any(|(_, source)| role(source) == Some(Role::Saved));
+        // An operation that saves gradients as operands is a loss: its first output counts once.
+        let is_loss = passes.aliases.iter().any(|(_, source)| !source.is_grad());
         let mut weights = Values::new();
         for output in operands.iter().filter(|o| o.role == Role::Output) {
             let upstream = match (is_loss, weights.is_empty()) {
-                (false, _) => values.get(&format!("d{}", output.name)).cloned().unwrap_or_default(),
+                (false, _) => values.get(&grad(output.name)).cloned().unwrap_or_default(),
                 (true, first) => {
                     let mut upstream = vec![0.0; output.spec.len()];
                     if let (true, Some(weight)) = (first, upstream.first_mut()) {
@@ -242,16 +232,16 @@ impl Subject {
                     upstream
                 }
             };
-            weights.insert(output.name.to_owned(), upstream);
+            weights.insert(Arg::Operand(output.name), upstream);
         }
 
         let samples = (DIFFERENCES_FLOP / (2.0 * op.cost(&passes.forward)?.flop.max(1.0))) as usize;
         let samples = samples.clamp(8, DIFFERENCES);
         let mut lines = Vec::new();
         for operand in operands.iter().filter(|o| matches!(o.role, Role::Input | Role::Param(_))) {
-            let gradient = format!("d{}", operand.name);
-            let alias = passes.aliases.iter().find(|(name, _)| *name == gradient).map(|(_, source)| *source);
-            let computed = values.get(alias.unwrap_or(&gradient)).cloned();
+            let gradient = grad(operand.name);
+            let alias = passes.aliases.iter().find(|(aliased, _)| *aliased == gradient).map(|(_, source)| *source);
+            let computed = values.get(&alias.unwrap_or(gradient)).cloned();
             let computed = computed.ok_or_else(|| Error::bug(format!("{}: no pass writes `{gradient}`", op.kind())))?;
             lines.push(differences(op, &passes.forward, &mut values, &weights, operand, &computed, samples)?);
         }
@@ -285,7 +275,7 @@ impl Subject {
     fn run_on(
         &self,
         gpu: &Gpu,
-        pass: Pass,
+        pass: &Pass,
         variant: &str,
         accumulate: &[bool],
         patch: Option<&Patch<'_>>,
@@ -298,25 +288,25 @@ impl Subject {
         };
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let expected = self.expected(&mut numbers, pass)?;
-        let mut tensors: BTreeMap<&str, Guarded> = BTreeMap::new();
-        for &name in pass.reads.iter().chain(pass.updates) {
-            if let Some(values) = numbers.values.get(name) {
-                tensors.insert(name, Guarded::new(gpu, name, &spec_of(op, name)?.pack(values)?)?);
+        let mut tensors: BTreeMap<Arg, Guarded> = BTreeMap::new();
+        for &arg in pass.reads.iter().chain(&pass.updates) {
+            if let Some(values) = numbers.values.get(&arg) {
+                tensors.insert(arg, Guarded::new(gpu, &arg.to_string(), &spec_of(op, arg)?.pack(values)?)?);
             }
         }
         drop(numbers);
-        let mut priors: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
-        for (i, &name) in pass.writes.iter().enumerate() {
-            let spec = spec_of(op, name)?;
+        let mut priors: BTreeMap<Arg, Vec<f32>> = BTreeMap::new();
+        for (i, &arg) in pass.writes.iter().enumerate() {
+            let spec = spec_of(op, arg)?;
             let contents = if accumulate.get(i) == Some(&true) {
                 let prior = numbers_of(spec, None, 1.0, PRIORS + i as u64)?;
                 let packed = spec.pack(&prior)?;
-                priors.insert(name, prior);
+                priors.insert(arg, prior);
                 packed
             } else {
                 POISON.to_le_bytes().repeat(spec.device_bytes() / 4)
             };
-            tensors.insert(name, Guarded::new(gpu, name, &contents)?);
+            tensors.insert(arg, Guarded::new(gpu, &arg.to_string(), &contents)?);
         }
         let poisoned = |(i, &bytes): (usize, &usize)| {
             Guarded::new(gpu, &format!("scratch {i}"), &POISON.to_le_bytes().repeat(bytes.div_ceil(4)))
@@ -325,7 +315,7 @@ impl Subject {
 
         let bound = |bind: &Bind| {
             let found = match bind {
-                Bind::Operand(name) => tensors.get(name),
+                Bind::Arg(arg) => tensors.get(arg),
                 Bind::Scratch(i) => scratch.get(*i),
             };
             let buffer =
@@ -340,12 +330,12 @@ impl Subject {
         compiled(gpu, &steps, patch)?.submit(gpu)?;
 
         let mut lines = Vec::new();
-        for (name, expected) in expected.iter() {
-            let prior = priors.get(name);
-            let mut line = Line::new(format!("{name}{}", if prior.is_some() { " +=" } else { "" }));
-            let tensor = tensors.get(name).ok_or_else(|| Error::bug("a tensor went missing"))?;
+        for (arg, expected) in expected.iter() {
+            let prior = priors.get(arg);
+            let mut line = Line::new(format!("{arg}{}", if prior.is_some() { " +=" } else { "" }));
+            let tensor = tensors.get(arg).ok_or_else(|| Error::bug("a tensor went missing"))?;
             let words = tensor.read(gpu, &mut line)?;
-            compare(&mut line, spec_of(op, name)?, expected, prior, &words)?;
+            compare(&mut line, spec_of(op, *arg)?, expected, prior, &words)?;
             lines.push(line);
         }
         for (i, buffer) in scratch.iter().enumerate() {
@@ -409,18 +399,18 @@ fn numbers_of(spec: Spec, fill: Option<Distribution>, scale: f32, index: u64) ->
 }
 
 /// Runs the reference of a pass; gives its writes, then its updates.
-fn run<T: Precision>(op: &dyn Op, pass: Pass, values: &Values<T>) -> Result<Written<T>> {
-    let get = |name: &&str| {
-        let found = values.get(*name).ok_or_else(|| Error::bug(format!("{}: `{name}` has no value", op.kind())));
+fn run<T: Precision>(op: &dyn Op, pass: &Pass, values: &Values<T>) -> Result<Written<T>> {
+    let get = |arg: &Arg| {
+        let found = values.get(arg).ok_or_else(|| Error::bug(format!("{}: `{arg}` has no value", op.kind())));
         found.map(Vec::as_slice)
     };
     let reads = pass.reads.iter().map(get).collect::<Result<Vec<_>>>()?;
     let mut written: Written<T> = Vec::new();
-    for name in pass.writes {
-        written.push((*name, vec![T::zero(); spec_of(op, name)?.len()]));
+    for arg in &pass.writes {
+        written.push((*arg, vec![T::zero(); spec_of(op, *arg)?.len()]));
     }
-    for name in pass.updates {
-        written.push((*name, get(name)?.to_vec()));
+    for arg in &pass.updates {
+        written.push((*arg, get(arg)?.to_vec()));
     }
     let mut writes: Vec<&mut [T]> = written.iter_mut().map(|(_, v)| v.as_mut_slice()).collect();
     T::reference(op, pass.name, &reads, &mut writes)?;
@@ -437,7 +427,8 @@ fn differences(
     gradient: &[f64],
     samples: usize,
 ) -> Result<Line> {
-    let mut line = Line::new(format!("d{}", operand.name));
+    let arg = Arg::Operand(operand.name);
+    let mut line = Line::new(grad(operand.name).to_string());
     let len = gradient.len();
     let chosen: Vec<usize> = if len <= samples {
         (0..len).collect()
@@ -452,17 +443,17 @@ fn differences(
     let scale = largest(gradient).max(reach);
     let missing = || Error::bug(format!("`{}` has no value", operand.name));
     for i in chosen {
-        let x = *values.get(operand.name).and_then(|v| v.get(i)).ok_or_else(missing)?;
+        let x = *values.get(&arg).and_then(|v| v.get(i)).ok_or_else(missing)?;
         let step = 6e-6 * x.abs().max(1.0);
         let mut at = |x: f64| {
-            *values.get_mut(operand.name).and_then(|v| v.get_mut(i)).ok_or_else(missing)? = x;
-            run(op, *forward, values)
+            *values.get_mut(&arg).and_then(|v| v.get_mut(i)).ok_or_else(missing)? = x;
+            run(op, forward, values)
         };
         let (above, below) = (at(x + step)?, at(x - step)?);
-        at_rest(values, operand.name, i, x);
+        at_rest(values, arg, i, x);
         let mut difference = 0.0;
         for ((name, above), (_, below)) in above.iter().zip(&below) {
-            if let Some(weights) = weights.get(*name) {
+            if let Some(weights) = weights.get(name) {
                 difference += above.iter().zip(below).zip(weights).map(|((a, b), w)| w * (a - b)).sum::<f64>();
             }
         }
@@ -473,8 +464,8 @@ fn differences(
     Ok(line)
 }
 
-fn at_rest(values: &mut Values<f64>, name: &str, i: usize, x: f64) {
-    if let Some(value) = values.get_mut(name).and_then(|v| v.get_mut(i)) {
+fn at_rest(values: &mut Values<f64>, arg: Arg, i: usize, x: f64) {
+    if let Some(value) = values.get_mut(&arg).and_then(|v| v.get_mut(i)) {
         *value = x;
     }
 }
@@ -646,7 +637,7 @@ fn checks_of(family: &OpInfo, case: Case) -> Vec<Check> {
     if case.differentiable && !(passes.backward.is_empty() && passes.aliases.is_empty()) {
         kinds.push(Kind::FiniteDifferences);
     }
-    for pass in std::iter::once(&passes.forward).chain(passes.backward) {
+    for pass in passes.iter() {
         let variants = case.op.variants(pass.name).iter();
         kinds.extend(variants.map(|&variant| Kind::Gpu { pass: pass.name, variant }));
     }

@@ -17,7 +17,7 @@ pub struct Roof {
     pub copy_gb_s: f64,
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/roof.wgsl`.
     Params { len: u32, rounds: u32, factor: f32, addend: f32 }
 }
@@ -28,13 +28,9 @@ static MULTIPLY_ADD: Kernel = Kernel {
     file: "lib/roofline.wgsl",
     source: include_str!("../../../shaders/lib/roofline.wgsl"),
     entry: "multiply_add",
-    defines: &[],
-    flags: &[],
     bindings: &[("sums", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static COPY: Kernel = Kernel {
@@ -94,12 +90,9 @@ fn program(
     times: u32,
 ) -> Result<Program> {
     let dispatch = Dispatch {
-        flags: vec![],
-        kernel,
-        bindings: (0..buffers.len()).map(Bind::Scratch).collect(),
-        overrides: vec![],
         params: params.bytes(),
         workgroups: workgroups(invocations, 64),
+        ..Dispatch::new(kernel, (0..buffers.len()).map(Bind::Scratch))
     };
     let bindings = buffers.iter().map(|&buffer| Binding { buffer, offset: 0, size: buffer.size() }).collect();
     let step = Step { label: kernel.name.into(), dispatch: &dispatch, bindings };

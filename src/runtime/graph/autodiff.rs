@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{Arena, Graph, Node, Storage, ValueId};
 use crate::error::{Error, Result};
+use crate::runtime::kernel::Arg;
 use crate::runtime::op::basic::add::Add;
 use crate::runtime::op::{ChannelShift, Operand, Pass, Role};
 
@@ -106,18 +107,14 @@ impl Walk {
             return Ok(());
         }
         let passes = node.op.passes();
-        for &(to, from) in passes.aliases {
-            let target = operand(node, &operands, to)?;
-            let value = node.operand(target.name)?;
+        for (to, from) in &passes.aliases {
+            let value = node.operand(to.name())?;
             if self.differentiable.contains(&value) {
-                let source = match operands.iter().find(|o| o.name == from) {
-                    Some(saved) => node.operand(saved.name)?,
-                    None => self.grad_of(node, &operands, from)?,
-                };
+                let source = self.source(node, *from)?;
                 self.contribute(node, value, source)?;
             }
         }
-        for pass in passes.backward {
+        for pass in &passes.backward {
             self.entry(node, &operands, pass)?;
         }
         for output in outputs {
@@ -130,24 +127,22 @@ impl Walk {
 
     fn entry(&mut self, node: &Node, operands: &[Operand], pass: &Pass) -> Result<()> {
         let mut wanted = false;
-        for name in pass.writes {
-            let target = operand(node, operands, name)?;
-            wanted |= self.wants(target, node.operand(target.name)?);
+        for arg in &pass.writes {
+            wanted |= self.wants(operand(node, operands, *arg)?, node.operand(arg.name())?);
         }
         if !wanted {
             return Ok(());
         }
         let mut bound = Vec::new();
-        for name in pass.reads {
-            let is_operand = operands.iter().any(|o| o.name == *name);
-            bound.push((*name, if is_operand { node.operand(name)? } else { self.grad_of(node, operands, name)? }));
+        for arg in &pass.reads {
+            bound.push((*arg, self.source(node, *arg)?));
         }
         let mut accumulate = Vec::new();
         let mut contributions = Vec::new();
-        for name in pass.writes {
-            let target = operand(node, operands, name)?;
-            let value = node.operand(target.name)?;
-            let path = format!("{}.{name}", node.name);
+        for arg in &pass.writes {
+            let target = operand(node, operands, *arg)?;
+            let value = node.operand(arg.name())?;
+            let path = format!("{}.{arg}", node.name);
             let (grad, add) = match self.graph.value(value).storage {
                 Storage::Tensor(Arena::Params, i) => {
                     let grad = self.graph.add_value(path, target.spec, Storage::Tensor(Arena::Grads, i));
@@ -164,10 +159,10 @@ impl Walk {
                     }
                 },
             };
-            bound.push((*name, grad));
+            bound.push((*arg, grad));
             accumulate.push(add);
         }
-        self.graph.push_node(&node.name, Arc::clone(&node.op), *pass, bound, accumulate)?;
+        self.graph.push_node(&node.name, Arc::clone(&node.op), pass.clone(), bound, accumulate)?;
         for (value, grad) in contributions {
             self.contribute(node, value, grad)?;
         }
@@ -205,9 +200,12 @@ impl Walk {
         Ok(())
     }
 
-    /// The gradient called `name` (`dy`) in a pass of `node`.
-    fn grad_of(&self, node: &Node, operands: &[Operand], name: &str) -> Result<ValueId> {
-        let value = node.operand(operand(node, operands, name)?.name)?;
+    /// The value of an operand of `node`, or of the gradient with respect to it.
+    fn source(&self, node: &Node, arg: Arg) -> Result<ValueId> {
+        let value = node.operand(arg.name())?;
+        if !arg.is_grad() {
+            return Ok(value);
+        }
         self.grads.get(&value).copied().ok_or_else(|| {
             let value = &self.graph.value(value).name;
             Error::Graph(format!("{}: nothing depends on `{value}`, so it has no gradient", node.name))
@@ -239,11 +237,10 @@ fn outputs(node: &Node, operands: &[Operand]) -> Result<Vec<ValueId>> {
     operands.iter().filter(|o| o.role == Role::Output).map(|o| node.operand(o.name)).collect()
 }
 
-/// The operand whose gradient is called `name`.
-fn operand<'a>(node: &Node, operands: &'a [Operand], name: &str) -> Result<&'a Operand> {
-    name.strip_prefix('d')
-        .and_then(|n| operands.iter().find(|o| o.name == n))
-        .ok_or_else(|| Error::bug(format!("{}: `{name}` is no gradient of an operand", node.label())))
+/// The operand of a gradient.
+fn operand<'a>(node: &Node, operands: &'a [Operand], gradient: Arg) -> Result<&'a Operand> {
+    let found = operands.iter().find(|o| gradient.is_grad() && o.name == gradient.name());
+    found.ok_or_else(|| Error::bug(format!("{}: `{gradient}` is no gradient of an operand", node.label())))
 }
 
 /// Parameters that add a per-channel constant to a value from which every path leads into an operation that removes it.

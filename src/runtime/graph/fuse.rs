@@ -18,9 +18,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Graph, Node, Storage, ValueId};
+use super::{Bound, Graph, Node, Storage, ValueId};
 use crate::error::{Error, Result};
-use crate::runtime::op::{Fusible, Op, spec_of};
+use crate::runtime::kernel::operand;
+use crate::runtime::op::{Add, BatchNorm, Conv2d, ConvTranspose2d, FusedConv, Op, PositionNorm, Relu, spec_of};
 
 impl Graph {
     /// The same forward graph with fused operations.
@@ -39,9 +40,6 @@ struct Fuse {
     /// How many nodes read a value; outputs count as read.
     uses: HashMap<ValueId, usize>,
 }
-
-/// The operands of a node, by name.
-type Bound = Vec<(&'static str, ValueId)>;
 
 impl Fuse {
     fn count(&mut self) {
@@ -65,7 +63,8 @@ impl Fuse {
     /// A forward node of `op` in the place of node `at`.
     fn replace(&mut self, at: usize, name: &str, op: impl Op + 'static, bound: Bound) -> Result<()> {
         let pass = op.passes().forward;
-        let node = Node::new(name, Arc::new(op), pass, bound, vec![false; pass.writes.len()])?;
+        let accumulate = vec![false; pass.writes.len()];
+        let node = Node::new(name, Arc::new(op), pass, bound, accumulate)?;
         *self.graph.nodes.get_mut(at).ok_or_else(|| Error::bug("a node went missing"))? = node;
         Ok(())
     }
@@ -82,15 +81,21 @@ impl Fuse {
         let mut dead = Vec::new();
         for at in (0..self.graph.nodes.len()).rev() {
             let relu = self.node(at)?;
-            let Fusible::Relu = relu.op.fusible() else { continue };
+            if relu.op.downcast_ref::<Relu>().is_none() {
+                continue;
+            }
             let (x, y) = (relu.operand("x")?, relu.operand("y")?);
             let Some(producer) = self.sole_producer(x, at) else { continue };
             let norm = self.node(producer)?;
             let (name, bound) = (norm.name.clone(), rebound(&norm.bound, "y", y));
-            match norm.op.fusible() {
-                Fusible::BatchNorm(norm) => self.replace(producer, &name, norm.with_relu(), bound)?,
-                Fusible::PositionNorm(norm) => self.replace(producer, &name, norm.with_relu(), bound)?,
-                _ => continue,
+            if let Some(norm) = norm.op.downcast_ref::<BatchNorm>() {
+                let norm = norm.with_relu();
+                self.replace(producer, &name, norm, bound)?;
+            } else if let Some(norm) = norm.op.downcast_ref::<PositionNorm>() {
+                let norm = norm.with_relu();
+                self.replace(producer, &name, norm, bound)?;
+            } else {
+                continue;
             }
             dead.push(at);
         }
@@ -103,13 +108,13 @@ impl Fuse {
         let mut dead = Vec::new();
         for at in (0..self.graph.nodes.len()).rev() {
             let node = self.node(at)?;
-            let Fusible::Conv(conv) = node.op.fusible() else { continue };
+            let Some(conv) = convolution(node) else { continue };
             if conv.has_norm() {
                 continue;
             }
             let Some(producer) = self.sole_producer(node.operand("x")?, at) else { continue };
             let before = self.node(producer)?;
-            let Fusible::BatchNorm(norm) = before.op.fusible() else { continue };
+            let Some(&norm) = before.op.downcast_ref::<BatchNorm>() else { continue };
             if !norm.config().relu {
                 continue;
             }
@@ -120,11 +125,12 @@ impl Fuse {
                 ("running_mean", "running_mean"),
                 ("running_var", "running_var"),
             ] {
-                bound.push((to, before.operand(from)?));
+                bound.push((operand(to), before.operand(from)?));
             }
             let (name, path) = (node.name.clone(), format!("{}.stats", before.name));
             let fused = conv.with_norm(norm)?;
-            bound.push(("stats", self.graph.add_value(path, spec_of(&fused, "stats")?, Storage::Local)));
+            let spec = spec_of(&fused, operand("stats"))?;
+            bound.push((operand("stats"), self.graph.add_value(path, spec, Storage::Local)));
             self.replace(at, &name, fused, bound)?;
             dead.push(producer);
         }
@@ -138,18 +144,20 @@ impl Fuse {
         let mut dead = Vec::new();
         for at in 0..self.graph.nodes.len() {
             let add = self.node(at)?;
-            let Fusible::Add = add.op.fusible() else { continue };
+            if add.op.downcast_ref::<Add>().is_none() {
+                continue;
+            }
             let (a, b, y) = (add.operand("a")?, add.operand("b")?, add.operand("y")?);
             for (sum, residual) in [(a, b), (b, a)] {
                 let Some(producer) = self.sole_producer(sum, at) else { continue };
                 let node = self.node(producer)?;
-                let Fusible::Conv(conv) = node.op.fusible() else { continue };
+                let Some(conv) = convolution(node) else { continue };
                 if conv.has_residual() || node.operand("y")? != sum {
                     continue;
                 }
                 // It moves to where the other branch has been computed.
                 let mut bound = rebound(&node.bound, "y", y);
-                bound.push(("residual", residual));
+                bound.push((operand("residual"), residual));
                 let name = node.name.clone();
                 self.replace(at, &name, conv.with_residual(), bound)?;
                 dead.push(producer);
@@ -164,11 +172,11 @@ impl Fuse {
     fn statistics(&mut self) -> Result<()> {
         for at in 0..self.graph.nodes.len() {
             let node = self.node(at)?;
-            let Fusible::Conv(conv) = node.op.fusible() else { continue };
+            let Some(conv) = convolution(node) else { continue };
             let y = node.operand("y")?;
             let mut consumers = Vec::new();
             for (i, consumer) in self.graph.nodes.iter().enumerate() {
-                if let Fusible::Conv(next) = consumer.op.fusible()
+                if let Some(next) = convolution(consumer)
                     && next.takes_statistics()
                     && consumer.operand("x")? == y
                 {
@@ -180,12 +188,12 @@ impl Fuse {
             }
             let (name, mut bound) = (node.name.clone(), node.bound.clone());
             let fused = conv.with_y_partials();
-            let spec = spec_of(&fused, "y_partials")?;
+            let spec = spec_of(&fused, operand("y_partials"))?;
             let partials = self.graph.add_value(format!("{name}.y_partials"), spec, Storage::Local);
-            bound.push(("y_partials", partials));
+            bound.push((operand("y_partials"), partials));
             self.replace(at, &name, fused, bound)?;
             for (i, next, name, mut bound) in consumers {
-                bound.push(("partials", partials));
+                bound.push((operand("partials"), partials));
                 self.replace(i, &name, next.with_partials()?, bound)?;
             }
         }
@@ -193,7 +201,14 @@ impl Fuse {
     }
 }
 
+/// The node's convolution, with what is fused with it already.
+fn convolution(node: &Node) -> Option<FusedConv> {
+    let conv = node.op.downcast_ref::<Conv2d>().map(Conv2d::fusible);
+    let transposed = || node.op.downcast_ref::<ConvTranspose2d>().map(ConvTranspose2d::fusible);
+    conv.or_else(transposed).or_else(|| node.op.downcast_ref::<FusedConv>().copied())
+}
+
 /// `bound` with another value for one operand.
-fn rebound(bound: &[(&'static str, ValueId)], name: &str, value: ValueId) -> Bound {
-    bound.iter().map(|&(n, v)| (n, if n == name { value } else { v })).collect()
+fn rebound(bound: &Bound, name: &'static str, value: ValueId) -> Bound {
+    bound.iter().map(|&(arg, v)| (arg, if arg == operand(name) { value } else { v })).collect()
 }

@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::runtime::kernel::{Arg, operand};
 use crate::runtime::op::{Adam, AdamConfig, Cost, GradNorm, Init, Op, Pass, RestoreStates, Role, StepScalars, spec_of};
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -117,21 +118,18 @@ pub struct Node {
     /// Values of `pass.updates`.
     pub updates: Vec<ValueId>,
     /// Every operand that the operation has here, by name.
-    bound: Vec<(&'static str, ValueId)>,
+    bound: Bound,
 }
 
+/// The tensors of a node, by operand or gradient.
+type Bound = Vec<(Arg, ValueId)>;
+
 impl Node {
-    fn new(
-        name: &str,
-        op: Arc<dyn Op>,
-        pass: Pass,
-        bound: Vec<(&'static str, ValueId)>,
-        accumulate: Vec<bool>,
-    ) -> Result<Self> {
+    fn new(name: &str, op: Arc<dyn Op>, pass: Pass, bound: Bound, accumulate: Vec<bool>) -> Result<Self> {
         let (reads, writes, updates) = Default::default();
         let mut node = Self { name: name.to_owned(), op, pass, reads, writes, updates, accumulate, bound };
-        let all = |names: &[&str]| names.iter().map(|n| node.operand(n)).collect::<Result<Vec<_>>>();
-        let (reads, writes, updates) = (all(pass.reads)?, all(pass.writes)?, all(pass.updates)?);
+        let all = |args: &[Arg]| args.iter().map(|&arg| node.bound(arg)).collect::<Result<Vec<_>>>();
+        let (reads, writes, updates) = (all(&node.pass.reads)?, all(&node.pass.writes)?, all(&node.pass.updates)?);
         (node.reads, node.writes, node.updates) = (reads, writes, updates);
         Ok(node)
     }
@@ -147,9 +145,15 @@ impl Node {
         self.reads.iter().chain(&self.writes).chain(&self.updates).copied()
     }
 
-    pub(crate) fn operand(&self, name: &str) -> Result<ValueId> {
-        let found = self.bound.iter().find(|(n, _)| *n == name);
-        found.map(|(_, v)| *v).ok_or_else(|| Error::bug(format!("{}: operand `{name}` is not bound", self.label())))
+    /// The value of an operand.
+    pub(crate) fn operand(&self, name: &'static str) -> Result<ValueId> {
+        self.bound(operand(name))
+    }
+
+    /// The value of an operand or gradient.
+    pub(crate) fn bound(&self, arg: Arg) -> Result<ValueId> {
+        let found = self.bound.iter().find(|(a, _)| *a == arg);
+        found.map(|(_, v)| *v).ok_or_else(|| Error::bug(format!("{}: operand `{arg}` is not bound", self.label())))
     }
 }
 
@@ -290,7 +294,7 @@ impl Graph {
         let hyperparams = self.add_value("hyperparams".into(), Spec::flat(StepScalars::LEN), Storage::Input);
         self.inputs.insert("hyperparams".into(), hyperparams);
         let grad_norm = GradNorm::new(len)?;
-        let norm = self.add_value("grad_norm.norm".into(), spec_of(&grad_norm, "norm")?, Storage::Local);
+        let norm = self.add_value("grad_norm.norm".into(), spec_of(&grad_norm, operand("norm"))?, Storage::Local);
         let bound = vec![("grads", grads), ("terms", terms), ("norm", norm)];
         self.push_forward("grad_norm", Arc::new(grad_norm), bound)?;
         let bound = vec![
@@ -316,7 +320,9 @@ impl Graph {
 
     fn push_forward(&mut self, name: &str, op: Arc<dyn Op>, bound: Vec<(&'static str, ValueId)>) -> Result<()> {
         let pass = op.passes().forward;
-        self.push_node(name, op, pass, bound, vec![false; pass.writes.len()])
+        let bound = bound.into_iter().map(|(name, value)| (operand(name), value)).collect();
+        let accumulate = vec![false; pass.writes.len()];
+        self.push_node(name, op, pass, bound, accumulate)
     }
 
     /// The same graph with only these outputs, without the nodes and inputs that they do not need. All tensors stay.
@@ -389,7 +395,7 @@ impl Graph {
         name: &str,
         op: Arc<dyn Op>,
         pass: Pass,
-        bound: Vec<(&'static str, ValueId)>,
+        bound: Bound,
         accumulate: Vec<bool>,
     ) -> Result<()> {
         self.nodes.push(Node::new(name, op, pass, bound, accumulate)?);

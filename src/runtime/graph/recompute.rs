@@ -31,16 +31,16 @@ impl Graph {
         for (node, segment) in self.nodes.iter().zip(&segments) {
             let (Some(segment), Some(twin)) = (segment, Twin::of(node, &kept)?) else { continue };
             let mut bound = Vec::new();
-            for name in twin.pass.reads {
-                let value = node.operand(name)?;
-                bound.push((*name, replaced.get(&value).copied().unwrap_or(value)));
+            for arg in &twin.pass.reads {
+                let value = node.bound(*arg)?;
+                bound.push((*arg, replaced.get(&value).copied().unwrap_or(value)));
             }
-            for name in twin.pass.writes {
-                let value = node.operand(name)?;
+            for arg in &twin.pass.writes {
+                let value = node.bound(*arg)?;
                 let old = values.get(value.0).ok_or_else(|| Error::bug("a value went missing"))?;
                 let copy = Value { name: format!("{}.again", old.name), spec: old.spec, storage: Storage::Local };
                 values.push(copy);
-                bound.push((*name, ValueId(values.len() - 1)));
+                bound.push((*arg, ValueId(values.len() - 1)));
                 if !kept.contains(&value) {
                     replaced.insert(value, ValueId(values.len() - 1));
                 }
@@ -92,7 +92,7 @@ impl Twin {
             None => return Ok(None),
         };
         let pass = op.passes().forward;
-        let writes = pass.writes.iter().map(|name| node.operand(name)).collect::<Result<Vec<_>>>()?;
+        let writes = pass.writes.iter().map(|arg| node.bound(*arg)).collect::<Result<Vec<_>>>()?;
         Ok(writes.iter().any(|value| !kept.contains(value)).then_some(Self { op, pass }))
     }
 }

@@ -12,8 +12,8 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Storage, ValueId};
-use crate::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Profile};
-use crate::runtime::op::{Cost, Fusible, Op, Pass, Target, spec_of};
+use crate::runtime::kernel::{Access, Arg, Bind, DeviceKind, Dispatch, Profile};
+use crate::runtime::op::{Cost, Op, Pass, Target, spec_of};
 use crate::runtime::plan::texture_cache::{Staging, stage};
 
 /// A buffer of a plan.
@@ -122,15 +122,11 @@ impl Options {
         if self.variants.is_empty() {
             return Ok(None);
         }
-        let fused = match op.fusible() {
-            Fusible::Conv(conv) => conv.definition(),
-            _ => op.kind(),
-        };
-        let by_entry =
-            [op.kind(), fused].iter().find_map(|family| self.variants.get(&format!("{family}.{}", pass.name)));
+        let kinds = [op.kind(), op.unfused_kind()];
+        let by_entry = kinds.iter().find_map(|family| self.variants.get(&format!("{family}.{}", pass.name)));
         // A variant given for a whole operation goes to those of its passes that have it.
         let has = |variant: &&String| op.variants(pass.name).contains(&variant.as_str());
-        let by_family = || [op.kind(), fused].iter().find_map(|family| self.variants.get(*family).filter(has));
+        let by_family = || kinds.iter().find_map(|family| self.variants.get(*family).filter(has));
         let found = by_entry.or_else(by_family);
         Ok(match found {
             Some(variant) => Some(variant),
@@ -142,11 +138,11 @@ impl Options {
 
 /// What a choice for one shape is filed under: the pass with the shapes of all that it reads and writes.
 pub fn key(op: &dyn Op, pass: &Pass) -> Result<String> {
-    let shapes = |names: &mut dyn Iterator<Item = &&str>| {
-        let shapes = names.map(|name| Ok(spec_of(op, name)?.to_string())).collect::<Result<Vec<_>>>();
+    let shapes = |args: &mut dyn Iterator<Item = &Arg>| {
+        let shapes = args.map(|arg| Ok(spec_of(op, *arg)?.to_string())).collect::<Result<Vec<_>>>();
         Ok::<_, Error>(shapes?.join(", "))
     };
-    let (from, to) = (shapes(&mut pass.reads.iter())?, shapes(&mut pass.writes.iter().chain(pass.updates))?);
+    let (from, to) = (shapes(&mut pass.reads.iter())?, shapes(&mut pass.writes.iter().chain(&pass.updates))?);
     Ok(format!("{}.{} {from} -> {to}", op.kind(), pass.name))
 }
 
@@ -315,9 +311,9 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
         for dispatch in low.dispatches {
             let place = |bind: &Bind| match *bind {
                 Bind::Scratch(s) => Ok(place_request(first_scratch + s)),
-                Bind::Operand(name) => {
-                    let value = node.operand(name)?;
-                    places[value.0].ok_or_else(|| Error::bug(format!("{}: `{name}` has no place", node.label())))
+                Bind::Arg(arg) => {
+                    let value = node.bound(arg)?;
+                    places[value.0].ok_or_else(|| Error::bug(format!("{}: `{arg}` has no place", node.label())))
                 }
             };
             let bound = dispatch.bindings.iter().map(place).collect::<Result<Vec<_>>>()?;
@@ -409,7 +405,7 @@ impl Plan {
                 }
             }
             // A kernel that adds to something reads it: the gradient, which is the largest tensor that it writes.
-            if placed.dispatch.accumulates() {
+            if placed.dispatch.accumulate {
                 let written = bindings().filter(|(access, _)| *access == Access::ReadWrite);
                 traffic.loaded += written.map(|(_, place)| place.bytes).max().unwrap_or(0);
             }

@@ -164,18 +164,8 @@ mod tests {
     use super::*;
 
     static KERNEL: Kernel = Kernel {
-        name: "test",
-        variant: "test",
-        file: "test.wgsl",
-        source: "",
-        entry: "main",
-        defines: &[],
-        flags: &[],
         bindings: &[("a", Access::Texture), ("b", Access::Texture), ("c", Access::ReadWrite)],
-        params: &[],
-        overrides: &[],
-        workgroup: [1, 1, 1],
-        subgroups: false,
+        ..Kernel::DEFAULT
     };
 
     #[test]

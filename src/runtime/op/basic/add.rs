@@ -1,9 +1,9 @@
 //! Residual add: y = a + b. Its gradient is dy on both sides, which costs nothing.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
 use crate::runtime::op::{
-    Case, ChannelShift, Cost, Fusible, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
+    Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -22,7 +22,9 @@ impl Add {
         }
         Ok(Self { shape: a.checked("add", "a")? })
     }
+}
 
+impl Reference for Add {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (pass, reads, writes) {
             ("forward", [a, b], [y]) => {
@@ -31,7 +33,7 @@ impl Add {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 }
@@ -52,28 +54,25 @@ impl Op for Add {
 
     fn passes(&self) -> Passes {
         Passes {
-            forward: Pass { name: "forward", reads: &["a", "b"], writes: &["y"], updates: &[] },
-            backward: &[],
-            aliases: &[("da", "dy"), ("db", "dy")],
+            forward: Pass::forward(["a", "b"], ["y"]),
+            backward: vec![],
+            aliases: vec![(grad("a"), grad("y")), (grad("b"), grad("y"))],
         }
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["vec4"]
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         if pass != "forward" {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         }
         let len = Spec::nhwc(self.shape).device_bytes() / 16;
         Ok(Lowered::one(Dispatch {
-            flags: vec![],
-            kernel: &FORWARD,
-            bindings: vec![Bind::Operand("a"), Bind::Operand("b"), Bind::Operand("y")],
-            overrides: vec![("ACC", target.acc(0))],
             params: Params { len: len as u32 }.bytes(),
             workgroups: workgroups(len, 64),
+            ..Dispatch::new(&FORWARD, [operand("a"), operand("b"), operand("y")]).accumulate("ACC", target.acc(0))
         }))
     }
 
@@ -84,15 +83,9 @@ impl Op for Add {
     fn channel_shift(&self, _input: &str) -> ChannelShift {
         ChannelShift::Forwards
     }
-
-    fn fusible(&self) -> Fusible {
-        Fusible::Add
-    }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/add.wgsl`.
     Params { len: u32 }
 }
@@ -103,13 +96,10 @@ static FORWARD: Kernel = Kernel {
     file: "basic/add.wgsl",
     source: include_str!("../../../../shaders/basic/add.wgsl"),
     entry: "forward",
-    defines: &[],
-    flags: &[],
     bindings: &[("a", Access::Read), ("b", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["ACC"],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 /// The line of the table of operations.

@@ -5,34 +5,28 @@ use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups
 /// Up to this many rows are summed by one dispatch.
 const ONE_STAGE: usize = 128;
 
-impl Lowered {
-    /// Appends the dispatches for `to = ` sum of the rows of `from` (`+ to` where `acc` is 1), a matrix of `rows` times `columns`
-    /// quadruples.
-    pub(crate) fn column_sum(&mut self, from: Bind, to: Bind, rows: usize, columns: usize, acc: f64) {
-        if rows <= ONE_STAGE {
-            self.dispatches.push(stage(from, to, rows, columns, 1, acc));
-        } else {
-            let splits = rows.isqrt();
-            let partial = Bind::Scratch(self.scratch.len());
-            self.scratch.push(16 * splits * columns);
-            self.dispatches.push(stage(from, partial, rows, columns, splits, 0.0));
-            self.column_sum(partial, to, splits, columns, acc);
-        }
+/// Appends the dispatches of `to = sum of the rows of from`, plus the old `to` if `acc`, for a matrix of `rows` rows and `columns`
+/// vec4 columns.
+pub(crate) fn column_sum(lowered: &mut Lowered, from: Bind, to: Bind, rows: usize, columns: usize, acc: bool) {
+    if rows <= ONE_STAGE {
+        lowered.dispatches.push(stage(from, to, rows, columns, 1, acc));
+    } else {
+        let splits = rows.isqrt();
+        let partial = lowered.new_scratch(16 * splits * columns);
+        lowered.dispatches.push(stage(from, partial, rows, columns, splits, false));
+        column_sum(lowered, partial, to, splits, columns, acc);
     }
 }
 
-fn stage(from: Bind, to: Bind, rows: usize, columns: usize, splits: usize, acc: f64) -> Dispatch {
+fn stage(from: Bind, to: Bind, rows: usize, columns: usize, splits: usize, acc: bool) -> Dispatch {
     Dispatch {
-        flags: vec![],
-        kernel: &KERNEL,
-        bindings: vec![from, to],
-        overrides: vec![("ACC", acc)],
         params: Params { rows: rows as u32, columns: columns as u32, splits: splits as u32 }.bytes(),
         workgroups: workgroups(splits * columns, 64),
+        ..Dispatch::new(&KERNEL, [from, to]).accumulate("ACC", acc)
     }
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/column_sum.wgsl`.
     Params { rows: u32, columns: u32, splits: u32 }
 }
@@ -44,29 +38,27 @@ pub(crate) static KERNEL: Kernel = Kernel {
     file: "basic/column_sum.wgsl",
     source: include_str!("../../../../shaders/basic/column_sum.wgsl"),
     entry: "column_sum",
-    defines: &[],
-    flags: &[],
     bindings: &[("x", Access::Read), ("out", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["ACC"],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::kernel::grad;
 
     #[test]
     fn long_sums_take_stages_of_the_square_root() {
         for (rows, stages) in [(1, 1), (ONE_STAGE, 1), (ONE_STAGE + 1, 2), (16_384, 2), (131_072, 3)] {
             let mut lowered = Lowered::default();
-            lowered.column_sum(Bind::Operand("dy"), Bind::Operand("dbias"), rows, 8, 1.0);
+            column_sum(&mut lowered, grad("y").into(), grad("bias").into(), rows, 8, true);
             assert_eq!(lowered.dispatches.len(), stages, "{rows}");
             assert_eq!(lowered.scratch.len(), stages - 1);
             // Only the last stage adds to what is there, and each stage reads what the one before wrote.
             for (i, dispatch) in lowered.dispatches.iter().enumerate() {
-                assert_eq!(dispatch.overrides, [("ACC", if i + 1 == stages { 1.0 } else { 0.0 })]);
+                assert_eq!(dispatch.overrides, [("ACC", f64::from(i + 1 == stages))]);
                 if i > 0 {
                     assert_eq!(dispatch.bindings[0], lowered.dispatches[i - 1].bindings[1]);
                 }

@@ -1,8 +1,10 @@
 //! Global average pooling: the mean of each channel over all pixels of an image.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
+use crate::runtime::op::{
+    Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -21,7 +23,9 @@ impl GlobalAvgPool {
     fn area(&self) -> usize {
         self.x.h * self.x.w
     }
+}
 
+impl Reference for GlobalAvgPool {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let area = T::from_usize(self.area());
         match (pass, reads, writes) {
@@ -37,7 +41,7 @@ impl GlobalAvgPool {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 }
@@ -54,31 +58,28 @@ impl Op for GlobalAvgPool {
 
     fn passes(&self) -> Passes {
         Passes {
-            forward: Pass { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
-            backward: &[Pass { name: "backward", reads: &["dy"], writes: &["dx"], updates: &[] }],
-            aliases: &[],
+            forward: Pass::forward(["x"], ["y"]),
+            backward: vec![Pass::new("backward", [grad("y")], [grad("x")])],
+            aliases: vec![],
         }
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["vec4"]
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
-        let (kernel, bindings, overrides) = match pass {
-            "forward" => (&FORWARD, ["x", "y"], vec![]),
-            "backward" => (&BACKWARD, ["dy", "dx"], vec![("ACC", target.acc(0))]),
-            _ => return Err(no_such_entry(self, pass)),
+        let dispatch = match pass {
+            "forward" => Dispatch::new(&FORWARD, [operand("x"), operand("y")]),
+            "backward" => Dispatch::new(&BACKWARD, [grad("y"), grad("x")]).accumulate("ACC", target.acc(0)),
+            _ => return Err(no_such_pass(self, pass)),
         };
         let groups = self.x.c.div_ceil(4);
         let len = self.x.n * groups;
         Ok(Lowered::one(Dispatch {
-            flags: vec![],
-            kernel,
-            bindings: bindings.map(Bind::Operand).to_vec(),
-            overrides,
             params: Params { len: len as u32, groups: groups as u32, area: self.area() as u32 }.bytes(),
             workgroups: workgroups(len, 64),
+            ..dispatch
         }))
     }
 
@@ -90,11 +91,9 @@ impl Op for GlobalAvgPool {
     fn channel_shift(&self, _input: &str) -> ChannelShift {
         ChannelShift::Forwards
     }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/global_avg_pool.wgsl`.
     Params { len: u32, groups: u32, area: u32 }
 }
@@ -105,13 +104,9 @@ static FORWARD: Kernel = Kernel {
     file: "basic/global_avg_pool.wgsl",
     source: include_str!("../../../../shaders/basic/global_avg_pool.wgsl"),
     entry: "forward",
-    defines: &[],
-    flags: &[],
     bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static BACKWARD: Kernel = Kernel {

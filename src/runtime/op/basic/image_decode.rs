@@ -1,8 +1,10 @@
 //! ImageDecode from bytes: y = byte / 127.5 - 1, the same bits on every device.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, operand, workgroups};
+use crate::runtime::op::{
+    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -17,7 +19,9 @@ impl ImageDecode {
     pub fn new(bytes: Shape) -> Result<Self> {
         Ok(Self { shape: bytes.checked(INFO.name, "bytes")? })
     }
+}
 
+impl Reference for ImageDecode {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (pass, reads, writes) {
             ("forward", [bytes], [y]) => {
@@ -27,7 +31,7 @@ impl ImageDecode {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 }
@@ -45,41 +49,32 @@ impl Op for ImageDecode {
     }
 
     fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass { name: "forward", reads: &["bytes"], writes: &["y"], updates: &[] },
-            backward: &[],
-            aliases: &[],
-        }
+        Passes::only(Pass::forward(["bytes"], ["y"]))
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["integer"]
     }
 
     fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
         if pass != "forward" {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         }
         let Shape { c, h, w, .. } = self.shape;
         let len = self.shape.pixels() * c.div_ceil(4);
         Ok(Lowered::one(Dispatch {
-            flags: vec![],
-            kernel: &FORWARD,
-            bindings: vec![Bind::Operand("bytes"), Bind::Operand("y")],
-            overrides: vec![],
             params: Params { len: len as u32, channels: c as u32, area: (h * w) as u32 }.bytes(),
             workgroups: workgroups(len, 64),
+            ..Dispatch::new(&FORWARD, [operand("bytes"), operand("y")])
         }))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
         Cost::of(self, pass, 2.0 * self.shape.len() as f64)
     }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/pixels.wgsl`.
     Params { len: u32, channels: u32, area: u32 }
 }
@@ -90,13 +85,9 @@ static FORWARD: Kernel = Kernel {
     file: "basic/image_decode.wgsl",
     source: include_str!("../../../../shaders/basic/image_decode.wgsl"),
     entry: "forward",
-    defines: &[],
-    flags: &[],
     bindings: &[("bytes", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 /// The line of the table of operations.

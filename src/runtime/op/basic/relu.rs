@@ -1,9 +1,9 @@
 //! Rectified linear unit: y = max(x, 0); the gradient at 0 is 0, as PyTorch has it.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
 use crate::runtime::op::{
-    Case, Cost, Distribution, Fusible, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
+    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -19,7 +19,9 @@ impl Relu {
     pub fn new(x: Shape) -> Result<Self> {
         Ok(Self { shape: x.checked("relu", "x")? })
     }
+}
 
+impl Reference for Relu {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (pass, reads, writes) {
             ("forward", [x], [y]) => {
@@ -32,7 +34,7 @@ impl Relu {
                     *dx = if *x <= T::zero() { T::zero() } else { *dy };
                 }
             }
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
     }
@@ -50,50 +52,38 @@ impl Op for Relu {
 
     fn passes(&self) -> Passes {
         Passes {
-            forward: Pass { name: "forward", reads: &["x"], writes: &["y"], updates: &[] },
-            backward: &[Pass { name: "backward", reads: &["x", "dy"], writes: &["dx"], updates: &[] }],
-            aliases: &[],
+            forward: Pass::forward(["x"], ["y"]),
+            backward: vec![Pass::new("backward", [operand("x"), grad("y")], [grad("x")])],
+            aliases: vec![],
         }
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["vec4"]
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let len = Spec::nhwc(self.shape).device_bytes() / 16;
-        let (kernel, bindings, overrides) = match pass {
-            "forward" => (&FORWARD, vec![Bind::Operand("x"), Bind::Operand("y")], vec![]),
-            "backward" => (
-                &BACKWARD,
-                vec![Bind::Operand("x"), Bind::Operand("dy"), Bind::Operand("dx")],
-                vec![("ACC", target.acc(0))],
-            ),
-            _ => return Err(no_such_entry(self, pass)),
+        let dispatch = match pass {
+            "forward" => Dispatch::new(&FORWARD, [operand("x"), operand("y")]),
+            "backward" => {
+                Dispatch::new(&BACKWARD, [operand("x"), grad("y"), grad("x")]).accumulate("ACC", target.acc(0))
+            }
+            _ => return Err(no_such_pass(self, pass)),
         };
-        let params = Params { len: len as u32 }.bytes();
         Ok(Lowered::one(Dispatch {
-            kernel,
-            flags: vec![],
-            bindings,
-            overrides,
-            params,
+            params: Params { len: len as u32 }.bytes(),
             workgroups: workgroups(len, 64),
+            ..dispatch
         }))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
         Cost::of(self, pass, self.shape.len() as f64)
     }
-
-    fn fusible(&self) -> Fusible {
-        Fusible::Relu
-    }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/relu.wgsl`.
     Params { len: u32 }
 }
@@ -104,13 +94,9 @@ static FORWARD: Kernel = Kernel {
     file: "basic/relu.wgsl",
     source: include_str!("../../../../shaders/basic/relu.wgsl"),
     entry: "forward",
-    defines: &[],
-    flags: &[],
     bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static BACKWARD: Kernel = Kernel {

@@ -1,12 +1,12 @@
 //! Two-dimensional convolution with bias.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::Lowered;
+use crate::runtime::kernel::{Lowered, grad, operand};
 use crate::runtime::op::conv::core;
 use crate::runtime::op::conv::core::{Gemm, Geometry, Layer, Operands};
 use crate::runtime::op::conv::kernels;
 use crate::runtime::op::{
-    Case, Cost, FusedConv, Fusible, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
+    Case, Cost, FusedConv, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -36,7 +36,16 @@ impl Conv2d {
         core::check_weight("conv2d", &geometry)?;
         Ok(Self { geometry })
     }
+}
 
+impl Conv2d {
+    /// The same with room for what is fused with it.
+    pub fn fusible(&self) -> FusedConv {
+        FusedConv::plain(Layer { geometry: self.geometry, transposed: false })
+    }
+}
+
+impl Reference for Conv2d {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let g = &self.geometry;
         match (pass, reads, writes) {
@@ -44,7 +53,7 @@ impl Conv2d {
             ("backward_input", [dy, weight], [dx]) => g.backward_input(dy, weight, None, dx),
             ("backward_weight", [x, dy], [dweight]) => g.backward_weight(x, dy, dweight),
             ("backward_bias", [dy], [dbias]) => core::backward_bias(dy, g.y.c, g.y.h * g.y.w, dbias),
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
     }
@@ -67,7 +76,7 @@ impl Op for Conv2d {
     }
 
     fn passes(&self) -> Passes {
-        core::ENTRIES
+        core::passes()
     }
 
     fn variants(&self, pass: &str) -> &'static [&'static str] {
@@ -77,11 +86,19 @@ impl Op for Conv2d {
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.geometry;
         match pass {
-            "forward" => g.lower(Gemm::Forward, &Operands::plain("x", "weight", Some("bias"), "y"), target),
-            "backward_input" => g.lower(Gemm::BackwardInput, &Operands::plain("dy", "weight", None, "dx"), target),
-            "backward_weight" => g.lower(Gemm::BackwardWeight, &Operands::plain("x", "dy", None, "dweight"), target),
+            "forward" => g.lower(
+                Gemm::Forward,
+                &Operands::plain(operand("x"), operand("weight"), Some(operand("bias")), operand("y")),
+                target,
+            ),
+            "backward_input" => {
+                g.lower(Gemm::BackwardInput, &Operands::plain(grad("y"), operand("weight"), None, grad("x")), target)
+            }
+            "backward_weight" => {
+                g.lower(Gemm::BackwardWeight, &Operands::plain(operand("x"), grad("y"), None, grad("weight")), target)
+            }
             "backward_bias" => core::lower_bias(g.y.pixels(), g.y.c.div_ceil(4), target),
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 
@@ -89,15 +106,13 @@ impl Op for Conv2d {
         self.geometry.cost(self, pass)
     }
 
+    fn product_flop(&self, pass: &Pass) -> Option<f64> {
+        (pass.name != "backward_bias").then(|| 2.0 * self.geometry.macs())
+    }
+
     fn bias_param(&self) -> Option<&'static str> {
         Some("bias")
     }
-
-    fn fusible(&self) -> Fusible {
-        Fusible::Conv(FusedConv::plain(Layer { geometry: self.geometry, transposed: false }))
-    }
-
-    crate::reference!();
 }
 
 /// The line of the table of operations.

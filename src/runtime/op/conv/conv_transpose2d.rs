@@ -1,12 +1,12 @@
 //! Two-dimensional transposed convolution with bias: the adjoint of a convolution, its three products with roles exchanged.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::Lowered;
+use crate::runtime::kernel::{Lowered, grad, operand};
 use crate::runtime::op::conv::core;
 use crate::runtime::op::conv::core::{Gemm, Geometry, Layer, Operands};
 use crate::runtime::op::conv::kernels;
 use crate::runtime::op::{
-    Case, Cost, FusedConv, Fusible, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
+    Case, Cost, FusedConv, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -40,7 +40,16 @@ impl ConvTranspose2d {
         core::check_weight(op, &adjoint)?;
         Ok(Self { adjoint })
     }
+}
 
+impl ConvTranspose2d {
+    /// The same with room for what is fused with it.
+    pub fn fusible(&self) -> FusedConv {
+        FusedConv::plain(Layer { geometry: self.adjoint, transposed: true })
+    }
+}
+
+impl Reference for ConvTranspose2d {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let g = &self.adjoint;
         match (pass, reads, writes) {
@@ -48,7 +57,7 @@ impl ConvTranspose2d {
             ("backward_input", [dy, weight], [dx]) => g.forward(dy, weight, None, dx),
             ("backward_weight", [x, dy], [dweight]) => g.backward_weight(dy, x, dweight),
             ("backward_bias", [dy], [dbias]) => core::backward_bias(dy, g.x.c, g.x.h * g.x.w, dbias),
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
     }
@@ -72,7 +81,7 @@ impl Op for ConvTranspose2d {
     }
 
     fn passes(&self) -> Passes {
-        core::ENTRIES
+        core::passes()
     }
 
     fn variants(&self, pass: &str) -> &'static [&'static str] {
@@ -82,11 +91,19 @@ impl Op for ConvTranspose2d {
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.adjoint;
         match pass {
-            "forward" => g.lower(Gemm::BackwardInput, &Operands::plain("x", "weight", Some("bias"), "y"), target),
-            "backward_input" => g.lower(Gemm::Forward, &Operands::plain("dy", "weight", None, "dx"), target),
-            "backward_weight" => g.lower(Gemm::BackwardWeight, &Operands::plain("dy", "x", None, "dweight"), target),
+            "forward" => g.lower(
+                Gemm::BackwardInput,
+                &Operands::plain(operand("x"), operand("weight"), Some(operand("bias")), operand("y")),
+                target,
+            ),
+            "backward_input" => {
+                g.lower(Gemm::Forward, &Operands::plain(grad("y"), operand("weight"), None, grad("x")), target)
+            }
+            "backward_weight" => {
+                g.lower(Gemm::BackwardWeight, &Operands::plain(grad("y"), operand("x"), None, grad("weight")), target)
+            }
             "backward_bias" => core::lower_bias(g.x.pixels(), g.x.c.div_ceil(4), target),
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 
@@ -94,15 +111,13 @@ impl Op for ConvTranspose2d {
         self.adjoint.cost(self, pass)
     }
 
+    fn product_flop(&self, pass: &Pass) -> Option<f64> {
+        (pass.name != "backward_bias").then(|| 2.0 * self.adjoint.macs())
+    }
+
     fn bias_param(&self) -> Option<&'static str> {
         Some("bias")
     }
-
-    fn fusible(&self) -> Fusible {
-        Fusible::Conv(FusedConv::plain(Layer { geometry: self.adjoint, transposed: true }))
-    }
-
-    crate::reference!();
 }
 
 /// The line of the table of operations.

@@ -6,9 +6,10 @@
 //! gradient [`Gemm::Forward`]; a linear layer is a 1x1 convolution of pictures of one pixel.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile, workgroups};
+use crate::runtime::kernel::{Arg, Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile, grad, operand, workgroups};
+use crate::runtime::op::basic::column_sum::column_sum;
 use crate::runtime::op::conv::kernels::{Params, kernel_for};
-use crate::runtime::op::{Cost, Op, Pass, Passes, Target};
+use crate::runtime::op::{Cost, Op, Pass, Passes, Target, spec_of};
 use crate::runtime::sys::threads;
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -109,15 +110,17 @@ pub(crate) fn check_weight(op: &str, geometry: &Geometry) -> Result<()> {
 }
 
 /// The passes of each operation of the family: the gradients of a linear map, one each.
-pub(crate) const ENTRIES: Passes = Passes {
-    forward: Pass { name: "forward", reads: &["x", "weight", "bias"], writes: &["y"], updates: &[] },
-    backward: &[
-        Pass { name: "backward_input", reads: &["dy", "weight"], writes: &["dx"], updates: &[] },
-        Pass { name: "backward_weight", reads: &["x", "dy"], writes: &["dweight"], updates: &[] },
-        Pass { name: "backward_bias", reads: &["dy"], writes: &["dbias"], updates: &[] },
-    ],
-    aliases: &[],
-};
+pub(crate) fn passes() -> Passes {
+    Passes {
+        forward: Pass::forward(["x", "weight", "bias"], ["y"]),
+        backward: vec![
+            Pass::new("backward_input", [grad("y"), operand("weight")], [grad("x")]),
+            Pass::new("backward_weight", [operand("x"), grad("y")], [grad("weight")]),
+            Pass::new("backward_bias", [grad("y")], [grad("bias")]),
+        ],
+        aliases: vec![],
+    }
+}
 
 impl Geometry {
     /// Multiply-adds of each of the three products; windows that reach into the padding count in full.
@@ -127,8 +130,8 @@ impl Geometry {
 
     /// The cost of `pass`: two operations for each multiply-add of a product, one an element of `dy` for a bias gradient.
     pub(crate) fn cost(&self, op: &dyn Op, pass: &Pass) -> Result<Cost> {
-        let flop = match pass.reads {
-            ["dy"] => crate::runtime::op::spec_of(op, "y")?.len() as f64,
+        let flop = match pass.name {
+            "backward_bias" => spec_of(op, operand("y"))?.len() as f64,
             _ => 2.0 * self.macs(),
         };
         Cost::of(op, pass, flop)
@@ -293,7 +296,7 @@ pub(crate) fn lower_bias(rows: usize, columns: usize, target: &Target<'_>) -> Re
         return Err(unknown_variant(name, BIAS_VARIANTS));
     }
     let mut lowered = Lowered::default();
-    lowered.column_sum(Bind::Operand("dy"), Bind::Operand("dbias"), rows, columns, target.acc(0));
+    column_sum(&mut lowered, grad("y").into(), grad("bias").into(), rows, columns, target.acc(0));
     Ok(lowered)
 }
 
@@ -388,12 +391,12 @@ pub(crate) const CHUNK: usize = 128;
 
 impl Operands {
     /// A product and nothing else.
-    pub(crate) fn plain(a: &'static str, b: &'static str, bias: Option<&'static str>, c: &'static str) -> Self {
+    pub(crate) fn plain(a: Arg, b: Arg, bias: Option<Arg>, c: Arg) -> Self {
         Self {
-            a: Bind::Operand(a),
-            b: Bind::Operand(b),
-            c: Bind::Operand(c),
-            bias: bias.map(Bind::Operand),
+            a: a.into(),
+            b: b.into(),
+            c: c.into(),
+            bias: bias.map(Bind::Arg),
             stats: None,
             norm: None,
             residual: None,
@@ -458,7 +461,7 @@ impl Geometry {
         product: Gemm,
         operands: &Operands,
         target: &Target<'_>,
-        acc: f64,
+        acc: bool,
     ) -> Result<()> {
         let variant = variant_for(product, self, target)?;
         let columns = self.columns(product);
@@ -467,7 +470,7 @@ impl Geometry {
         let tiles = match variant {
             Variant::Naive => workgroups(rows * columns, 64),
             _ => {
-                let (height, width) = (kernel.define("TILE_ROWS")? as usize, kernel.define("COLUMNS")? as usize);
+                let (height, width) = (define(kernel, "TILE_ROWS")?, define(kernel, "COLUMNS")?);
                 rows.div_ceil(height) * columns.div_ceil(width)
             }
         };
@@ -511,7 +514,7 @@ impl Geometry {
             ("HAS_BIAS", flag(operands.bias.is_some())),
             ("RESIDUAL", flag(operands.residual.is_some())),
             ("GATE", flag(operands.gate.is_some())),
-            ("ACC", flag(acc != 0.0 && !partial)),
+            ("ACC", flag(acc && !partial)),
             ("PARTIALS", operands.partials.map_or(0, |(what, _)| what as i64)),
         ];
         flags.retain(|(name, _)| kernel.flags.contains(name));
@@ -522,9 +525,10 @@ impl Geometry {
             overrides: self.overrides(kernel),
             params: params.bytes(),
             workgroups: tiles * phases * splits,
+            accumulate: acc && !partial,
         });
         if partial {
-            lowered.column_sum(result, operands.c, splits, rows * columns, acc);
+            column_sum(lowered, result, operands.c, splits, rows * columns, acc);
         }
         Ok(())
     }
@@ -546,6 +550,11 @@ impl Geometry {
         overrides.retain(|(name, _)| kernel.overrides.contains(name));
         overrides
     }
+}
+
+fn define(kernel: &Kernel, name: &str) -> Result<usize> {
+    let found = kernel.defines.iter().find(|(n, _)| *n == name);
+    found.map(|(_, v)| *v as usize).ok_or_else(|| Error::bug(format!("{}: no define {name}", kernel.name)))
 }
 
 /// Cuts `steps` k groups of a weight gradient with `tiles` tiles and `bytes` of result into splits, so that there is work for the
@@ -592,7 +601,7 @@ mod tests {
 
     #[test]
     fn variants_are_found_by_name_or_refused() {
-        let operands = Operands::plain("x", "weight", None, "y");
+        let operands = Operands::plain(operand("x"), operand("weight"), None, operand("y"));
         let lower = |variant, subgroup| {
             let profile = Profile { subgroup, ..Profile::WEBGPU };
             let target = Target { profile: &profile, variant: Some(variant), accumulate: &[] };

@@ -5,15 +5,15 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Bind, Lowered};
+use crate::runtime::kernel::{Arg, Bind, Lowered, grad, operand};
 use crate::runtime::op::conv::core;
 use crate::runtime::op::conv::core::{CHUNK, Layer, Operands, Partials, Side, Variant};
 use crate::runtime::op::conv::kernels;
 use crate::runtime::op::norm::fused;
 use crate::runtime::op::norm::fused::{NormParts, STATISTICS_ROWS, STATS_ROWS};
 use crate::runtime::op::{
-    BatchNorm, BatchNormConfig, Case, ChannelShift, Conv2d, ConvTranspose2d, Cost, Distribution, Fusible, Init, Op,
-    OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
+    BatchNorm, BatchNormConfig, Case, ChannelShift, Conv2d, ConvTranspose2d, Cost, Distribution, Init, Op, OpInfo,
+    Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -82,16 +82,6 @@ impl FusedConv {
         Ok(Self { stats_given: true, partials: false, y_partials: false, ..self })
     }
 
-    /// The operation that it is without what is fused with it.
-    pub(crate) fn definition(&self) -> &'static str {
-        if self.layer.transposed { "conv_transpose2d" } else { "conv2d" }
-    }
-
-    /// Multiply-adds of each of its products.
-    pub(crate) fn macs(&self) -> f64 {
-        self.layer.geometry.macs()
-    }
-
     /// Whether something is added to the result.
     pub(crate) fn has_residual(&self) -> bool {
         self.residual
@@ -148,7 +138,7 @@ impl FusedConv {
     }
 
     fn forward<T: Real>(&self, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        let missing = || no_such_entry(self, "forward");
+        let missing = || no_such_pass(self, "forward");
         let mut reads = reads.iter().copied();
         let mut next = || reads.next().ok_or_else(missing);
         let (x, weight, bias) = (next()?, next()?, next()?);
@@ -251,7 +241,9 @@ impl FusedConv {
             }
         }
     }
+}
 
+impl Reference for FusedConv {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (pass, reads, writes) {
             ("forward", reads, writes) => self.forward(reads, writes)?,
@@ -269,7 +261,7 @@ impl FusedConv {
                 let y = self.layer.y();
                 core::backward_bias(dy, y.c, y.h * y.w, dbias);
             }
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
     }
@@ -299,26 +291,13 @@ impl<T: Real> Affine<T> {
     }
 }
 
-/// The prefix of `all` that has what is asked for, where only the end varies.
-macro_rules! some_of {
-    ([$($first:literal),*], $($flag:expr => $more:literal),+) => {
-        some_of!(@ [$($first),*] [$($flag => $more),+])
-    };
-    (@ [$($have:literal),*] [$flag:expr => $more:literal]) => {
-        if $flag { &[$($have,)* $more] } else { &[$($have),*] }
-    };
-    (@ [$($have:literal),*] [$flag:expr => $more:literal, $($rest:expr => $later:literal),+]) => {
-        if $flag {
-            some_of!(@ [$($have,)* $more] [$($rest => $later),+])
-        } else {
-            some_of!(@ [$($have),*] [$($rest => $later),+])
-        }
-    };
-}
-
 impl Op for FusedConv {
     fn kind(&self) -> &'static str {
         INFO.name
+    }
+
+    fn unfused_kind(&self) -> &'static str {
+        if self.layer.transposed { "conv_transpose2d" } else { "conv2d" }
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -359,30 +338,41 @@ impl Op for FusedConv {
     }
 
     fn passes(&self) -> Passes {
-        let (residual, given) = (self.residual, self.partials);
+        let mut reads = vec!["x", "weight", "bias"];
+        let mut writes = vec!["y"];
         if self.stats_given {
-            let reads: &[&str] = some_of!(["x", "weight", "bias", "stats"], residual => "residual");
-            let forward = Pass { name: "forward", reads, writes: &["y"], updates: &[] };
-            return Passes { forward, backward: &[], aliases: &[] };
+            reads.push("stats");
+        } else if self.norm.is_some() {
+            reads.extend(["norm_weight", "norm_bias"]);
+            if !self.training() {
+                reads.extend(["running_mean", "running_var"]);
+            }
+            writes.push("stats");
         }
-        let reads: &[&str] = match self.norm {
-            None => some_of!(["x", "weight", "bias"], residual => "residual"),
-            Some(_) if self.training() => some_of!(
-                ["x", "weight", "bias", "norm_weight", "norm_bias"], residual => "residual", given => "partials"),
-            Some(_) => some_of!(
-                ["x", "weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var"],
-                residual => "residual"),
-        };
-        let writes: &[&str] = match self.norm {
-            None => some_of!(["y"], self.y_partials => "y_partials"),
-            Some(_) => some_of!(["y", "stats"], self.y_partials => "y_partials"),
-        };
-        let updates: &[&str] = if self.training() { &["running_mean", "running_var"] } else { &[] };
-        Passes {
-            forward: Pass { name: "forward", reads, writes, updates },
-            backward: if self.norm.is_some() { BACKWARD } else { core::ENTRIES.backward },
-            aliases: if residual { &[("dresidual", "dy")] } else { &[] },
+        if self.residual {
+            reads.push("residual");
         }
+        if self.partials {
+            reads.push("partials");
+        }
+        if self.y_partials {
+            writes.push("y_partials");
+        }
+        let mut forward = Pass::forward(reads, writes);
+        if self.stats_given {
+            return Passes::only(forward);
+        }
+        if self.training() {
+            forward = forward.updating(["running_mean", "running_var"]);
+        }
+        let mut backward = core::passes().backward;
+        if let (true, [input, weight, _]) = (self.norm.is_some(), backward.as_mut_slice()) {
+            input.reads.extend([operand("x"), operand("stats")]);
+            input.writes.extend([grad("norm_weight"), grad("norm_bias")]);
+            weight.reads.push(operand("stats"));
+        }
+        let aliases = if self.residual { vec![(grad("residual"), grad("y"))] } else { vec![] };
+        Passes { forward, backward, aliases }
     }
 
     fn variants(&self, pass: &str) -> &'static [&'static str] {
@@ -390,12 +380,15 @@ impl Op for FusedConv {
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
-        let operand = Bind::Operand;
+        let operand = |name| Bind::Arg(operand(name));
         let layer = &self.layer;
         let geometry = &layer.geometry;
         let norm = self.norm.map(|norm| NormParts::new(layer.x(), norm.config(), target.profile));
         let stats = norm.map(|_| operand("stats"));
-        let plain = Operands::plain("x", "weight", Some("bias"), "y");
+        let plain = Operands {
+            bias: Some(operand("bias")),
+            ..Operands::plain(Arg::Operand("x"), Arg::Operand("weight"), None, Arg::Operand("y"))
+        };
         let mut lowered = Lowered::default();
         match pass {
             "forward" => {
@@ -431,7 +424,7 @@ impl Op for FusedConv {
             "backward_input" => {
                 let product = layer.backward_product();
                 let Some(norm) = norm else {
-                    let operands = Operands::plain("dy", "weight", None, "dx");
+                    let operands = Operands::plain(grad("y"), Arg::Operand("weight"), None, grad("x"));
                     return geometry.lower(product, &operands, target);
                 };
                 let g = lowered.new_scratch(Spec::nhwc(layer.x()).device_bytes());
@@ -443,23 +436,25 @@ impl Op for FusedConv {
                     stats,
                     gate: Some(operand("x")),
                     partials: sums.map(|(sums, _)| (Partials::Gradient, sums)),
-                    ..Operands::plain("dy", "weight", None, "dx")
+                    ..Operands::plain(grad("y"), Arg::Operand("weight"), None, grad("x"))
                 };
-                geometry.lower_into(&mut lowered, product, &operands, target, 0.0)?;
+                geometry.lower_into(&mut lowered, product, &operands, target, false)?;
                 let acc = [0, 1, 2].map(|i| target.acc(i));
                 let texture = core::variant_for(product, geometry, target)? == Variant::Lanes;
                 norm.gradient(&mut lowered, g, sums, acc, texture);
             }
             "backward_weight" => {
                 let side = if layer.transposed { Side::B } else { Side::A };
-                let (a, b) = if layer.transposed { ("dy", "x") } else { ("x", "dy") };
-                let operands = Operands { stats, norm: norm.map(|_| side), ..Operands::plain(a, b, None, "dweight") };
+                let x = Arg::Operand("x");
+                let (a, b) = if layer.transposed { (grad("y"), x) } else { (x, grad("y")) };
+                let operands =
+                    Operands { stats, norm: norm.map(|_| side), ..Operands::plain(a, b, None, grad("weight")) };
                 return geometry.lower(core::Gemm::BackwardWeight, &operands, target);
             }
             "backward_bias" => {
                 return core::lower_bias(layer.y().pixels(), layer.y().c.div_ceil(4), target);
             }
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(lowered)
     }
@@ -470,7 +465,7 @@ impl Op for FusedConv {
         let macs = 2.0 * self.layer.geometry.macs();
         let flop = match pass.name {
             "forward" => {
-                let behind = f64::from(u8::from(self.residual)) + if self.y_partials { 5.0 } else { 0.0 };
+                let behind = f64::from(self.residual) + if self.y_partials { 5.0 } else { 0.0 };
                 macs + 4.0 * normed + y * behind
             }
             "backward_input" => macs + 13.0 * normed,
@@ -478,6 +473,10 @@ impl Op for FusedConv {
             _ => y,
         };
         Cost::of(self, pass, flop)
+    }
+
+    fn product_flop(&self, pass: &Pass) -> Option<f64> {
+        (pass.name != "backward_bias").then(|| 2.0 * self.layer.geometry.macs())
     }
 
     fn channel_shift(&self, input: &str) -> ChannelShift {
@@ -498,25 +497,7 @@ impl Op for FusedConv {
         let op = if self.norm.is_some() { self.with_stats()? } else { Self { y_partials: false, ..*self } };
         Ok(Some(Arc::new(op)))
     }
-
-    fn fusible(&self) -> Fusible {
-        Fusible::Conv(*self)
-    }
-
-    crate::reference!();
 }
-
-/// The backward passes behind a norm.
-const BACKWARD: &[Pass] = &[
-    Pass {
-        name: "backward_input",
-        reads: &["dy", "weight", "x", "stats"],
-        writes: &["dx", "dnorm_weight", "dnorm_bias"],
-        updates: &[],
-    },
-    Pass { name: "backward_weight", reads: &["x", "dy", "stats"], writes: &["dweight"], updates: &[] },
-    Pass { name: "backward_bias", reads: &["dy"], writes: &["dbias"], updates: &[] },
-];
 
 /// The line of the table of operations.
 pub static INFO: OpInfo = OpInfo {
@@ -524,17 +505,9 @@ pub static INFO: OpInfo = OpInfo {
     kernels: || kernels::all_kernels().into_iter().chain(fused::kernels()).collect(),
     cases: || {
         let conv = |x: Shape, out: usize, kernel: usize, stride: usize| -> Result<FusedConv> {
-            match Conv2d::new(x, out, kernel, stride, kernel / 2)?.fusible() {
-                Fusible::Conv(conv) => Ok(conv),
-                _ => Err(Error::bug("a convolution that is none")),
-            }
+            Ok(Conv2d::new(x, out, kernel, stride, kernel / 2)?.fusible())
         };
-        let up = |x: Shape, out: usize| -> Result<FusedConv> {
-            match ConvTranspose2d::new(x, out, 4, 2, 1)?.fusible() {
-                Fusible::Conv(conv) => Ok(conv),
-                _ => Err(Error::bug("a convolution that is none")),
-            }
-        };
+        let up = |x: Shape, out: usize| -> Result<FusedConv> { Ok(ConvTranspose2d::new(x, out, 4, 2, 1)?.fusible()) };
         let norm = |x: Shape, training: bool| {
             BatchNorm::new(x, BatchNormConfig { training, relu: true, ..BatchNormConfig::default() })
         };

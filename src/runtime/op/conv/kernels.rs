@@ -1,10 +1,10 @@
 //! The kernels of the convolution family: a table for each product, by variant and width of the result.
 
-use crate::runtime::kernel::{Access, Kernel};
+use crate::runtime::kernel::{Access, Kernel, KernelRole};
 use crate::runtime::op::basic::column_sum;
 use crate::runtime::op::conv::core::{CHUNK, Gemm, Variant};
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/lib/conv_product.wgsl`.
     Params {
         rows: u32,
@@ -39,6 +39,7 @@ macro_rules! kernels {
             Kernel {
                 name: $name,
                 variant: "naive",
+                role: KernelRole::Main,
                 file: "conv/conv2d.naive.wgsl",
                 source: include_str!("../../../../shaders/conv/conv2d.naive.wgsl"),
                 entry: $pass,
@@ -63,6 +64,7 @@ macro_rules! kernels {
         Kernel {
             name: $name,
             variant: concat!("tiled_", $columns),
+            role: KernelRole::Main,
             file: "conv/conv2d.tiled.wgsl",
             source: include_str!("../../../../shaders/conv/conv2d.tiled.wgsl"),
             entry: "main",
@@ -90,6 +92,7 @@ macro_rules! kernels {
         Kernel {
             name: $name,
             variant: concat!($variant, "_", $columns),
+            role: KernelRole::Main,
             file: "conv/conv2d.subgroup.wgsl",
             source: include_str!("../../../../shaders/conv/conv2d.subgroup.wgsl"),
             entry: "main",

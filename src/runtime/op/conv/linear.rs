@@ -1,11 +1,11 @@
 //! Fully connected layer: on the device a 1x1 convolution of pictures of one pixel.
 
 use crate::error::Result;
-use crate::runtime::kernel::Lowered;
+use crate::runtime::kernel::{Lowered, grad, operand};
 use crate::runtime::op::conv::core;
 use crate::runtime::op::conv::core::{Gemm, Geometry, Operands};
 use crate::runtime::op::conv::kernels;
-use crate::runtime::op::{Case, Cost, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::op::{Case, Cost, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 
@@ -31,7 +31,9 @@ impl Linear {
         core::check_weight("linear", &product)?;
         Ok(Self { x, y, product })
     }
+}
 
+impl Reference for Linear {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let (inputs, outputs) = (self.x.c * self.x.h * self.x.w, self.y.c * self.y.h * self.y.w);
         match (pass, reads, writes) {
@@ -64,7 +66,7 @@ impl Linear {
                     dbias.iter_mut().zip(dy).for_each(|(dbias, dy)| *dbias += *dy);
                 }
             }
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
     }
@@ -86,7 +88,7 @@ impl Op for Linear {
     }
 
     fn passes(&self) -> Passes {
-        core::ENTRIES
+        core::passes()
     }
 
     fn variants(&self, pass: &str) -> &'static [&'static str] {
@@ -96,11 +98,19 @@ impl Op for Linear {
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let g = &self.product;
         match pass {
-            "forward" => g.lower(Gemm::Forward, &Operands::plain("x", "weight", Some("bias"), "y"), target),
-            "backward_input" => g.lower(Gemm::BackwardInput, &Operands::plain("dy", "weight", None, "dx"), target),
-            "backward_weight" => g.lower(Gemm::BackwardWeight, &Operands::plain("x", "dy", None, "dweight"), target),
+            "forward" => g.lower(
+                Gemm::Forward,
+                &Operands::plain(operand("x"), operand("weight"), Some(operand("bias")), operand("y")),
+                target,
+            ),
+            "backward_input" => {
+                g.lower(Gemm::BackwardInput, &Operands::plain(grad("y"), operand("weight"), None, grad("x")), target)
+            }
+            "backward_weight" => {
+                g.lower(Gemm::BackwardWeight, &Operands::plain(operand("x"), grad("y"), None, grad("weight")), target)
+            }
             "backward_bias" => core::lower_bias(g.y.n, g.y.c / 4, target),
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 
@@ -110,12 +120,15 @@ impl Op for Linear {
         Cost::of(self, pass, per_image * terms)
     }
 
+    fn product_flop(&self, pass: &Pass) -> Option<f64> {
+        let per_image = (self.y.len() * 2 * self.x.c * self.x.h * self.x.w) as f64;
+        (pass.name != "backward_bias").then_some(per_image)
+    }
+
     fn bias_param(&self) -> Option<&'static str> {
         // With several pixels the bias is not the same for all of a channel.
         (self.y.h * self.y.w == 1).then_some("bias")
     }
-
-    crate::reference!();
 }
 
 /// The line of the table of operations.

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered};
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, grad, operand};
 use crate::runtime::op::norm::channel_reduce::{Columns, Params};
 use crate::runtime::op::{
-    Case, ChannelShift, Cost, Distribution, Fusible, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target,
-    no_such_entry,
+    Case, ChannelShift, Cost, Distribution, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target,
+    no_such_pass,
 };
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -138,6 +138,13 @@ impl BatchNorm {
         (dweight, dbias)
     }
 
+    fn running<T: Real>(&self, mean: T, variance: T, weight: T, bias: T) -> Channel<T> {
+        let rstd = self.inverse_std(variance);
+        Channel { shift: mean, offset: T::zero(), rstd, weight, bias, relu: self.config.relu }
+    }
+}
+
+impl Reference for BatchNorm {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let (c, relu) = (self.shape.c, self.config.relu);
         match (pass, reads, writes) {
@@ -170,14 +177,9 @@ impl BatchNorm {
                     (dweight[i], dbias[i]) = self.gradient(i, &a, x, dy, dx);
                 }
             }
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
-    }
-
-    fn running<T: Real>(&self, mean: T, variance: T, weight: T, bias: T) -> Channel<T> {
-        let rstd = self.inverse_std(variance);
-        Channel { shift: mean, offset: T::zero(), rstd, weight, bias, relu: self.config.relu }
     }
 }
 
@@ -233,40 +235,36 @@ impl Op for BatchNorm {
     fn passes(&self) -> Passes {
         if self.config.training {
             Passes {
-                forward: Pass {
-                    name: "forward",
-                    reads: &["x", "weight", "bias"],
-                    writes: &["y", "stats"],
-                    updates: &["running_mean", "running_var"],
-                },
-                backward: &[Pass {
-                    name: "backward",
-                    reads: &["x", "weight", "bias", "stats", "dy"],
-                    writes: &["dx", "dweight", "dbias"],
-                    updates: &[],
-                }],
-                aliases: &[],
+                forward: Pass::forward(["x", "weight", "bias"], ["y", "stats"])
+                    .updating(["running_mean", "running_var"]),
+                backward: vec![Pass::new(
+                    "backward",
+                    [operand("x"), operand("weight"), operand("bias"), operand("stats"), grad("y")],
+                    [grad("x"), grad("weight"), grad("bias")],
+                )],
+                aliases: vec![],
             }
         } else {
             Passes {
-                forward: Pass {
-                    name: "forward",
-                    reads: &["x", "weight", "bias", "running_mean", "running_var"],
-                    writes: &["y"],
-                    updates: &[],
-                },
-                backward: &[Pass {
-                    name: "backward",
-                    reads: &["x", "weight", "bias", "running_mean", "running_var", "dy"],
-                    writes: &["dx", "dweight", "dbias"],
-                    updates: &[],
-                }],
-                aliases: &[],
+                forward: Pass::forward(["x", "weight", "bias", "running_mean", "running_var"], ["y"]),
+                backward: vec![Pass::new(
+                    "backward",
+                    [
+                        operand("x"),
+                        operand("weight"),
+                        operand("bias"),
+                        operand("running_mean"),
+                        operand("running_var"),
+                        grad("y"),
+                    ],
+                    [grad("x"), grad("weight"), grad("bias")],
+                )],
+                aliases: vec![],
             }
         }
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["columns"]
     }
 
@@ -274,49 +272,47 @@ impl Op for BatchNorm {
         let columns = Columns::new(self.shape, target.profile);
         let training = self.config.training;
         let eps = ("EPS", self.config.eps);
-        let relu = ("RELU", f64::from(u8::from(self.config.relu)));
-        let dispatch = |kernel: &'static Kernel, mut overrides: Vec<(&'static str, f64)>| {
+        let relu = ("RELU", f64::from(self.config.relu));
+        let dispatch = |kernel, bindings: &[Bind], mut overrides: Vec<(&'static str, f64)>| {
             overrides.push(columns.lanes());
-            // A kernel's variables are called like the operands that they are bound to.
-            let bind = |(name, _): &(&'static str, Access)| match *name {
-                "partials" | "scratch" => Bind::Scratch(0),
-                name => Bind::Operand(name),
-            };
             Dispatch {
-                flags: vec![],
-                kernel,
-                bindings: kernel.bindings.iter().map(bind).collect(),
                 overrides,
                 params: columns.params().bytes(),
                 workgroups: columns.workgroups(),
+                ..Dispatch::new(kernel, bindings.iter().copied())
             }
         };
+        let [x, weight, bias, mean, var] =
+            ["x", "weight", "bias", "running_mean", "running_var"].map(|name| operand(name).into());
+        let (y, stats, dy) = (operand("y").into(), operand("stats").into(), grad("y").into());
+        let scratch = Bind::Scratch(0);
         Ok(match (pass, training) {
-            ("forward", true) => Lowered {
-                dispatches: vec![
-                    dispatch(&STATISTICS, vec![]),
-                    dispatch(&NORMALIZE, vec![eps, relu, ("MOMENTUM", self.config.momentum)]),
-                ],
-                scratch: vec![columns.row_bytes(2 * columns.chunks)],
-            },
-            ("forward", false) => Lowered::one(dispatch(&EVALUATE, vec![eps, relu])),
-            ("backward", _) => Lowered {
-                dispatches: vec![
-                    if training { dispatch(&SUMS, vec![relu]) } else { dispatch(&SUMS_EVALUATION, vec![eps, relu]) },
-                    dispatch(
-                        &GRADIENT,
-                        vec![
-                            relu,
-                            ("TRAINING", f64::from(u8::from(training))),
-                            ("ACC_DX", target.acc(0)),
-                            ("ACC_DWEIGHT", target.acc(1)),
-                            ("ACC_DBIAS", target.acc(2)),
-                        ],
-                    ),
-                ],
-                scratch: vec![columns.row_bytes(5 + 2 * columns.chunks)],
-            },
-            _ => return Err(no_such_entry(self, pass)),
+            ("forward", true) => {
+                let overrides = vec![eps, relu, ("MOMENTUM", self.config.momentum)];
+                Lowered {
+                    dispatches: vec![
+                        dispatch(&STATISTICS, &[x, scratch], vec![]),
+                        dispatch(&NORMALIZE, &[x, weight, bias, scratch, y, stats, mean, var], overrides),
+                    ],
+                    scratch: vec![columns.row_bytes(2 * columns.chunks)],
+                }
+            }
+            ("forward", false) => Lowered::one(dispatch(&EVALUATE, &[x, weight, bias, mean, var, y], vec![eps, relu])),
+            ("backward", _) => {
+                let sums = if training {
+                    dispatch(&SUMS, &[x, weight, bias, dy, scratch, stats], vec![relu])
+                } else {
+                    dispatch(&SUMS_EVALUATION, &[x, weight, bias, dy, scratch, mean, var], vec![eps, relu])
+                };
+                let [dx, dweight, dbias] = ["x", "weight", "bias"].map(|name| grad(name).into());
+                let overrides = vec![relu, ("TRAINING", f64::from(training))];
+                let gradient = dispatch(&GRADIENT, &[x, dy, scratch, dx, dweight, dbias], overrides)
+                    .accumulate("ACC_DX", target.acc(0))
+                    .accumulate("ACC_DWEIGHT", target.acc(1))
+                    .accumulate("ACC_DBIAS", target.acc(2));
+                Lowered { dispatches: vec![sums, gradient], scratch: vec![columns.row_bytes(5 + 2 * columns.chunks)] }
+            }
+            _ => return Err(no_such_pass(self, pass)),
         })
     }
 
@@ -333,12 +329,6 @@ impl Op for BatchNorm {
     fn channel_shift(&self, _input: &str) -> ChannelShift {
         if self.config.training { ChannelShift::Absorbs } else { ChannelShift::Depends }
     }
-
-    fn fusible(&self) -> Fusible {
-        Fusible::BatchNorm(*self)
-    }
-
-    crate::reference!();
 }
 
 static STATISTICS: Kernel = Kernel {
@@ -348,12 +338,10 @@ static STATISTICS: Kernel = Kernel {
     source: include_str!("../../../../shaders/norm/batch_norm.wgsl"),
     entry: "statistics",
     defines: &[("STAGE", 0)],
-    flags: &[],
     bindings: &[("x", Access::Read), ("partials", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static NORMALIZE: Kernel = Kernel {

@@ -98,7 +98,7 @@ impl Columns {
     }
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/lib/columns.wgsl`.
     Params { pixels: u32, channels: u32, groups: u32, tiles: u32, chunks: u32, span: u32, apart: u32, step: u32 }
 }

@@ -1,7 +1,7 @@
 //! The dispatches of a batch norm whose normalization, ReLU and gradient sums have moved into the convolutions around it:
 //! `shaders/norm_parts.wgsl` has the formulas.
 
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, Profile};
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, KernelRole, Lowered, Profile, grad, operand};
 use crate::runtime::op::BatchNormConfig;
 use crate::runtime::op::conv::core::CHUNK;
 use crate::runtime::op::norm::channel_reduce::{Columns, Params};
@@ -29,7 +29,13 @@ impl NormParts {
 
     /// Appends the statistics of the chunks of `x`.
     pub(crate) fn statistics(&self, lowered: &mut Lowered, x: Bind, partials: Bind) {
-        self.push(lowered, &STATISTICS, &self.chunked, vec![x, partials], vec![], self.chunked.workgroups());
+        lowered.dispatches.push(dispatch(
+            &STATISTICS,
+            &self.chunked,
+            vec![x, partials],
+            vec![],
+            self.chunked.workgroups(),
+        ));
     }
 
     /// A scratch buffer for the statistics of the chunks.
@@ -40,19 +46,24 @@ impl NormParts {
     /// Appends `stats` and the new running statistics from the chunks, or from the running statistics in evaluation (`partials`
     /// is `None`).
     pub(crate) fn stats(&self, lowered: &mut Lowered, partials: Option<Bind>) {
-        let operand = Bind::Operand;
-        let (weight, bias, stats) = (operand("norm_weight"), operand("norm_bias"), operand("stats"));
-        let (mean, var) = (operand("running_mean"), operand("running_var"));
+        let [weight, bias, stats, mean, var] =
+            ["norm_weight", "norm_bias", "stats", "running_mean", "running_var"].map(|name| operand(name).into());
         let eps = ("EPS", self.config.eps);
         let tiles = self.chunked.tiles();
         match partials {
             Some(partials) => {
                 let bindings = vec![partials, weight, bias, stats, mean, var];
                 let overrides = vec![eps, ("MOMENTUM", self.config.momentum)];
-                self.push(lowered, &MERGE, &self.chunked, bindings, overrides, tiles);
+                lowered.dispatches.push(dispatch(&MERGE, &self.chunked, bindings, overrides, tiles));
             }
             None => {
-                self.push(lowered, &RUNNING, &self.chunked, vec![mean, var, weight, bias, stats], vec![eps], tiles);
+                lowered.dispatches.push(dispatch(
+                    &RUNNING,
+                    &self.chunked,
+                    vec![mean, var, weight, bias, stats],
+                    vec![eps],
+                    tiles,
+                ));
             }
         }
     }
@@ -65,48 +76,38 @@ impl NormParts {
         lowered: &mut Lowered,
         g: Bind,
         sums: Option<(Bind, usize)>,
-        acc: [f64; 3],
+        acc: [bool; 3],
         texture: bool,
     ) {
-        let operand = Bind::Operand;
-        let (x, stats) = (operand("x"), operand("stats"));
+        let (x, stats) = (operand("x").into(), operand("stats").into());
         let (sums, chunks) = sums.unwrap_or_else(|| {
             let partials = lowered.new_scratch(self.chunked.row_bytes(2 * self.chunked.chunks));
             let bindings = vec![x, g, stats, partials];
-            self.push(lowered, &SUMS, &self.chunked, bindings, vec![], self.chunked.workgroups());
+            lowered.dispatches.push(dispatch(&SUMS, &self.chunked, bindings, vec![], self.chunked.workgroups()));
             (partials, self.chunked.chunks)
         });
         let totals = lowered.new_scratch(self.chunked.row_bytes(2));
         let merged = self.chunked.with_chunks(chunks);
-        let bindings = vec![sums, totals, operand("dnorm_weight"), operand("dnorm_bias")];
-        let overrides = vec![("ACC_DWEIGHT", acc[1]), ("ACC_DBIAS", acc[2])];
-        self.push(lowered, &MERGE_SUMS, &merged, bindings, overrides, merged.tiles());
+        let bindings = vec![sums, totals, grad("norm_weight").into(), grad("norm_bias").into()];
+        let merge = dispatch(&MERGE_SUMS, &merged, bindings, vec![], merged.tiles());
+        lowered.dispatches.push(merge.accumulate("ACC_DWEIGHT", acc[1]).accumulate("ACC_DBIAS", acc[2]));
         let kernel = if texture { &GRADIENT_TEXTURE } else { &GRADIENT };
-        let training = f64::from(u8::from(self.config.training));
-        let overrides = vec![("TRAINING", training), ("ACC_DX", acc[0])];
-        let bindings = vec![x, g, stats, totals, operand("dx")];
-        self.push(lowered, kernel, &self.whole, bindings, overrides, self.whole.workgroups());
+        let overrides = vec![("TRAINING", f64::from(self.config.training))];
+        let bindings = vec![x, g, stats, totals, grad("x").into()];
+        let gradient = dispatch(kernel, &self.whole, bindings, overrides, self.whole.workgroups());
+        lowered.dispatches.push(gradient.accumulate("ACC_DX", acc[0]));
     }
+}
 
-    fn push(
-        &self,
-        lowered: &mut Lowered,
-        kernel: &'static Kernel,
-        columns: &Columns,
-        bindings: Vec<Bind>,
-        mut overrides: Vec<(&'static str, f64)>,
-        workgroups: usize,
-    ) {
-        overrides.push(columns.lanes());
-        lowered.dispatches.push(Dispatch {
-            kernel,
-            flags: vec![],
-            bindings,
-            overrides,
-            params: columns.params().bytes(),
-            workgroups,
-        });
-    }
+fn dispatch(
+    kernel: &'static Kernel,
+    columns: &Columns,
+    bindings: Vec<Bind>,
+    mut overrides: Vec<(&'static str, f64)>,
+    workgroups: usize,
+) -> Dispatch {
+    overrides.push(columns.lanes());
+    Dispatch { overrides, params: columns.params().bytes(), workgroups, ..Dispatch::new(kernel, bindings) }
 }
 
 /// All kernels.
@@ -117,16 +118,15 @@ pub(crate) fn kernels() -> [&'static Kernel; 7] {
 static STATISTICS: Kernel = Kernel {
     name: "norm_parts.statistics",
     variant: "columns",
+    role: KernelRole::FusedNorm,
     file: "norm/fused_norm.wgsl",
     source: include_str!("../../../../shaders/norm/fused_norm.wgsl"),
     entry: "statistics",
     defines: &[("STAGE", 0), ("TEXTURES", 0)],
-    flags: &[],
     bindings: &[("x", Access::Read), ("partials", Access::ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static MERGE: Kernel = Kernel {

@@ -1,10 +1,10 @@
 //! Layer normalization over the channels of each pixel, with the ReLU behind it where one follows.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, grad, operand, workgroups};
 use crate::runtime::op::norm::channel_reduce::{Columns, Params};
 use crate::runtime::op::{
-    Case, Cost, Distribution, Fusible, Init, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry,
+    Case, Cost, Distribution, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -123,14 +123,16 @@ impl PositionNorm {
             }
         }
     }
+}
 
+impl Reference for PositionNorm {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (pass, reads, writes) {
             ("forward", [x, weight, bias], [y, stats]) => self.forward(x, weight, bias, y, stats),
             ("backward", [x, weight, bias, stats, dy], [dx, dweight, dbias]) => {
                 self.backward([x, weight, bias, stats, dy], [dx, dweight, dbias]);
             }
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
     }
@@ -154,49 +156,55 @@ impl Op for PositionNorm {
 
     fn passes(&self) -> Passes {
         Passes {
-            forward: Pass { name: "forward", reads: &["x", "weight", "bias"], writes: &["y", "stats"], updates: &[] },
-            backward: &[Pass {
-                name: "backward",
-                reads: &["x", "weight", "bias", "stats", "dy"],
-                writes: &["dx", "dweight", "dbias"],
-                updates: &[],
-            }],
-            aliases: &[],
+            forward: Pass::forward(["x", "weight", "bias"], ["y", "stats"]),
+            backward: vec![Pass::new(
+                "backward",
+                [operand("x"), operand("weight"), operand("bias"), operand("stats"), grad("y")],
+                [grad("x"), grad("weight"), grad("bias")],
+            )],
+            aliases: vec![],
         }
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["columns"]
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let columns = Columns::new(self.shape, target.profile);
-        let relu = ("RELU", f64::from(u8::from(self.config.relu)));
-        let dispatch = |kernel: &'static Kernel, overrides: Vec<(&'static str, f64)>, workgroups: usize| {
-            // A kernel's variables are called like the operands that they are bound to.
-            let bind = |(name, _): &(&'static str, Access)| match *name {
-                "partials" => Bind::Scratch(0),
-                name => Bind::Operand(name),
-            };
-            let bindings = kernel.bindings.iter().map(bind).collect();
-            Dispatch { kernel, flags: vec![], bindings, overrides, params: columns.params().bytes(), workgroups }
+        let relu = ("RELU", f64::from(self.config.relu));
+        let dispatch = |kernel, bindings: &[Bind], overrides, workgroups| Dispatch {
+            overrides,
+            params: columns.params().bytes(),
+            workgroups,
+            ..Dispatch::new(kernel, bindings.iter().copied())
         };
+        let [x, weight, bias, y, stats] = ["x", "weight", "bias", "y", "stats"].map(|name| operand(name).into());
+        let [dx, dy, dweight, dbias] = ["x", "y", "weight", "bias"].map(|name| grad(name).into());
+        let partials = Bind::Scratch(0);
         let by_pixel = workgroups(self.shape.pixels(), 64);
         Ok(match pass {
-            "forward" => Lowered::one(dispatch(&FORWARD, vec![relu, ("EPS", self.config.eps)], by_pixel)),
+            "forward" => {
+                let overrides = vec![relu, ("EPS", self.config.eps)];
+                Lowered::one(dispatch(&FORWARD, &[x, weight, bias, y, stats], overrides, by_pixel))
+            }
             "backward" => Lowered {
                 dispatches: vec![
-                    dispatch(&GRADIENT, vec![relu, ("ACC_DX", target.acc(0))], by_pixel),
-                    dispatch(&SUMS, vec![relu, columns.lanes()], columns.workgroups()),
+                    dispatch(&GRADIENT, &[x, weight, bias, stats, dy, dx], vec![relu], by_pixel)
+                        .accumulate("ACC_DX", target.acc(0)),
                     dispatch(
-                        &MERGE,
-                        vec![columns.lanes(), ("ACC_DWEIGHT", target.acc(1)), ("ACC_DBIAS", target.acc(2))],
-                        columns.tiles(),
+                        &SUMS,
+                        &[x, weight, bias, stats, dy, partials],
+                        vec![relu, columns.lanes()],
+                        columns.workgroups(),
                     ),
+                    dispatch(&MERGE, &[partials, dweight, dbias], vec![columns.lanes()], columns.tiles())
+                        .accumulate("ACC_DWEIGHT", target.acc(1))
+                        .accumulate("ACC_DBIAS", target.acc(2)),
                 ],
                 scratch: vec![columns.row_bytes(2 * columns.chunks)],
             },
-            _ => return Err(no_such_entry(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         })
     }
 
@@ -205,12 +213,6 @@ impl Op for PositionNorm {
         let per_element = if pass.name == "forward" { 9.0 } else { 16.0 };
         Cost::of(self, pass, per_element * self.shape.len() as f64)
     }
-
-    fn fusible(&self) -> Fusible {
-        Fusible::PositionNorm(*self)
-    }
-
-    crate::reference!();
 }
 
 static FORWARD: Kernel = Kernel {
@@ -220,7 +222,6 @@ static FORWARD: Kernel = Kernel {
     source: include_str!("../../../../shaders/norm/position_norm.wgsl"),
     entry: "forward",
     defines: &[("STAGE", 0)],
-    flags: &[],
     bindings: &[
         ("x", Access::Read),
         ("weight", Access::Read),
@@ -230,8 +231,7 @@ static FORWARD: Kernel = Kernel {
     ],
     params: Params::FIELDS,
     overrides: &["RELU", "EPS"],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static GRADIENT: Kernel = Kernel {

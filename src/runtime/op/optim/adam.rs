@@ -1,9 +1,11 @@
 //! AdamW: the update of all parameters in one dispatch.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, operand, workgroups};
 use crate::runtime::op::optim::StepScalars;
-use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::op::{
+    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -72,13 +74,15 @@ impl Adam {
     pub const fn config(&self) -> AdamConfig {
         self.config
     }
+}
 
+impl Reference for Adam {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let ("forward", &[grads, norm, hyperparams], [params, m, v]) = (pass, reads, writes) else {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         };
         let &[lr, bias_correction1, bias_correction2, weight_decay, clip] = hyperparams else {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         };
         let one = T::from_f64(1.0);
         if norm[1] != one {
@@ -119,22 +123,16 @@ impl Op for Adam {
     }
 
     fn passes(&self) -> Passes {
-        let forward = Pass {
-            name: "forward",
-            reads: &["grads", "norm", "hyperparams"],
-            writes: &[],
-            updates: &["params", "m", "v"],
-        };
-        Passes { forward, backward: &[], aliases: &[] }
+        Passes::only(Pass::forward(["grads", "norm", "hyperparams"], []).updating(["params", "m", "v"]))
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["vec4"]
     }
 
     fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
         if pass != "forward" {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         }
         let len = Spec::flat(self.len).device_bytes() / 16;
         let AdamConfig { beta1, beta2, eps } = self.config;
@@ -147,23 +145,18 @@ impl Op for Adam {
             eps: eps as f32,
         };
         Ok(Lowered::one(Dispatch {
-            flags: vec![],
-            kernel: &FORWARD,
-            bindings: ["grads", "norm", "hyperparams", "params", "m", "v"].map(Bind::Operand).to_vec(),
-            overrides: vec![],
             params: params.bytes(),
             workgroups: workgroups(len, 64),
+            ..Dispatch::new(&FORWARD, ["grads", "norm", "hyperparams", "params", "m", "v"].map(operand))
         }))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
         Cost::of(self, pass, (15 * self.len) as f64)
     }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/adam.wgsl`.
     Params { len: u32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32 }
 }
@@ -174,8 +167,6 @@ static FORWARD: Kernel = Kernel {
     file: "optim/adam.wgsl",
     source: include_str!("../../../../shaders/optim/adam.wgsl"),
     entry: "forward",
-    defines: &[],
-    flags: &[],
     bindings: &[
         ("grads", Access::Read),
         ("norm", Access::Read),
@@ -185,9 +176,7 @@ static FORWARD: Kernel = Kernel {
         ("v", Access::ReadWrite),
     ],
     params: Params::FIELDS,
-    overrides: &[],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 /// The line of the table of operations.

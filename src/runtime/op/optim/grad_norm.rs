@@ -1,8 +1,10 @@
 //! The global norm of all gradients, and the flag that keeps Adam from taking a step into NaN.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, operand, workgroups};
+use crate::runtime::op::{
+    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+};
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -25,7 +27,9 @@ impl GradNorm {
         Shape::vector(len).checked("grad_norm", "grads")?;
         Ok(Self { len })
     }
+}
 
+impl Reference for GradNorm {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         match (pass, reads, writes) {
             ("forward", [grads, terms], [norm]) => {
@@ -37,7 +41,7 @@ impl GradNorm {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 }
@@ -56,48 +60,37 @@ impl Op for GradNorm {
     }
 
     fn passes(&self) -> Passes {
-        let forward = Pass { name: "forward", reads: &["grads", "terms"], writes: &["norm"], updates: &[] };
-        Passes { forward, backward: &[], aliases: &[] }
+        let forward = Pass::forward(["grads", "terms"], ["norm"]);
+        Passes::only(forward)
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["two_stage"]
     }
 
     fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
         if pass != "forward" {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         }
         let len = Spec::flat(self.len).device_bytes() / 16;
         let partials = workgroups(len, SPAN);
         let params = Params { len: len as u32, partials: partials as u32 }.bytes();
         let partial = Dispatch {
-            flags: vec![],
-            kernel: &PARTIAL,
-            bindings: vec![Bind::Operand("grads"), Bind::Scratch(0)],
-            overrides: vec![],
             params: params.clone(),
             workgroups: partials,
+            ..Dispatch::new(&PARTIAL, [operand("grads").into(), Bind::Scratch(0)])
         };
-        let finish = Dispatch {
-            flags: vec![],
-            kernel: &FINISH,
-            bindings: vec![Bind::Scratch(0), Bind::Operand("terms"), Bind::Operand("norm")],
-            overrides: vec![],
-            params,
-            workgroups: 1,
-        };
+        let bindings = [Bind::Scratch(0), operand("terms").into(), operand("norm").into()];
+        let finish = Dispatch { params, ..Dispatch::new(&FINISH, bindings) };
         Ok(Lowered { dispatches: vec![partial, finish], scratch: vec![8 * partials.next_multiple_of(2)] })
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
         Cost::of(self, pass, (2 * self.len) as f64)
     }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/grad_norm.wgsl`.
     Params { len: u32, partials: u32 }
 }
@@ -116,12 +109,10 @@ static PARTIAL: Kernel = Kernel {
     source: include_str!("../../../../shaders/optim/grad_norm.wgsl"),
     entry: "partial",
     defines: &[("SUM_WIDTH", WIDTH as i64), ("ITEMS", ITEMS as i64)],
-    flags: &[],
     bindings: &[("grads", Access::Read), ("sums", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
     workgroup: [WIDTH as u32, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static FINISH: Kernel = Kernel {

@@ -4,8 +4,10 @@
 //! end of the step the finite flag decides, as it does for Adam.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, operand, workgroups};
+use crate::runtime::op::{
+    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
@@ -24,10 +26,12 @@ impl RestoreStates {
         Shape::vector(len).checked("restore_states", "states")?;
         Ok(Self { len })
     }
+}
 
+impl Reference for RestoreStates {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let ("forward", &[norm], [states, accepted]) = (pass, reads, writes) else {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         };
         if norm[1] == T::from_f64(1.0) {
             accepted.copy_from_slice(states);
@@ -53,37 +57,32 @@ impl Op for RestoreStates {
     }
 
     fn passes(&self) -> Passes {
-        let forward = Pass { name: "forward", reads: &["norm"], writes: &[], updates: &["states", "accepted"] };
-        Passes { forward, backward: &[], aliases: &[] }
+        let forward = Pass::forward(["norm"], []).updating(["states", "accepted"]);
+        Passes::only(forward)
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["vec4"]
     }
 
     fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
         if pass != "forward" {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         }
         let len = Spec::flat(self.len).device_bytes() / 16;
         Ok(Lowered::one(Dispatch {
-            flags: vec![],
-            kernel: &FORWARD,
-            bindings: ["norm", "states", "accepted"].map(Bind::Operand).to_vec(),
-            overrides: vec![],
             params: Params { len: len as u32 }.bytes(),
             workgroups: workgroups(len, 64),
+            ..Dispatch::new(&FORWARD, ["norm", "states", "accepted"].map(operand))
         }))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
         Cost::of(self, pass, 0.0)
     }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/rollback.wgsl`.
     Params { len: u32 }
 }
@@ -94,13 +93,9 @@ static FORWARD: Kernel = Kernel {
     file: "optim/restore_states.wgsl",
     source: include_str!("../../../../shaders/optim/restore_states.wgsl"),
     entry: "forward",
-    defines: &[],
-    flags: &[],
     bindings: &[("norm", Access::Read), ("states", Access::ReadWrite), ("accepted", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 /// The line of the table of operations.

@@ -1,8 +1,10 @@
 //! The loss: the evidence lower bound of the VAE per dimension, and the gradients that start the backward pass.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, grad, operand, workgroups};
+use crate::runtime::op::{
+    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+};
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 
@@ -40,13 +42,15 @@ impl Elbo {
     fn latent(&self) -> usize {
         self.h.c / 2
     }
+}
 
+impl Reference for Elbo {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let ("forward", &[x, mean, h, &[beta]], [terms, seeds @ ..]) = (pass, reads, writes) else {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         };
         let &mut [ref mut total, ref mut recon, ref mut kl] = &mut **terms else {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         };
         let (half, one, two) = (T::from_f64(0.5), T::from_f64(1.0), T::from_f64(2.0));
         let count = T::from_usize(self.x.len());
@@ -95,22 +99,21 @@ impl Op for Elbo {
     }
 
     fn passes(&self) -> Passes {
-        let (writes, aliases): (&[_], &[_]) = if self.seeds {
-            (&["terms", "seed_mean", "seed_h"], &[("dmean", "seed_mean"), ("dh", "seed_h")])
-        } else {
-            (&["terms"], &[])
-        };
-        let forward = Pass { name: "forward", reads: &["x", "mean", "h", "beta"], writes, updates: &[] };
-        Passes { forward, backward: &[], aliases }
+        let (mut writes, mut aliases) = (vec!["terms"], vec![]);
+        if self.seeds {
+            writes.extend(["seed_mean", "seed_h"]);
+            aliases = vec![(grad("mean"), operand("seed_mean")), (grad("h"), operand("seed_h"))];
+        }
+        Passes { forward: Pass::forward(["x", "mean", "h", "beta"], writes), backward: vec![], aliases }
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["two_stage"]
     }
 
     fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
         if pass != "forward" {
-            return Err(no_such_entry(self, pass));
+            return Err(no_such_pass(self, pass));
         }
         let len = Spec::nhwc(self.x).device_bytes() / 16;
         let partials = workgroups(len, SPAN);
@@ -124,25 +127,14 @@ impl Op for Elbo {
             scale: (1.0 / self.x.len() as f64) as f32,
         }
         .bytes();
-        let mut pixels = Dispatch {
-            flags: vec![],
-            kernel: if self.seeds { &PIXELS_SEEDS } else { &PIXELS },
-            bindings: vec![Bind::Operand("x"), Bind::Operand("mean"), Bind::Scratch(0)],
-            overrides: vec![],
-            params: params.clone(),
-            workgroups: partials,
-        };
-        let mut finish = Dispatch {
-            flags: vec![],
-            kernel: if self.seeds { &FINISH_SEEDS } else { &FINISH },
-            bindings: vec![Bind::Scratch(0), Bind::Operand("h"), Bind::Operand("beta"), Bind::Operand("terms")],
-            overrides: vec![],
-            params,
-            workgroups: 1,
-        };
+        let (pixels, finish) = if self.seeds { (&PIXELS_SEEDS, &FINISH_SEEDS) } else { (&PIXELS, &FINISH) };
+        let bindings = [operand("x").into(), operand("mean").into(), Bind::Scratch(0)];
+        let mut pixels = Dispatch { params: params.clone(), workgroups: partials, ..Dispatch::new(pixels, bindings) };
+        let bindings = [Bind::Scratch(0), operand("h").into(), operand("beta").into(), operand("terms").into()];
+        let mut finish = Dispatch { params, ..Dispatch::new(finish, bindings) };
         if self.seeds {
-            pixels.bindings.push(Bind::Operand("seed_mean"));
-            finish.bindings.push(Bind::Operand("seed_h"));
+            pixels.bindings.push(operand("seed_mean").into());
+            finish.bindings.push(operand("seed_h").into());
         }
         Ok(Lowered { dispatches: vec![pixels, finish], scratch: vec![4 * pad4(partials)] })
     }
@@ -151,11 +143,9 @@ impl Op for Elbo {
         let each = if self.seeds { (4, 8) } else { (3, 6) };
         Cost::of(self, pass, (each.0 * self.x.len() + each.1 * self.h.len()) as f64)
     }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/elbo.wgsl`.
     Params { len: u32, partials: u32, elements: u32, stride: u32, latent: u32, scale: f32 }
 }
@@ -178,12 +168,10 @@ static PIXELS: Kernel = Kernel {
     source: include_str!("../../../../shaders/vae/elbo.wgsl"),
     entry: "pixels",
     defines: &defines(WIDTH, false),
-    flags: &[],
     bindings: &[("x", Access::Read), ("mean", Access::Read), ("sums", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
     workgroup: [WIDTH as u32, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static PIXELS_SEEDS: Kernel = Kernel {

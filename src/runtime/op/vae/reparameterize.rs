@@ -1,8 +1,8 @@
 //! The reparameterization trick: a draw from N(mu, exp(log_std)^2) that is differentiable in mu and log_std.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
-use crate::runtime::op::{Case, Cost, Op, OpInfo, Operand, Pass, Passes, Role, Target, no_such_entry};
+use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
+use crate::runtime::op::{Case, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 
@@ -27,7 +27,9 @@ impl Reparameterize {
         }
         Ok(Self { h, z })
     }
+}
 
+impl Reference for Reparameterize {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
         let latent = self.z.c;
         match (pass, reads, writes) {
@@ -52,7 +54,7 @@ impl Reparameterize {
                 }
                 Ok(())
             }
-            _ => Err(no_such_entry(self, pass)),
+            _ => Err(no_such_pass(self, pass)),
         }
     }
 }
@@ -72,44 +74,38 @@ impl Op for Reparameterize {
 
     fn passes(&self) -> Passes {
         Passes {
-            forward: Pass { name: "forward", reads: &["h", "eps"], writes: &["z"], updates: &[] },
-            backward: &[Pass { name: "backward", reads: &["h", "eps", "dz"], writes: &["dh"], updates: &[] }],
-            aliases: &[],
+            forward: Pass::forward(["h", "eps"], ["z"]),
+            backward: vec![Pass::new("backward", [operand("h"), operand("eps"), grad("z")], [grad("h")])],
+            aliases: vec![],
         }
     }
 
-    fn variants(&self, _entry: &str) -> &'static [&'static str] {
+    fn variants(&self, _pass: &str) -> &'static [&'static str] {
         &["scalar"]
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let (wide, narrow) = (pad4(self.h.c), pad4(self.z.c));
-        let (kernel, bindings, overrides, columns) = match pass {
-            "forward" => (&FORWARD, vec!["h", "eps", "z"], vec![], narrow),
-            "backward" => (&BACKWARD, vec!["h", "eps", "dz", "dh"], vec![("ACC", target.acc(0))], wide),
-            _ => return Err(no_such_entry(self, pass)),
+        let (dispatch, columns) = match pass {
+            "forward" => (Dispatch::new(&FORWARD, [operand("h"), operand("eps"), operand("z")]), narrow),
+            "backward" => {
+                let bindings = [operand("h"), operand("eps"), grad("z"), grad("h")];
+                (Dispatch::new(&BACKWARD, bindings).accumulate("ACC", target.acc(0)), wide)
+            }
+            _ => return Err(no_such_pass(self, pass)),
         };
         let len = self.h.n * columns;
         let params =
             Params { len: len as u32, latent: self.z.c as u32, wide: wide as u32, narrow: narrow as u32 }.bytes();
-        Ok(Lowered::one(Dispatch {
-            flags: vec![],
-            kernel,
-            bindings: bindings.into_iter().map(Bind::Operand).collect(),
-            overrides,
-            params,
-            workgroups: workgroups(len, 64),
-        }))
+        Ok(Lowered::one(Dispatch { params, workgroups: workgroups(len, 64), ..dispatch }))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
         Cost::of(self, pass, 3.0 * self.z.len() as f64)
     }
-
-    crate::reference!();
 }
 
-crate::kernel_params! {
+crate::runtime::kernel::kernel_params! {
     /// See `shaders/reparameterize.wgsl`.
     Params { len: u32, latent: u32, wide: u32, narrow: u32 }
 }
@@ -120,13 +116,9 @@ static FORWARD: Kernel = Kernel {
     file: "vae/reparameterize.wgsl",
     source: include_str!("../../../../shaders/vae/reparameterize.wgsl"),
     entry: "forward",
-    defines: &[],
-    flags: &[],
     bindings: &[("h", Access::Read), ("eps", Access::Read), ("z", Access::ReadWrite)],
     params: Params::FIELDS,
-    overrides: &[],
-    workgroup: [64, 1, 1],
-    subgroups: false,
+    ..Kernel::DEFAULT
 };
 
 static BACKWARD: Kernel = Kernel {
