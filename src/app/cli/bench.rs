@@ -34,39 +34,33 @@ enum What {
 
 #[derive(Args, Debug)]
 struct StepArgs {
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    plan: TrainingPlanArgs,
     /// Batch size.
-    #[arg(long, default_value = "32")]
+    #[arg(long, value_name = "N", default_value = "32")]
     batch: NonZeroUsize,
     /// Number of timed steps.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: u32,
     /// Number of warm-up steps before the timed ones.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     warmup: u32,
     /// Learning rate.
-    #[arg(long, default_value_t = 0.01, value_parser = values::non_negative)]
+    #[arg(long, value_name = "RATE", default_value_t = 0.01, value_parser = values::non_negative)]
     lr: f64,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Args, Debug)]
-struct KernelsArgs {
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
     plan: TrainingPlanArgs,
+}
+
+#[derive(Args, Debug)]
+struct KernelsArgs {
     /// Batch size.
-    #[arg(long, default_value = "32")]
+    #[arg(long, value_name = "N", default_value = "32")]
     batch: NonZeroUsize,
     /// Time only kernels whose name contains this, e.g. conv2d or backward_weight.
     #[arg(long, value_name = "FILTER")]
@@ -74,6 +68,12 @@ struct KernelsArgs {
     /// Print JSON lines: one object with the adapter and its roofline, then one per kernel.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: TrainingPlanArgs,
 }
 
 impl BenchArgs {

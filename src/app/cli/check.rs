@@ -15,8 +15,6 @@ use crate::vae::runner::Device;
 
 #[derive(Args, Debug)]
 pub(super) struct CheckArgs {
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Run only checks whose name contains this, e.g. conv2d or backward.
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
@@ -26,9 +24,11 @@ pub(super) struct CheckArgs {
     /// Print one JSON object per check.
     #[arg(long)]
     json: bool,
-    /// Instead run a training step of the default model and report the first tensor where GPU and reference disagree.
+    /// Run a training step of the default model instead, and report the first tensor where GPU and reference disagree.
     #[arg(long, conflicts_with = "filter")]
     bisect: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl CheckArgs {

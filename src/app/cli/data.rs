@@ -13,6 +13,7 @@ use crate::vae::data::{Dataset, Description, Statistics};
 
 /// Choice of a data set.
 #[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Data set")]
 pub(super) struct DatasetArgs {
     /// Folder or archive of CIFAR-10, or `shapes` for the built-in data set [default: ./datasets/cifar-10-batches-bin, else the user's
     /// cache, else a download].
@@ -105,11 +106,11 @@ impl FetchProgress {
 
 #[derive(Args, Debug)]
 pub(super) struct DataArgs {
-    #[command(flatten)]
-    dataset: DatasetArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    dataset: DatasetArgs,
 }
 
 impl DataArgs {

@@ -15,13 +15,13 @@ use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
 pub(super) struct EncodeArgs {
+    /// Output file: tensors mu and log_std ([n, latent], F32) and label ([n], I64).
+    #[arg(long, short, value_name = "FILE", default_value = "latents.safetensors")]
+    out: PathBuf,
     #[command(flatten)]
     trained: TrainedArgs,
     #[command(flatten)]
     images: ImagesArgs,
-    /// Output file: tensors mu and log_std ([n, latent], F32) and label ([n], I64).
-    #[arg(long, short, value_name = "FILE", default_value = "latents.safetensors")]
-    out: PathBuf,
 }
 
 impl EncodeArgs {

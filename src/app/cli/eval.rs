@@ -17,15 +17,11 @@ use crate::vae::pca::Pca;
 
 #[derive(Args, Debug)]
 pub(super) struct EvalArgs {
-    #[command(flatten)]
-    trained: TrainedArgs,
-    #[command(flatten)]
-    dataset: DatasetArgs,
-    /// Also compute the importance-weighted (IWAE) bound with K draws per image.
+    /// Also compute the importance-weighted (IWAE) bound with K draws per image; 0 skips it.
     #[arg(long, value_name = "K", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     iwae: u32,
     /// Seed of the noise.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Skip the baseline: PCA with as many components as latent dimensions, which reads the training images several times.
     #[arg(long)]
@@ -33,6 +29,10 @@ pub(super) struct EvalArgs {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    trained: TrainedArgs,
+    #[command(flatten)]
+    dataset: DatasetArgs,
 }
 
 #[derive(Serialize)]

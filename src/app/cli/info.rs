@@ -17,15 +17,11 @@ use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
 pub(super) struct InfoArgs {
-    /// Run folder or model.safetensors of a trained model, instead of the options for a new one.
+    /// Run folder or model.safetensors of a trained model; without it the options below define the model.
     #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm"])]
     trained: Option<PathBuf>,
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    plan: TrainingPlanArgs,
     /// Batch size to plan for.
-    #[arg(long, default_value = "128")]
+    #[arg(long, value_name = "N", default_value = "128")]
     batch: NonZeroUsize,
     /// Plan for a device (auto, an index, or part of a name) instead of WebGPU's default limits.
     #[arg(long, value_name = "auto|N|NAME", value_parser = non_empty::<Select>)]
@@ -33,6 +29,10 @@ pub(super) struct InfoArgs {
     /// Also print every dispatch of a training step.
     #[arg(long)]
     dispatches: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    plan: TrainingPlanArgs,
 }
 
 impl InfoArgs {

@@ -13,10 +13,6 @@ use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
 pub(super) struct InterpolateArgs {
-    #[command(flatten)]
-    trained: TrainedArgs,
-    #[command(flatten)]
-    images: ImagesArgs,
     /// First image: its index in the data set, or a PNG or JPEG file.
     #[arg(long, value_name = "I|FILE", value_parser = non_empty::<Source>)]
     from: Source,
@@ -24,11 +20,15 @@ pub(super) struct InterpolateArgs {
     #[arg(long, value_name = "J|FILE", value_parser = non_empty::<Source>)]
     to: Source,
     /// Number of decoded images, including both ends.
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
     /// Output file: one row, with the originals at both ends.
     #[arg(long, short, value_name = "FILE", default_value = "interpolation.png")]
     out: PathBuf,
+    #[command(flatten)]
+    trained: TrainedArgs,
+    #[command(flatten)]
+    images: ImagesArgs,
 }
 
 impl InterpolateArgs {

@@ -143,6 +143,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// Choice of device.
 #[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Device and kernels")]
 struct DeviceArgs {
     /// Device to run on: auto, cpu (the slow CPU reference), an index from `vae-wgpu devices`, or part of an adapter name.
     #[arg(long, default_value = "auto", value_name = "auto|cpu|N|NAME", value_parser = values::non_empty::<String>)]
@@ -184,15 +185,16 @@ fn adapter(device: &Device) -> Option<&AdapterInfo> {
 
 /// Size of the model.
 #[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Model")]
 struct ModelArgs {
     /// Channels after the first convolution; each group of blocks doubles them.
-    #[arg(long, default_value_t = VaeConfig::default().channels, value_parser = values::size(|c, n| c.channels = n))]
+    #[arg(long, value_name = "N", default_value_t = VaeConfig::default().channels, value_parser = values::size(|c, n| c.channels = n))]
     channels: usize,
     /// Residual blocks per group.
-    #[arg(long, default_value_t = VaeConfig::default().blocks, value_parser = values::size(|c, n| c.blocks = n))]
+    #[arg(long, value_name = "N", default_value_t = VaeConfig::default().blocks, value_parser = values::size(|c, n| c.blocks = n))]
     blocks: usize,
     /// Number of latent dimensions.
-    #[arg(long, default_value_t = VaeConfig::default().latent_dim, value_parser = values::size(|c, n| c.latent_dim = n))]
+    #[arg(long, value_name = "N", default_value_t = VaeConfig::default().latent_dim, value_parser = values::size(|c, n| c.latent_dim = n))]
     latent_dim: usize,
     /// Normalization: batch, or position (over the channels at each pixel).
     #[arg(long, default_value = "batch", value_name = "batch|position")]
@@ -215,6 +217,7 @@ impl ModelArgs {
 
 /// Choice of kernel variants and limit on memory.
 #[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Device and kernels")]
 struct PlanArgs {
     /// Use this kernel variant for an operation or a pass, e.g. conv2d=naive or conv2d.forward=tiled; may be repeated.
     #[arg(long = "variant", value_name = "OP=NAME", value_parser = values::variant)]
@@ -229,6 +232,7 @@ struct PlanArgs {
 
 /// [`PlanArgs`] with the options that only training has.
 #[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Device and kernels")]
 struct TrainingPlanArgs {
     #[command(flatten)]
     plan: PlanArgs,

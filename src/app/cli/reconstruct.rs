@@ -17,15 +17,11 @@ use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
 pub(super) struct ReconstructArgs {
-    #[command(flatten)]
-    trained: TrainedArgs,
     /// PNG or JPEG files to reconstruct instead of images of a data set; cropped to a square and resized.
-    #[arg(value_name = "FILES", conflicts_with_all = ["data", "split", "train_limit", "val_limit", "count"])]
+    #[arg(value_name = "FILES", index = 2, conflicts_with_all = ["data", "split", "train_limit", "val_limit", "count"])]
     files: Vec<PathBuf>,
-    #[command(flatten)]
-    images: ImagesArgs,
     /// Number of images, from the start of the data set.
-    #[arg(short = 'n', long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
     /// Write the pixel values of the reconstructions (-1 to 1, [n, channels, height, width]) instead of a PNG, to a .npy or .safetensors
     /// file.
@@ -34,6 +30,10 @@ pub(super) struct ReconstructArgs {
     /// Output file: each original with its reconstruction on its right [default: reconstructions.png, or reconstructions.npy with --raw].
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    trained: TrainedArgs,
+    #[command(flatten)]
+    images: ImagesArgs,
 }
 
 impl ReconstructArgs {

@@ -16,16 +16,14 @@ use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
 pub(super) struct SampleArgs {
-    #[command(flatten)]
-    trained: TrainedArgs,
     /// Number of images.
-    #[arg(short = 'n', long, default_value_t = 49, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 49, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
     /// Seed of the latent noise.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Standard deviation of the latent noise.
-    #[arg(long, default_value_t = 1.0, value_parser = non_negative)]
+    #[arg(long, value_name = "STD", default_value_t = 1.0, value_parser = non_negative)]
     temperature: f64,
     /// Write the pixel values (-1 to 1, [n, channels, height, width]) instead of a PNG, to a .npy or .safetensors file.
     #[arg(long)]
@@ -33,6 +31,8 @@ pub(super) struct SampleArgs {
     /// Output file [default: samples.png, or samples.npy with --raw].
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    trained: TrainedArgs,
 }
 
 impl SampleArgs {

@@ -23,13 +23,25 @@ use crate::vae::train::{MAX_EPOCHS, Outcome, Schedule, Settings, TrainContext, T
 #[derive(Args, Debug)]
 pub(super) struct TrainArgs {
     #[command(flatten)]
-    dataset: DatasetArgs,
+    run: RunArgs,
     #[command(flatten)]
-    device: DeviceArgs,
+    dataset: DatasetArgs,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     plan: TrainingPlanArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Where a run starts and where its files go.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Run")]
+struct RunArgs {
     /// Run folder to create [default: runs/DATE-N].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -46,35 +58,41 @@ pub(super) struct TrainArgs {
     /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
+}
+
+/// Hyperparameters.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Training")]
+struct TrainingArgs {
     /// Total number of epochs [default: 25].
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
     /// Images per training step.
-    #[arg(long, default_value = "128")]
+    #[arg(long, value_name = "N", default_value = "128")]
     batch_size: NonZeroUsize,
     /// Seed of the initial weights, image order, noise and augmentation.
-    #[arg(long, default_value_t = Settings::default().seed)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().seed)]
     seed: u64,
     /// Learning rate after the warm-up.
-    #[arg(long, default_value_t = Settings::default().lr, value_parser = non_negative)]
+    #[arg(long, value_name = "RATE", default_value_t = Settings::default().lr, value_parser = non_negative)]
     lr: f64,
-    /// Decoupled weight decay (AdamW).
-    #[arg(long, default_value_t = Settings::default().weight_decay, value_parser = non_negative)]
-    weight_decay: f64,
     /// Steps during which the learning rate rises from 1 % to 100 %.
-    #[arg(long, default_value_t = Settings::default().warmup)]
+    #[arg(long, value_name = "STEPS", default_value_t = Settings::default().warmup)]
     warmup: u64,
     /// Learning rate schedule after the warm-up.
     #[arg(long, value_enum, default_value = "constant")]
     schedule: ScheduleArg,
+    /// Decoupled weight decay (AdamW).
+    #[arg(long, value_name = "RATE", default_value_t = Settings::default().weight_decay, value_parser = non_negative)]
+    weight_decay: f64,
     /// Clip the global gradient norm to this value; 0 disables clipping.
-    #[arg(long, default_value_t = Settings::default().clip_grad, value_parser = non_negative)]
+    #[arg(long, value_name = "NORM", default_value_t = Settings::default().clip_grad, value_parser = non_negative)]
     clip_grad: f64,
     /// Weight of the KL term in the loss.
-    #[arg(long, default_value_t = Settings::default().beta, value_parser = non_negative)]
+    #[arg(long, value_name = "WEIGHT", default_value_t = Settings::default().beta, value_parser = non_negative)]
     beta: f64,
     /// Steps during which beta rises from 0 to its value; 0 disables the warm-up.
-    #[arg(long, default_value_t = Settings::default().beta_warmup)]
+    #[arg(long, value_name = "STEPS", default_value_t = Settings::default().beta_warmup)]
     beta_warmup: u64,
     /// Flip training images horizontally at random.
     #[arg(long)]
@@ -82,12 +100,17 @@ pub(super) struct TrainArgs {
     /// Shift training images by up to 4 pixels at random.
     #[arg(long)]
     crop: bool,
-    /// Time the dispatches of one training step on the GPU, after a few warm-up steps, and print a table on stderr with the dispatches,
-    /// time and share of each kernel. --json prints the table as an event; --quiet hides it. Results do not change.
+}
+
+/// Progress and profiling.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Output")]
+struct OutputArgs {
+    /// Time the dispatches of one training step on the GPU, after a few warm-up steps, and print the time of each kernel on stderr (with
+    /// --json, as an event on stdout). Results do not change.
     #[arg(long)]
     profile: bool,
-    /// Write the times of that step to a JSON file for Perfetto (ui.perfetto.dev): every dispatch and the work on the host. Implies
-    /// --profile.
+    /// Write the times of every dispatch of that step to a JSON file for Perfetto (ui.perfetto.dev). Implies --profile.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Print one JSON object per event to stdout.
@@ -113,20 +136,20 @@ impl TrainArgs {
         settings.check()?;
         let init = self.init(&settings)?;
         let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
-        let dataset = dataset.open(self.quiet || self.json)?;
-        let device = self.device.open_for_models(!self.quiet && !self.json)?;
-        let profile = self.profile || self.trace.is_some();
+        let dataset = dataset.open(self.output.quiet || self.output.json)?;
+        let device = self.device.open_for_models(!self.output.quiet && !self.output.json)?;
+        let profile = self.output.profile || self.output.trace.is_some();
         if profile && matches!(device, Device::Cpu) {
             anyhow::bail!(
                 "cannot profile: the CPU reference runs no kernels. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
             );
         }
-        if let Some(trace) = &self.trace {
+        if let Some(trace) = &self.output.trace {
             check_output(trace, &["json"])?;
         }
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
-        let mut observer = observer(self.json, self.quiet);
+        let mut observer = observer(self.output.json, self.output.quiet);
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
         signals::set_on_request(&stop)?;
@@ -135,15 +158,15 @@ impl TrainArgs {
         let mut trainer = match folder {
             Some(folder) => Trainer::resume(settings, folder, context)?,
             None => {
-                let folder = RunFolder::create(self.out.as_deref(), self.force)?;
+                let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
                 Trainer::new(settings, folder, init.as_ref(), context)?
             }
         };
-        if let Some(trace) = &self.trace {
+        if let Some(trace) = &self.output.trace {
             create_parent(trace)?;
         }
         if profile {
-            trainer.profile(self.trace.clone());
+            trainer.profile(self.output.trace.clone());
         }
         Ok(match trainer.run()? {
             Outcome::Finished => ExitCode::SUCCESS,
@@ -153,10 +176,10 @@ impl TrainArgs {
 
     /// Returns the settings, and the folder of the run to resume.
     fn settings(&self) -> anyhow::Result<(Settings, Option<RunFolder>)> {
-        if let Some(run) = &self.resume {
+        if let Some(run) = &self.run.resume {
             let folder = RunFolder::resume(run)?;
             let mut settings = Trainer::settings_of(&folder)?;
-            settings.epochs = self.epochs.unwrap_or(settings.epochs);
+            settings.epochs = self.training.epochs.unwrap_or(settings.epochs);
             // The data set may have moved. The trainer compares its fingerprint.
             settings.data = self.dataset.spec().or(settings.data);
             return Ok((settings, Some(folder)));
@@ -167,21 +190,21 @@ impl TrainArgs {
             data: self.dataset.spec(),
             train_limit,
             val_limit,
-            batch_size: self.batch_size.get(),
-            epochs: self.epochs.unwrap_or(Settings::default().epochs),
-            seed: self.seed,
-            lr: self.lr,
-            weight_decay: self.weight_decay,
-            warmup: self.warmup,
-            schedule: match self.schedule {
+            batch_size: self.training.batch_size.get(),
+            epochs: self.training.epochs.unwrap_or(Settings::default().epochs),
+            seed: self.training.seed,
+            lr: self.training.lr,
+            weight_decay: self.training.weight_decay,
+            warmup: self.training.warmup,
+            schedule: match self.training.schedule {
                 ScheduleArg::Constant => Schedule::Constant,
                 ScheduleArg::Cosine => Schedule::Cosine,
             },
-            clip_grad: self.clip_grad,
-            beta: self.beta,
-            beta_warmup: self.beta_warmup,
-            flip: self.flip,
-            crop: self.crop,
+            clip_grad: self.training.clip_grad,
+            beta: self.training.beta,
+            beta_warmup: self.training.beta_warmup,
+            flip: self.training.flip,
+            crop: self.training.crop,
             // The trainer adds the kernel variants of the plan.
             ..Settings::default()
         };
@@ -190,7 +213,7 @@ impl TrainArgs {
 
     /// Loads the initial weights.
     fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
-        let Some(path) = &self.init else { return Ok(None) };
+        let Some(path) = &self.run.init else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
         Ok(Some(Weights::load(path, TensorSchema::of(&graph))?))
     }

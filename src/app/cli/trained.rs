@@ -25,15 +25,15 @@ use crate::vae::train::Settings;
 #[derive(Args, Debug, Clone)]
 pub(super) struct TrainedArgs {
     /// Run folder written by `vae-wgpu train`, or a model.safetensors file.
-    #[arg(value_name = "RUN|FILE")]
+    #[arg(value_name = "RUN|FILE", index = 1)]
     run: PathBuf,
+    /// Images processed at once.
+    #[arg(long, value_name = "N", default_value = "128")]
+    batch_size: NonZeroUsize,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     plan: PlanArgs,
-    /// Images processed at once.
-    #[arg(long, default_value = "128")]
-    batch_size: NonZeroUsize,
 }
 
 impl TrainedArgs {
@@ -69,17 +69,16 @@ impl TrainedArgs {
     }
 }
 
-/// Split of a data set.
+/// Split of a data set. Its variants have no doc comments, because clap would turn every help text into the long form.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Split {
-    /// Training images.
     Train,
-    /// Test images.
     Test,
 }
 
 /// Choice of images from a data set.
 #[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Data set")]
 pub(super) struct ImagesArgs {
     #[command(flatten)]
     dataset: DatasetArgs,

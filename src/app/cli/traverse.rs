@@ -16,19 +16,19 @@ const RANGE: f32 = 3.0;
 
 #[derive(Args, Debug)]
 pub(super) struct TraverseArgs {
-    #[command(flatten)]
-    trained: TrainedArgs,
-    #[command(flatten)]
-    images: ImagesArgs,
     /// Start from the encoding of this image (its index in the data set, or a PNG or JPEG file) instead of zeros.
     #[arg(long, value_name = "I|FILE", value_parser = non_empty::<Source>)]
     image: Option<Source>,
     /// Images per row.
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
     /// Output file.
     #[arg(long, short, value_name = "FILE", default_value = "traversal.png")]
     out: PathBuf,
+    #[command(flatten)]
+    trained: TrainedArgs,
+    #[command(flatten)]
+    images: ImagesArgs,
 }
 
 impl TraverseArgs {

@@ -18,12 +18,8 @@ use crate::vae::runner::Device;
 
 #[derive(Args, Debug)]
 pub(super) struct TuneArgs {
-    #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    model: ModelArgs,
     /// Batch size of the training runs that the table is for.
-    #[arg(long, default_value = "128")]
+    #[arg(long, value_name = "N", default_value = "128")]
     batch: NonZeroUsize,
     /// Time only kernels whose name contains this, e.g. conv2d or backward_weight.
     #[arg(long, value_name = "FILTER")]
@@ -31,6 +27,10 @@ pub(super) struct TuneArgs {
     /// Write the table to this .json file, for --variants.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// Samples per variant; the median counts.
