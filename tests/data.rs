@@ -465,7 +465,7 @@ fn without_a_network_the_error_shows_the_ways_out() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     setup.places.source.url = format!("http://{closed}/{ARCHIVE}");
     let error = setup.error();
-    for part in [&setup.places.source.url, &setup.places.cache.display().to_string(), "by hand", "--data shapes"] {
+    for part in [&setup.places.source.url, &setup.places.cache.display().to_string(), "yourself", "--data shapes"] {
         assert!(error.contains(part), "{error}");
     }
 }

@@ -278,7 +278,7 @@ mod tests {
     fn other_types_are_named() {
         let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"n.num_batches_tracked":{"dtype":"I64","shape":[],"data_offsets":[4,12]}}"#;
         let error = TensorFile::from_bytes(&raw(header, &[0; 12]), path()).unwrap_err().to_string();
-        assert!(error.contains("found `a` of F16; convert"), "{error}");
+        assert!(error.contains("found `a` of F16. Convert"), "{error}");
         let header = header.replace("F16\",\"shape\":[2]", "F32\",\"shape\":[1]");
         let file = TensorFile::from_bytes(&raw(&header, &[0; 12]), path()).unwrap();
         assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["a"]);

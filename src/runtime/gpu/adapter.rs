@@ -250,7 +250,7 @@ mod tests {
         let options = Options { select: Select::Name("no such adapter".into()), ..Options::default() };
         let error = choose(&instance(), &options).unwrap_err().to_string();
         assert!(
-            error.contains("no such adapter") && error.contains(" found") && error.contains("choose one")
+            error.contains("no such adapter") && error.contains(" found") && error.contains("Choose one")
                 || error.contains("apt install"),
             "{error}"
         );

@@ -154,7 +154,7 @@ mod tests {
         let whole = file(3);
         for len in (0..whole.len()).filter(|l| l % RECORD != 0 || *l == 0) {
             let error = error_with(TRAIN[2], whole[..len].to_vec());
-            let at = format!("set/data_batch_3.bin: byte {}:", len / RECORD * RECORD);
+            let at = format!("cannot use set/data_batch_3.bin: byte {}:", len / RECORD * RECORD);
             assert!(error.starts_with(&at), "{len}: {error}");
         }
     }

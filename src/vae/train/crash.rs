@@ -65,7 +65,8 @@ fn run_that_may_be_killed() {
 /// Runs a child up to a write point of a file; whether it was killed there.
 fn killed(folder: &Path, file: &str, point: usize) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "train::kills::run_that_may_be_killed"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let test = format!("{}::run_that_may_be_killed", module_path!().split_once("::").unwrap().1);
+    child.args(["--exact", &test]).stdout(Stdio::null()).stderr(Stdio::null());
     let status = child.env(RUN, folder).env(fault::VARIABLE, format!("{file}:{point}")).status().unwrap();
     assert_eq!(status.code().is_some(), status.success(), "{file}:{point}: {status}");
     !status.success()
