@@ -1,4 +1,4 @@
-# make test is all that a new machine needs. The other targets are for daily work.
+# `make test` is all that a new machine needs. The other targets are for daily work.
 
 BENCH_ARGS ?= --batch 32
 
@@ -9,29 +9,27 @@ export NODEVICE_SELECT = 1
 
 all: setup
 
-# Builds, and installs a C linker and a (software) Vulkan driver on Debian and Ubuntu if there is none.
+# Builds the program. On Debian and Ubuntu also installs a C linker and a software Vulkan driver where there is none.
 setup:
 	@scripts/setup.sh
 
-# A small model on built-in pictures, in a minute or two on two cores: losses, samples and reconstructions in runs/demo.
+# A small model on built-in images, in a minute or two on two cores: losses, samples and reconstructions in runs/demo.
 demo: setup
 	./target/release/vae-wgpu train --data shapes --train-limit 4000 --val-limit 400 --channels 8 --blocks 1 \
 		--batch-size 64 --epochs 8 --warmup 100 --out runs/demo --force
 	./target/release/vae-wgpu sample runs/demo -n 49 --out runs/demo/samples.png
-	@echo "pictures: runs/demo/samples.png, runs/demo/reconstruction_history.png, runs/demo/training_loss.png"
+	@echo "images: runs/demo/samples.png, runs/demo/reconstruction_history.png, runs/demo/training_loss.png"
 
 # The whole suite. Without a GPU adapter its GPU tests are ignored; with VAE_WGPU_REQUIRE_GPU=1 they fail.
-test: setup
-	cargo test --release --no-fail-fast
+test:
+	@scripts/test.sh
 
-# Every operation on this machine's adapter, against the CPU reference.
+# Compares every kernel with the CPU reference on this machine's adapter.
 check: setup
 	./target/release/vae-wgpu check
 
 lint:
-	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
+	@scripts/lint.sh
 
 # make bench BENCH_ARGS="--batch 32 --steps 4"
 bench: setup

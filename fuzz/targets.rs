@@ -1,5 +1,5 @@
 //! What every parser of bytes from outside must bear: whatever comes, it returns, and what it takes is sound. The fuzzer calls these
-//! functions with what it makes up, `tests/corpus.rs` with what it has found worth keeping.
+//! functions with what it makes up, `tests/repo/corpus.rs` with what it has found worth keeping.
 
 use std::io::Write;
 use std::path::Path;

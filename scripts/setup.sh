@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Makes the machine ready for the tests: a C linker, which Rust itself needs, and a GPU adapter, a software one where there is
-# nothing better. Debian and Ubuntu get missing packages installed; elsewhere this says what to install. Run by `make setup`.
+# setup.sh [BUILD COMMAND...]: makes the machine ready for the tests: a C linker, which Rust itself needs, the program, and a GPU adapter,
+# a software one where there is nothing better. On Debian and Ubuntu missing packages are installed; elsewhere this prints what to
+# install. The build command (by default `cargo build --release`) must build the program.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || set -- cargo build --release
 
 die() {
     printf 'setup: %s\n' "$*" >&2
@@ -34,10 +36,10 @@ if [ "$(uname)" = Linux ] && ! command -v cc >/dev/null; then
     install "a C linker (cc)" gcc libc6-dev
 fi
 
-cargo build --release
+"$@"
 
 if ! adapter; then
     [ "$(uname)" = Linux ] || die "no GPU adapter: Metal (macOS) or DirectX 12 (Windows) is needed"
     install "a Vulkan adapter" libvulkan1 mesa-vulkan-drivers
-    adapter || die "still no GPU adapter; \`vae-wgpu devices\` and \`vulkaninfo --summary\` say more"
+    adapter || die "still no GPU adapter; see \`vae-wgpu devices\` and \`vulkaninfo --summary\`"
 fi

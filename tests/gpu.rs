@@ -1,168 +1,58 @@
-//! The device module on the adapter: programs, timing, readback, mistakes; and `vae-wgpu check` on it.
+//! Tests on the adapter: kernels, training steps, PyTorch fixtures, faults. A module each; `cargo test --test gpu -- training::` runs one.
 
-#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+#![expect(clippy::neg_cmp_op_on_partial_ord, reason = "a comparison with NaN must fail")]
 
-#[path = "common/gpu.rs"]
-mod common;
+#[path = "common/geometry.rs"]
+mod cases;
+#[path = "common/random.rs"]
+mod random;
 
-use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex};
+#[path = "gpu/device.rs"]
+mod device;
+#[path = "gpu/faults.rs"]
+mod faults;
+#[path = "gpu/finite.rs"]
+mod finite;
+#[path = "gpu/fixtures.rs"]
+mod fixtures;
+#[path = "gpu/geometry.rs"]
+mod geometry;
+#[path = "gpu/harness.rs"]
+mod harness;
+#[path = "gpu/kernels.rs"]
+mod kernels;
+#[path = "gpu/mutants.rs"]
+mod mutants;
+#[path = "gpu/parity.rs"]
+mod parity;
+#[path = "gpu/parity_graphs.rs"]
+mod parity_graphs;
+#[path = "gpu/pass.rs"]
+mod pass;
+#[path = "gpu/soak.rs"]
+mod soak;
+#[path = "gpu/subgroups.rs"]
+mod subgroups;
+#[path = "gpu/training.rs"]
+mod training;
 
-use libtest_mimic::Arguments;
-use vae_wgpu::Error;
-use vae_wgpu::runtime::gpu::{Binding, Compiled, Gpu, Options, Program, Ring, Step, Timer, roof};
-use vae_wgpu::runtime::kernel::Bind;
-use vae_wgpu::runtime::op::{Add, Op, Target, operand};
-use vae_wgpu::runtime::tensor::shape::Shape;
+use std::process::ExitCode;
 
-fn a_program_runs_is_timed_and_leaves_nothing_behind(_: &Arc<Gpu>) {
-    // A device of its own: other tests make objects on theirs at the same time.
-    let gpu = Gpu::open(&Options::default()).unwrap();
-    let shape = Shape::new(1, 4, 8, 8);
-    let op = Add::new(shape, shape).unwrap();
-    let target = Target { profile: gpu.profile(), variant: None, accumulate: &[false] };
-    let lowered = op.lower("forward", &target).unwrap();
-    let mut seen = Vec::new();
-    for _ in 0..3 {
-        let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 1024).unwrap()));
-        for (i, (_, buffer)) in buffers.iter().enumerate() {
-            gpu.write(buffer, 0, bytemuck::cast_slice(&[(i + 1) as f32; 256])).unwrap();
-        }
-        let buffer = |bind: &Bind| {
-            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
-            Binding { buffer, offset: 0, size: 1024 }
-        };
-        let dispatch = &lowered.dispatches[0];
-        let bindings = dispatch.bindings.iter().map(buffer).collect();
-        let steps = [Step { label: "sum".into(), dispatch, bindings }];
-        let program = Program::new(&gpu, "test", &steps).unwrap();
-        let mut timer = Timer::new(&gpu, 2).unwrap();
-        let mut encoder = gpu.encoder("test");
-        program.encode(&mut encoder, timer.as_mut());
-        if let Some(timer) = &timer {
-            timer.resolve(&mut encoder);
-        }
-        gpu.submit(encoder).unwrap();
-        assert_eq!(gpu.read(&buffers[2].1, 16, 8).unwrap(), bytemuck::cast_slice::<f32, u8>(&[3.0, 3.0]));
-        if let Some(mut timer) = timer {
-            let spans = timer.read(&gpu).unwrap();
-            assert_eq!((spans.len(), spans[0].kernel, spans[0].label.as_str()), (1, "add.forward", "sum"));
-            assert!(spans[0].ns.is_none_or(|ns| ns > 0.0 && ns < 1e9));
-        }
-        drop((program, buffers));
-        gpu.wait().unwrap();
-        seen.push(gpu.live_objects());
-    }
-    assert_eq!(seen[1], seen[2]);
-    assert!(seen[0].compute_pipelines > 0, "{:?}", seen[0]);
-}
+use harness::Suite;
 
-fn mistakes_and_oversized_buffers_are_errors(gpu: &Arc<Gpu>) {
-    assert!(matches!(gpu.buffer("huge", u64::MAX / 2), Err(Error::DoesNotFit { .. })));
-    let buffer = gpu.buffer("small", 16).unwrap();
-    assert!(matches!(gpu.write(&buffer, 8, &[0; 16]), Err(Error::Device { .. })));
-    assert!(matches!(gpu.read(&buffer, 8, 16), Err(Error::Device { .. })));
-    gpu.health().unwrap();
-    assert_eq!(gpu.read(&buffer, 0, 16).unwrap(), [0; 16]);
-}
-
-fn a_ring_gives_copies_back_in_order(gpu: &Arc<Gpu>) {
-    let buffer = gpu.buffer("source", 8).unwrap();
-    let mut ring = Ring::new(gpu, 8, 2).unwrap();
-    let mut got = Vec::new();
-    for i in 0..5u32 {
-        if ring.is_full() {
-            got.extend(ring.drain(gpu).unwrap());
-        }
-        gpu.write(&buffer, 0, bytemuck::cast_slice(&[i, i + 1])).unwrap();
-        let mut encoder = gpu.encoder("copy");
-        let slot = ring.encode_copy(&mut encoder, &[(&buffer, 4, 4), (&buffer, 0, 4)]).unwrap();
-        gpu.submit(encoder).unwrap();
-        ring.map(slot).unwrap();
-        got.extend(ring.poll(gpu).unwrap());
-    }
-    got.extend(ring.drain(gpu).unwrap());
-    let want: Vec<_> = (0..5u32).map(|i| (u64::from(i), bytemuck::cast_slice(&[i + 1, i]).to_vec())).collect();
-    assert_eq!(got, want);
-}
-
-fn what_the_driver_compiled_is_taken_back_and_anything_else_passed_over(gpu: &Arc<Gpu>) {
-    let add = |gpu: &Gpu| {
-        let shape = Shape::new(1, 4, 4, 4);
-        let op = Add::new(shape, shape).unwrap();
-        let lowered =
-            op.lower("forward", &Target { profile: gpu.profile(), variant: None, accumulate: &[false] }).unwrap();
-        let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 256).unwrap()));
-        gpu.write(&buffers[0].1, 0, bytemuck::cast_slice(&[1.5f32; 64])).unwrap();
-        let dispatch = &lowered.dispatches[0];
-        let binding = |bind: &Bind| {
-            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
-            Binding { buffer, offset: 0, size: 256 }
-        };
-        let bindings = dispatch.bindings.iter().map(binding).collect();
-        Program::new(gpu, "add", &[Step { label: "add".into(), dispatch, bindings }]).unwrap().submit(gpu).unwrap();
-        assert_eq!(gpu.read(&buffers[2].1, 0, 4).unwrap(), 1.5f32.to_le_bytes());
-    };
-    let with = |data: Option<&[u8]>| {
-        let mut gpu = Gpu::open(&Options::default()).unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&seen);
-        gpu.on_compiled(move |_, compiled| told.lock().unwrap().push(compiled));
-        gpu.use_pipeline_cache(data).unwrap();
-        add(&gpu);
-        // What is there already is not compiled again.
-        add(&gpu);
-        assert_eq!(*seen.lock().unwrap(), [Compiled { done: 1, total: 1 }]);
-        gpu.health().unwrap();
-        gpu.pipeline_cache_data()
-    };
-    assert!(gpu.pipeline_cache_data().is_none());
-    let first = with(None);
-    assert_eq!(first.is_some(), gpu.pipeline_cache_key().is_some());
-    let Some(data) = first else { return };
-    assert!(gpu.pipeline_cache_key().unwrap().chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
-    assert!(with(Some(&data)).is_some());
-    let mut foreign = data.clone();
-    foreign[..16].iter_mut().for_each(|b| *b ^= 0x55);
-    for odd in [&[][..], b"hello", &data[..data.len() / 2], &foreign] {
-        assert!(with(Some(odd)).is_some());
-    }
-}
-
-fn the_roof_is_measured(gpu: &Arc<Gpu>) {
-    let roof = roof(gpu).unwrap();
-    assert!(roof.gflops > 0.1 && roof.copy_gb_s > 0.1, "{roof:?}");
-}
-
-fn the_command_check_passes_and_prints_json(_: &Arc<Gpu>) {
-    let output = Command::new(env!("CARGO_BIN_EXE_vae-wgpu")).args(["check", "relu/odd", "--json"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert!(lines.len() >= 3, "{text}");
-    for line in lines {
-        assert_eq!(line["verdict"], "ok", "{line}");
-        assert!(!line["tensors"].as_array().unwrap().is_empty(), "{line}");
-    }
-}
-
-fn main() -> ExitCode {
-    let device = Gpu::open(&Options::default()).map(Arc::new);
-    let mut trials = common::announce(&device, |gpu| gpu.adapter_info().to_string());
-    type Test = fn(&Arc<Gpu>);
-    let tests: [(&str, Test); 6] = [
-        (
-            "what_the_driver_compiled_is_taken_back_and_anything_else_passed_over",
-            what_the_driver_compiled_is_taken_back_and_anything_else_passed_over,
-        ),
-        ("a_program_runs_is_timed_and_leaves_nothing_behind", a_program_runs_is_timed_and_leaves_nothing_behind),
-        ("mistakes_and_oversized_buffers_are_errors", mistakes_and_oversized_buffers_are_errors),
-        ("a_ring_gives_copies_back_in_order", a_ring_gives_copies_back_in_order),
-        ("the_roof_is_measured", the_roof_is_measured),
-        ("the_command_check_passes_and_prints_json", the_command_check_passes_and_prints_json),
-    ];
-    for (name, test) in tests {
-        trials.push(common::trial(name, device.as_ref().ok().cloned(), test));
-    }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+fn main() -> anyhow::Result<ExitCode> {
+    let mut suite = Suite::new();
+    // The longest tests come first, so that all threads end at about the same time.
+    training::register(suite.module("training"));
+    soak::register(suite.module("soak"));
+    geometry::register(suite.module("geometry"));
+    faults::register(suite.module("faults"));
+    subgroups::register(suite.module("subgroups"))?;
+    kernels::register(suite.module("kernels"))?;
+    mutants::register(suite.module("mutants"))?;
+    parity::register(suite.module("parity"))?;
+    finite::register(suite.module("finite"));
+    device::register(suite.module("device"));
+    Ok(suite.run())
 }

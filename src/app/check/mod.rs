@@ -7,7 +7,7 @@
 //!
 //! A comparison that should fail must not be able to pass: outputs and scratch start as NaN of a pattern that is looked for
 //! afterwards, every buffer has a guarded margin behind its tensor, padding must come out as zero, and `!(error <= limit)` is
-//! what fails. `tests/mutants.rs` breaks kernels on purpose ([`Patch`]) and asks for red.
+//! what fails. `tests/gpu/mutants.rs` breaks kernels on purpose ([`Patch`]) and asks for red.
 //!
 //! [`bisect`] is for what no single kernel shows: it finds the first tensor of a whole training step that comes out wrong.
 

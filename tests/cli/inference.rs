@@ -1,0 +1,538 @@
+//! The commands that use a trained model, on the real binary: files, numbers held against the library, and mistakes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use tempfile::TempDir;
+use vae_wgpu::app::io::checkpoint::{TensorSchema, Weights};
+use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::app::viz::image_grid::Pictures;
+use vae_wgpu::runtime::graph::Arena;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Stream;
+use vae_wgpu::vae::data;
+use vae_wgpu::vae::data::{Images, shapes};
+use vae_wgpu::vae::inference::Model;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::pca::Pca;
+use vae_wgpu::vae::runner::{Device, Runner};
+use vae_wgpu::vae::train::Settings;
+
+const LATENT: usize = 4;
+const DIMS: usize = 3 * 32 * 32;
+
+/// A folder with a small model of random weights in the run folder `run`.
+struct TrainContext {
+    dir: TempDir,
+}
+
+impl TrainContext {
+    fn new() -> Self {
+        let stage = Self { dir: tempfile::tempdir().unwrap() };
+        let config = VaeConfig { channels: 4, blocks: 1, latent_dim: LATENT, ..VaeConfig::default() };
+        let graph = config.graph(1, Mode::Encode).unwrap();
+        let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
+        let mut weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
+        // Codes that differ from picture to picture, pictures that differ from code to code.
+        for (tensor, numbers) in graph.params().iter().zip(&mut weights.params) {
+            if tensor.name.ends_with("fc.weight") || tensor.name == "decoder.out.weight" {
+                numbers.iter_mut().for_each(|v| *v *= 4.0);
+            }
+        }
+        fs::create_dir(stage.path("run")).unwrap();
+        let settings = Settings { data: Some("shapes".into()), ..Settings::default() };
+        let about = RunConfig::new(String::new(), Default::default(), settings);
+        fs::write(stage.path("run/config.json"), serde_json::to_string(&about).unwrap()).unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        weights.save(&stage.model(), TensorSchema::of(&graph), &json).unwrap();
+        stage
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn model(&self) -> PathBuf {
+        self.path("run/model.safetensors")
+    }
+
+    /// A command in the folder, on the CPU unless told otherwise.
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
+        command.args(line.split_whitespace()).current_dir(self.dir.path()).stdin(Stdio::null());
+        if !line.contains("--device") && !line.starts_with("info") && !line.starts_with("completions") {
+            command.args(["--device", "cpu"]);
+        }
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    fn ok(&self, line: &str) -> Output {
+        let output = self.run(line);
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        output
+    }
+
+    /// Runs a command that must fail with this code and say this.
+    fn fails(&self, line: &str, code: i32, parts: &[&str]) {
+        let output = self.run(line);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        assert!(output.stdout.is_empty(), "{line}");
+        for part in parts {
+            assert!(said.contains(part), "{line}: `{part}` is missing: {said}");
+        }
+        assert!(!said.contains("panicked"), "{line}: {said}");
+    }
+
+    fn png(&self, name: &str) -> image::RgbImage {
+        image::open(self.path(name)).unwrap().into_rgb8()
+    }
+
+    /// The model on the CPU, with programs for `batch`.
+    fn runner(&self, batch: usize) -> Runner {
+        let model = Model::load(&self.model()).unwrap();
+        let modes = [Mode::Evaluate, Mode::Encode, Mode::Decode].map(|mode| (batch, mode));
+        let mut runner = Runner::new(model.config, &modes, &Device::Cpu, &Default::default()).unwrap();
+        runner.upload(Arena::Params, &model.weights.params).unwrap();
+        runner.upload(Arena::States, &model.weights.states).unwrap();
+        runner
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The first test pictures.
+fn test_pixels(count: u32) -> Vec<u8> {
+    let mut pixels = Vec::new();
+    let test = shapes::dataset().unwrap().test;
+    data::batch(test.as_ref(), &(0..count).collect::<Vec<_>>(), &mut pixels).unwrap();
+    pixels
+}
+
+/// Side of a grid of `cells` pictures of 32 pixels, each enlarged three times.
+fn side(cells: u32) -> u32 {
+    cells * (96 + 2) + 2
+}
+
+fn npy(path: &Path) -> (String, Vec<f32>) {
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
+    let length = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    assert_eq!((10 + length) % 64, 0);
+    let numbers = bytes[10 + length..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    (text(&bytes[10..10 + length]), numbers)
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 2e-5 * b.abs().max(1e-3)
+}
+
+/// `auto` where there is an adapter; where one is required, its absence fails here.
+fn has_adapter() -> bool {
+    let found = Command::new(env!("CARGO_BIN_EXE_vae-wgpu")).args(["devices", "--json"]).output().unwrap();
+    let found = found.status.success();
+    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
+    assert!(found || !required, "VAE_WGPU_REQUIRE_GPU is set and there is no adapter");
+    found
+}
+
+#[test]
+fn samples_depend_only_on_the_seed_and_match_the_decoder() {
+    let stage = TrainContext::new();
+    let output = stage.ok("sample run -n 5 --out new/folder/grid.png");
+    assert!(output.stdout.is_empty() && text(&output.stderr).contains("new/folder/grid.png"));
+    assert_eq!(stage.png("new/folder/grid.png").dimensions(), (side(3), side(2)));
+    stage.ok("sample run/model.safetensors");
+    assert_eq!(stage.png("samples.png").dimensions(), (side(7), side(7)));
+
+    stage.ok("sample run -n 5 --raw --out a.npy");
+    let (header, samples) = npy(&stage.path("a.npy"));
+    assert!(header.contains("'<f4'") && header.contains("(5, 3, 32, 32,)"), "{header}");
+    let z = rng::normals(&mut rng::stream(0, Stream::Sample, 0), 5 * LATENT);
+    assert_eq!(samples, stage.runner(5).decode(5, &z).unwrap());
+    assert_ne!(samples[..DIMS], samples[DIMS..2 * DIMS]);
+
+    // However many at once, the last ones among them.
+    stage.ok("sample run -n 5 --raw --out b.safetensors --batch-size 2");
+    let file = TensorFile::load(&stage.path("b.safetensors")).unwrap();
+    assert_eq!(file.tensors["samples"].dims, [5, 3, 32, 32]);
+    assert_eq!(file.tensors["samples"].data, samples);
+    stage.ok("sample run -n 5 --raw --out c.npy --seed 1");
+    assert_ne!(npy(&stage.path("c.npy")).1, samples);
+    stage.ok("sample run -n 2 --raw --out cold.npy --temperature 0");
+    let cold = npy(&stage.path("cold.npy")).1;
+    assert_eq!(cold[..DIMS], cold[DIMS..]);
+}
+
+#[test]
+fn samples_agree_between_gpu_and_cpu() {
+    let stage = TrainContext::new();
+    if !has_adapter() {
+        return;
+    }
+    stage.ok("sample run -n 5 --batch-size 3 --raw --out gpu.npy --device auto");
+    stage.ok("sample run -n 5 --raw --out cpu.npy");
+    let (gpu, cpu) = (npy(&stage.path("gpu.npy")).1, npy(&stage.path("cpu.npy")).1);
+    assert_eq!(gpu.len(), cpu.len());
+    for (a, b) in gpu.iter().zip(&cpu) {
+        assert!((a - b).abs() < 1e-4, "{a} and {b}");
+    }
+    stage.ok("eval run --data shapes --val-limit 5 --batch-size 3 --no-pca --device auto");
+}
+
+#[test]
+fn reconstructions_are_shown_next_to_their_inputs() {
+    let stage = TrainContext::new();
+    // The data set is that of the run.
+    stage.ok("reconstruct run -n 5 --batch-size 2");
+    let grid = stage.png("reconstructions.png");
+    assert_eq!(grid.dimensions(), (side(6), side(2)));
+    let pixels = test_pixels(5);
+    let mut runner = stage.runner(5);
+    let h = runner.encode(5, &pixels).unwrap();
+    let mu: Vec<f32> = h.chunks(2 * LATENT).flat_map(|row| row[..LATENT].to_vec()).collect();
+    let numbers = runner.decode(5, &mu).unwrap();
+    stage.ok("reconstruct run -n 5 --raw");
+    let (header, raw) = npy(&stage.path("reconstructions.npy"));
+    assert!(header.contains("(5, 3, 32, 32,)"), "{header}");
+    assert_eq!(raw, numbers);
+    let decoded = Pictures::from_floats(&numbers, [3, 32, 32]).unwrap().to_bytes();
+    for (i, pictures) in [&pixels, &decoded].into_iter().enumerate() {
+        for picture in 0..5 {
+            let (column, row) = (2 * (picture as u32 % 3) + i as u32, picture as u32 / 3);
+            let found = grid.get_pixel(2 + column * 98 + 3 * 10 + 1, 2 + row * 98 + 3 * 20 + 1).0;
+            let expected = [0, 1, 2].map(|c| pictures[picture * DIMS + c * 1024 + 20 * 32 + 10]);
+            assert_eq!(found, expected, "{i} {picture}");
+        }
+    }
+    // More than there are is all there are.
+    stage.ok("reconstruct run --data shapes --val-limit 2 -n 64 --out few.png");
+    assert_eq!(stage.png("few.png").dimensions(), (side(4), side(1)));
+
+    image::RgbImage::from_pixel(50, 40, image::Rgb([255, 0, 0])).save(stage.path("one.png")).unwrap();
+    image::RgbImage::from_pixel(20, 60, image::Rgb([0, 0, 255])).save(stage.path("two.jpg")).unwrap();
+    stage.ok("reconstruct run one.png two.jpg --out files.png");
+    let files = stage.png("files.png");
+    assert_eq!(files.dimensions(), (side(4), side(1)));
+    assert_eq!(files.get_pixel(50, 50).0, [255, 0, 0]);
+
+    // A failure leaves the earlier result.
+    let before = fs::read(stage.path("files.png")).unwrap();
+    fs::write(stage.path("text.png"), "hello").unwrap();
+    stage.fails("reconstruct run one.png text.png --out files.png", 1, &["decode the image", "text.png"]);
+    assert_eq!(fs::read(stage.path("files.png")).unwrap(), before);
+    stage.fails("reconstruct run one.png --data shapes", 2, &["cannot be used with"]);
+    stage.fails("reconstruct run missing.png", 1, &["missing.png"]);
+}
+
+#[test]
+fn interpolations_and_traversals_have_the_expected_images() {
+    let stage = TrainContext::new();
+    stage.ok("interpolate run --data shapes --from 0 --to 3 --steps 4");
+    let row = stage.png("interpolation.png");
+    assert_eq!(row.dimensions(), (side(6), side(1)));
+    let pixel = |picture: usize| [0, 1, 2].map(|c| test_pixels(4)[picture * DIMS + c * 1024]);
+    assert_eq!((row.get_pixel(3, 3).0, row.get_pixel(5 * 98 + 3, 3).0), (pixel(0), pixel(3)));
+    // From a file to a file without any data set.
+    image::RgbImage::from_pixel(50, 40, image::Rgb([255, 0, 0])).save(stage.path("one.png")).unwrap();
+    stage.ok("interpolate run --from one.png --to one.png --data nowhere --out files.png");
+    let out_of_range = ["an index below 3", "found 3"];
+    stage.fails("interpolate run --data shapes --val-limit 3 --from 0 --to 3", 1, &out_of_range);
+    stage.fails("interpolate run --data shapes --from 0 --to 3 --steps 1", 2, &["--steps"]);
+    stage.fails("interpolate run --data shapes --from 0", 2, &["--to"]);
+
+    stage.ok("traverse run --steps 5");
+    let zeros = stage.png("traversal.png");
+    assert_eq!(zeros.dimensions(), (side(5), side(LATENT as u32)));
+    // In the middle of every row stands the same picture.
+    let cut = |row: u32| image::imageops::crop_imm(&zeros, 2 + 2 * 98, 2 + row * 98, 96, 96).to_image();
+    assert_eq!(cut(0), cut(3));
+    stage.ok("traverse run --data shapes --image 2 --out image.png");
+    assert_eq!(stage.png("image.png").dimensions(), (side(7), side(LATENT as u32)));
+    assert_ne!(fs::read(stage.path("image.png")).unwrap(), fs::read(stage.path("traversal.png")).unwrap());
+}
+
+#[test]
+fn encode_writes_the_outputs_of_the_encoder() {
+    let stage = TrainContext::new();
+    for (split, limit) in [("test", "--val-limit"), ("train", "--train-limit")] {
+        stage.ok(&format!(
+            "encode run --data shapes --split {split} {limit} 7 --batch-size 3 --out {split}.safetensors"
+        ));
+        let bytes = fs::read(stage.path(&format!("{split}.safetensors"))).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            let tensor = file.tensor(name).unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, [7, LATENT].as_slice()));
+            bytemuck::pod_collect_to_vec(tensor.data())
+        };
+        let (mu, log_std) = (floats("mu"), floats("log_std"));
+        let dataset = shapes::dataset().unwrap();
+        let images: &dyn Images = if split == "test" { dataset.test.as_ref() } else { dataset.train.as_ref() };
+        let mut pixels = Vec::new();
+        data::batch(images, &[0, 1, 2, 3, 4, 5, 6], &mut pixels).unwrap();
+        let h = stage.runner(7).encode(7, &pixels).unwrap();
+        for (i, row) in h.chunks(2 * LATENT).enumerate() {
+            assert_eq!(row[..LATENT], mu[i * LATENT..][..LATENT]);
+            assert_eq!(row[LATENT..], log_std[i * LATENT..][..LATENT]);
+        }
+        let label = file.tensor("label").unwrap();
+        assert_eq!((label.dtype(), label.shape()), (Dtype::I64, [7].as_slice()));
+        let labels: Vec<i64> = bytemuck::pod_collect_to_vec(label.data());
+        assert_eq!(labels, (0..7).map(|i| i64::from(images.label(i))).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn eval_matches_a_direct_computation() {
+    let stage = TrainContext::new();
+    let line = "eval run --data shapes --val-limit 5 --train-limit 60 --iwae 3 --seed 9 --json";
+    let report: Value = serde_json::from_slice(&stage.ok(&format!("{line} --batch-size 2")).stdout).unwrap();
+    let number =
+        |name: &str| report.pointer(name).and_then(Value::as_f64).unwrap_or_else(|| panic!("{name}: {report}"));
+
+    let pixels = test_pixels(5);
+    let mut runner = stage.runner(5);
+    let eps: Vec<Vec<f32>> = (0..3).map(|k| rng::normals(&mut rng::stream(9, Stream::Sample, k), 5 * LATENT)).collect();
+    let evaluated = runner.evaluate(5, &pixels, &eps[0], 1.0).unwrap();
+    for (name, value) in [("total", evaluated.total), ("recon", evaluated.recon), ("kl", evaluated.kl)] {
+        assert!(close(number(&format!("/{name}")), f64::from(value)), "{name} {value}: {report}");
+        assert!(close(number(&format!("/{name}_nats")), f64::from(value) * DIMS as f64), "{name}: {report}");
+    }
+    let still = runner.evaluate(5, &pixels, &[0.0; 5 * LATENT], 1.0).unwrap();
+    let x: Vec<f64> = pixels.iter().map(|b| f64::from(*b) / 127.5 - 1.0).collect();
+    let mse = x.iter().zip(&still.mean).map(|(x, m)| (x - f64::from(*m)).powi(2)).sum::<f64>() / x.len() as f64;
+    assert!(close(number("/mse"), mse), "{mse}: {report}");
+    assert!(close(number("/psnr"), 10.0 * (4.0 / mse).log10()), "{report}");
+
+    // log N(v; mean, std^2), summed.
+    let normal =
+        |v: f64, mean: f64, std: f64| -0.5 * ((v - mean) / std).powi(2) - std.ln() - 0.5 * std::f64::consts::TAU.ln();
+    let mut bound = 0.0;
+    let draws: Vec<Vec<f32>> = eps.iter().map(|e| runner.evaluate(5, &pixels, e, 1.0).unwrap().mean).collect();
+    for i in 0..5 {
+        let h = &evaluated.h[i * 2 * LATENT..][..2 * LATENT];
+        let weight = |k: usize| -> f64 {
+            let picture = i * DIMS..(i + 1) * DIMS;
+            let means = &draws[k][picture.clone()];
+            let likelihood: f64 = x[picture].iter().zip(means).map(|(x, m)| normal(*x, f64::from(*m), 1.0)).sum();
+            let latent: f64 = (0..LATENT)
+                .map(|j| {
+                    let (mu, std) = (f64::from(h[j]), f64::from(h[LATENT + j]).exp());
+                    let z = mu + std * f64::from(eps[k][i * LATENT + j]);
+                    normal(z, 0.0, 1.0) - normal(z, mu, std)
+                })
+                .sum();
+            likelihood + latent
+        };
+        let weights = [weight(0), weight(1), weight(2)];
+        let most = weights.iter().copied().fold(f64::MIN, f64::max);
+        bound -= (most + (weights.iter().map(|w| (w - most).exp()).sum::<f64>() / 3.0).ln()) / 5.0;
+    }
+    assert!(close(number("/iwae/nats"), bound), "{bound}: {report}");
+    assert_eq!(number("/iwae/samples"), 3.0);
+
+    let variance = |j: usize| {
+        let mu: Vec<f64> = evaluated.h.chunks(2 * LATENT).map(|row| f64::from(row[j])).collect();
+        let mean = mu.iter().sum::<f64>() / 5.0;
+        mu.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 5.0
+    };
+    let active = (0..LATENT).filter(|&j| variance(j) > 0.01).count();
+    assert_eq!(number("/active_units"), active as f64);
+
+    let dataset = shapes::dataset().unwrap().limited(Some(60), Some(5)).unwrap();
+    let pca = Pca::fit(dataset.train.as_ref(), LATENT, &mut |_| ()).unwrap();
+    assert!(close(number("/pca/mse"), pca.mse(dataset.test.as_ref()).unwrap()), "{report}");
+    assert_eq!((number("/pca/components"), number("/pca/images")), (LATENT as f64, 60.0));
+    assert_eq!((number("/images"), number("/latent_dim")), (5.0, LATENT as f64));
+    assert!(report["model"].is_string() && report["device"].is_string() && report["data"] == "shapes", "{report}");
+
+    // Noise does not depend on how many pictures are worked on at once.
+    let whole: Value = serde_json::from_slice(&stage.ok(line).stdout).unwrap();
+    assert!(close(number("/iwae/nats"), whole["iwae"]["nats"].as_f64().unwrap()), "{whole}");
+    let short: Value =
+        serde_json::from_slice(&stage.ok("eval run --data shapes --val-limit 2 --no-pca --json").stdout).unwrap();
+    assert!(short["pca"].is_null() && short["iwae"].is_null(), "{short}");
+}
+
+#[test]
+fn eval_prints_a_table_and_accepts_a_closed_pipe() {
+    let stage = TrainContext::new();
+    let line = "eval run --data shapes --val-limit 3 --train-limit 20 --iwae 2";
+    let table = text(&stage.ok(line).stdout);
+    for part in ["total", "recon", "kl", "2 draws", "decoded latent mean", "PCA, 4 components", "active units: "] {
+        assert!(table.contains(part), "{part} is missing:\n{table}");
+    }
+    let mut child = stage.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn incompatible_model_files_are_rejected_with_the_difference() {
+    let stage = TrainContext::new();
+    let bytes = fs::read(stage.model()).unwrap();
+    let changed = |name: &str, change: &dyn Fn(&mut TensorFile)| {
+        let mut file = TensorFile::load(&stage.model()).unwrap();
+        change(&mut file);
+        file.save(&stage.path(name)).unwrap();
+    };
+    fs::write(stage.path("short.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    changed("renamed.safetensors", &|f| {
+        let stem = f.tensors.remove("encoder.stem.weight").unwrap();
+        f.tensors.insert("stem.kernel".into(), stem);
+    });
+    changed("reshaped.safetensors", &|f| f.tensors.get_mut("encoder.stem.bias").unwrap().dims = vec![2, 2]);
+    changed("silent.safetensors", &|f| f.metadata.clear());
+    changed("absurd.safetensors", &|f| {
+        let config = f.metadata["config"].replace("\"channels\":4", "\"channels\":3");
+        f.metadata.insert("config".into(), config);
+    });
+    changed("garbled.safetensors", &|f| drop(f.metadata.insert("config".into(), "{".into())));
+    fs::create_dir(stage.path("young")).unwrap();
+    fs::write(stage.path("young/config.json"), "{}").unwrap();
+    fs::create_dir(stage.path("empty")).unwrap();
+    for (model, parts) in [
+        ("short.safetensors", ["cannot parse", "short.safetensors"]),
+        ("renamed.safetensors", ["1 missing: `encoder.stem.weight`", "1 unexpected: `stem.kernel`"]),
+        ("reshaped.safetensors", ["`encoder.stem.bias` [2, 2] instead of [4]", "1 of another shape"]),
+        ("silent.safetensors", ["`config`", "train --init"]),
+        ("absurd.safetensors", ["channels", "even"]),
+        ("garbled.safetensors", ["sizes of the model", "garbled.safetensors"]),
+        ("missing.safetensors", ["missing.safetensors", "cannot read"]),
+        ("young", ["model.safetensors", "first epoch"]),
+        ("empty", ["config.json", "vae-wgpu train"]),
+    ] {
+        stage.fails(&format!("sample {model} --out no.png"), 1, &parts);
+        stage.fails(&format!("info {model}"), 1, &parts);
+    }
+    assert!(!stage.path("no.png").exists());
+    // A checkpoint holds the same weights and says which model they are of.
+    changed("checkpoint.safetensors", &|f| {
+        let config = f.metadata.remove("config").unwrap();
+        f.metadata.insert("settings".into(), format!("{{\"model\":{config},\"lr\":0.01}}"));
+        f.tensors.insert("adam.m/encoder.stem.bias".into(), f.tensors["encoder.stem.bias"].clone());
+    });
+    stage.ok("sample checkpoint.safetensors -n 1 --out yes.png");
+}
+
+#[test]
+fn non_finite_output_exits_with_3() {
+    let stage = TrainContext::new();
+    let mut model = TensorFile::load(&stage.model()).unwrap();
+    for array in model.tensors.values_mut() {
+        array.data.iter_mut().for_each(|v| *v = v.signum() * 1e30);
+    }
+    model.save(&stage.path("large.safetensors")).unwrap();
+    for line in [
+        "sample large.safetensors --out out.png",
+        "sample large.safetensors --raw --out out.npy",
+        "reconstruct large.safetensors --data shapes --out out.png",
+        "interpolate large.safetensors --data shapes --from 0 --to 1 --out out.png",
+        "traverse large.safetensors --data shapes --out out.png",
+        "encode large.safetensors --data shapes --val-limit 4 --out out.safetensors",
+        "eval large.safetensors --data shapes --val-limit 4 --no-pca",
+    ] {
+        stage.fails(line, 3, &["contains NaN or infinity: the model has diverged"]);
+    }
+    assert_eq!(fs::read_dir(stage.dir.path()).unwrap().count(), 2, "a result was written");
+}
+
+#[test]
+fn invalid_arguments_fail_before_anything_is_computed() {
+    let stage = TrainContext::new();
+    for (line, code, parts) in [
+        ("sample run --out grid.jpg", 2, [".png", "grid.jpg"].as_slice()),
+        ("sample run --raw --out grid.png", 2, &[".npy, .safetensors"]),
+        ("sample run -n 0", 2, &["--count"]),
+        ("sample run -n 100000", 1, &["at most"]),
+        ("sample run --temperature nan", 2, &["--temperature"]),
+        ("sample run --batch-size 0", 2, &["--batch-size"]),
+        ("sample run --out run/model.safetensors/x.png", 1, &["model.safetensors"]),
+        ("sample run --out new/folder/x.png --memory-limit 1 --batch-size 900", 1, &["needs"]),
+        ("sample nowhere --out new/folder/x.png", 1, &["nowhere"]),
+        ("encode run --data nowhere --out new/x.safetensors", 1, &["nowhere"]),
+        ("sample", 2, &["RUN|FILE"]),
+        ("encode run --data shapes --out latents.npy", 2, &[".safetensors"]),
+        ("encode run --data shapes --split validation", 2, &["train, test"]),
+        ("reconstruct run --data nowhere", 1, &["nowhere"]),
+        ("traverse run --steps 0", 2, &["--steps"]),
+        ("eval run --data shapes --iwae -1", 2, &["-1"]),
+        ("info run --channels 8", 2, &["cannot be used with"]),
+        ("completions tcl", 2, &["bash"]),
+    ] {
+        stage.fails(line, code, parts);
+    }
+    for name in ["samples.png", "grid.jpg", "new"] {
+        assert!(!stage.path(name).exists(), "{name}");
+    }
+    stage.ok("sample run --count 1 --out new/folder/x.png");
+    assert!(stage.path("new/folder/x.png").exists());
+}
+
+#[test]
+fn cpu_device_needs_no_adapter() {
+    let stage = TrainContext::new();
+    let without = |line: &str| {
+        let mut command = stage.command(line);
+        command.env("VK_DRIVER_FILES", "/nonexistent.json").env("VK_ICD_FILENAMES", "/nonexistent.json");
+        command.env("WGPU_BACKEND", "vulkan").output().unwrap()
+    };
+    let output = without("sample run -n 1 --device cpu");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = without("sample run -n 1 --device auto");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no usable GPU adapter"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn info_describes_a_trained_model() {
+    let stage = TrainContext::new();
+    for model in ["run", "run/model.safetensors"] {
+        let said = text(&stage.ok(&format!("info {model} --batch 4")).stdout);
+        let parts =
+            ["encoder.stem.weight", "[4, 3, 3, 3]", "parameters: ", "MFLOP", "device memory", "model.safetensors"];
+        for part in parts {
+            assert!(said.contains(part), "{part} is missing:\n{said}");
+        }
+    }
+}
+
+#[test]
+fn completions_cover_every_command() {
+    let stage = TrainContext::new();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = text(&stage.ok(&format!("completions {shell}")).stdout);
+        for word in ["sample", "reconstruct", "iwae", "temperature"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_no_partial_file() {
+    use std::os::unix::process::ExitStatusExt;
+    let stage = TrainContext::new();
+    let mut child = stage.command("encode run --data shapes --split train").spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    // Programs in the background of a script are born with SIGINT ignored: there another signal has to do.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    let (name, number) = if ignored.unwrap_or(0) & 2 == 0 { ("-INT", 2) } else { ("-TERM", 15) };
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().signal(), Some(number));
+    let left: Vec<_> = fs::read_dir(stage.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["run"]);
+}

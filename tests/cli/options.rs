@@ -1,0 +1,394 @@
+//! Nonsense on the command line: every option of every command, as `--help` lists them, given what it cannot be. Each must end in one
+//! line that names the option or the file, with exit code 2 (usage) or 1 (failure), and leave the folder as it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+use vae_wgpu::app::io::checkpoint::{TensorSchema, Weights};
+use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::runtime::graph::Arena;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::train::Settings;
+
+/// A command with arguments that make it work, small enough to run, and what it writes.
+struct Base {
+    command: &'static str,
+    positional: &'static str,
+    options: &'static str,
+    /// Needs an adapter to get as far as its result.
+    gpu: bool,
+}
+
+const fn base(command: &'static str, positional: &'static str, options: &'static str) -> Base {
+    Base { command, positional, options, gpu: false }
+}
+
+const MODEL: &str = "--channels 2 --blocks 1 --latent-dim 2 --device cpu";
+const SHAPES: &str = "--data shapes --train-limit 8 --val-limit 4";
+
+/// Every command but `help`.
+fn bases() -> Vec<Base> {
+    vec![
+        base("train", "", "--batch-size 4 --epochs 1 --quiet --out new"),
+        base("sample", "run", "-n 2 --out new.png"),
+        base("reconstruct", "run", "-n 2 --out new.png"),
+        base("interpolate", "run", "--from 0 --to 1 --steps 2 --out new.png"),
+        base("traverse", "run", "--image 0 --steps 2 --out new.png"),
+        base("encode", "run", "--out new.safetensors"),
+        base("eval", "run", "--no-pca"),
+        base("data", "", ""),
+        base("check", "relu", ""),
+        base("info", "", "--batch 2"),
+        base("bench step", "", "--batch 2 --steps 1 --warmup 0"),
+        Base { gpu: true, ..base("bench kernels", "", "--batch 2") },
+        Base { gpu: true, ..base("tune", "", "--batch 2") },
+        base("completions", "bash", ""),
+        base("devices", "", ""),
+    ]
+}
+
+/// Values that an option cannot have, by the code that they must end in; `-` is for those that depend on the command.
+const NONSENSE: &[(&str, u8, &[&str])] = &[
+    ("--device", 2, &[""]),
+    ("--device", 1, &["voodoo2", "99", "-1"]),
+    (
+        "--variant",
+        2,
+        &["", "=", "conv2d", "conv3d=naive", "conv2d=", "conv2d.forward=fastest", "conv2d.sideways=naive"],
+    ),
+    ("--variants", 2, &[""]),
+    ("--variants", 1, &["missing.json", "folder", "text", "empty", "bare.json"]),
+    ("--memory-limit", 2, &["", "0", "-1", "1.5", "much", "99999999999999999999"]),
+    ("--batch-size", 2, &["", "0", "-1", "1.5", "many", "99999999999999999999"]),
+    ("--batch", 2, &["", "0", "-1", "1.5", "many", "99999999999999999999"]),
+    ("--data", 2, &[""]),
+    ("--data", 1, &["missing", "folder", "text", "empty", "cut.tar.gz", "/dev/null"]),
+    ("--train-limit", 2, &["", "0", "-1", "1.5", "all", "99999999999999999999"]),
+    ("--val-limit", 2, &["", "0", "-1", "1.5", "all", "99999999999999999999"]),
+    ("--count", 2, &["", "0", "-1", "1.5", "all", "99999999999999999999"]),
+    ("--steps", 2, &["", "0", "-1", "1.5", "all", "1000001", "99999999999999999999"]),
+    ("--warmup", 2, &["", "-1", "1.5", "long", "99999999999999999999"]),
+    ("--beta-warmup", 2, &["", "-1", "1.5", "long", "99999999999999999999"]),
+    ("--seed", 2, &["", "-1", "1.5", "random", "18446744073709551616"]),
+    ("--temperature", 2, &["", "nan", "inf", "-1", "hot", "1e39"]),
+    ("--lr", 2, &["", "nan", "inf", "-inf", "-1", "fast", "1e39"]),
+    ("--weight-decay", 2, &["", "nan", "inf", "-1", "little", "1e39"]),
+    ("--clip-grad", 2, &["", "nan", "inf", "-1", "yes", "1e39"]),
+    ("--beta", 2, &["", "nan", "inf", "-1", "alpha", "1e39"]),
+    ("--epochs", 2, &["", "0", "-1", "1.5", "all", "1000000001", "18446744073709551615"]),
+    ("--channels", 2, &["", "0", "3", "-2", "4098", "wide", "18446744073709551614"]),
+    ("--blocks", 2, &["", "0", "-1", "257", "deep", "18446744073709551615"]),
+    ("--latent-dim", 2, &["", "0", "-1", "65537", "some", "18446744073709551615"]),
+    ("--norm", 2, &["", "group", "1"]),
+    ("--schedule", 2, &["", "wavy", "1"]),
+    ("--split", 2, &["", "validation", "1"]),
+    ("--iwae", 2, &["", "-1", "1.5", "100001", "all"]),
+    ("--from", 2, &[""]),
+    ("--from", 1, &["missing.png", "folder", "text", "empty", "huge.png", "-1", "1.5", "4000000000", "/dev/null"]),
+    ("--to", 2, &[""]),
+    ("--to", 1, &["missing.png", "folder", "text", "empty", "huge.png", "-1", "4"]),
+    ("--image", 2, &[""]),
+    ("--image", 1, &["missing.png", "folder", "text", "empty", "huge.png", "-1", "4"]),
+    ("--init", 2, &[""]),
+    ("--init", 1, &["missing.safetensors", "folder", "text", "empty", "run", "other.safetensors"]),
+    ("--resume", 2, &[""]),
+    ("--resume", 1, &["missing", "folder", "text", "run"]),
+    ("--trace", 2, &[""]),
+    ("--only", 1, &["conv3d"]),
+    ("--out", 2, &[""]),
+    ("--out", 1, &["text/new.json", "text/new.png", "/proc/new.png", "folder.png"]),
+];
+
+/// What cannot be said for all commands alike: command, arguments instead of the base's, code, part of what is said.
+const PARTICULAR: &[(&str, &str, u8, &str)] = &[
+    ("train", "--out text", 1, "text"),
+    ("train", "--out run", 1, "--force"),
+    ("train", "--out text/new", 1, "text/new"),
+    ("train", "--trace new.txt", 1, "cannot profile"),
+    ("train", "--quiet --json", 2, "--json"),
+    ("train", "--resume run --lr 1", 2, "--lr"),
+    ("train", "more", 2, "more"),
+    ("sample", "--out new.jpg", 2, "new.jpg"),
+    ("sample", "--out new", 2, "new"),
+    ("sample", "--out run", 2, "run"),
+    ("sample", "--raw --out new.png", 2, "new.png"),
+    ("sample", "-n 20001", 1, "20000"),
+    ("sample", "-n 1000001", 2, "--count"),
+    ("encode", "--out folder.safetensors", 1, "folder.safetensors"),
+    ("encode", "--out new.npy", 2, "new.npy"),
+    ("reconstruct", "missing.png", 1, "missing.png"),
+    ("reconstruct", "folder", 1, "folder"),
+    ("reconstruct", "text", 1, "text"),
+    ("reconstruct", "huge.png", 1, "huge.png"),
+    ("reconstruct", "cut.png", 1, "cut.png"),
+    ("tune", "--out new.txt", 2, "new.txt"),
+    ("tune", "--out folder.json", 1, "folder.json"),
+    ("check", "nonesuch", 1, "nonesuch"),
+    ("check", "--bisect", 1, "--bisect"),
+    ("info", "run --channels 8", 2, "--channels"),
+    ("completions", "tcl", 2, "tcl"),
+    ("interpolate", "--steps 1", 2, "--steps"),
+    ("interpolate", "--steps 1001", 2, "--steps"),
+    ("traverse", "--steps 1001", 2, "--steps"),
+    ("bench step", "--batch 18446744073709551615", 1, "batch"),
+    ("bench step", "--batch 100000000", 1, "batch"),
+    ("info", "--batch 18446744073709551615", 1, "The largest batch that fits is"),
+    ("info", "--channels 64 --memory-limit 1", 1, "not even a batch of 1 fits"),
+];
+
+/// What a model cannot be read from, in place of a run.
+const NO_MODELS: [&str; 6] = ["missing", "folder", "text", "empty", "bare.json", "silent.safetensors"];
+
+struct TrainContext(TempDir);
+
+impl TrainContext {
+    /// A folder with a small trained model in `run`, and with what is no such thing.
+    fn new() -> Self {
+        let stage = Self(tempfile::tempdir().unwrap());
+        for folder in ["run", "folder", "folder.png", "folder.json", "folder.safetensors"] {
+            fs::create_dir(stage.path(folder)).unwrap();
+        }
+        let save = |channels: usize, file: &str, about: &str| {
+            let config = VaeConfig { channels, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
+            let graph = config.graph(1, Mode::Encode).unwrap();
+            let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
+            let weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
+            let about = if about.is_empty() { serde_json::to_string(&config).unwrap() } else { about.to_owned() };
+            weights.save(&stage.path(file), TensorSchema::of(&graph), &about).unwrap();
+        };
+        save(2, "run/model.safetensors", "");
+        save(4, "other.safetensors", "");
+        save(2, "silent.safetensors", "{}");
+        let settings = Settings { data: Some("shapes".into()), ..Settings::default() };
+        let about = RunConfig::new(String::new(), Default::default(), settings);
+        fs::write(stage.path("run/config.json"), serde_json::to_string(&about).unwrap()).unwrap();
+        fs::write(stage.path("run/run.lock"), "").unwrap();
+        let picture = image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([x as u8 * 5, y as u8 * 6, (x ^ y) as u8]));
+        picture.save(stage.path("cut.png")).unwrap();
+        let png = fs::read(stage.path("cut.png")).unwrap();
+        fs::write(stage.path("cut.png"), &png[..png.len() / 2]).unwrap();
+        fs::write(stage.path("huge.png"), huge(&png)).unwrap();
+        fs::write(stage.path("text"), "hello\n").unwrap();
+        fs::write(stage.path("empty"), "").unwrap();
+        fs::write(stage.path("bare.json"), "{}").unwrap();
+        fs::write(stage.path("cut.tar.gz"), [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1]).unwrap();
+        stage
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, args: &[String]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
+        command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
+        // Mesa talks where there is no desktop.
+        command.env("NODEVICE_SELECT", "1").env("XDG_RUNTIME_DIR", self.0.path());
+        command.output().unwrap()
+    }
+
+    /// Everything in the folder, files with their contents.
+    fn tree(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+        fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) {
+            for path in fs::read_dir(folder).unwrap().map(|pass| pass.unwrap().path()) {
+                if path.is_dir() {
+                    walk(&path, found);
+                }
+                found.insert(path.clone(), path.is_file().then(|| fs::read(&path).unwrap()));
+            }
+        }
+        let mut found = BTreeMap::new();
+        walk(self.0.path(), &mut found);
+        found
+    }
+}
+
+/// A PNG that says it has 30,000 by 30,000 pixels, which its few bytes cannot hold.
+fn huge(png: &[u8]) -> Vec<u8> {
+    let mut huge = png.to_vec();
+    huge[16..20].copy_from_slice(&30_000u32.to_be_bytes());
+    huge[20..24].copy_from_slice(&30_000u32.to_be_bytes());
+    let crc = huge[12..29].iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 })
+    });
+    huge[29..33].copy_from_slice(&(!crc).to_be_bytes());
+    huge
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// The options of a command, as its help lists them, and whether they take a value.
+fn options(stage: &TrainContext, command: &str) -> BTreeMap<String, bool> {
+    let help = stage.run(&words(&format!("{command} --help")));
+    assert!(help.status.success(), "{command}");
+    let help = String::from_utf8(help.stdout).unwrap();
+    let named = help.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| word.len() == 3 && word.ends_with(','));
+        let name = words.next().filter(|word| word.starts_with("--"))?;
+        Some((name.to_owned(), words.next().is_some_and(|word| word.starts_with('<'))))
+    });
+    named.filter(|(name, _)| name != "--help" && name != "--version").collect()
+}
+
+/// The arguments of a base, but for those that are given.
+fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<String> {
+    let mut args = words(base.command);
+    let names: Vec<&str> = given.iter().filter_map(|g| g.split('=').next()).collect();
+    // What a run is resumed with excludes its settings; files exclude a data set.
+    let resumes = names.contains(&"--resume");
+    let files = base.command == "reconstruct" && given.iter().any(|g| !g.starts_with('-'));
+    let trained = base.command == "info" && given.iter().any(|g| g == "run");
+    args.extend(words(if base.command == "info" || base.command == "check" || base.command == "completions" {
+        if given.iter().any(|g| !g.starts_with('-')) || names.contains(&"--bisect") { "" } else { base.positional }
+    } else {
+        base.positional
+    }));
+    let defaults = [base.options, MODEL, SHAPES].map(words).concat();
+    let mut defaults = defaults.iter().peekable();
+    while let Some(name) = defaults.next() {
+        let value = defaults.next_if(|next| !next.starts_with('-'));
+        let long = if name == "-n" { "--count" } else { name };
+        let known = options.contains_key(long);
+        let planned_for_no_device = base.command == "info" && long == "--device";
+        let excluded = resumes && !matches!(long, "--device" | "--data" | "--quiet")
+            || files && ["--data", "--train-limit", "--val-limit", "--count"].contains(&long)
+            || trained && ["--channels", "--blocks", "--latent-dim"].contains(&long);
+        if known && !planned_for_no_device && !excluded && !names.contains(&long) && !names.contains(&name.as_str()) {
+            args.push(name.clone());
+            args.extend(value.cloned());
+        }
+    }
+    args.extend(given.iter().cloned());
+    args
+}
+
+/// Runs it, and looks at everything but what is special; the complaint if there is one.
+fn refused(stage: &TrainContext, args: &[String], code: u8, parts: &[&str]) -> Option<String> {
+    let before = stage.tree();
+    let output = stage.run(args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let complain = |what: &str| Some(format!("{args:?}: {what} (exit {:?}): {said}", output.status.code()));
+    if output.status.code() != Some(code.into()) {
+        return complain(&format!("exit code {code} expected"));
+    }
+    if !parts.iter().any(|part| said.contains(part)) {
+        return complain(&format!("none of {parts:?} is named"));
+    }
+    // The parser of options adds its own hints behind an empty line.
+    let message = said.split("\n\n").next().unwrap_or_default().trim_end();
+    let lines = message.lines().filter(|line| !line.trim_start().starts_with("[possible values")).count();
+    if lines != 1 || !said.starts_with("error: ") || (code == 1 && said.trim_end() != message) {
+        return complain("one line expected");
+    }
+    if !output.stdout.is_empty() {
+        return complain("something on stdout");
+    }
+    if stage.tree() != before {
+        return complain("the folder was changed");
+    }
+    None
+}
+
+fn has_adapter(stage: &TrainContext) -> bool {
+    let found = stage.run(&words("devices --json")).status.success();
+    let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
+    assert!(found || !required, "VAE_WGPU_REQUIRE_GPU is set and there is no adapter");
+    found
+}
+
+#[test]
+fn baseline_commands_succeed() {
+    let stage = TrainContext::new();
+    let adapter = has_adapter(&stage);
+    for base in bases().iter().filter(|base| !base.gpu && (base.command != "devices" || adapter)) {
+        let args = line(base, &options(&stage, base.command), &[]);
+        let output = stage.run(&args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let commands = String::from_utf8(stage.run(&words("--help")).stdout).unwrap();
+    let listed = commands.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
+    for command in listed.filter_map(|l| l.split_whitespace().next()).filter(|c| *c != "help") {
+        assert!(bases().iter().any(|b| b.command.split(' ').next() == Some(command)), "{command} is not tested");
+    }
+}
+
+#[test]
+fn invalid_option_values_fail_cleanly() {
+    let stage = TrainContext::new();
+    let adapter = has_adapter(&stage);
+    let (mut complaints, mut rows) = (Vec::new(), 0);
+    let mut check = |args: &[String], code: u8, parts: &[&str]| {
+        rows += 1;
+        complaints.extend(refused(&stage, args, code, parts));
+    };
+    for base in &bases() {
+        let options = options(&stage, base.command);
+        for (option, valued) in &options {
+            if !valued {
+                check(&line(base, &options, &[format!("{option}=maybe")]), 2, &[option]);
+                continue;
+            }
+            let mut known = false;
+            for (_, code, values) in NONSENSE.iter().filter(|(name, ..)| name == option) {
+                known = true;
+                for value in *values {
+                    // A folder or a missing parent is met where the kind of file fits the command.
+                    let kind = Path::new(value).extension();
+                    let own = base.options.split_whitespace().last().map(Path::new).and_then(Path::extension);
+                    if option == "--out" && kind.is_some() && kind != own {
+                        continue;
+                    }
+                    let mut given = vec![format!("{option}={value}")];
+                    if base.gpu && *code == 1 && option != "--device" && option != "--out" {
+                        if !adapter {
+                            continue;
+                        }
+                        given.push("--device=auto".to_owned());
+                    }
+                    let (mut parts, file) = (vec![option.as_str()], format!("cannot read {value}:"));
+                    // In place of the option the file will do; where a folder is none, that is named.
+                    match value.parse::<f64>() {
+                        _ if *code == 2 => {}
+                        Ok(_) => parts.push(&file),
+                        Err(_) => parts.extend([*value, value.rsplit_once('/').map_or(*value, |(parent, _)| parent)]),
+                    }
+                    check(&line(base, &options, &given), *code, &parts);
+                }
+            }
+            assert!(known, "{}: no nonsense for {option}", base.command);
+        }
+        check(&line(base, &options, &["--frobnicate".to_owned()]), 2, &["--frobnicate"]);
+        if base.positional == "run" {
+            for model in NO_MODELS {
+                let args = line(base, &options, &[]);
+                let args: Vec<_> = args.iter().map(|a| if a == "run" { model.to_owned() } else { a.clone() }).collect();
+                check(&args, 1, &[model]);
+            }
+        }
+    }
+    for (command, given, code, part) in PARTICULAR {
+        let base = bases().into_iter().find(|b| b.command == *command).unwrap();
+        check(&line(&base, &options(&stage, command), &words(given)), *code, &[part]);
+    }
+    assert!(complaints.is_empty(), "{} of {rows}:\n{}", complaints.len(), complaints.join("\n"));
+    assert!(rows > 500, "only {rows} rows");
+}
+
+#[test]
+fn unwritable_trace_fails_before_the_run() {
+    let stage = TrainContext::new();
+    if !has_adapter(&stage) {
+        return;
+    }
+    let train = &bases()[0];
+    let options = options(&stage, "train");
+    for (trace, code) in [("new.txt", 2), ("folder.json", 1), ("text/new.json", 1)] {
+        let args = line(train, &options, &words(&format!("--device auto --trace {trace}")));
+        assert_eq!(refused(&stage, &args, code, &[trace, "the folder text"]), None);
+    }
+}

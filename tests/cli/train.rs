@@ -1,0 +1,422 @@
+//! `vae-wgpu train` on the real binary: a whole run, resumed runs to the bit, Ctrl-C, kills, poison and mistakes.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::runtime::gpu::{Gpu, Options};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Stream;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+
+use crate::runs::{assert_same, command, device, ok, resume, rows, run_in, signal, small, start, text};
+
+/// 100 pictures in batches of 32: three whole steps and a short one an epoch.
+const STEPS_PER_EPOCH: usize = 4;
+
+#[test]
+fn train_writes_all_files_of_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let output = ok(&small(&run, device(), "2"));
+    let said = text(&output.stderr);
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    for part in ["device", "parameters", "epoch  2/2", "active units", "done: 2 epochs, 8 steps"] {
+        assert!(said.contains(part), "{part} is missing:\n{said}");
+    }
+    assert_eq!(rows(&run, "metrics.csv").len(), 1 + 2 * STEPS_PER_EPOCH);
+    assert_eq!(rows(&run, "epochs.csv").len(), 1 + 2);
+    let path = |name: &str| Path::new(&run).join(name);
+    for (picture, width, height) in [
+        ("reconstruction_history.png", 3 * 66 + 2, 10 * 66 + 2),
+        ("samples/epoch_01.png", 7 * 66 + 2, 7 * 66 + 2),
+        ("samples/epoch_02.png", 7 * 66 + 2, 7 * 66 + 2),
+    ] {
+        let found = image::image_dimensions(path(picture)).unwrap();
+        assert_eq!(found, (width, height), "{picture}");
+    }
+    for picture in ["training_loss.png", "grad_norm.png", "learning_rate.png"] {
+        let (width, height) = image::image_dimensions(path(picture)).unwrap();
+        assert!(width >= 600 && height >= 300, "{picture}");
+    }
+    let config: Value = serde_json::from_slice(&fs::read(path("config.json")).unwrap()).unwrap();
+    assert_eq!(config["settings"]["batch_size"], 32, "{config}");
+    assert!(config["device"].is_string() && config["kernels"].is_object(), "{config}");
+    assert!(path("model.safetensors").is_file() && path("checkpoint.safetensors").is_file());
+}
+
+#[test]
+fn resumed_run_is_identical_to_an_uninterrupted_one() {
+    for device in [device(), "cpu"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+        ok(&small(&whole, device, "3"));
+        ok(&small(&parts, device, "1"));
+        ok(&resume(&parts, device, "3"));
+        assert_same(&whole, &parts);
+        // A run that is done has nothing more to do.
+        ok(&resume(&parts, device, "3"));
+        assert_same(&whole, &parts);
+    }
+}
+
+/// Three epochs, again and again: memory shared or not, blocks computed twice or kept, one or two or three threads of a software driver,
+/// bound to processors or not.
+#[test]
+fn weights_are_identical_across_thread_counts_and_planner_settings() {
+    let (dir, device) = (tempfile::tempdir().unwrap(), device());
+    let first = run_in(&dir, "first");
+    ok(&small(&first, device, "3"));
+    for (i, (option, name, value)) in [
+        (None, "LP_NUM_THREADS", "2"),
+        (None, "LP_NUM_THREADS", "1"),
+        (None, "LP_NUM_THREADS", "3"),
+        (None, "VAE_WGPU_PLANNER", "off"),
+        (None, "VAE_WGPU_PIN", "off"),
+        (Some("--checkpoint-blocks"), "VAE_WGPU_PLANNER", "on"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = run_in(&dir, &i.to_string());
+        let mut args = small(&run, device, "3");
+        args.extend(option);
+        let output = command(&args).env(name, value).output().unwrap();
+        assert!(output.status.success(), "{option:?} {name}={value}: {}", text(&output.stderr));
+        assert_same(&first, &run);
+    }
+}
+
+#[test]
+fn resume_keeps_the_kernel_variants() {
+    let device = device();
+    if device == "cpu" {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    // One shape alone, from a table, and a whole operation.
+    let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
+    let gpu = Gpu::open(&Options::default()).unwrap();
+    let (graph, _) = config.plan(32, Mode::Train, gpu.profile(), &plan::Options::default()).unwrap();
+    drop(gpu);
+    let stem = graph.nodes().iter().find(|n| n.name == "encoder.stem").unwrap();
+    let key = plan::key(stem.op.as_ref(), &stem.pass).unwrap();
+    let table = serde_json::json!({
+        "format": 1, "version": "0.1.0", "adapter": "Voodoo 2", "driver": "",
+        "passes": [{"key": key, "variant": "naive", "ms": 1.0}],
+    });
+    let file = run_in(&dir, "table.json");
+    fs::write(&file, table.to_string()).unwrap();
+    let with = |run: &str, epochs: &str| {
+        let mut args: Vec<String> = small(run, device, epochs).into_iter().map(str::to_owned).collect();
+        args.extend(["--variants", &file, "--variant", "linear=naive"].map(str::to_owned));
+        let output = ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(text(&output.stderr).contains("made on Voodoo 2"), "{}", text(&output.stderr));
+    };
+    with(&whole, "3");
+    with(&parts, "1");
+    let config =
+        || -> Value { serde_json::from_slice(&fs::read(Path::new(&parts).join("config.json")).unwrap()).unwrap() };
+    let asked = serde_json::json!({"linear": "naive", key.as_str(): "naive"});
+    assert_eq!(config()["settings"]["variants"], asked);
+    let kernels = config()["kernels"].clone();
+    assert!(kernels["conv2d.forward"].as_str().unwrap().split(", ").any(|v| v == "naive"), "{kernels}");
+    // Nothing is said of variants, and the table may be gone.
+    fs::remove_file(&file).unwrap();
+    ok(&resume(&parts, device, "3"));
+    assert_same(&whole, &parts);
+    assert_eq!((&config()["settings"]["variants"], &config()["kernels"]), (&asked, &kernels));
+    let mut args = resume(&parts, device, "4");
+    args.extend(["--variant", "conv2d=naive"]);
+    ok(&args);
+    assert_eq!(config()["settings"]["variants"], serde_json::json!({"conv2d": "naive"}));
+    assert_ne!(config()["kernels"], kernels);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    // No machine is through with so many epochs before the signal comes.
+    let mut child = start(&small(&parts, "cpu", "1000000"), 6);
+    signal(&child, "-INT");
+    let status = child.wait().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(130), "{status:?}: {said}");
+    // One epoch more than it had done: a line of the table is its head.
+    let epochs = rows(&parts, "epochs.csv").len().max(3).to_string();
+    ok(&resume(&parts, "cpu", &epochs));
+    ok(&small(&whole, "cpu", &epochs));
+    assert_same(&whole, &parts);
+}
+
+/// Twenty kills at random moments, each followed by another go.
+#[cfg(unix)]
+#[test]
+fn repeatedly_killed_run_is_identical_to_an_uninterrupted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, killed) = (run_in(&dir, "whole"), run_in(&dir, "killed"));
+    const EPOCHS: &str = "24";
+    ok(&small(&whole, "cpu", EPOCHS));
+    let mut moments = rng::stream(3, Stream::Check, 0);
+    let mut kills = 0;
+    let mut child = start(&small(&killed, "cpu", EPOCHS), 1);
+    while kills < 20 {
+        let wait = rng::below(&mut moments, 120);
+        std::thread::sleep(Duration::from_millis(u64::from(wait)));
+        if child.try_wait().unwrap().is_none() {
+            signal(&child, "-KILL");
+            kills += 1;
+        }
+        child.wait().unwrap();
+        child = command(&resume(&killed, "cpu", EPOCHS)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        if kills < 20 && rows(&killed, "epochs.csv").len() > 24 {
+            break; // through before the twentieth kill
+        }
+    }
+    child.wait().unwrap();
+    assert!(kills >= 10, "only {kills} kills hit a running process");
+    ok(&resume(&killed, "cpu", EPOCHS));
+    assert_same(&whole, &killed);
+}
+
+/// Finite gradients whose squares are not would make infinite moments, which no checkpoint can hold.
+#[test]
+fn non_finite_gradient_norm_ends_the_run_before_the_update() {
+    let dir = tempfile::tempdir().unwrap();
+    for device in ["cpu", device()] {
+        let run = run_in(&dir, device);
+        let mut args = small(&run, device, "2");
+        args.extend(["--beta", "1e25"]);
+        let output = command(&args).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains("non-finite value in the global gradient norm at step 0"), "{said}");
+        let checkpoint = TensorFile::load(&Path::new(&run).join("checkpoint.safetensors")).unwrap();
+        assert_eq!(checkpoint.metadata["step"], "0");
+    }
+}
+
+#[test]
+fn non_finite_loss_ends_the_run_before_the_update() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let mut args = small(&run, "cpu", "2");
+    args.extend(["--lr", "1e38"]);
+    let output = command(&args).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains("non-finite value in") && said.contains("at step"), "{said}");
+    let bytes = fs::read(Path::new(&run).join("checkpoint.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for (name, tensor) in file.tensors() {
+        let numbers: Vec<f32> = bytemuck::pod_collect_to_vec(tensor.data());
+        assert!(numbers.iter().all(|v| v.is_finite()), "{name}");
+    }
+}
+
+#[test]
+fn json_prints_one_object_per_event_and_quiet_prints_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (json, quiet) = (run_in(&dir, "json"), run_in(&dir, "quiet"));
+    let mut args = small(&json, "cpu", "1");
+    args.push("--json");
+    let events: Vec<Value> = text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["started", "step", "step", "step", "step", "epoch", "finished"]);
+    assert_eq!(events[0]["parameters"].as_u64().unwrap(), {
+        let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..Default::default() };
+        config.graph(1, Mode::Evaluate).unwrap().parameter_count() as u64
+    });
+    for field in ["train_total", "val_total", "val_recon", "val_kl", "val_mse", "active_units"] {
+        assert!(events[5][field].is_number(), "{field}: {}", events[5]);
+    }
+    let mut args = small(&quiet, "cpu", "1");
+    args.push("--quiet");
+    let output = ok(&args);
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn profiling_does_not_change_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, profiled, cpu) = (run_in(&dir, "plain"), run_in(&dir, "profiled"), run_in(&dir, "cpu"));
+    let trace = run_in(&dir, "new/trace.json");
+    let mut args = small(&cpu, "cpu", "1");
+    args.extend(["--trace", &trace]);
+    let output = command(&args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("cannot profile"), "{}", text(&output.stderr));
+    assert!(!Path::new(&cpu).exists());
+    let device = device();
+    if device == "cpu" {
+        return;
+    }
+    ok(&small(&plain, device, "3"));
+    let mut args = small(&profiled, device, "3");
+    args.extend(["--profile", "--trace", &trace]);
+    let said = text(&ok(&args).stderr);
+    assert_same(&plain, &profiled);
+    if said.contains("no timestamp queries") {
+        return;
+    }
+    // The fourth step is the short one at the end of the first epoch.
+    for part in ["profile of step 5", "dispatches", "conv2d.forward", "total on the device", "host: prepare "] {
+        assert!(said.contains(part), "{part} is missing:\n{said}");
+    }
+    let trace: Value = serde_json::from_slice(&fs::read(&trace).unwrap()).unwrap();
+    let events: Vec<&Value> = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
+    let track = |tid: u32| events.iter().filter(move |e| e["tid"] == tid);
+    assert_eq!(
+        track(2).map(|e| e["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["prepare", "encode and submit", "wait"]
+    );
+    assert!(track(1).any(|e| e["name"].as_str().unwrap().starts_with("encoder.stem/conv2d.forward")), "{trace}");
+    for event in &events {
+        assert!(event["ts"].as_f64().unwrap() >= 0.0 && event["dur"].as_f64().unwrap() >= 0.0, "{event}");
+    }
+    assert!(track(1).all(|e| e["args"]["kernel"].is_string() && e["args"]["variant"].is_string()), "{trace}");
+
+    // As an event among the others, and in a run that goes on; a run that is done has no step left.
+    let mut args = resume(&profiled, device, "4");
+    args.extend(["--profile", "--json"]);
+    let events: Vec<Value> = text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let profile = events.iter().find(|e| e["event"] == "profile").unwrap();
+    assert_eq!(profile["step"], 15, "{profile}");
+    assert!(profile["kernels"].as_array().unwrap().iter().all(|k| k["ms"].as_f64().unwrap() > 0.0), "{profile}");
+    let mut args = resume(&profiled, device, "4");
+    args.push("--profile");
+    assert!(text(&ok(&args).stderr).contains("no step left"));
+}
+
+/// A folder like CIFAR-10's with as many pictures as [`small`] has.
+fn other_pictures(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    let records = |count| [0; 3073].repeat(count);
+    for i in 1..=5 {
+        fs::write(folder.join(format!("data_batch_{i}.bin")), records(20)).unwrap();
+    }
+    fs::write(folder.join("test_batch.bin"), records(40)).unwrap();
+}
+
+#[test]
+fn resume_validates_checkpoint_and_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&small(&run, "cpu", "1"));
+    let goes_on = |data: &str| {
+        let mut args = resume(&run, "cpu", "2");
+        args.extend(["--data", data]);
+        let output = command(&args).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(!said.contains("panicked"), "{said}");
+        (output.status.code(), said)
+    };
+    // Other pictures, as many of the same size.
+    let others = run_in(&dir, "others");
+    other_pictures(Path::new(&others));
+    let (code, said) = goes_on(&others);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("data set: expected 100 and 40 pictures of 3x32x32, checksum "), "{said}");
+    // Numbers of the checkpoint.
+    let checkpoint = Path::new(&run).join("checkpoint.safetensors");
+    let healthy = fs::read(&checkpoint).unwrap();
+    for (key, value, part) in [
+        ("step", "18446744073709551615", "step: expected at most"),
+        ("step", "9", "epoch: expected 2 to 2 after 9 steps"),
+        ("epoch", "7", "epoch: expected 0 to 1 after 4 steps"),
+        ("best", "NaN", "best: expected a finite number"),
+        ("best", "nil\n\u{1b}[2J", "best: expected a number, found `nil??[2J`"),
+    ] {
+        let mut file = TensorFile::load(&checkpoint).unwrap();
+        file.metadata.insert(key.to_owned(), value.to_owned());
+        file.save(&checkpoint).unwrap();
+        let (code, said) = goes_on("shapes");
+        assert!(code == Some(1) && said.contains(part) && said.lines().count() == 1, "{key} {value}: {said}");
+        fs::write(&checkpoint, &healthy).unwrap();
+    }
+    // Rows of its table.
+    let table = Path::new(&run).join("metrics.csv");
+    let rows = fs::read_to_string(&table).unwrap();
+    let lines: Vec<&str> = rows.lines().collect();
+    fs::write(&table, [lines[0], lines[2], lines[1], lines[3], ""].join("\n")).unwrap();
+    let (code, said) = goes_on("shapes");
+    assert!(code == Some(1) && said.contains("metrics.csv: its rows are not in order"), "{said}");
+    fs::write(&table, [lines[0], lines[1], lines[4], ""].join("\n")).unwrap();
+    let (code, said) = goes_on("shapes");
+    assert!(code == Some(0) && said.contains("metrics.csv: 2 of 4 rows are missing"), "{said}");
+}
+
+#[test]
+fn init_weights_are_validated_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second, third) = (run_in(&dir, "first"), run_in(&dir, "second"), run_in(&dir, "third"));
+    ok(&small(&first, "cpu", "1"));
+    let model = format!("{first}/model.safetensors");
+    let mut args = small(&second, "cpu", "1");
+    args.extend(["--init", &model]);
+    ok(&args);
+    // Other numbers to start from, other numbers to end with.
+    assert_ne!(rows(&first, "metrics.csv"), rows(&second, "metrics.csv"));
+    let mut args = small(&third, "cpu", "1");
+    let at = args.iter().position(|a| *a == "--channels").unwrap();
+    args[at + 1] = "4";
+    args.extend(["--init", &model]);
+    let output = command(&args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("encoder.stem.weight"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn train_reports_invalid_arguments() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&small(&run, "cpu", "1"));
+    let nowhere = run_in(&dir, "nowhere");
+    let with = |more: &[&'static str]| {
+        let mut args = small(&nowhere, "cpu", "1");
+        args.extend(more);
+        args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>()
+    };
+    let words = |args: &[&str]| args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
+    for (args, code, part) in [
+        (words(&small(&run, "cpu", "1")), 1, "--force"),
+        (words(&resume(&nowhere, "cpu", "2")), 1, "config.json"),
+        (words(&["train", "--resume", &run, "--lr", "0.1"]), 2, "--lr"),
+        (words(&["train", "--resume", &run, "--train-limit", "7"]), 2, "--train-limit"),
+        (with(&["--lr", "nan"]), 2, "--lr"),
+        (with(&["--lr", "quick"]), 2, "--lr"),
+        (with(&["--weight-decay=-1"]), 2, "--weight-decay"),
+        (with(&["--init", "no-such-file"]), 1, "no-such-file"),
+        (with(&["--variants", "no-such-table"]), 1, "no-such-table"),
+        (with(&["--trace", "trace.txt"]), 1, "cannot profile"),
+        (with(&["--schedule", "wavy"]), 2, "cosine"),
+        (words(&["train", "--data", "/no/such/folder", "--device", "cpu", "--out", &nowhere]), 1, "/no/such/folder"),
+        (words(&["train", "--data", "shapes", "--train-limit", "0", "--out", &nowhere]), 2, "--train-limit"),
+        (words(&["train", "--data", "shapes", "--epochs", "0", "--device", "cpu", "--out", &nowhere]), 2, "--epochs"),
+        (
+            words(&["train", "--data", "shapes", "--batch-size", "0", "--device", "cpu", "--out", &nowhere]),
+            2,
+            "--batch-size",
+        ),
+    ] {
+        let output = command(&args.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(part), "{args:?}: {said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+    assert!(!Path::new(&nowhere).exists());
+    // --force takes the folder over.
+    let mut args = small(&run, "cpu", "1");
+    args.push("--force");
+    ok(&args);
+}

@@ -1,0 +1,58 @@
+//! Random convolutions, plain and fused, small enough to be run in every way.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use vae_wgpu::runtime::op::{BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Distribution};
+use vae_wgpu::runtime::tensor::shape::Shape;
+
+/// The same cases in every run.
+pub(crate) fn runner(cases: u32) -> TestRunner {
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(Default::default()))
+}
+
+/// Convolutions small enough to be run in every way.
+pub(crate) fn small() -> impl Strategy<Value = (Shape, usize, usize, usize, usize, bool)> {
+    let x = (1usize..4, 1usize..14, 1usize..9, 1usize..9).prop_map(|(n, c, h, w)| Shape::new(n, c, h, w));
+    (x, 1usize..14, 1usize..6, 1usize..4, 0usize..4, any::<bool>())
+}
+
+pub(crate) fn case(
+    (x, out, kernel, stride, padding, transposed): (Shape, usize, usize, usize, usize, bool),
+) -> Option<Case> {
+    let name = format!("{x} to {out}, {kernel}, {stride}, {padding}, {transposed}");
+    if transposed {
+        ConvTranspose2d::new(x, out, kernel, stride, padding).ok().map(|op| Case::new(name, op))
+    } else {
+        Conv2d::new(x, out, kernel, stride, padding).ok().map(|op| Case::new(name, op))
+    }
+}
+
+/// What may be fused with a convolution: a norm (in training or not), a residual, statistics given and handed on.
+pub(crate) type Parts = (Option<bool>, bool, bool, bool);
+
+pub(crate) fn parts() -> impl Strategy<Value = Parts> {
+    let norm = prop_oneof![Just(None), Just(Some(true)), Just(Some(true)), Just(Some(false))];
+    (norm, any::<bool>(), any::<bool>(), any::<bool>())
+}
+
+/// The convolution with its parts, where there is one.
+pub(crate) fn fused(conv: &Case, (training, residual, given, handed_on): Parts) -> Option<Case> {
+    let plain = conv.op.downcast_ref().map(Conv2d::fusible);
+    let mut op = plain.or_else(|| conv.op.downcast_ref().map(ConvTranspose2d::fusible))?;
+    if let Some(training) = training {
+        let x = conv.op.operands().first()?.spec.shape;
+        let config = BatchNormConfig { training, relu: true, ..BatchNormConfig::default() };
+        op = op.with_norm(BatchNorm::new(x, config).ok()?).ok()?;
+    }
+    let given = given && training == Some(true);
+    op = if residual { op.with_residual() } else { op };
+    op = if given { op.with_partials().ok()? } else { op };
+    op = if handed_on { op.with_y_partials() } else { op };
+    let name = format!("{} with norm {training:?}, {residual}, {given}, {handed_on}", conv.name);
+    let case = Case::new(name, op)
+        .fill("running_var", Distribution::Uniform(0.5, 2.0))
+        .fill("partials", Distribution::Uniform(0.5, 1.5));
+    // No difference in x moves statistics that are given, and those that are handed on have no gradient.
+    Some(if given || handed_on { case.not_differentiated() } else { case })
+}

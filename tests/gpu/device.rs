@@ -1,0 +1,155 @@
+//! The device module on the adapter: programs, timing, readback, mistakes; and `vae-wgpu check` on it.
+
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use vae_wgpu::Error;
+use vae_wgpu::runtime::gpu::{Binding, Compiled, Gpu, Options, Program, Ring, Step, Timer, roof};
+use vae_wgpu::runtime::kernel::Bind;
+use vae_wgpu::runtime::op::{Add, Op, Target, operand};
+use vae_wgpu::runtime::tensor::shape::Shape;
+
+use crate::harness::{self, Suite};
+
+fn program_runs_with_timings_and_frees_its_objects(_: &Arc<Gpu>) {
+    // A device of its own: other tests make objects on theirs at the same time.
+    let gpu = Gpu::open(&Options::default()).unwrap();
+    let shape = Shape::new(1, 4, 8, 8);
+    let op = Add::new(shape, shape).unwrap();
+    let target = Target { profile: gpu.profile(), variant: None, accumulate: &[false] };
+    let lowered = op.lower("forward", &target).unwrap();
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 1024).unwrap()));
+        for (i, (_, buffer)) in buffers.iter().enumerate() {
+            gpu.write(buffer, 0, bytemuck::cast_slice(&[(i + 1) as f32; 256])).unwrap();
+        }
+        let buffer = |bind: &Bind| {
+            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
+            Binding { buffer, offset: 0, size: 1024 }
+        };
+        let dispatch = &lowered.dispatches[0];
+        let bindings = dispatch.bindings.iter().map(buffer).collect();
+        let steps = [Step { label: "sum".into(), dispatch, bindings }];
+        let program = Program::new(&gpu, "test", &steps).unwrap();
+        let mut timer = Timer::new(&gpu, 2).unwrap();
+        let mut encoder = gpu.encoder("test");
+        program.encode(&mut encoder, timer.as_mut());
+        if let Some(timer) = &timer {
+            timer.resolve(&mut encoder);
+        }
+        gpu.submit(encoder).unwrap();
+        assert_eq!(gpu.read(&buffers[2].1, 16, 8).unwrap(), bytemuck::cast_slice::<f32, u8>(&[3.0, 3.0]));
+        if let Some(mut timer) = timer {
+            let spans = timer.read(&gpu).unwrap();
+            assert_eq!((spans.len(), spans[0].kernel, spans[0].label.as_str()), (1, "add.forward", "sum"));
+            assert!(spans[0].ns.is_none_or(|ns| ns > 0.0 && ns < 1e9));
+        }
+        drop((program, buffers));
+        gpu.wait().unwrap();
+        seen.push(gpu.live_objects());
+    }
+    assert_eq!(seen[1], seen[2]);
+    assert!(seen[0].compute_pipelines > 0, "{:?}", seen[0]);
+}
+
+fn invalid_accesses_and_oversized_buffers_are_errors(gpu: &Arc<Gpu>) {
+    assert!(matches!(gpu.buffer("huge", u64::MAX / 2), Err(Error::DoesNotFit { .. })));
+    let buffer = gpu.buffer("small", 16).unwrap();
+    assert!(matches!(gpu.write(&buffer, 8, &[0; 16]), Err(Error::Device { .. })));
+    assert!(matches!(gpu.read(&buffer, 8, 16), Err(Error::Device { .. })));
+    gpu.health().unwrap();
+    assert_eq!(gpu.read(&buffer, 0, 16).unwrap(), [0; 16]);
+}
+
+fn readback_ring_returns_copies_in_order(gpu: &Arc<Gpu>) {
+    let buffer = gpu.buffer("source", 8).unwrap();
+    let mut ring = Ring::new(gpu, 8, 2).unwrap();
+    let mut got = Vec::new();
+    for i in 0..5u32 {
+        if ring.is_full() {
+            got.extend(ring.drain(gpu).unwrap());
+        }
+        gpu.write(&buffer, 0, bytemuck::cast_slice(&[i, i + 1])).unwrap();
+        let mut encoder = gpu.encoder("copy");
+        let slot = ring.encode_copy(&mut encoder, &[(&buffer, 4, 4), (&buffer, 0, 4)]).unwrap();
+        gpu.submit(encoder).unwrap();
+        ring.map(slot).unwrap();
+        got.extend(ring.poll(gpu).unwrap());
+    }
+    got.extend(ring.drain(gpu).unwrap());
+    let want: Vec<_> = (0..5u32).map(|i| (u64::from(i), bytemuck::cast_slice(&[i + 1, i]).to_vec())).collect();
+    assert_eq!(got, want);
+}
+
+fn pipeline_cache_data_is_reused_and_invalid_data_ignored(gpu: &Arc<Gpu>) {
+    let add = |gpu: &Gpu| {
+        let shape = Shape::new(1, 4, 4, 4);
+        let op = Add::new(shape, shape).unwrap();
+        let lowered =
+            op.lower("forward", &Target { profile: gpu.profile(), variant: None, accumulate: &[false] }).unwrap();
+        let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 256).unwrap()));
+        gpu.write(&buffers[0].1, 0, bytemuck::cast_slice(&[1.5f32; 64])).unwrap();
+        let dispatch = &lowered.dispatches[0];
+        let binding = |bind: &Bind| {
+            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
+            Binding { buffer, offset: 0, size: 256 }
+        };
+        let bindings = dispatch.bindings.iter().map(binding).collect();
+        Program::new(gpu, "add", &[Step { label: "add".into(), dispatch, bindings }]).unwrap().submit(gpu).unwrap();
+        assert_eq!(gpu.read(&buffers[2].1, 0, 4).unwrap(), 1.5f32.to_le_bytes());
+    };
+    let with = |data: Option<&[u8]>| {
+        let mut gpu = Gpu::open(&Options::default()).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&seen);
+        gpu.on_compiled(move |_, compiled| told.lock().unwrap().push(compiled));
+        gpu.use_pipeline_cache(data).unwrap();
+        add(&gpu);
+        // What is there already is not compiled again.
+        add(&gpu);
+        assert_eq!(*seen.lock().unwrap(), [Compiled { done: 1, total: 1 }]);
+        gpu.health().unwrap();
+        gpu.pipeline_cache_data()
+    };
+    assert!(gpu.pipeline_cache_data().is_none());
+    let first = with(None);
+    assert_eq!(first.is_some(), gpu.pipeline_cache_key().is_some());
+    let Some(data) = first else { return };
+    assert!(gpu.pipeline_cache_key().unwrap().chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+    assert!(with(Some(&data)).is_some());
+    let mut foreign = data.clone();
+    foreign[..16].iter_mut().for_each(|b| *b ^= 0x55);
+    for odd in [&[][..], b"hello", &data[..data.len() / 2], &foreign] {
+        assert!(with(Some(odd)).is_some());
+    }
+}
+
+fn roofline_probes_measure_positive_rates(gpu: &Arc<Gpu>) {
+    let roof = roof(gpu).unwrap();
+    assert!(roof.gflops > 0.1 && roof.copy_gb_s > 0.1, "{roof:?}");
+}
+
+fn check_command_passes_and_prints_json(_: &Arc<Gpu>) {
+    let output = Command::new(env!("CARGO_BIN_EXE_vae-wgpu")).args(["check", "relu/odd", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines.len() >= 3, "{text}");
+    for line in lines {
+        assert_eq!(line["verdict"], "ok", "{line}");
+        assert!(!line["tensors"].as_array().unwrap().is_empty(), "{line}");
+    }
+}
+
+pub(crate) fn register(tests: &mut Suite) {
+    harness::tests!(
+        tests,
+        pipeline_cache_data_is_reused_and_invalid_data_ignored,
+        program_runs_with_timings_and_frees_its_objects,
+        invalid_accesses_and_oversized_buffers_are_errors,
+        readback_ring_returns_copies_in_order,
+        roofline_probes_measure_positive_rates,
+        check_command_passes_and_prints_json,
+    );
+}

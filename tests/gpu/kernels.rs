@@ -1,0 +1,100 @@
+//! Every operation in every case: the reference's gradients against finite differences, and every kernel in every variant against the
+//! reference.
+//!
+//! All of that runs on the adapter with all that it offers. With grids that fold early (`folded`) each kernel runs in one case, because
+//! folding depends on the kernel and not on the case; so it does within WebGPU's default limits and without optional features, except
+//! for the kernels that need these.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use libtest_mimic::Failed;
+use vae_wgpu::Error;
+use vae_wgpu::app::check::{Check, Kind, suite};
+use vae_wgpu::runtime::kernel::{DeviceKind, Dispatch, Profile};
+use vae_wgpu::runtime::op::{OPS, Target};
+
+use crate::harness::{Setup, Suite, verdict};
+
+/// Name and variant of a kernel.
+type Key = (&'static str, &'static str);
+
+fn register_on(tests: &mut Suite, setup: Setup, suffix: &str, check: Check) -> vae_wgpu::Result<()> {
+    let name = format!("{check}{suffix}");
+    if !check.needs_gpu() {
+        tests.add(name, move || verdict(check.run(None)?));
+        return Ok(());
+    }
+    let profile = tests.profile(setup)?;
+    match profile.map(|profile| check.not_applicable(&profile)).transpose()?.flatten() {
+        Some(_) => tests.not_applicable(name, "not applicable"),
+        None => tests.on(setup, name, move |gpu| verdict(check.run(Some(gpu))?)),
+    }
+    Ok(())
+}
+
+/// What a check dispatches on a device with this profile, storing and accumulating; nothing where it cannot run.
+fn dispatches(check: &Check, profile: &Profile) -> vae_wgpu::Result<Vec<Dispatch>> {
+    let Kind::Gpu { pass, variant } = check.kind else { return Ok(Vec::new()) };
+    let op = &check.subject.case.op;
+    let mut all = Vec::new();
+    for accumulate in [false, true] {
+        let accumulate = vec![accumulate; op.passes().get(pass)?.writes.len()];
+        match op.lower(pass, &Target { profile, variant: Some(variant), accumulate: &accumulate }) {
+            Err(Error::Unsupported { .. }) => {}
+            lowered => all.extend(lowered?.dispatches),
+        }
+    }
+    Ok(all)
+}
+
+/// For each kernel the check with the least work in which its grid folds; where it never does, the one with the largest grid.
+fn folded(checks: &[Check], profile: &Profile) -> vae_wgpu::Result<BTreeMap<Key, Check>> {
+    const FOLDS: usize = 8;
+    let mut best: BTreeMap<Key, (usize, f64, &Check)> = BTreeMap::new();
+    for check in checks {
+        let Kind::Gpu { pass, .. } = check.kind else { continue };
+        let op = &check.subject.case.op;
+        let flop = op.cost(op.passes().get(pass)?)?.flop;
+        for dispatch in dispatches(check, profile)? {
+            let grid = dispatch.workgroups.min(FOLDS);
+            let key = (dispatch.kernel.name, dispatch.kernel.variant);
+            let better = |(other, least, _): &(usize, f64, &Check)| (grid, -flop) > (*other, -least);
+            if best.get(&key).is_none_or(better) {
+                best.insert(key, (grid, flop, check));
+            }
+        }
+    }
+    Ok(best.into_iter().map(|(key, (.., check))| (key, check.clone())).collect())
+}
+
+fn every_kernel_is_checked_folded() -> Result<(), Failed> {
+    let checks = suite()?;
+    let kernels = OPS.iter().flat_map(|op| (op.kernels)());
+    let mut missing: BTreeSet<Key> = kernels.map(|kernel| (kernel.name, kernel.variant)).collect();
+    for kind in [DeviceKind::Gpu, DeviceKind::Software] {
+        let profile = Profile { kind, subgroup: Some((8, 8)), ..Profile::WEBGPU };
+        let found = folded(&checks, &profile)?;
+        missing.retain(|key| !found.contains_key(key));
+    }
+    if missing.is_empty() { Ok(()) } else { Err(format!("not checked with a folded grid: {missing:?}").into()) }
+}
+
+pub(crate) fn register(tests: &mut Suite) -> vae_wgpu::Result<()> {
+    let checks = suite()?;
+    tests.add("every_kernel_is_checked_folded", every_kernel_is_checked_folded);
+    let mut covered = BTreeSet::new();
+    for setup in [Setup::FoldedDefaults, Setup::Folded] {
+        let profile = tests.profile(setup)?.unwrap_or(Profile::WEBGPU);
+        let found = folded(&checks, &profile)?;
+        let new: Vec<Key> = found.keys().filter(|key| !covered.contains(*key)).copied().collect();
+        let chosen: BTreeMap<String, &Check> = new.iter().map(|key| (found[key].to_string(), &found[key])).collect();
+        for check in chosen.into_values() {
+            register_on(tests, setup, " folded", check.clone())?;
+        }
+        covered.extend(new);
+    }
+    for check in checks {
+        register_on(tests, Setup::Full, "", check)?;
+    }
+    Ok(())
+}

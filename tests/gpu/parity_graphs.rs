@@ -1,0 +1,302 @@
+//! Fixtures of whole graphs: residual blocks with their gradients, and models over five training steps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
+use vae_wgpu::runtime::op::AdamConfig;
+use vae_wgpu::runtime::op::StepScalars;
+use vae_wgpu::runtime::plan::Options;
+use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
+use vae_wgpu::vae::runner::{Device, Runner, StepInput};
+
+use crate::fixtures::{OracleCase, OracleTensor};
+use crate::pass::Engine;
+
+const PROGRAM: ProgramId = ProgramId(0);
+const EVALUATION: ProgramId = ProgramId(1);
+
+/// Compares results with a case's tensors, those that it has: a small set leaves the large ones out.
+struct Shares<'a> {
+    case: &'a OracleCase,
+    /// Tensors compared, and the percent of the limit that each used.
+    used: BTreeMap<String, f64>,
+}
+
+impl<'a> Shares<'a> {
+    fn new(case: &'a OracleCase) -> Self {
+        Self { case, used: BTreeMap::new() }
+    }
+
+    /// What each tensor used of its limit. An error if an output of the fixture was not compared.
+    fn report(self) -> Result<String> {
+        let outputs = self.case.tensors.iter().filter(|(_, tensor)| tensor.is_output());
+        let missed: Vec<_> = outputs.map(|(name, _)| name).filter(|name| !self.used.contains_key(*name)).collect();
+        ensure!(missed.is_empty() && !self.used.is_empty(), "not compared: {missed:?}");
+        Ok(self.used.iter().map(|(name, share)| format!("{name} {share:.0} %")).collect::<Vec<_>>().join(", "))
+    }
+
+    /// Every element within the tolerance of the fixture; in double precision, `relative` of the largest.
+    fn elements(&mut self, found: &[f32], name: &str, relative: Option<f64>) -> Result<()> {
+        match self.case.tensors.get(name) {
+            Some(expected) => self.elements_of(found, expected, name, relative),
+            None => Ok(()),
+        }
+    }
+
+    fn elements_of(&mut self, found: &[f32], expected: &OracleTensor, name: &str, relative: Option<f64>) -> Result<()> {
+        ensure!(!found.is_empty() && found.len() == expected.data.len(), "{name}: {} numbers", found.len());
+        let mut worst = 0.0f64;
+        for (i, (&found, &want)) in found.iter().zip(&expected.data).enumerate() {
+            let limit = match relative {
+                Some(relative) => relative * (f64::from(want).abs() + expected.fact("max_abs")),
+                None => expected.tolerance(),
+            } + f64::from(f32::MIN_POSITIVE);
+            let share = (f64::from(found) - f64::from(want)).abs() / limit;
+            // Not `share > 1.0`, which NaN would pass.
+            if !(share <= 1.0) {
+                bail!("{name}[{i}]: {found:e} instead of {want:e}, {:.0} % of the limit {limit:e}", 100.0 * share);
+            }
+            worst = worst.max(share);
+        }
+        self.used.insert(name.to_owned(), 100.0 * worst);
+        Ok(())
+    }
+
+    /// A tensor after several steps: its distance in l2 against what it moved.
+    fn update(&mut self, found: &[f32], name: &str) -> Result<()> {
+        let Some(expected) = self.case.tensors.get(name) else { return Ok(()) };
+        ensure!(!found.is_empty() && found.len() == expected.data.len(), "{name}: {} numbers", found.len());
+        let squares = found.iter().zip(&expected.data).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        let distance = squares.sum::<f64>().sqrt();
+        let limit = (8.0 * expected.fact("f32_update_err_l2")).max(1e-3 * expected.fact("update_l2")).max(1e-6);
+        if !(distance <= limit) {
+            bail!("{name}: {distance:e} away in l2, {:.0} % of the limit {limit:e}", 100.0 * distance / limit);
+        }
+        self.used.insert(name.to_owned(), 100.0 * distance / limit);
+        Ok(())
+    }
+}
+
+fn executor(
+    engine: Engine<'_>,
+    gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
+    graphs: Vec<Graph>,
+) -> Result<Box<dyn Executor>> {
+    Ok(match (engine, gpu) {
+        (Engine::F64, _) => Box::new(CpuExecutor::<f64>::new(graphs)?),
+        (Engine::F32, _) => Box::new(CpuExecutor::<f32>::new(graphs)?),
+        (Engine::Gpu(_), Some(gpu)) => Box::new(GpuExecutor::new(Arc::clone(gpu), graphs, &Options::default())?),
+        (Engine::Gpu(_), None) => bail!("no adapter"),
+    })
+}
+
+/// Double precision runs the graph as it is defined, the others run it fused.
+fn fuses(engine: Engine<'_>) -> bool {
+    !matches!(engine, Engine::F64)
+}
+
+/// The tensors of a arena out of the fixture, by `prefix` + name.
+fn tensors(case: &OracleCase, graph: &Graph, arena: Arena, prefix: &str) -> Result<Vec<Vec<f32>>> {
+    graph.tensors(arena).iter().map(|t| Ok(case.tensor(&format!("{prefix}{}", t.name))?.data.clone())).collect()
+}
+
+fn norm(name: &str) -> Result<Norm> {
+    Ok(name.parse()?)
+}
+
+/// A block: forward, all gradients, running statistics.
+pub(crate) fn block(
+    case: &OracleCase,
+    engine: Engine<'_>,
+    gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
+) -> Result<String> {
+    let text = |name: &str| Ok::<_, anyhow::Error>(case.attr(name)?.as_str().context("not a text")?.to_owned());
+    let scale = match text("scale")?.as_str() {
+        "same" => Scale::Same,
+        "down" => Scale::Down,
+        "up" => Scale::Up,
+        other => bail!("no scale `{other}`"),
+    };
+    let (n, c, out, size) = (case.size("batch")?, case.size("in_c")?, case.size("out_c")?, case.size("height")?);
+    let mut b = Builder::new();
+    let x = b.input("x", Spec::nhwc(Shape::new(n, c, size, size)))?;
+    let y = residual_block(&mut b, x, out, scale, norm(&text("norm")?)?, true)?;
+    let shape = b.shape(y);
+    let dy = b.input("dy", Spec::nhwc(shape))?;
+    let graph = b.output("y", y).build();
+    let graph = if fuses(engine) { graph.fused()? } else { graph };
+    let graph = graph.with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
+    let mut exec = executor(engine, gpu, vec![graph.clone()])?;
+    for arena in [Arena::Params, Arena::States] {
+        exec.upload(arena, &tensors(case, &graph, arena, "param/")?)?;
+    }
+    exec.write(PROGRAM, "x", Data::F32(&case.tensor("x")?.data))?;
+    exec.write(PROGRAM, "dy", Data::F32(&case.tensor("dy")?.data))?;
+    exec.run(PROGRAM, &[])?;
+    let tight = matches!(engine, Engine::F64).then_some(2e-7);
+    let mut shares = Shares::new(case);
+    for name in ["y", "dx"] {
+        shares.elements(&exec.read(PROGRAM, name)?, name, tight)?;
+    }
+    let grads = exec.download(Arena::Grads)?;
+    for (i, (param, grad)) in graph.params().iter().zip(&grads).enumerate() {
+        let name = format!("grad/{}", param.name);
+        if graph.zero_grad_params().contains(&i) {
+            ensure!(grad.iter().all(|g| *g == 0.0), "{name} is not left alone");
+        }
+        // A null gradient is rounding noise in the fixture.
+        let tight = tight.filter(|_| !graph.zero_grad_params().contains(&i));
+        shares.elements(grad, &name, tight)?;
+    }
+    for (state, found) in graph.states().iter().zip(exec.download(Arena::States)?) {
+        let name = format!("after/{}", state.name);
+        let mut expected = case.tensor(&name)?.clone();
+        if let Some(norm) = state.name.strip_suffix(".running_mean") {
+            // The mean of numbers of either sign is rounded like the numbers, not like their small mean. (PyTorch's CPU kernel
+            // sums them in double precision, so the fixture's own error says nothing of that.)
+            let variance = |prefix: &str| case.tensor(&format!("{prefix}/{norm}.running_var"));
+            let (before, after) = (variance("param")?, variance("after")?);
+            let batch = after.data.iter().zip(&before.data).map(|(a, b)| (a - 0.9 * b) / 0.1).fold(0.0, f32::max);
+            expected.raise_scale(0.1 * f64::from(batch).sqrt());
+        }
+        shares.elements_of(&found, &expected, &name, tight)?;
+    }
+    shares.report()
+}
+
+/// A model: the first step in detail, five steps of training, evaluation.
+pub(crate) fn model(
+    case: &OracleCase,
+    engine: Engine<'_>,
+    gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
+) -> Result<String> {
+    let attr = |name: &str| case.attr("config")?.get(name).with_context(|| format!("config without {name}"));
+    let size = |name: &str| Ok::<_, anyhow::Error>(attr(name)?.as_u64().context("not a size")? as usize);
+    let config = VaeConfig {
+        channels: size("stem")?,
+        blocks: size("blocks_per_group")?,
+        groups: size("groups")?,
+        latent_dim: size("latent")?,
+        norm: norm(attr("norm")?.as_str().context("not a text")?)?,
+        image_size: size("image")?,
+        image_channels: size("channels")?,
+    };
+    let (batch, steps) = (case.size("batch")?, case.size("steps")?);
+    let weight_decay = case.number("weight_decay")?;
+    let rates: Vec<f64> = serde_json::from_value(case.manifest["lr_per_step"].clone())?;
+    ensure!(rates.len() == steps && steps > 0, "{} learning rates for {steps} steps", rates.len());
+
+    let build = |mode| if fuses(engine) { config.fused_graph(batch, mode) } else { config.graph(batch, mode) };
+    let mut graph = build(Mode::Train)?;
+    let mut modules: BTreeMap<String, ValueId> = BTreeMap::new();
+    for name in case.tensors.keys().filter_map(|name| name.strip_prefix("act1/")) {
+        let value = graph.value_named(&format!("{name}.y")).or_else(|| graph.value_named(&format!("{name}.add.y")));
+        let value = value.with_context(|| format!("no module {name}"))?;
+        // Fusion leaves out what stands between a norm and its convolution.
+        if !fuses(engine) || graph.nodes().iter().any(|node| node.writes.contains(&value)) {
+            modules.insert(name.to_owned(), value);
+        }
+    }
+    for (name, value) in &modules {
+        graph = graph.with_output(name, *value);
+    }
+    let pixels = case.tensor("x")?.data.iter().map(|x| ((x + 1.0) * 127.5).round() as u8);
+    let images: Vec<u8> = pixels.collect();
+    let eps: Vec<&[f32]> = case.tensor("eps")?.data.chunks_exact(batch * config.latent_dim).collect();
+    ensure!(eps.len() == steps, "noise for {} steps", eps.len());
+
+    let mut exec = executor(engine, gpu, vec![graph.clone(), build(Mode::Evaluate)?])?;
+    let starts = [Arena::Params, Arena::States].map(|r| (r, tensors(case, &graph, r, "init/")));
+    for (arena, tensors) in &starts {
+        exec.upload(*arena, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
+    }
+    let scalars = |step: usize| {
+        let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(step as u64);
+        let lr = rates.get(step).copied().unwrap_or_default() as f32;
+        StepScalars { lr, bias_correction1, bias_correction2, weight_decay: weight_decay as f32, clip: 0.0 }
+    };
+    let tight = matches!(engine, Engine::F64).then_some(5e-7);
+    let mut shares = Shares::new(case);
+    let mut losses = Vec::new();
+    for (step, eps) in eps.iter().enumerate() {
+        exec.write(PROGRAM, "images", Data::U8(&images))?;
+        exec.write(PROGRAM, "eps", Data::F32(eps))?;
+        exec.write(PROGRAM, "beta", Data::F32(&[1.0]))?;
+        exec.write(PROGRAM, "hyperparams", Data::F32(&scalars(step).to_array()))?;
+        exec.run(PROGRAM, &["terms"])?;
+        let report = exec.reports(true)?.pop().context("no report")?;
+        losses.extend(report.values.concat());
+        if step > 0 {
+            continue;
+        }
+        let (mu, log_std) = halves(&exec.read(PROGRAM, "h")?, config.latent_dim);
+        shares.elements(&mu, "mu1", tight)?;
+        shares.elements(&log_std, "log_std1", tight)?;
+        shares.elements(&exec.read(PROGRAM, "mean")?, "mu_x1", tight)?;
+        for name in modules.keys() {
+            let name_in_file = format!("act1/{name}");
+            shares.elements(&exec.read(PROGRAM, name)?, &name_in_file, tight)?;
+        }
+        for (i, (param, grad)) in graph.params().iter().zip(exec.download(Arena::Grads)?).enumerate() {
+            let name = format!("grad1/{}", param.name);
+            if graph.zero_grad_params().contains(&i) {
+                ensure!(grad.iter().all(|g| *g == 0.0), "{name} is not left alone");
+            }
+            shares.elements(&grad, &name, tight)?;
+        }
+    }
+    shares.elements(&losses, "losses", None)?;
+    zero_grad_params(case, &graph)?;
+    for arena in [Arena::Params, Arena::States] {
+        for (tensor, found) in graph.tensors(arena).iter().zip(exec.download(arena)?) {
+            let name = format!("final/{}", tensor.name);
+            shares.update(&found, &name)?;
+        }
+    }
+    exec.write(EVALUATION, "images", Data::U8(&images))?;
+    exec.write(EVALUATION, "eps", Data::F32(eps[0]))?;
+    exec.write(EVALUATION, "beta", Data::F32(&[1.0]))?;
+    exec.run(EVALUATION, &[])?;
+    let (mu, log_std) = halves(&exec.read(EVALUATION, "h")?, config.latent_dim);
+    shares.elements(&mu, "eval_mu", None)?;
+    shares.elements(&log_std, "eval_log_std", None)?;
+    shares.elements(&exec.read(EVALUATION, "mean")?, "eval_mu_x", None)?;
+    shares.elements(&exec.read(EVALUATION, "terms")?, "eval_losses", None)?;
+
+    if let (Engine::Gpu(_), Some(gpu)) = (engine, gpu) {
+        // What `train` runs is the same to the bit.
+        let mut runner =
+            Runner::new(config, &[(batch, Mode::Train)], &Device::Gpu(Arc::clone(gpu)), &Options::default())?;
+        for (arena, tensors) in &starts {
+            runner.upload(*arena, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
+        }
+        for (eps, lr) in eps.iter().zip(&rates) {
+            let input = StepInput { images: &images, eps, lr: *lr, weight_decay, beta: 1.0, clip: 0.0 };
+            runner.train(batch, &input)?;
+        }
+        let reports = runner.reports(true)?;
+        let by_runner: Vec<f32> = reports.iter().flat_map(|r| [r.total, r.recon, r.kl]).collect();
+        ensure!(by_runner == losses, "the runner's losses differ: {by_runner:?} and {losses:?}");
+        ensure!(runner.download(Arena::Params)? == exec.download(Arena::Params)?, "the runner's weights differ");
+    }
+    shares.report()
+}
+
+/// The parameters that the graph leaves alone are those whose gradient PyTorch finds to be zero.
+fn zero_grad_params(case: &OracleCase, graph: &Graph) -> Result<()> {
+    let mut expected: Vec<String> = serde_json::from_value(case.manifest["null_gradient_params"].clone())?;
+    let mut found: Vec<String> = graph.zero_grad_params().iter().map(|&i| graph.params()[i].name.clone()).collect();
+    expected.sort();
+    found.sort();
+    ensure!(found == expected, "left alone: {found:?} instead of {expected:?}");
+    Ok(())
+}
+
+fn halves(h: &[f32], latent: usize) -> (Vec<f32>, Vec<f32>) {
+    let rows = || h.chunks_exact(2 * latent);
+    (rows().flat_map(|r| r[..latent].to_vec()).collect(), rows().flat_map(|r| r[latent..].to_vec()).collect())
+}

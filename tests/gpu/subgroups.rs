@@ -1,0 +1,157 @@
+//! Kernels with subgroup operations are right at any size of the subgroups, and are chosen only where they are.
+//!
+//! By force: subgroups of 8 to 64 are emulated in workgroup memory, whatever the adapter has, full and partly filled; of fewer no kernel
+//! is chosen that would use them. For real, on lavapipe: `LP_NATIVE_VECTOR_WIDTH` makes its subgroups 4, 8 and 16 wide.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use libtest_mimic::Failed;
+use serde_json::Value;
+use vae_wgpu::app::check::{Check, Kind, Patch, suite};
+use vae_wgpu::runtime::gpu::Gpu;
+use vae_wgpu::runtime::kernel::{Kernel, Profile};
+use vae_wgpu::runtime::op::{OPS, Target};
+
+use crate::harness::{Setup, Suite, verdict};
+
+/// Sizes at which kernels with subgroup operations may be chosen.
+const SIZES: [u32; 4] = [8, 16, 32, 64];
+
+/// The pass that is checked, and the kernel with subgroup operations that it runs on a device with subgroups of `size`.
+fn kernel_of(check: &Check, size: u32) -> vae_wgpu::Result<Option<(&'static str, &'static Kernel)>> {
+    let Kind::Gpu { pass, variant } = check.kind else { return Ok(None) };
+    let profile = Profile { subgroup: Some((size, size)), ..Profile::WEBGPU };
+    let target = Target { profile: &profile, variant: Some(variant), accumulate: &[] };
+    match check.subject.case.op.lower(pass, &target) {
+        Err(vae_wgpu::Error::Unsupported { .. }) => Ok(None),
+        lowered => {
+            let kernel =
+                lowered?.dispatches.into_iter().map(|dispatch| dispatch.kernel).find(|kernel| kernel.subgroups);
+            Ok(kernel.map(|kernel| (pass, kernel)))
+        }
+    }
+}
+
+/// A check for each kernel with subgroup operations, of a fused convolution, which uses all that they can do: the case that is nearest
+/// to a million operations, neither trivial nor slow.
+fn checks(size: u32) -> vae_wgpu::Result<Vec<(Check, &'static Kernel)>> {
+    type Key = (&'static str, &'static str);
+    let mut found: BTreeMap<Key, (f64, Check, &'static Kernel)> = BTreeMap::new();
+    for check in suite()?.into_iter().filter(|check| check.family == "fused_conv") {
+        let Some((pass, kernel)) = kernel_of(&check, size)? else { continue };
+        let op = &check.subject.case.op;
+        let distance = (op.cost(op.passes().get(pass)?)?.flop / 1e6).log2().abs();
+        let key = (kernel.name, kernel.variant);
+        if found.get(&key).is_none_or(|(least, ..)| distance < *least) {
+            found.insert(key, (distance, check, kernel));
+        }
+    }
+    Ok(found.into_values().map(|(_, check, kernel)| (check, kernel)).collect())
+}
+
+/// Every kernel that has subgroup operations is checked at every size, and none where subgroups are too small for it.
+fn none_is_left_out() -> Result<(), Failed> {
+    let all = OPS.iter().flat_map(|family| (family.kernels)()).filter(|kernel| kernel.subgroups);
+    let all: BTreeSet<_> = all.map(|kernel| (kernel.name, kernel.variant)).collect();
+    for (size, expected) in SIZES.map(|size| (size, &all)).into_iter().chain([(4, &BTreeSet::new())]) {
+        let found: BTreeSet<_> = checks(size)?.iter().map(|(_, kernel)| (kernel.name, kernel.variant)).collect();
+        if found != *expected {
+            return Err(format!("subgroups of {size}: {found:?} instead of {expected:?}").into());
+        }
+    }
+    if all.is_empty() { Err("there is no kernel with subgroup operations".into()) } else { Ok(()) }
+}
+
+/// Runs the check with the kernel's subgroup operations emulated.
+fn emulated(gpu: &Gpu, check: &Check, kernel: &Kernel, size: u32) -> Result<(), Failed> {
+    let Kind::Gpu { pass, variant } = check.kind else { return Err("not a check of a kernel".into()) };
+    let functions = format!(
+        "var<workgroup> lanes: array<vec4<f32>, {}>;
+         var<private> own_lane: u32;
+         fn shuffled(v: vec4<f32>, source: u32) -> vec4<f32> {{
+             lanes[own_lane] = v;
+             workgroupBarrier();
+             let got = lanes[own_lane / {size}u * {size}u + source];
+             workgroupBarrier();
+             return got;
+         }}
+         @compute",
+        kernel.workgroup[0]
+    );
+    let start = format!(") {{ own_lane = lane; let subgroup_lane = lane % {size}u; read_sizes();");
+    let edits = [
+        ("subgroupShuffle(", "shuffled("),
+        ("@builtin(subgroup_invocation_id) subgroup_lane: u32,", ""),
+        (") {\n    read_sizes();", &start),
+        ("@compute", &functions),
+    ];
+    let patch = Patch { kernel: kernel.name, variant: kernel.variant, edits: &edits };
+    verdict(check.subject.gpu_vs_reference(gpu, pass, variant, Some(&patch))?)
+}
+
+/// What the program prints at a vector width, as JSON values.
+fn at_width(bits: u32, arguments: &[&str]) -> Result<Vec<Value>, Failed> {
+    let output = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"))
+        .args(arguments)
+        .env("LP_NATIVE_VECTOR_WIDTH", bits.to_string())
+        // It would hand out what another width compiled.
+        .env("MESA_SHADER_CACHE_DISABLE", "true")
+        .env("VAE_WGPU_PIPELINE_CACHE", "off")
+        .output()?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        return Err(Failed::from(format!("{arguments:?}: {}", String::from_utf8_lossy(&said))));
+    }
+    Ok(serde_json::Deserializer::from_slice(&output.stdout).into_iter().collect::<Result<_, _>>()?)
+}
+
+/// Cases that are checked on lavapipe's real subgroups: every variant of every pass, tails and partial sums.
+const REAL: [&str; 2] = ["conv2d/3x3_stride2_odd/", "fused_conv/all_tails/"];
+
+fn real(adapter: &str, bits: u32) -> Result<(), Failed> {
+    let size = bits / 32;
+    let devices = at_width(bits, &["devices", "--json"])?;
+    let all = devices.iter().flat_map(|list| list.as_array().into_iter().flatten());
+    let lavapipe = all.clone().find(|device| device["name"].as_str().is_some_and(|name| name.contains("llvmpipe")));
+    let found = &lavapipe.ok_or_else(|| format!("no longer there: {adapter}"))?["profile"]["subgroup"];
+    if *found != serde_json::json!([size, size]) {
+        return Err(Failed::from(format!("subgroups of {found} at {bits} bits")));
+    }
+    let mut lanes = 0;
+    for case in REAL {
+        for check in at_width(bits, &["check", "--device", "llvmpipe", "--json", case])? {
+            let name = check["check"].as_str().unwrap_or_default().to_owned();
+            let needs_eight = name.ends_with("/lanes") || name.ends_with("/lanes_buffers");
+            lanes += usize::from(needs_eight);
+            let expected = if needs_eight && size < 8 { "not applicable" } else { "ok" };
+            if check["verdict"] != expected {
+                return Err(Failed::from(format!("{name}: expected {expected}, found {check}")));
+            }
+        }
+    }
+    if lanes < 2 * REAL.len() { Err(Failed::from(format!("{lanes} checks of kernels with subgroups"))) } else { Ok(()) }
+}
+
+pub(crate) fn register(tests: &mut Suite) -> vae_wgpu::Result<()> {
+    let adapter = tests.adapter().cloned();
+    for bits in [128, 256, 512] {
+        let name = format!("on lavapipe with vectors of {bits} bits");
+        match &adapter {
+            Some(info) if !info.name.contains("llvmpipe") => tests.not_applicable(name, "not lavapipe"),
+            info => {
+                let adapter = info.as_ref().map(ToString::to_string).unwrap_or_default();
+                tests.on(Setup::Full, name, move |_| real(&adapter, bits));
+            }
+        }
+    }
+    tests.add("every_kernel_with_subgroup_operations_is_checked", none_is_left_out);
+    for size in SIZES {
+        for (check, kernel) in checks(size)? {
+            let Kernel { name, variant, .. } = kernel;
+            let name = format!("{name}/{variant} with subgroups of {size}: {check}");
+            tests.on(Setup::Subgroups(size), name, move |gpu| emulated(gpu, &check, kernel, size));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! Tests of the library that need no device: graphs, plans, gradients, data sets, checkpoints.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+
+#[path = "common/geometry.rs"]
+mod cases;
+#[path = "common/random.rs"]
+mod random;
+
+#[path = "library/checkpoint.rs"]
+mod checkpoint;
+#[path = "library/data.rs"]
+mod data;
+#[path = "library/geometry.rs"]
+mod geometry;
+#[path = "library/graph.rs"]
+mod graph;

@@ -1,0 +1,201 @@
+//! Random geometry of operations: sizes of zero, enormous sizes and odd ones give an error or an operation that is sound, and what is
+//! small enough to run agrees with finite differences.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use vae_wgpu::Error;
+use vae_wgpu::app::check::Subject;
+use vae_wgpu::runtime::kernel::Profile;
+use vae_wgpu::runtime::op::{
+    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Elbo, FusedConv, GlobalAvgPool, ImageDecode,
+    Linear, Op, PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
+};
+use vae_wgpu::runtime::tensor::shape::{MAX_ELEMENTS, Shape};
+
+use crate::cases::{case, fused, parts, runner, small};
+
+/// Sizes of every kind: nothing, small ones, powers of two and what lies beside them, the largest.
+fn size() -> impl Strategy<Value = usize> {
+    let beside = |power: u32| {
+        let power = 1usize << power;
+        prop_oneof![Just(power - 1), Just(power), Just(power + 1)]
+    };
+    prop_oneof![
+        1 => Just(0usize),
+        8 => 1usize..9,
+        3 => (0u32..63).prop_flat_map(beside),
+        1 => Just(usize::MAX),
+        1 => any::<usize>(),
+    ]
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    (size(), size(), size(), size()).prop_map(|(n, c, h, w)| Shape::new(n, c, h, w))
+}
+
+/// Elements of a shape, padded as on the device, without overflow.
+fn elements(shape: Shape) -> u128 {
+    let sizes = [shape.n, shape.c.div_ceil(4).saturating_mul(4), shape.h, shape.w];
+    sizes.iter().fold(1, |product: u128, &size| product.saturating_mul(size as u128))
+}
+
+/// An operation keeps what it promises of its shapes, and can be costed and lowered or says why not.
+fn sound(op: &dyn Op) -> Result<(), TestCaseError> {
+    for operand in op.operands() {
+        let padded = elements(operand.spec.shape);
+        prop_assert!(padded > 0 && padded <= MAX_ELEMENTS as u128, "{}: {}", op.kind(), operand.spec.shape);
+        prop_assert_eq!(operand.spec.len() as u128, {
+            let Shape { n, c, h, w } = operand.spec.shape;
+            [n, c, h, w].iter().map(|&size| size as u128).product::<u128>()
+        });
+        prop_assert!(operand.spec.device_bytes() >= operand.spec.len() / 4);
+    }
+    let passes = op.passes();
+    for pass in passes.iter() {
+        let cost = op.cost(pass).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        prop_assert!(cost.flop.is_finite() && cost.flop >= 0.0 && cost.bytes > 0.0, "{cost:?}");
+        for variant in op.variants(pass.name) {
+            let accumulate = vec![false; pass.writes.len()];
+            let target = Target { profile: &Profile::WEBGPU, variant: Some(variant), accumulate: &accumulate };
+            match op.lower(pass.name, &target) {
+                Ok(lowered) => prop_assert!(lowered.dispatches.iter().all(|dispatch| dispatch.workgroups > 0)),
+                Err(error) => refused(&error)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Errors of shapes and limits are answers; bugs are not.
+fn refused(error: &Error) -> Result<(), TestCaseError> {
+    let answer = matches!(
+        error,
+        Error::InvalidArgument { .. } | Error::Shape { .. } | Error::DoesNotFit { .. } | Error::Unsupported { .. }
+    );
+    prop_assert!(answer, "{error:?}");
+    Ok(())
+}
+
+fn check(op: Result<impl Op, Error>) -> Result<bool, TestCaseError> {
+    match op {
+        Ok(op) => sound(&op).map(|()| true),
+        Err(error) => refused(&error).map(|()| false),
+    }
+}
+
+#[test]
+fn arbitrary_convolutions_are_valid_or_rejected() {
+    let (made, others, whole) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    let window = (size(), size(), size(), size());
+    let result = runner(20_000).run(&(shape(), window), |(x, (out, kernel, stride, padding))| {
+        let conv = Conv2d::new(x, out, kernel, stride, padding);
+        if let Ok(conv) = &conv {
+            let y = conv.operands().pop().unwrap().spec.shape;
+            let formula = |size: usize| {
+                let (size, kernel, stride) = (size as i128, kernel as i128, stride as i128);
+                (size + 2 * padding as i128 - kernel) / stride + 1
+            };
+            prop_assert_eq!((y.n, y.c), (x.n, out));
+            prop_assert_eq!((y.h as i128, y.w as i128), (formula(x.h), formula(x.w)));
+        }
+        let transposed = ConvTranspose2d::new(x, out, kernel, stride, padding);
+        if let Ok(transposed) = &transposed {
+            let y = transposed.operands().pop().unwrap().spec.shape;
+            let formula = |size: usize| (size as i128 - 1) * stride as i128 + kernel as i128 - 2 * padding as i128;
+            prop_assert_eq!((y.n, y.c), (x.n, out));
+            prop_assert_eq!((y.h as i128, y.w as i128), (formula(x.h), formula(x.w)));
+        }
+        let fused = |fused: FusedConv| -> Result<FusedConv, Error> {
+            let config = BatchNormConfig { training: true, relu: true, ..BatchNormConfig::default() };
+            Ok(fused.with_norm(BatchNorm::new(x, config)?)?.with_residual().with_y_partials())
+        };
+        for conv in [conv.as_ref().ok().map(Conv2d::fusible), transposed.as_ref().ok().map(ConvTranspose2d::fusible)] {
+            let Some(conv) = conv else { continue };
+            whole.set(whole.get() + u32::from(check(fused(conv))?));
+        }
+        for verdict in [check(conv)?, check(transposed)?] {
+            let counter = if verdict { &made } else { &others };
+            counter.set(counter.get() + 1);
+        }
+        Ok(())
+    });
+    result.unwrap();
+    assert!(made.get() > 500 && others.get() > 500, "{made:?} operations, {others:?} errors");
+    assert!(whole.get() > 500, "{whole:?} fused operations");
+}
+
+#[test]
+fn arbitrary_operations_are_valid_or_rejected() {
+    // Of each operation, how many were made and how many refused.
+    let counts = RefCell::new(BTreeMap::<&str, [u32; 2]>::new());
+    let result = runner(4_000).run(&(shape(), shape()), |(x, y)| {
+        let twice = |size: usize| size.saturating_mul(2);
+        for (name, made) in [
+            ("linear", check(Linear::new(x, y))?),
+            ("add of two", check(Add::new(x, y))?),
+            ("add", check(Add::new(x, x))?),
+            ("relu", check(Relu::new(x))?),
+            ("upsample", check(Upsample::new(x))?),
+            ("pixels", check(ImageDecode::new(x))?),
+            ("global_avg_pool", check(GlobalAvgPool::new(x))?),
+            ("batch_norm", check(BatchNorm::new(x, BatchNormConfig::default()))?),
+            ("position_norm", check(PositionNorm::new(x, PositionNormConfig::default()))?),
+            (
+                "reparameterize",
+                check(Reparameterize::new(Shape::new(x.n, twice(x.c), 1, 1), Shape::new(x.n, x.c, 1, 1)))?,
+            ),
+            ("reparameterize of two", check(Reparameterize::new(x, y))?),
+            ("elbo", check(Elbo::new(x, x, Shape::new(x.n, twice(y.c), 1, 1), true))?),
+            ("elbo of three", check(Elbo::new(x, y, y, false))?),
+        ] {
+            counts.borrow_mut().entry(name).or_default()[usize::from(!made)] += 1;
+        }
+        Ok(())
+    });
+    result.unwrap();
+    for (name, [made, refused]) in counts.into_inner() {
+        // Random shapes seldom fit each other.
+        let least = if name.contains(" of ") { 0 } else { 100 };
+        assert!(made >= least && refused > 500, "{name}: {made} operations, {refused} errors");
+    }
+}
+
+/// The difference quotients of a case agree with its gradients; whether there were any.
+fn differentiated(case: Case) -> Result<bool, TestCaseError> {
+    if !case.differentiable {
+        return Ok(false);
+    }
+    let name = case.name.clone();
+    let lines = Subject::new(case).finite_differences().map_err(|e| TestCaseError::fail(format!("{name}: {e}")))?;
+    prop_assert!(!lines.is_empty());
+    for line in lines {
+        prop_assert!(line.passed(), "{name}: {line}");
+    }
+    Ok(true)
+}
+
+#[test]
+fn gradients_of_random_convolutions_match_finite_differences() {
+    let done = Cell::new(0);
+    let result = runner(200).run(&small(), |sizes| {
+        let Some(case) = case(sizes) else { return Ok(()) };
+        done.set(done.get() + u32::from(differentiated(case)?));
+        Ok(())
+    });
+    result.unwrap();
+    assert!(done.get() > 100, "only {done:?} convolutions");
+}
+
+#[test]
+fn gradients_of_random_fused_convolutions_match_finite_differences() {
+    let done = Cell::new(0);
+    let result = runner(200).run(&(small(), parts()), |(sizes, parts)| {
+        let Some(case) = case(sizes).and_then(|conv| fused(&conv, parts)) else { return Ok(()) };
+        done.set(done.get() + u32::from(differentiated(case)?));
+        Ok(())
+    });
+    result.unwrap();
+    assert!(done.get() > 50, "only {done:?} convolutions");
+}
