@@ -1,6 +1,6 @@
 //! Tests of the library that need no device: graphs, plans, gradients, data sets, checkpoints.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+#![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
 
 #[path = "common/geometry.rs"]
 mod cases;
