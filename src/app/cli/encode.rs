@@ -9,6 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::eprintln_lossy;
 use super::trained::{ImagesArgs, TrainedArgs, bar, check_output};
 use crate::app::io::atomic;
+use crate::app::io::tensor_file::append_f32;
 use crate::error::Error;
 use crate::vae::inference::in_blocks;
 use crate::vae::model::Mode;
@@ -35,8 +36,8 @@ impl EncodeArgs {
         let bar = bar(count, "encoding");
         in_blocks(images.as_ref(), trained.batch(), |pixels| {
             for row in trained.encode(pixels)?.chunks_exact(2 * latent) {
-                mu.extend(row[..latent].iter().flat_map(|v| v.to_le_bytes()));
-                log_std.extend(row[latent..].iter().flat_map(|v| v.to_le_bytes()));
+                append_f32(&mut mu, &row[..latent]);
+                append_f32(&mut log_std, &row[latent..]);
                 bar.inc(1);
             }
             Ok(())

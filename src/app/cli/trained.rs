@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use byteorder::{ByteOrder, LittleEndian};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -12,7 +13,7 @@ use super::{DeviceArgs, PlanArgs, adapter, eprintln_lossy};
 use crate::app::io::atomic;
 use crate::app::io::atomic::check_writable;
 use crate::app::io::run_folder::{RunConfig, RunFolder};
-use crate::app::io::tensor_file::{Array, TensorFile};
+use crate::app::io::tensor_file::{Array, TensorFile, append_f32};
 use crate::app::viz::image_grid::{Grid, Pictures, save_png};
 use crate::error::Error;
 use crate::vae::data;
@@ -236,8 +237,9 @@ fn npy(array: &Array) -> Vec<u8> {
     header.push_str(&" ".repeat(length - header.len() - 1));
     header.push('\n');
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend([0; 2]);
+    LittleEndian::write_u16(&mut bytes[PREFIX - 2..], length as u16);
     bytes.extend(header.as_bytes());
-    bytes.extend(array.data.iter().flat_map(|v| v.to_le_bytes()));
+    append_f32(&mut bytes, &array.data);
     bytes
 }

@@ -145,7 +145,7 @@ fn resolve_link(path: &Path) -> PathBuf {
 /// [`Error::File`] if it cannot be created.
 pub fn create_parent(path: &Path) -> Result<()> {
     let folder = folder_of(path);
-    fs::create_dir_all(folder).map_err(Error::file("create the folder", folder))
+    fs::create_dir_all(folder).map_err(Error::file("create folder", folder))
 }
 
 fn folder_of(path: &Path) -> &Path {

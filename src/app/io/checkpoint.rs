@@ -1,23 +1,22 @@
 //! Weights and checkpoints as safetensors files, with PyTorch's names and shapes.
 //!
-//! Reading is all or nothing: names, shapes, types and numbers are checked before anything is returned, so nothing half-read
-//! ever reaches a device.
+//! Names, shapes, types and values are all checked before anything is returned, so a partly valid file never reaches a device.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::tensor_file::{Array, TensorFile};
-
+use crate::app::io::tensor_file::TensorFile;
+use crate::app::io::{atomic, tensor_file};
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Tensor};
 
-/// Version of the layout of checkpoints.
+/// Version of the checkpoint format.
 const FORMAT: u32 = 1;
-/// Where Adam's moments stand in a checkpoint.
+/// Prefixes of Adam's moments in a checkpoint.
 const MOMENTS: [&str; 2] = ["adam.m/", "adam.v/"];
 
-/// Names and shapes of the tensors that a model has.
+/// Names and shapes of the tensors of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSchema<'a> {
     /// Weights and biases.
@@ -27,7 +26,7 @@ pub struct TensorSchema<'a> {
 }
 
 impl<'a> TensorSchema<'a> {
-    /// That of a graph.
+    /// Returns the schema of a graph.
     #[must_use]
     pub fn of(graph: &'a Graph) -> Self {
         Self { params: graph.params(), states: graph.states() }
@@ -42,47 +41,47 @@ impl<'a> TensorSchema<'a> {
     }
 }
 
-/// What a model knows: the content of `model.safetensors`. Every tensor is in PyTorch's order.
+/// Model weights: the content of `model.safetensors`. Every tensor is in PyTorch's order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
-    /// One for each parameter.
+    /// Values of each parameter.
     pub params: Vec<Vec<f32>>,
-    /// One for each running statistic.
+    /// Values of each running statistic.
     pub states: Vec<Vec<f32>>,
 }
 
 impl Weights {
-    /// Writes them, atomically, in a form that `safetensors.torch.load_file` and `load_state_dict(strict=True)` take. `config`, the
-    /// model's settings as JSON, can be read back as `TensorFile::load(path)?.metadata["config"]`.
+    /// Writes the weights atomically, for PyTorch's `safetensors.torch.load_file` and `load_state_dict(strict=True)`. `config` is the
+    /// configuration of the model as JSON, stored in the metadata as `config`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where tensors and inventory disagree, [`Error::Checkpoint`] for a number that is not finite,
-    /// [`Error::File`] where the file cannot be written.
-    pub fn save(&self, path: &Path, inventory: TensorSchema<'_>, config: &str) -> Result<()> {
+    /// [`Error::InvalidArgument`] if the tensors do not match the schema, [`Error::Checkpoint`] for NaN or infinity, [`Error::File`] if the
+    /// file cannot be written.
+    pub fn save(&self, path: &Path, schema: TensorSchema<'_>, config: &str) -> Result<()> {
         let metadata = [("config", config.to_owned())];
-        file(metadata, inventory.of_weights(), self.params.iter().chain(&self.states))?.save(path)
+        save(path, metadata, &schema.of_weights(), self.params.iter().chain(&self.states))
     }
 
-    /// Reads them from a file.
+    /// Reads the weights from a file.
     ///
     /// # Errors
     /// As [`TensorFile::load`] and [`Weights::from_file`].
-    pub fn load(path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
-        Self::from_file(TensorFile::load(path)?, path, inventory)
+    pub fn load(path: &Path, schema: TensorSchema<'_>) -> Result<Self> {
+        Self::from_file(TensorFile::load(path)?, path, schema)
     }
 
-    /// Takes them from a file's content; Adam's moments in a checkpoint are passed over. `path` is for the message.
+    /// Extracts the weights from a decoded file, ignoring the moments in a checkpoint. `path` is used in errors.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] listing missing and unexpected tensors and those of another shape.
-    pub fn from_file(mut file: TensorFile, path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
+    /// [`Error::Checkpoint`] with the missing, unexpected and misshapen tensors.
+    pub fn from_file(mut file: TensorFile, path: &Path, schema: TensorSchema<'_>) -> Result<Self> {
         file.tensors.retain(|name, _| !MOMENTS.iter().any(|m| name.starts_with(m)));
-        let mut params = file.take(path, &inventory.of_weights())?;
-        let states = params.split_off(inventory.params.len());
+        let mut params = file.take(path, &schema.of_weights())?;
+        let states = params.split_off(schema.params.len());
         Ok(Self { params, states })
     }
 
-    /// The tensors of [`Arena::Params`] or [`Arena::States`].
+    /// Returns the tensors of [`Arena::Params`] or [`Arena::States`].
     ///
     /// # Errors
     /// [`Error::Bug`] for another arena.
@@ -90,47 +89,47 @@ impl Weights {
         match arena {
             Arena::Params => Ok(&self.params),
             Arena::States => Ok(&self.states),
-            _ => Err(Error::bug(format!("{arena} are no weights"))),
+            _ => Err(Error::bug(format!("{arena} are not weights"))),
         }
     }
 }
 
-/// How far a run has come.
+/// Progress of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
-    /// Number of the next step, from 0.
+    /// Index of the next step, from 0.
     pub step: u64,
-    /// Epochs finished.
+    /// Number of finished epochs.
     pub epoch: u64,
     /// Seed of the run.
     pub seed: u64,
-    /// The run's settings as JSON.
+    /// Settings of the run as JSON.
     pub settings: String,
     /// Best validation loss so far.
     pub best: Option<f64>,
-    /// [`Dataset::fingerprint`](crate::vae::data::Dataset::fingerprint) of what it learns from; checkpoints of old do not tell.
+    /// [`Dataset::fingerprint`](crate::vae::data::Dataset::fingerprint) of the training data; `None` in checkpoints of early versions.
     pub data: Option<String>,
 }
 
-/// Everything that a run needs to go on as if it had never stopped: the content of `checkpoint.safetensors`.
+/// The complete state of a run, for a bit-identical resume: the content of `checkpoint.safetensors`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
-    /// How far the run has come.
+    /// Progress of the run.
     pub progress: Progress,
     /// Parameters and running statistics.
     pub weights: Weights,
-    /// Adam's first moments, one for each parameter.
+    /// Adam's first moment of each parameter.
     pub moment1: Vec<Vec<f32>>,
-    /// Adam's second moments, one for each parameter.
+    /// Adam's second moment of each parameter.
     pub moment2: Vec<Vec<f32>>,
 }
 
 impl Checkpoint {
-    /// Writes it, atomically.
+    /// Writes the checkpoint atomically.
     ///
     /// # Errors
     /// As [`Weights::save`].
-    pub fn save(&self, path: &Path, inventory: TensorSchema<'_>) -> Result<()> {
+    pub fn save(&self, path: &Path, schema: TensorSchema<'_>) -> Result<()> {
         let Progress { step, epoch, seed, settings, best, data } = &self.progress;
         let mut metadata = vec![
             ("checkpoint", FORMAT.to_string()),
@@ -142,39 +141,39 @@ impl Checkpoint {
         metadata.extend(best.map(|best| ("best", best.to_string())));
         metadata.extend(data.clone().map(|data| ("data", data)));
         let Weights { params, states } = &self.weights;
-        let wanted = inventory.of_weights().into_iter().chain(inventory.of_moments()).collect();
+        let wanted: Vec<_> = schema.of_weights().into_iter().chain(schema.of_moments()).collect();
         let tensors = params.iter().chain(states).chain(&self.moment1).chain(&self.moment2);
-        file(metadata, wanted, tensors)?.save(path)
+        save(path, metadata, &wanted, tensors)
     }
 
-    /// Reads it from a file.
+    /// Reads a checkpoint from a file.
     ///
     /// # Errors
     /// As [`TensorFile::load`], [`Progress::of`] and [`Weights::from_file`].
-    pub fn load(path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
-        Self::from_file(TensorFile::load(path)?, path, inventory)
+    pub fn load(path: &Path, schema: TensorSchema<'_>) -> Result<Self> {
+        Self::from_file(TensorFile::load(path)?, path, schema)
     }
 
-    /// Takes it from a file's content; `path` is for the message.
+    /// Extracts a checkpoint from a decoded file; `path` is used in errors.
     ///
     /// # Errors
     /// As [`Progress::of`] and [`Weights::from_file`].
-    pub fn from_file(file: TensorFile, path: &Path, inventory: TensorSchema<'_>) -> Result<Self> {
+    pub fn from_file(file: TensorFile, path: &Path, schema: TensorSchema<'_>) -> Result<Self> {
         let progress = Progress::of(&file, path)?;
-        let wanted: Vec<_> = inventory.of_weights().into_iter().chain(inventory.of_moments()).collect();
+        let wanted: Vec<_> = schema.of_weights().into_iter().chain(schema.of_moments()).collect();
         let mut params = file.take(path, &wanted)?;
-        let mut states = params.split_off(inventory.params.len());
-        let mut moment1 = states.split_off(inventory.states.len());
-        let moment2 = moment1.split_off(inventory.params.len());
+        let mut states = params.split_off(schema.params.len());
+        let mut moment1 = states.split_off(schema.states.len());
+        let moment2 = moment1.split_off(schema.params.len());
         Ok(Self { progress, weights: Weights { params, states }, moment1, moment2 })
     }
 }
 
 impl Progress {
-    /// Reads it from a checkpoint's metadata, which needs no model; `path` is for the message.
+    /// Reads the progress from the metadata of a checkpoint, without its model; `path` is used in errors.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for a file that is no checkpoint, is one of another format, or has numbers that make no sense.
+    /// [`Error::Checkpoint`] for a file that is not a checkpoint or has another format, and for malformed fields.
     pub fn of(file: &TensorFile, path: &Path) -> Result<Self> {
         let error = |what: &str, expected: String, found: Option<&String>, hint: &str| Error::Checkpoint {
             path: path.to_owned(),
@@ -186,8 +185,8 @@ impl Progress {
         let found = file.metadata.get("checkpoint");
         if found != Some(&FORMAT.to_string()) {
             let hint = match found {
-                Some(_) => "it was written by another version of vae-wgpu",
-                None => "only checkpoint.safetensors can be resumed; weights alone are for --init",
+                Some(_) => "the checkpoint was written by another version of vae-wgpu",
+                None => "only checkpoint.safetensors can be resumed; start from weights with --init",
             };
             return Err(error("checkpoint format", format!("{FORMAT}"), found, hint));
         }
@@ -198,15 +197,16 @@ impl Progress {
         ) -> Result<T> {
             let found = file.metadata.get(key);
             let parsed = found.and_then(|text| text.parse().ok());
-            parsed
-                .ok_or_else(|| error(key, "a number".to_owned(), found, "the file was changed: use another checkpoint"))
+            parsed.ok_or_else(|| {
+                error(key, "a number".to_owned(), found, "the file was modified: use another checkpoint")
+            })
         }
         let best = match file.metadata.get("best") {
             None => None,
             Some(_) => Some(field(file, "best", error)?),
         };
         if best.is_some_and(|best: f64| !best.is_finite()) {
-            let hint = "the file was changed: use another checkpoint";
+            let hint = "the file was modified: use another checkpoint";
             return Err(error("best", "a finite number".to_owned(), file.metadata.get("best"), hint));
         }
         let settings = file.metadata.get("settings").cloned().unwrap_or_default();
@@ -221,21 +221,32 @@ impl Progress {
     }
 }
 
-/// Joins names and shapes with numbers.
-fn file<'a>(
+/// Encodes tensors with their names and shapes.
+fn encode<'a>(
+    path: &Path,
     metadata: impl IntoIterator<Item = (&'static str, String)>,
-    wanted: Vec<(String, Vec<usize>)>,
+    wanted: &[(String, Vec<usize>)],
     tensors: impl Iterator<Item = &'a Vec<f32>>,
-) -> Result<TensorFile> {
+) -> Result<Vec<u8>> {
     let mut metadata: BTreeMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     metadata.insert("format".into(), "pt".into());
     metadata.insert("version".into(), concat!("vae-wgpu ", env!("CARGO_PKG_VERSION")).into());
-    let data: Vec<&Vec<f32>> = tensors.collect();
-    if data.len() != wanted.len() {
-        return Err(Error::argument("number of tensors", wanted.len(), data.len()));
+    let tensors: Vec<&[f32]> = tensors.map(Vec::as_slice).collect();
+    if tensors.len() != wanted.len() {
+        return Err(Error::argument("number of tensors", wanted.len(), tensors.len()));
     }
-    let arrays = wanted.into_iter().zip(data).map(|((name, dims), data)| (name, Array { dims, data: data.clone() }));
-    Ok(TensorFile { metadata, tensors: arrays.collect() })
+    let arrays = wanted.iter().zip(tensors).map(|((name, dims), data)| (name.as_str(), (dims.as_slice(), data)));
+    tensor_file::encode(&metadata, &arrays.collect(), path)
+}
+
+/// Writes tensors with their names and shapes, atomically.
+fn save<'a>(
+    path: &Path,
+    metadata: impl IntoIterator<Item = (&'static str, String)>,
+    wanted: &[(String, Vec<usize>)],
+    tensors: impl Iterator<Item = &'a Vec<f32>>,
+) -> Result<()> {
+    atomic::save_atomic(path, &encode(path, metadata, wanted, tensors)?)
 }
 
 #[cfg(test)]
@@ -273,7 +284,7 @@ mod tests {
                 seed: 1 << 63,
                 settings: "{\"lr\":0.01}".into(),
                 best: Some(0.1 + 0.2),
-                data: Some("8 and 4 pictures".into()),
+                data: Some("8 and 4 images".into()),
             },
             weights: Weights { params: numbers(&params(), 0.5), states: numbers(&states(), 7.0) },
             moment1: numbers(&params(), -3.25),
@@ -282,61 +293,61 @@ mod tests {
     }
 
     #[test]
-    fn weights_and_checkpoints_come_back_bit_for_bit() {
+    fn weights_and_checkpoints_round_trip_bit_for_bit() {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
-        let inventory = TensorSchema { params: &params, states: &states };
+        let schema = TensorSchema { params: &params, states: &states };
         let path = dir.path().join("checkpoint.safetensors");
         for best in [None, Some(0.1 + 0.2), Some(f64::MIN_POSITIVE)] {
             let mut checkpoint = checkpoint();
             checkpoint.progress.best = best;
-            checkpoint.save(&path, inventory).unwrap();
+            checkpoint.save(&path, schema).unwrap();
             let bytes = fs::read(&path).unwrap();
-            assert_eq!(Checkpoint::load(&path, inventory).unwrap(), checkpoint);
-            checkpoint.save(&path, inventory).unwrap();
+            assert_eq!(Checkpoint::load(&path, schema).unwrap(), checkpoint);
+            checkpoint.save(&path, schema).unwrap();
             assert_eq!(fs::read(&path).unwrap(), bytes);
-            // Its weights can be used by themselves.
-            assert_eq!(Weights::load(&path, inventory).unwrap(), checkpoint.weights);
+            // A checkpoint can be loaded as weights.
+            assert_eq!(Weights::load(&path, schema).unwrap(), checkpoint.weights);
         }
         let path = dir.path().join("model.safetensors");
-        checkpoint().weights.save(&path, inventory, "{}").unwrap();
-        assert_eq!(Weights::load(&path, inventory).unwrap(), checkpoint().weights);
+        checkpoint().weights.save(&path, schema, "{}").unwrap();
+        assert_eq!(Weights::load(&path, schema).unwrap(), checkpoint().weights);
         let file = TensorFile::load(&path).unwrap();
         assert_eq!(file.metadata["config"], "{}");
         assert_eq!(file.tensors["stem.weight"].dims, [4, 3, 3, 3]);
         assert_eq!(file.tensors["fc.weight"].dims, [6, 4]);
-        let error = Checkpoint::load(&path, inventory).unwrap_err().to_string();
+        let error = Checkpoint::load(&path, schema).unwrap_err().to_string();
         assert!(error.contains("--init"), "{error}");
     }
 
     #[test]
-    fn the_crate_reads_what_we_write() {
+    fn safetensors_crate_reads_our_files() {
         let (params, states) = (params(), states());
         let wanted = TensorSchema { params: &params, states: &states }.of_weights();
         let weights = checkpoint().weights;
-        let bytes = file([("config", String::new())], wanted, weights.params.iter().chain(&weights.states)).unwrap();
-        let bytes = bytes.to_bytes(Path::new("x")).unwrap();
+        let tensors = weights.params.iter().chain(&weights.states);
+        let bytes = encode(Path::new("x"), [("config", String::new())], &wanted, tensors).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(file.len(), 5);
         assert_eq!(file.tensor("stem.bias").unwrap().data(), bytemuck::cast_slice::<f32, u8>(&[0.5, 1.5, 2.5, 3.5]));
     }
 
     #[test]
-    fn truncation_is_an_error_at_any_offset() {
+    fn truncation_at_any_offset_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
-        let inventory = TensorSchema { params: &params, states: &states };
+        let schema = TensorSchema { params: &params, states: &states };
         let path = dir.path().join("checkpoint.safetensors");
-        checkpoint().save(&path, inventory).unwrap();
+        checkpoint().save(&path, schema).unwrap();
         let bytes = fs::read(&path).unwrap();
         for length in (0..bytes.len()).step_by(97) {
             fs::write(&path, &bytes[..length]).unwrap();
-            assert!(matches!(Checkpoint::load(&path, inventory), Err(Error::File { .. })), "{length}");
+            assert!(matches!(Checkpoint::load(&path, schema), Err(Error::File { .. })), "{length}");
         }
     }
 
     #[test]
-    fn another_model_is_refused_with_the_difference() {
+    fn checkpoint_of_another_model_is_rejected_with_the_difference() {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
         let path = dir.path().join("checkpoint.safetensors");
@@ -354,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_checked() {
+    fn malformed_metadata_is_rejected() {
         let wrong = |key: &str, value: Option<&str>| {
             let mut metadata: BTreeMap<String, String> =
                 [("checkpoint", "1"), ("step", "3"), ("epoch", "1"), ("seed", "0")]
@@ -374,20 +385,20 @@ mod tests {
     }
 
     #[test]
-    fn tensors_that_do_not_fit_are_not_written() {
+    fn tensors_that_do_not_match_the_schema_are_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let (params, states) = (params(), states());
-        let inventory = TensorSchema { params: &params, states: &states };
+        let schema = TensorSchema { params: &params, states: &states };
         let path = dir.path().join("checkpoint.safetensors");
         let mut short = checkpoint();
         short.moment2.pop();
-        assert!(short.save(&path, inventory).is_err());
+        assert!(short.save(&path, schema).is_err());
         let mut short = checkpoint();
         short.weights.params[1].pop();
-        assert!(short.save(&path, inventory).is_err());
+        assert!(short.save(&path, schema).is_err());
         let mut broken = checkpoint();
         broken.moment1[2][3] = f32::NAN;
-        let error = broken.save(&path, inventory).unwrap_err().to_string();
+        let error = broken.save(&path, schema).unwrap_err().to_string();
         assert!(error.contains("`adam.m/fc.weight`"), "{error}");
         assert!(!path.exists());
     }

@@ -1,8 +1,7 @@
-//! `metrics.csv` and `epochs.csv`: tables that only grow, whose rows survive a kill.
+//! `metrics.csv` and `epochs.csv`: append-only tables whose rows survive a kill.
 //!
-//! A row is one write, so that a table is never torn but at its end, and a reader drops a last line without its line end. Rows that
-//! could not be written (on a full disk, say) are owed: the next one brings them along. Numbers are written with as many digits as
-//! bring back the same bits.
+//! Each row is one write, so only the last line can be incomplete; readers drop a last line without a line end. Rows that fail to write,
+//! for example on a full disk, are kept and retried with the next row. Numbers have enough digits to restore the same bits.
 
 use std::fs::File;
 use std::io::Write;
@@ -20,10 +19,13 @@ pub trait Row: Sized {
     /// Names of the columns.
     const COLUMNS: &'static [&'static str];
 
-    /// The row as a line without its end.
+    /// Formats the row as a line without a line end.
     fn line(&self) -> String;
 
-    /// The row of a line; an error is a sentence about the column.
+    /// Parses a line.
+    ///
+    /// # Errors
+    /// The message names the column.
     fn parse(line: &str) -> Result<Self, String>;
 }
 
@@ -50,7 +52,7 @@ macro_rules! rows {
                 )*
                 match fields.next() {
                     None => Ok(Self { $($field),* }),
-                    Some(more) => Err(format!("`{more}` stands behind the last column")),
+                    Some(more) => Err(format!("unexpected extra field `{more}`")),
                 }
             }
         }
@@ -60,9 +62,9 @@ macro_rules! rows {
 rows! {
     /// A training step: a row of `metrics.csv`.
     struct StepRow {
-        /// Step, from 0.
+        /// Index of the step, from 0.
         step: u64,
-        /// Epoch that it belongs to, from 1.
+        /// Epoch of the step, from 1.
         epoch: u64,
         /// Total loss: recon + beta * kl.
         total: f32,
@@ -74,7 +76,7 @@ rows! {
         grad_norm: f32,
         /// Learning rate.
         lr: f64,
-        /// Speed.
+        /// Training speed in images per second.
         images_per_s: f32,
     }
 
@@ -94,11 +96,11 @@ rows! {
         val_recon: f64,
         /// Mean KL term over the validation set.
         val_kl: f64,
-        /// Mean squared error of a pixel (-1 to 1), the latent mean decoded.
+        /// Mean squared error per pixel value (-1 to 1) of the decoded latent means.
         val_mse: f64,
-        /// Latent numbers that carry something of the picture.
+        /// Number of latent dimensions that depend on the image.
         active_units: u64,
-        /// Time that the epoch took, validation included.
+        /// Duration of the epoch in seconds, including validation.
         seconds: f64,
     }
 }
@@ -108,37 +110,37 @@ rows! {
 pub struct Table<R> {
     path: PathBuf,
     file: File,
-    /// Bytes of the header and the whole rows that are in the file.
+    /// Length in bytes of the header and the complete rows in the file.
     length: u64,
-    /// Whether half a row stands behind them.
+    /// Whether an incomplete row may follow them.
     torn: bool,
     /// Rows that are not in the file yet.
-    owed: String,
+    pending: String,
     rows: PhantomData<R>,
 }
 
 impl<R: Row> Table<R> {
-    /// An empty table.
+    /// Creates an empty table.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be written.
+    /// [`Error::File`] if it cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         atomic::save_atomic(path, format!("{}\n", R::COLUMNS.join(",")).as_bytes())?;
         Self::open(path)
     }
 
-    /// The table of an earlier run, cut off before the first row that is not to be `kept`, and the rows that remain. A table
-    /// that is not there starts empty.
+    /// Opens the table of an earlier run, truncates it before the first row that `keep` rejects, and returns the remaining rows. A missing
+    /// table is created empty.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be read, cut or written, or a kept row makes no sense.
+    /// [`Error::File`] if it cannot be read, truncated or written, or a kept row is malformed.
     pub fn resume(path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Self, Vec<R>)> {
         if !path.exists() {
             return Ok((Self::create(path)?, Vec::new()));
         }
         let (rows, bytes) = parse(&atomic::read(path)?, path, keep)?;
         let mut table = Self::open(path)?;
-        table.cut(bytes)?;
+        table.truncate(bytes)?;
         Ok((table, rows))
     }
 
@@ -149,77 +151,77 @@ impl<R: Row> Table<R> {
             Ok((file, length))
         };
         let (file, length) = open().map_err(Error::file("append to", path))?;
-        Ok(Self { path: path.to_owned(), file, length, torn: false, owed: String::new(), rows: PhantomData })
+        Ok(Self { path: path.to_owned(), file, length, torn: false, pending: String::new(), rows: PhantomData })
     }
 
-    fn cut(&mut self, length: u64) -> Result<()> {
-        self.file.set_len(length).map_err(Error::file("cut", &self.path))?;
+    fn truncate(&mut self, length: u64) -> Result<()> {
+        self.file.set_len(length).map_err(Error::file("truncate", &self.path))?;
         (self.length, self.torn) = (length, false);
         Ok(())
     }
 
-    /// Adds a row, and those that are owed.
+    /// Appends a row and all pending rows.
     ///
     /// # Errors
-    /// [`Error::File`] where they cannot be written; the next call tries again.
+    /// [`Error::File`] if they cannot be written; the next call retries.
     pub fn push(&mut self, row: &R) -> Result<()> {
-        self.owed.push_str(&row.line());
-        self.owed.push('\n');
-        self.settle()
+        self.pending.push_str(&row.line());
+        self.pending.push('\n');
+        self.flush()
     }
 
-    fn settle(&mut self) -> Result<()> {
+    fn flush(&mut self) -> Result<()> {
         if self.torn {
-            self.cut(self.length)?;
+            self.truncate(self.length)?;
         }
-        if let Err(error) = self.file.write_all(self.owed.as_bytes()) {
-            // Half a row would spoil those behind it.
+        if let Err(error) = self.file.write_all(self.pending.as_bytes()) {
+            // An incomplete row would corrupt the rows after it.
             self.torn = true;
-            let _ = self.cut(self.length);
+            let _ = self.truncate(self.length);
             return Err(Error::file("append to", &self.path)(error));
         }
-        self.length += self.owed.len() as u64;
-        self.owed.clear();
+        self.length += self.pending.len() as u64;
+        self.pending.clear();
         Ok(())
     }
 
-    /// Makes the rows last through a power cut: to be called before a checkpoint that counts on them is saved.
+    /// Syncs the rows to disk. Must be called before saving a checkpoint that depends on them.
     ///
     /// # Errors
-    /// [`Error::File`] where the system cannot do it, or cannot write rows that are owed.
+    /// [`Error::File`] if pending rows cannot be written or the sync fails.
     pub fn sync(&mut self) -> Result<()> {
-        self.settle()?;
+        self.flush()?;
         trace::record("sync rows", self.file.sync_data()).map_err(Error::file("sync", &self.path))
     }
 }
 
-/// All rows of a table; a last line that a kill cut short is dropped.
+/// Reads all rows of a table; an incomplete last line is dropped.
 ///
 /// # Errors
-/// [`Error::File`] where the table cannot be read or a row makes no sense.
+/// [`Error::File`] if the table cannot be read or a row is malformed.
 pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
     Ok(parse(&atomic::read(path)?, path, |_| true)?.0)
 }
 
-/// The first rows of a table's bytes, as long as they are kept, and the number of bytes that they and the header take; `path` is for the
-/// message.
+/// Parses the rows up to the first one that `keep` rejects, and returns them with the length in bytes of the header and these rows. `path`
+/// is used in errors.
 ///
 /// # Errors
-/// [`Error::File`] where a row makes no sense.
+/// [`Error::File`] if a row is malformed.
 pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Vec<R>, u64)> {
-    let wrong = |line: usize, why: String| Error::malformed("parse", path, format!("line {line}: {why}"));
+    let malformed = |line: usize, why: String| Error::malformed("parse", path, format!("line {line}: {why}"));
     let mut rows = Vec::new();
     let mut length = 0;
     for (line, number) in bytes.split_inclusive(|&b| b == b'\n').zip(1..) {
         let Some((b'\n', text)) = line.split_last() else { break };
-        let text = std::str::from_utf8(text).map_err(|e| wrong(number, e.to_string()))?;
+        let text = std::str::from_utf8(text).map_err(|e| malformed(number, e.to_string()))?;
         if number == 1 {
             let columns = R::COLUMNS.join(",");
             if text != columns {
-                return Err(wrong(1, format!("expected the columns `{columns}`, found `{text}`")));
+                return Err(malformed(1, format!("expected the columns `{columns}`, found `{text}`")));
             }
         } else {
-            let row = R::parse(text).map_err(|why| wrong(number, why))?;
+            let row = R::parse(text).map_err(|why| malformed(number, why))?;
             if !keep(&row) {
                 break;
             }
@@ -228,7 +230,7 @@ pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Re
         length += line.len() as u64;
     }
     if length == 0 {
-        return Err(wrong(1, "there is no line with the names of the columns".to_owned()));
+        return Err(malformed(1, "the header line is missing".to_owned()));
     }
     Ok((rows, length))
 }
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_back_bit_for_bit() {
+    fn rows_round_trip_bit_for_bit() {
         let values = [0.1f32, f32::MIN_POSITIVE, 1e-45, f32::MAX, -0.0, 16_777_217.0, 1.0 / 3.0];
         for value in values {
             let row = StepRow { total: value, lr: f64::from(value) / 3.0, ..row(7) };
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_plain_csv() {
+    fn tables_are_plain_csv() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.csv");
         written(&path, 1);
@@ -286,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn resuming_gives_the_file_of_an_uninterrupted_run() {
+    fn resumed_table_equals_an_uninterrupted_one() {
         let dir = tempfile::tempdir().unwrap();
         let (whole, parts) = (dir.path().join("whole.csv"), dir.path().join("parts.csv"));
         written(&whole, 9);
@@ -302,10 +304,10 @@ mod tests {
         assert_eq!(rows, []);
     }
 
-    /// Reading and writing a file that is always full is a matter of the system.
+    /// `/dev/full` exists only on Linux.
     #[cfg(target_os = "linux")]
     #[test]
-    fn rows_that_could_not_be_written_come_with_the_next() {
+    fn failed_rows_are_retried_with_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let (whole, path) = (dir.path().join("whole.csv"), dir.path().join("metrics.csv"));
         written(&whole, 6);
@@ -316,7 +318,7 @@ mod tests {
         assert!(matches!(error, Error::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
         assert!(table.push(&row(3)).is_err() && table.sync().is_err());
         assert_eq!(read::<StepRow>(&path).unwrap().len(), 2);
-        // Half a row got through before the disk was full.
+        // Part of a row was written before the disk was full.
         table.file = good;
         table.file.write_all(b"2,1,0.").unwrap();
         (4..6).for_each(|step| table.push(&row(step)).unwrap());
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_anywhere_the_whole_rows_remain() {
+    fn truncation_keeps_the_complete_rows() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.csv");
         written(&path, 5);
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_names_line_and_column() {
+    fn malformed_rows_name_line_and_column() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.csv");
         written(&path, 3);
@@ -351,7 +353,7 @@ mod tests {
         let cases = [
             (good.replace("\n1,1,", "\n1,one,"), "line 3: column epoch holds `one`"),
             (good.replace(",0.30000000000000004,0.0\n2", "\n2"), "line 3: column lr is missing"),
-            (good.replace("\n1,1,", "\n1,1,1,"), "line 3: `0.0` stands behind the last column"),
+            (good.replace("\n1,1,", "\n1,1,1,"), "line 3: unexpected extra field `0.0`"),
             (good.replace("total", "loss"), "line 1: expected the columns"),
             (good.replace("\n1,1,", "\n\n"), "line 3: column step holds ``"),
         ];
@@ -359,7 +361,7 @@ mod tests {
             fs::write(&path, text).unwrap();
             let Err(Error::File { source, .. }) = read::<StepRow>(&path) else { panic!("{expected}") };
             assert!(source.to_string().contains(expected), "{source}");
-            // Beyond the checkpoint nothing is looked at.
+            // Rows after the checkpoint are not parsed.
             let resumed = Table::<StepRow>::resume(&path, |_| false);
             assert_eq!(resumed.is_ok(), !expected.starts_with("line 1"));
         }

@@ -1,4 +1,4 @@
-//! Files: atomic writes, locks, weights and checkpoints, run folders, tables.
+//! Files: atomic writes, locks, run folders, weights, checkpoints and CSV tables.
 
 pub mod atomic;
 pub mod checkpoint;

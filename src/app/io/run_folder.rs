@@ -1,4 +1,4 @@
-//! The folder of a run: its files by name, who may write to it, and its settings.
+//! The folder of a run: its files, its lock and its configuration.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -14,37 +14,37 @@ use crate::app::io::atomic::{FolderLock, LOCK, LockState};
 use crate::app::viz::image_grid::{Grid, Pictures, save_png};
 use crate::error::{Error, Result};
 
-/// Version of the layout of `config.json`.
+/// Version of the format of `config.json`.
 const FORMAT: u32 = 1;
 
-/// `config.json`: what a run was started with and on. `S` is the program's own settings.
+/// The content of `config.json`: the settings and the device that a run was started with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig<S> {
-    /// Version of the layout of this file.
+    /// Version of the file format.
     pub format: u32,
     /// Version of vae-wgpu.
     pub version: String,
     /// Adapter, driver and backend.
     pub device: String,
-    /// The variant of each kernel.
+    /// Variant of each kernel.
     pub kernels: BTreeMap<String, String>,
-    /// Everything that was chosen.
+    /// Settings of the run.
     pub settings: S,
 }
 
 impl<S> RunConfig<S> {
-    /// A configuration of this version of the program.
+    /// Creates the configuration for this version of the program.
     pub fn new(device: String, kernels: BTreeMap<String, String>, settings: S) -> Self {
         Self { format: FORMAT, version: env!("CARGO_PKG_VERSION").to_owned(), device, kernels, settings }
     }
 }
 
 impl<S: DeserializeOwned> RunConfig<S> {
-    /// Takes it from the bytes of `config.json`; `path` is for the message.
+    /// Parses the bytes of `config.json`; `path` is used in errors.
     ///
     /// # Errors
-    /// [`Error::File`] where they make no sense or have unknown fields, [`Error::Checkpoint`] where they are of another format.
+    /// [`Error::File`] for malformed JSON or unknown fields, [`Error::Checkpoint`] for another format.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -58,43 +58,43 @@ impl<S: DeserializeOwned> RunConfig<S> {
                 what: "format".to_owned(),
                 expected: FORMAT.to_string(),
                 found: format.to_string(),
-                hint: "it was written by another version of vae-wgpu".to_owned(),
+                hint: "the run was written by another version of vae-wgpu".to_owned(),
             });
         }
         serde_json::from_slice(bytes).map_err(malformed)
     }
 }
 
-/// A run folder, to write to (under its lock) or to look at.
+/// A run folder, opened for writing (locked) or for reading.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     state: State,
-    /// Last: what happens when a folder is left happens under the lock.
+    /// Last field, so that `state` is dropped under the lock.
     lock: Option<FolderLock>,
 }
 
-/// What there is of the run.
+/// State of the run in the folder.
 #[derive(Debug)]
 enum State {
-    /// One that has begun.
+    /// The run has begun.
     Begun,
-    /// One to be overwritten.
+    /// An old run will be overwritten.
     Old,
-    /// None; the folder goes when it is left so.
+    /// The folder is empty and is removed unless the run begins.
     New(Reserved),
 }
 
-/// A folder that holds nothing but its lock. A run that does not begin in it leaves no trace.
+/// A folder with only its lock. Dropping it removes the lock, and the folder if it was created for the run.
 #[derive(Debug)]
 struct Reserved {
     path: PathBuf,
-    /// Whether the folder was made for the run.
-    made: bool,
+    /// Whether the folder was created for the run.
+    created: bool,
 }
 
 impl Reserved {
-    /// The run begins: the folder stays.
+    /// Keeps the folder.
     fn keep(mut self) {
         self.path.clear();
     }
@@ -105,15 +105,15 @@ impl Drop for Reserved {
         if self.path.as_os_str().is_empty() {
             return;
         }
-        // What stays is only untidy.
+        // A leftover file is harmless.
         let _ = fs::remove_file(self.path.join(LOCK));
-        if self.made {
+        if self.created {
             let _ = fs::remove_dir(&self.path);
         }
     }
 }
 
-/// The files of a run, in the order in which an overwritten run loses them: first what would let it be resumed.
+/// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
 const FILES: [&str; 9] = [
     "checkpoint.safetensors",
     "model.safetensors",
@@ -125,38 +125,38 @@ const FILES: [&str; 9] = [
     "grad_norm.png",
     "learning_rate.png",
 ];
-/// Folders of a run that hold one picture an epoch.
+/// Folders of a run with one image per epoch.
 const SAMPLES: &str = "samples";
 const RECONSTRUCTIONS: &str = "reconstructions";
 
 impl RunFolder {
-    /// A folder for a new run: `out`, or `runs/<date>-<n>` with the first free n. It must be new or empty, or hold a run and `force` be
-    /// given. Until the run begins nothing in it is touched.
+    /// Creates and locks the folder of a new run: `out`, or `runs/<date>-<n>` with the first free n. An existing folder must be empty, or
+    /// contain a run that `force` allows to overwrite. Nothing in it changes before [`RunFolder::begin`].
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be made, is taken, or another process writes to it.
+    /// [`Error::File`] if it cannot be created, is in use, or must not be overwritten.
     pub fn create(out: Option<&Path>, force: bool) -> Result<Self> {
         let Some(path) = out else { return Self::next(Path::new("runs"), &today()) };
-        let made = !path.exists();
-        fs::create_dir_all(path).map_err(Error::file("create the folder", path))?;
+        let created = !path.exists();
+        fs::create_dir_all(path).map_err(Error::file("create folder", path))?;
         let taken = entries(path)?.any(|entry| entry.file_name() != LOCK);
         let run = [LOCK, FILES[0]].iter().any(|name| path.join(name).exists());
         if taken && !(force && run) {
             let why = match run {
-                true => "it is not empty: give --force to overwrite the run in it, or another --out",
-                false => "it is not empty and holds no run: give another --out",
+                true => "the folder contains a run. Pass --force to overwrite it, or another --out",
+                false => "the folder is not empty and contains no run. Pass another --out",
             };
             return Err(Error::file("start a run in", path)(io::Error::new(ErrorKind::DirectoryNotEmpty, why)));
         }
         let lock = FolderLock::take(path)?;
-        let state = if taken { State::Old } else { State::New(Reserved { path: path.to_owned(), made }) };
+        let state = if taken { State::Old } else { State::New(Reserved { path: path.to_owned(), created }) };
         Ok(Self { path: path.to_owned(), state, lock: Some(lock) })
     }
 
-    /// The run begins: the files of the one that is overwritten are removed, and only those.
+    /// Begins the run: removes the files of an overwritten run, and no others.
     ///
     /// # Errors
-    /// [`Error::File`] where that cannot be done.
+    /// [`Error::File`] if a file cannot be removed or a folder cannot be created.
     pub fn begin(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.state, State::Begun) {
             State::Begun => {}
@@ -177,18 +177,18 @@ impl RunFolder {
     }
 
     fn next(runs: &Path, date: &str) -> Result<Self> {
-        fs::create_dir_all(runs).map_err(Error::file("create the folder", runs))?;
+        fs::create_dir_all(runs).map_err(Error::file("create folder", runs))?;
         for n in 1u32.. {
             let path = runs.join(format!("{date}-{n}"));
-            // Two processes cannot both make the same folder.
+            // Only one of two processes can create the same folder.
             match fs::create_dir(&path) {
                 Ok(()) => {
                     let lock = FolderLock::take(&path)?;
-                    let reserved = Reserved { path: path.clone(), made: true };
+                    let reserved = Reserved { path: path.clone(), created: true };
                     return Ok(Self { path, state: State::New(reserved), lock: Some(lock) });
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::file("create the folder", &path)(error)),
+                Err(error) => return Err(Error::file("create folder", &path)(error)),
             }
         }
         Err(Error::bug("no free name for a run folder"))
@@ -196,21 +196,21 @@ impl RunFolder {
 
     fn make_folders(&self) -> Result<()> {
         for folder in [SAMPLES, RECONSTRUCTIONS].map(|name| self.path.join(name)) {
-            fs::create_dir_all(&folder).map_err(Error::file("create the folder", &folder))?;
+            fs::create_dir_all(&folder).map_err(Error::file("create folder", &folder))?;
         }
         Ok(())
     }
 
-    /// Makes the folder anew where somebody removed it, empty but for the lock, and tells whether there is a run to be written to it.
+    /// Recreates the folder if it was removed. Returns whether the files of the run are missing and must be written again.
     ///
     /// # Errors
-    /// [`Error::RunFolderLost`] where another run was there since, [`Error::File`] where it cannot be made.
+    /// [`Error::RunFolderLost`] if another run has taken the folder, [`Error::File`] if it cannot be created.
     pub fn restore(&mut self) -> Result<bool> {
         let taken = || Error::RunFolderLost { path: self.path.clone() };
         match self.lock.as_ref().map(FolderLock::state) {
             Some(LockState::Replaced) => return Err(taken()),
             Some(LockState::Removed) => {
-                fs::create_dir_all(&self.path).map_err(Error::file("create the folder", &self.path))?;
+                fs::create_dir_all(&self.path).map_err(Error::file("create folder", &self.path))?;
                 self.lock = Some(FolderLock::take(&self.path).map_err(|error| match error {
                     Error::File { source, .. } if source.kind() == ErrorKind::ResourceBusy => taken(),
                     other => other,
@@ -225,10 +225,10 @@ impl RunFolder {
         Ok(gone)
     }
 
-    /// The folder of a run that is to go on.
+    /// Opens and locks the folder of a run to resume.
     ///
     /// # Errors
-    /// [`Error::File`] where there is none, it has no checkpoint, or another process writes to it.
+    /// [`Error::File`] if there is no run or checkpoint, or another process is writing to it.
     pub fn resume(path: &Path) -> Result<Self> {
         let run = Self::view(path)?;
         fs::metadata(run.checkpoint()).map_err(Error::file("find", &run.checkpoint()))?;
@@ -237,22 +237,22 @@ impl RunFolder {
         Ok(Self { lock: Some(lock), ..run })
     }
 
-    /// The folder of a run to look at, which it may be running in.
+    /// Opens the folder of a run for reading; the run may be in progress.
     ///
     /// # Errors
-    /// [`Error::File`] where there is no run.
+    /// [`Error::File`] if there is no run.
     pub fn view(path: &Path) -> Result<Self> {
         let run = Self { path: path.to_owned(), state: State::Begun, lock: None };
         match fs::metadata(run.config()) {
             Ok(_) => Ok(run),
             Err(error) => {
-                let why = format!("it has no config.json ({error}); `vae-wgpu train --out` makes run folders");
+                let why = format!("it has no config.json ({error}). Create a run with `vae-wgpu train --out`");
                 Err(Error::file("find a run in", path)(io::Error::new(error.kind(), why)))
             }
         }
     }
 
-    /// The folder.
+    /// Path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -264,25 +264,25 @@ impl RunFolder {
         self.path.join("config.json")
     }
 
-    /// `metrics.csv`: a row a step.
+    /// `metrics.csv`: one row per step.
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.csv")
     }
 
-    /// `epochs.csv`: a row an epoch.
+    /// `epochs.csv`: one row per epoch.
     #[must_use]
     pub fn epochs(&self) -> PathBuf {
         self.path.join("epochs.csv")
     }
 
-    /// `model.safetensors`: the weights of the best validation loss.
+    /// `model.safetensors`: the weights with the best validation loss.
     #[must_use]
     pub fn model(&self) -> PathBuf {
         self.path.join("model.safetensors")
     }
 
-    /// `checkpoint.safetensors`: everything to go on.
+    /// `checkpoint.safetensors`: the complete state of the run.
     #[must_use]
     pub fn checkpoint(&self) -> PathBuf {
         self.path.join("checkpoint.safetensors")
@@ -318,19 +318,18 @@ impl RunFolder {
         self.path.join(SAMPLES).join(format!("epoch_{epoch:02}.png"))
     }
 
-    /// `reconstructions/epoch_NN.png`: a column of the history without loss; epoch 0 is the originals.
+    /// `reconstructions/epoch_NN.png`: one column of the history, lossless; epoch 0 holds the originals.
     #[must_use]
     pub fn reconstructions(&self, epoch: u64) -> PathBuf {
         self.path.join(RECONSTRUCTIONS).join(format!("epoch_{epoch:02}.png"))
     }
 
-    /// Writes an epoch's reconstructions (those of epoch 0 are the originals) as a column of their own, then the history anew:
-    /// a row a picture, the originals, then a column an epoch; of long runs every second epoch, every fourth and so on, and the
-    /// last. A kill between the two loses nothing, and a run resumed at an earlier epoch starts its columns there; those of
-    /// epochs that are not there, or are of other pictures, stay blank.
+    /// Writes the reconstructions of an epoch as one column (epoch 0: the originals), then redraws the history: one row per image, and one
+    /// column per epoch. Long runs show every second epoch, every fourth and so on, and the last. Columns that are missing or show other
+    /// images stay blank, so a kill between the two writes loses nothing.
     ///
     /// # Errors
-    /// [`Error::File`] where they cannot be written.
+    /// [`Error::File`] if they cannot be written.
     pub fn save_reconstructions(&self, epoch: u64, pictures: &Pictures) -> Result<()> {
         pictures.save_strip(&self.reconstructions(epoch))?;
         let fits = |column: &Pictures| column.size() == pictures.size() && column.len() == pictures.len();
@@ -343,7 +342,7 @@ impl RunFolder {
     /// Writes `config.json`.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be written.
+    /// [`Error::File`] if it cannot be written.
     pub fn save_config<S: Serialize>(&self, config: &RunConfig<S>) -> Result<()> {
         let path = self.config();
         let json = serde_json::to_string_pretty(config).map_err(|e| Error::malformed("write", &path, e))?;
@@ -353,24 +352,24 @@ impl RunFolder {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// As [`RunConfig::from_json`], and [`Error::File`] where it cannot be read.
+    /// As [`RunConfig::from_json`], and [`Error::File`] if it cannot be read.
     pub fn load_config<S: DeserializeOwned>(&self) -> Result<RunConfig<S>> {
         let path = self.config();
         RunConfig::from_json(&atomic::read(&path)?, &path)
     }
 }
 
-/// Most columns of the history.
-const MOST_COLUMNS: u64 = 64;
+/// Largest number of columns in the history.
+const MAX_COLUMNS: u64 = 64;
 
-/// Epochs that the history shows after `epoch`: multiples of the least power of two that makes them few enough, and the last.
+/// Returns the epochs that the history shows after `epoch`: multiples of the smallest sufficient power of two, and the last.
 fn columns(epoch: u64) -> Vec<u64> {
-    let mut apart = 1;
-    while epoch / apart > MOST_COLUMNS - 2 {
-        apart *= 2;
+    let mut stride = 1;
+    while epoch / stride > MAX_COLUMNS - 2 {
+        stride *= 2;
     }
-    let mut columns: Vec<_> = (0..=epoch / apart).map(|i| i * apart).collect();
-    columns.extend((!epoch.is_multiple_of(apart)).then_some(epoch));
+    let mut columns: Vec<_> = (0..=epoch / stride).map(|i| i * stride).collect();
+    columns.extend((!epoch.is_multiple_of(stride)).then_some(epoch));
     columns
 }
 
@@ -378,7 +377,7 @@ fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry>> {
     Ok(fs::read_dir(folder).map_err(Error::file("list", folder))?.flatten())
 }
 
-/// Whether a file is called `epoch_NN.png`.
+/// Returns whether a file is called `epoch_NN.png`.
 fn is_of_an_epoch(name: &OsStr) -> bool {
     let number = name.to_str().and_then(|name| name.strip_prefix("epoch_")?.strip_suffix(".png"));
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
@@ -391,7 +390,7 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// The local date, `2026-01-31`.
+/// Returns the local date, e.g. `2026-01-31`.
 fn today() -> String {
     jiff::Zoned::now().date().to_string()
 }
@@ -417,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn default_folders_count_up() {
+    fn default_folders_are_numbered() {
         let dir = tempfile::tempdir().unwrap();
         let runs = dir.path().join("runs");
         let mut first = RunFolder::next(&runs, "2026-01-31").unwrap();
@@ -430,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_overwritten_only_by_force_and_only_its_files() {
+    fn only_force_overwrites_a_run_and_only_its_files() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("a/b");
         let mut run = RunFolder::create(Some(&out), false).unwrap();
@@ -456,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_does_not_begin_leaves_no_trace() {
+    fn run_that_does_not_begin_leaves_no_files() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("run");
         drop(RunFolder::create(Some(&out), false).unwrap());
@@ -466,7 +465,7 @@ mod tests {
         drop(RunFolder::create(Some(&out), false).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "an empty folder that was there stays");
-        // A lock alone, which a kill left behind, is no run.
+        // A leftover lock file alone is not a run.
         fs::write(out.join(LOCK), "").unwrap();
         RunFolder::create(Some(&out), false).unwrap().begin().unwrap();
         assert!(out.join(LOCK).exists());
@@ -474,7 +473,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_folder_that_another_run_took_is_not_written_to() {
+    fn folder_of_another_run_is_not_restored() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("run");
         let begin = || {
@@ -514,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_come_back_and_strangers_are_refused() {
+    fn config_round_trips_and_unknown_keys_fail() {
         let dir = tempfile::tempdir().unwrap();
         let mut run = RunFolder::create(Some(dir.path()), false).unwrap();
         run.begin().unwrap();
@@ -534,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn the_history_of_a_long_run_is_thinned_out() {
+    fn history_of_a_long_run_is_thinned_out() {
         assert_eq!(columns(0), [0]);
         assert_eq!(columns(3), [0, 1, 2, 3]);
         assert_eq!(columns(62), (0..=62).collect::<Vec<_>>());
@@ -542,13 +541,13 @@ mod tests {
         assert_eq!(columns(65)[31..], [62, 64, 65]);
         for epoch in [63, 127, 1000, 999_999_999, u64::MAX] {
             let columns = columns(epoch);
-            assert!(columns.len() as u64 <= MOST_COLUMNS && columns[0] == 0 && columns.last() == Some(&epoch));
+            assert!(columns.len() as u64 <= MAX_COLUMNS && columns[0] == 0 && columns.last() == Some(&epoch));
             assert!(columns.is_sorted() && columns.len() > 30);
         }
     }
 
     #[test]
-    fn the_history_is_the_same_after_a_resume() {
+    fn history_is_the_same_after_a_resume() {
         let dir = tempfile::tempdir().unwrap();
         let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
         let history = |out: &Path, epochs: &[u64]| {
@@ -560,9 +559,9 @@ mod tests {
             fs::read(run.history()).unwrap()
         };
         let expected = history(&whole, &[0, 1, 2, 3]);
-        // Killed after epoch 3 but before its checkpoint: epochs 2 and 3 come again.
+        // Killed after epoch 3 but before its checkpoint: epochs 2 and 3 are repeated.
         assert_eq!(history(&parts, &[0, 1, 2, 3, 2, 3]), expected);
-        // A column that was lost stays blank and moves nothing.
+        // A lost column stays blank and moves no others.
         let blank = history(&parts, &[0, 3]);
         let size = |png: &[u8]| image::load_from_memory(png).unwrap().into_rgb8().dimensions();
         assert_eq!(size(&blank), size(&expected));

@@ -1,8 +1,9 @@
-//! Named arrays of `f32` in a safetensors file.
+//! Safetensors files of named `f32` arrays.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use byteorder::{ByteOrder, LittleEndian, WriteBytesExt};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::json;
@@ -13,92 +14,67 @@ use crate::error::{Error, Result};
 /// A row-major array.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
-    /// Sizes, outermost first.
+    /// Sizes of the dimensions, outermost first.
     pub dims: Vec<usize>,
-    /// The numbers.
+    /// Values in row-major order.
     pub data: Vec<f32>,
 }
 
-/// A safetensors file: named arrays of finite `f32` and a map of strings. Equal content gives equal bytes.
+/// The content of a safetensors file: named arrays of finite `f32` and a map of strings. Equal content is encoded to equal bytes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TensorFile {
-    /// Free text by key.
+    /// Strings by key.
     pub metadata: BTreeMap<String, String>,
     /// Arrays by name.
     pub tensors: BTreeMap<String, Array>,
 }
 
-/// What a batch norm of PyTorch counts beside its statistics: an `i64` that nothing here needs.
+/// Suffix of the `i64` batch counters of PyTorch batch norms, which are ignored.
 const COUNTER: &str = ".num_batches_tracked";
 
 impl TensorFile {
-    /// The file's bytes: length and JSON header, padded to eight, then the numbers in the order of the names.
-    ///
-    /// The crate's own writer keeps the metadata in a hash map, whose order changes from run to run.
+    /// Encodes the file; `path` is used in errors.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where sizes and numbers disagree, [`Error::Checkpoint`] for a number that is not finite; `path` is for
-    /// the message.
+    /// [`Error::InvalidArgument`] if the dimensions of an array do not match its length, [`Error::Checkpoint`] for NaN or infinity.
     pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>> {
-        let mut header = serde_json::Map::new();
-        header.insert("__metadata__".into(), json!(self.metadata));
-        let mut end = 0;
-        for (name, Array { dims, data }) in &self.tensors {
-            if dims.iter().product::<usize>() != data.len() || name == "__metadata__" {
-                return Err(Error::argument(
-                    format!("number of values of `{name}`"),
-                    format!("the product of {dims:?}"),
-                    data.len(),
-                ));
-            }
-            check_finite(path, name, data)?;
-            let start = end;
-            end += 4 * data.len();
-            header.insert(name.clone(), json!({"dtype": "F32", "shape": dims, "data_offsets": [start, end]}));
-        }
-        let mut header = serde_json::Value::Object(header).to_string();
-        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let mut bytes = Vec::with_capacity(8 + header.len() + end);
-        bytes.extend((header.len() as u64).to_le_bytes());
-        bytes.extend(header.as_bytes());
-        bytes.extend(self.tensors.values().flat_map(|t| &t.data).flat_map(|v| v.to_le_bytes()));
-        Ok(bytes)
+        let tensors =
+            self.tensors.iter().map(|(name, array)| (name.as_str(), (array.dims.as_slice(), array.data.as_slice())));
+        encode(&self.metadata, &tensors.collect(), path)
     }
 
-    /// Reads what [`TensorFile::to_bytes`] or PyTorch wrote; `path` is for the message. Every length is checked before it is used.
+    /// Decodes a file written by [`TensorFile::to_bytes`] or PyTorch; `path` is used in errors. All lengths are checked before use.
     ///
     /// # Errors
-    /// [`Error::File`] for bytes that are no safetensors file, [`Error::Checkpoint`] for a type other than `f32` or a number that is
-    /// not finite.
+    /// [`Error::File`] for a malformed file, [`Error::Checkpoint`] for a type other than `f32`, NaN or infinity.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
         let malformed = |why| Error::malformed("parse", path, why);
         let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(Box::new(e)))?;
         let data = bytes.get(8 + length..).unwrap_or_default();
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         let mut tensors = BTreeMap::new();
-        let mut foreign = Vec::new();
+        let mut others = Vec::new();
         let infos: BTreeMap<_, _> = header.tensors().into_iter().filter(|(name, _)| !name.ends_with(COUNTER)).collect();
         for (name, info) in infos {
             let (start, end) = info.data_offsets;
             if info.dtype != Dtype::F32 {
-                foreign.push(format!("`{name}` of {}", info.dtype));
+                others.push(format!("`{name}` of {}", info.dtype));
                 continue;
             }
-            let numbers =
-                data.get(start..end).ok_or_else(|| Error::bug(format!("`{name}` lies outside of its file")))?;
-            let numbers: Vec<f32> =
-                numbers.as_chunks().0.iter().map(|number: &[u8; 4]| f32::from_le_bytes(*number)).collect();
-            check_finite(path, &name, &numbers)?;
-            tensors.insert(name, Array { dims: info.shape.clone(), data: numbers });
+            let bytes = data.get(start..end).ok_or_else(|| Error::bug(format!("`{name}` lies outside of its file")))?;
+            let mut values = vec![0.0; bytes.len() / 4];
+            LittleEndian::read_f32_into(&bytes[..4 * values.len()], &mut values);
+            check_finite(path, &name, &values)?;
+            tensors.insert(name, Array { dims: info.shape.clone(), data: values });
         }
-        if foreign.is_empty() {
+        if others.is_empty() {
             return Ok(Self { metadata, tensors });
         }
         Err(Error::Checkpoint {
             path: path.to_owned(),
-            what: "number type".into(),
-            expected: "F32 everywhere".into(),
-            found: first_few(&foreign),
+            what: "element type".into(),
+            expected: "F32 for all tensors".into(),
+            found: first_few(&others),
             hint: "convert the tensors to float32 before saving them".into(),
         })
     }
@@ -106,7 +82,7 @@ impl TensorFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// As [`TensorFile::from_bytes`], and [`Error::File`] where it cannot be read.
+    /// As [`TensorFile::from_bytes`], and [`Error::File`] if it cannot be read.
     pub fn load(path: &Path) -> Result<Self> {
         Self::from_bytes(&atomic::read(path)?, path)
     }
@@ -119,10 +95,10 @@ impl TensorFile {
         atomic::save_atomic(path, &self.to_bytes(path)?)
     }
 
-    /// The numbers of the wanted tensors, in the order wanted, once the file is known to hold exactly these.
+    /// Returns the values of the `wanted` tensors, in that order, if the file contains exactly these.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] with the difference.
+    /// [`Error::Checkpoint`] with the missing, unexpected and misshapen tensors.
     pub(super) fn take(mut self, path: &Path, wanted: &[(String, Vec<usize>)]) -> Result<Vec<Vec<f32>>> {
         let (mut missing, mut misshapen, mut taken) = (Vec::new(), Vec::new(), Vec::new());
         for (name, dims) in wanted {
@@ -149,9 +125,51 @@ impl TensorFile {
             what: "tensors".into(),
             expected: format!("the {} of the model", wanted.len()),
             found: difference.join("; "),
-            hint: "it was saved by another model: give the same channels, blocks, latent dimension and norm".into(),
+            hint: "the file belongs to another model: use the same --channels, --blocks, --latent-dim and --norm"
+                .into(),
         })
     }
+}
+
+/// Encodes arrays, given as dimensions and values by name: header length, JSON header padded to eight bytes, values in the order of the
+/// names.
+///
+/// The writer of the safetensors crate keeps the metadata in a hash map, so its output differs from run to run.
+pub(super) fn encode(
+    metadata: &BTreeMap<String, String>,
+    tensors: &BTreeMap<&str, (&[usize], &[f32])>,
+    path: &Path,
+) -> Result<Vec<u8>> {
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!(metadata));
+    let mut end = 0;
+    for (&name, &(dims, data)) in tensors {
+        if dims.iter().product::<usize>() != data.len() || name == "__metadata__" {
+            return Err(Error::argument(
+                format!("number of values of `{name}`"),
+                format!("the product of {dims:?}"),
+                data.len(),
+            ));
+        }
+        check_finite(path, name, data)?;
+        let start = end;
+        end += 4 * data.len();
+        header.insert(name.to_owned(), json!({"dtype": "F32", "shape": dims, "data_offsets": [start, end]}));
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut bytes = Vec::with_capacity(8 + header.len() + end);
+    bytes.write_u64::<LittleEndian>(header.len() as u64).map_err(Error::bug)?;
+    bytes.extend(header.as_bytes());
+    tensors.values().for_each(|(_, data)| append_f32(&mut bytes, data));
+    Ok(bytes)
+}
+
+/// Appends the little-endian bytes of `values`.
+pub(crate) fn append_f32(bytes: &mut Vec<u8>, values: &[f32]) {
+    let start = bytes.len();
+    bytes.resize(start + 4 * values.len(), 0);
+    LittleEndian::write_f32_into(values, &mut bytes[start..]);
 }
 
 fn check_finite(path: &Path, name: &str, data: &[f32]) -> Result<()> {
@@ -160,9 +178,9 @@ fn check_finite(path: &Path, name: &str, data: &[f32]) -> Result<()> {
         Some(at) => Err(Error::Checkpoint {
             path: path.to_owned(),
             what: format!("`{name}`"),
-            expected: "finite numbers".into(),
+            expected: "finite values".into(),
             found: format!("{} at index {at}", data[at]),
-            hint: "go back to an earlier checkpoint".into(),
+            hint: "use an earlier checkpoint".into(),
         }),
     }
 }
@@ -202,24 +220,24 @@ mod tests {
         Path::new("x.safetensors")
     }
 
-    /// A file with a header as given.
+    /// Returns a file with the given header.
     fn raw(header: &str, data: &[u8]) -> Vec<u8> {
         [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
     }
 
     #[test]
-    fn bytes_and_back() {
+    fn files_round_trip() {
         let bytes = small().to_bytes(path()).unwrap();
         assert_eq!(TensorFile::from_bytes(&bytes, path()).unwrap(), small());
         assert_eq!(bytes, small().to_bytes(path()).unwrap());
         let empty = TensorFile::default();
         assert_eq!(TensorFile::from_bytes(&empty.to_bytes(path()).unwrap(), path()).unwrap(), empty);
-        // As the format asks: the numbers start at a multiple of eight.
+        // The format aligns the data to eight bytes.
         assert_eq!(u64::from_le_bytes(bytes[..8].try_into().unwrap()) % 8, 0);
     }
 
     #[test]
-    fn truncated_anywhere_is_an_error() {
+    fn truncation_at_any_offset_is_an_error() {
         let bytes = small().to_bytes(path()).unwrap();
         for length in 0..bytes.len() {
             assert!(TensorFile::from_bytes(&bytes[..length], path()).is_err(), "{length}");
@@ -228,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn any_damaged_byte_of_the_header_is_an_error_or_another_file() {
+    fn damaged_headers_never_give_inconsistent_arrays() {
         let bytes = small().to_bytes(path()).unwrap();
         let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         for at in 0..header {
@@ -243,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_headers() {
+    fn hostile_headers_are_rejected() {
         let one = |dtype: &str, shape: &str, offsets: &str| {
             format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
         };
@@ -253,7 +271,7 @@ mod tests {
         };
         let cases = [
             ("", ""),
-            ("PK", "garbled magic"),
+            ("PK", "wrong magic"),
             ("[]", ""),
             (&one("F32", "[2]", "[0,4]"), "size against shape"),
             (&one("F32", "[4]", "[0,16]"), "beyond the end"),
@@ -275,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn other_types_are_named() {
+    fn other_element_types_are_rejected_by_name() {
         let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"n.num_batches_tracked":{"dtype":"I64","shape":[],"data_offsets":[4,12]}}"#;
         let error = TensorFile::from_bytes(&raw(header, &[0; 12]), path()).unwrap_err().to_string();
         assert!(error.contains("found `a` of F16. Convert"), "{error}");
@@ -285,12 +303,12 @@ mod tests {
     }
 
     #[test]
-    fn non_finite_numbers_are_refused_both_ways() {
+    fn non_finite_values_are_rejected_on_write_and_read() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut file = small();
             file.tensors.get_mut("b.weight").unwrap().data[4] = bad;
             let error = file.to_bytes(path()).unwrap_err().to_string();
-            assert!(error.contains("`b.weight`: expected finite numbers") && error.contains("index 4"), "{error}");
+            assert!(error.contains("`b.weight`: expected finite values") && error.contains("index 4"), "{error}");
             let mut bytes = small().to_bytes(path()).unwrap();
             let at = bytes.len() - 8;
             bytes[at..at + 4].copy_from_slice(&bad.to_le_bytes());
@@ -299,14 +317,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_numbers_must_agree() {
+    fn dimensions_must_match_the_length() {
         let mut file = small();
         file.tensors.get_mut("a").unwrap().dims.push(2);
         assert!(file.to_bytes(path()).is_err());
     }
 
     #[test]
-    fn differences_are_listed() {
+    fn mismatched_tensors_are_listed() {
         let wanted: Vec<_> =
             iter::once(("a".to_owned(), vec![4])).chain((0..11).map(|i| (format!("m{i}"), vec![1]))).collect();
         let error = small().take(path(), &wanted).unwrap_err().to_string();
