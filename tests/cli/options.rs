@@ -136,7 +136,7 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("bench step", "--batch 18446744073709551615", 1, "batch"),
     ("bench step", "--batch 100000000", 1, "batch"),
     ("info", "--batch 18446744073709551615", 1, "The largest batch that fits is"),
-    ("info", "--channels 64 --memory-limit 1", 1, "not even a batch of 1 fits"),
+    ("info", "--channels 64 --memory-limit 1", 1, "Not even a batch of 1 fits"),
 ];
 
 /// What a model cannot be read from, in place of a run.

@@ -109,7 +109,7 @@ fn resume_keeps_the_kernel_variants() {
     let key = plan::key(stem.op.as_ref(), &stem.pass).unwrap();
     let table = serde_json::json!({
         "format": 1, "version": "0.1.0", "adapter": "Voodoo 2", "driver": "",
-        "passes": [{"key": key, "variant": "naive", "ms": 1.0}],
+        "entries": [{"key": key, "variant": "naive", "ms": 1.0}],
     });
     let file = run_in(&dir, "table.json");
     fs::write(&file, table.to_string()).unwrap();

@@ -463,7 +463,7 @@ fn network_error_lists_the_alternatives() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     setup.places.source.url = format!("http://{closed}/{ARCHIVE}");
     let error = setup.error();
-    for part in [&setup.places.source.url, &setup.places.cache.display().to_string(), "by hand", "--data shapes"] {
+    for part in [&setup.places.source.url, &setup.places.cache.display().to_string(), "yourself", "--data shapes"] {
         assert!(error.contains(part), "{error}");
     }
 }

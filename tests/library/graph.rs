@@ -102,7 +102,7 @@ fn oversized_batch_is_rejected_with_the_largest_that_fits() {
     assert!(config.plan(largest + 1, Mode::Train, &profile, &Options::default()).is_err(), "{error}");
     let budget = Options { budget: Some(1 << 20), ..Options::default() };
     let error = VaeConfig::default().plan(1, Mode::Train, &Profile::WEBGPU, &budget).unwrap_err().to_string();
-    assert!(error.contains("not even a batch of 1 fits"), "{error}");
+    assert!(error.contains("Not even a batch of 1 fits"), "{error}");
 }
 
 #[test]
