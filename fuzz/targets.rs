@@ -14,7 +14,7 @@ use vae_wgpu::app::io::csv;
 use vae_wgpu::app::io::csv::{EpochRow, StepRow};
 use vae_wgpu::app::io::run_folder::RunConfig;
 use vae_wgpu::app::io::tensor_file::TensorFile;
-use vae_wgpu::app::viz::image_grid::Pictures;
+use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::app::viz::plots;
 use vae_wgpu::runtime::kernel::preprocess;
 use vae_wgpu::vae::data::{Dataset, cifar10 as cifar};
@@ -158,11 +158,11 @@ pub(crate) fn table(bytes: &[u8]) {
 
 /// A picture of the user's, and a strip of those that a run wrote.
 pub(crate) fn picture(bytes: &[u8]) {
-    match Pictures::from_strip(bytes, path()) {
+    match ImageBatch::from_strip(bytes, path()) {
         Ok(strip) => assert!((1..=256).contains(&strip.len())),
         Err(error) => clear(&error),
     }
-    match Pictures::from_file(bytes, path(), 32) {
+    match ImageBatch::from_file(bytes, path(), 32) {
         Ok(picture) => assert_eq!(picture.to_bytes().len(), 3 * 32 * 32),
         Err(error) => clear(&error),
     }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use vae_wgpu::app::io::checkpoint::{TensorSchema, Weights};
 use vae_wgpu::app::io::run_folder::RunConfig;
 use vae_wgpu::app::io::tensor_file::TensorFile;
-use vae_wgpu::app::viz::image_grid::Pictures;
+use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
@@ -206,7 +206,7 @@ fn reconstructions_are_shown_next_to_their_inputs() {
     let (header, raw) = npy(&stage.path("reconstructions.npy"));
     assert!(header.contains("(5, 3, 32, 32,)"), "{header}");
     assert_eq!(raw, numbers);
-    let decoded = Pictures::from_floats(&numbers, [3, 32, 32]).unwrap().to_bytes();
+    let decoded = ImageBatch::from_floats(&numbers, [3, 32, 32]).unwrap().to_bytes();
     for (i, pictures) in [&pixels, &decoded].into_iter().enumerate() {
         for picture in 0..5 {
             let (column, row) = (2 * (picture as u32 % 3) + i as u32, picture as u32 / 3);

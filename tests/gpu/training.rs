@@ -30,7 +30,7 @@ fn runner(config: VaeConfig, programs: &[(usize, Mode)], device: &Device, option
     runner
 }
 
-/// Pictures and noise of a step: the same for every device.
+/// Images and noise of a step: the same for every device.
 fn batch(config: &VaeConfig, batch: usize, step: u64) -> (Vec<u8>, Vec<f32>) {
     let mut noise = rng::stream(17, Stream::Check, step);
     let pixels = rng::uniforms(&mut noise, config.images(batch).len(), 127.0).unwrap();

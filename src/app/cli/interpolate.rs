@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::trained::{ImagesArgs, Source, TrainedArgs, check_output, dims, save_grid};
 use super::values::non_empty;
-use crate::app::viz::image_grid::Pictures;
+use crate::app::viz::image_grid::ImageBatch;
 use crate::vae::inference::means;
 use crate::vae::model::Mode;
 
@@ -46,9 +46,9 @@ impl InterpolateArgs {
             .flat_map(|t| from.iter().zip(to).map(move |(a, b)| a + t * (b - a)))
             .collect();
         let (first, last) = pixels.split_at(pixels.len() / 2);
-        let mut row = Pictures::from_bytes(first, dims)?;
-        row.append(Pictures::from_floats(&trained.decode(&z)?, dims)?)?;
-        row.append(Pictures::from_bytes(last, dims)?)?;
+        let mut row = ImageBatch::from_bytes(first, dims)?;
+        row.append(ImageBatch::from_floats(&trained.decode(&z)?, dims)?)?;
+        row.append(ImageBatch::from_bytes(last, dims)?)?;
         save_grid(&self.out, steps + 2, &row, "interpolation, with the originals at both ends")?;
         Ok(ExitCode::SUCCESS)
     }

@@ -10,7 +10,7 @@ use super::trained::{
     ImagesArgs, RAW, TrainedArgs, check_grid, check_output, dims, from_file, save_grid, save_raw, square,
 };
 use crate::app::io::tensor_file::Array;
-use crate::app::viz::image_grid::Pictures;
+use crate::app::viz::image_grid::ImageBatch;
 use crate::vae::data;
 use crate::vae::inference::means;
 use crate::vae::model::Mode;
@@ -55,7 +55,7 @@ impl ReconstructArgs {
         for file in &self.files {
             pixels.extend(from_file(file, config)?);
         }
-        let originals = Pictures::from_bytes(&pixels, dims)?;
+        let originals = ImageBatch::from_bytes(&pixels, dims)?;
         let count = originals.len();
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
         let h = trained.encode(&pixels)?;
@@ -66,7 +66,7 @@ impl ReconstructArgs {
             eprintln_lossy(format_args!("{count} reconstructions: {}", out.display()));
             return Ok(ExitCode::SUCCESS);
         }
-        let reconstructions = Pictures::from_floats(&reconstructions, dims)?;
+        let reconstructions = ImageBatch::from_floats(&reconstructions, dims)?;
         let pairs = square(count);
         let what = "originals with their reconstructions on the right";
         save_grid(out, 2 * pairs, &originals.interleaved(reconstructions)?, what)?;

@@ -9,7 +9,7 @@ use super::eprintln_lossy;
 use super::trained::{RAW, TrainedArgs, check_grid, check_output, dims, save_grid, save_raw, square};
 use super::values::non_negative;
 use crate::app::io::tensor_file::Array;
-use crate::app::viz::image_grid::Pictures;
+use crate::app::viz::image_grid::ImageBatch;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::Mode;
@@ -54,8 +54,8 @@ impl SampleArgs {
             save_raw(out, "samples", Array { dims: vec![count, c, h, w], data: means })?;
             eprintln_lossy(format_args!("{count} samples: {}", out.display()));
         } else {
-            let pictures = Pictures::from_floats(&means, dims(&model.config))?;
-            save_grid(out, square(count), &pictures, "samples")?;
+            let images = ImageBatch::from_floats(&means, dims(&model.config))?;
+            save_grid(out, square(count), &images, "samples")?;
         }
         Ok(ExitCode::SUCCESS)
     }

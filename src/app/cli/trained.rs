@@ -14,7 +14,7 @@ use crate::app::io::atomic;
 use crate::app::io::atomic::check_writable;
 use crate::app::io::run_folder::{RunConfig, RunFolder};
 use crate::app::io::tensor_file::{Array, TensorFile, append_f32};
-use crate::app::viz::image_grid::{Grid, Pictures, save_png};
+use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::Error;
 use crate::vae::data;
 use crate::vae::data::{Dataset, Images};
@@ -149,7 +149,7 @@ impl Source {
 /// Loads an image file as model input `[channels, size, size]`: cropped to a square, resized, and converted to grey for a model with one
 /// channel.
 pub(super) fn from_file(path: &Path, config: &VaeConfig) -> anyhow::Result<Vec<u8>> {
-    let bytes = Pictures::load(path, config.image_size as u32)?.to_bytes();
+    let bytes = ImageBatch::load(path, config.image_size as u32)?.to_bytes();
     match config.image_channels {
         3 => Ok(bytes),
         1 => {
@@ -198,10 +198,10 @@ pub(super) fn square(count: usize) -> usize {
 }
 
 /// Writes images as a grid and prints its path.
-pub(super) fn save_grid(out: &Path, columns: usize, pictures: &Pictures, what: &str) -> anyhow::Result<()> {
-    let picture = Grid { columns, ..Grid::default() }.draw(pictures)?;
+pub(super) fn save_grid(out: &Path, columns: usize, images: &ImageBatch, what: &str) -> anyhow::Result<()> {
+    let image = Grid { columns, ..Grid::default() }.draw(images)?;
     atomic::create_parent(out)?;
-    save_png(out, &picture)?;
+    save_png(out, &image)?;
     eprintln_lossy(format_args!("{what}: {}", out.display()));
     Ok(())
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::trained::{ImagesArgs, Source, TrainedArgs, check_grid, check_output, dims, save_grid};
 use super::values::non_empty;
-use crate::app::viz::image_grid::Pictures;
+use crate::app::viz::image_grid::ImageBatch;
 use crate::vae::inference::means;
 use crate::vae::model::Mode;
 
@@ -49,8 +49,8 @@ impl TraverseArgs {
         for (i, row) in z.chunks_exact_mut(latent).enumerate() {
             row[i / steps] = RANGE * (2.0 * (i % steps) as f32 / (steps - 1) as f32 - 1.0);
         }
-        let pictures = Pictures::from_floats(&trained.decode(&z)?, dims)?;
-        save_grid(&self.out, steps, &pictures, "one row per latent dimension, from -3 to 3")?;
+        let images = ImageBatch::from_floats(&trained.decode(&z)?, dims)?;
+        save_grid(&self.out, steps, &images, "one row per latent dimension, from -3 to 3")?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -263,7 +263,7 @@ impl FolderLock {
         Ok(lock)
     }
 
-    /// Returns the state of the lock file; [`LockState::Held`] where the system cannot tell two files apart.
+    /// Returns the state of the lock file; always [`LockState::Held`] on Windows, unless it was removed.
     #[must_use]
     pub fn state(&self) -> LockState {
         match fs::metadata(&self.path) {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::app::io::atomic;
 use crate::app::io::atomic::{FolderLock, LOCK, LockState};
-use crate::app::viz::image_grid::{Grid, Pictures, save_png};
+use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::{Error, Result};
 
 /// Version of the format of `config.json`.
@@ -330,10 +330,10 @@ impl RunFolder {
     ///
     /// # Errors
     /// [`Error::File`] if they cannot be written.
-    pub fn save_reconstructions(&self, epoch: u64, pictures: &Pictures) -> Result<()> {
-        pictures.save_strip(&self.reconstructions(epoch))?;
-        let fits = |column: &Pictures| column.size() == pictures.size() && column.len() == pictures.len();
-        let column = |epoch| Pictures::load_strip(&self.reconstructions(epoch)).ok().filter(fits);
+    pub fn save_reconstructions(&self, epoch: u64, images: &ImageBatch) -> Result<()> {
+        images.save_strip(&self.reconstructions(epoch))?;
+        let fits = |column: &ImageBatch| column.size() == images.size() && column.len() == images.len();
+        let column = |epoch| ImageBatch::load_strip(&self.reconstructions(epoch)).ok().filter(fits);
         let columns: Vec<_> = columns(epoch).into_iter().map(column).collect();
         let grid = Grid { scale: 2, ..Grid::default() };
         save_png(&self.history(), &grid.draw_columns(&columns)?)
@@ -411,8 +411,8 @@ mod tests {
         RunConfig::new("llvmpipe".to_owned(), kernels, Settings { lr: 0.1 + 0.2, flip: true })
     }
 
-    fn pictures(first: u8) -> Pictures {
-        Pictures::from_bytes(&(0..30).map(|i| first + i).collect::<Vec<_>>(), [3, 1, 1]).unwrap()
+    fn images(first: u8) -> ImageBatch {
+        ImageBatch::from_bytes(&(0..30).map(|i| first + i).collect::<Vec<_>>(), [3, 1, 1]).unwrap()
     }
 
     #[test]
@@ -554,7 +554,7 @@ mod tests {
             let mut run = RunFolder::create(Some(out), true).unwrap();
             run.begin().unwrap();
             for &epoch in epochs {
-                run.save_reconstructions(epoch, &pictures(10 * epoch as u8)).unwrap();
+                run.save_reconstructions(epoch, &images(10 * epoch as u8)).unwrap();
             }
             fs::read(run.history()).unwrap()
         };

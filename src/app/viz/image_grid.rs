@@ -11,14 +11,14 @@ use crate::error::{Error, Result};
 
 /// A batch of 8-bit RGB images. Grey images are passed with one channel, which becomes three.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pictures {
+pub struct ImageBatch {
     width: u32,
     height: u32,
     /// Pixels in row-major order with interleaved channels, as in PNG files.
     pixels: Vec<RgbImage>,
 }
 
-impl Pictures {
+impl ImageBatch {
     /// Creates a batch from bytes `[n, channels, height, width]`; `n` follows from the length.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Pictures {
     /// Creates a batch from values `[n, channels, height, width]` from -1 (black) to 1 (white); others are clamped.
     ///
     /// # Errors
-    /// As [`Pictures::from_bytes`].
+    /// As [`ImageBatch::from_bytes`].
     pub fn from_floats(values: &[f32], dims: [usize; 3]) -> Result<Self> {
         let bytes: Vec<u8> = values.iter().map(|v| ((v + 1.0) * 127.5).round() as u8).collect();
         Self::from_bytes(&bytes, dims)
@@ -79,7 +79,7 @@ impl Pictures {
         Ok(Self { width: size, height: size, pixels: vec![image] })
     }
 
-    /// Loads a PNG file written by [`Pictures::save_strip`]; at most 256 images.
+    /// Loads a PNG file written by [`ImageBatch::save_strip`]; at most 256 images.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be read or decoded.
@@ -196,8 +196,8 @@ impl Grid {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for zero columns, zero scale, or more than 2^28 pixels.
-    pub fn draw(&self, pictures: &Pictures) -> Result<RgbImage> {
-        self.draw_cells(pictures.width, pictures.height, &pictures.pixels.iter().map(Some).collect::<Vec<_>>())
+    pub fn draw(&self, images: &ImageBatch) -> Result<RgbImage> {
+        self.draw_cells(images.width, images.height, &images.pixels.iter().map(Some).collect::<Vec<_>>())
     }
 
     fn draw_cells(&self, width: u32, height: u32, cells: &[Option<&RgbImage>]) -> Result<RgbImage> {
@@ -227,13 +227,13 @@ impl Grid {
     ///
     /// # Errors
     /// As [`Grid::draw`], and if the batches differ in image size or length.
-    pub fn draw_columns(&self, columns: &[Option<Pictures>]) -> Result<RgbImage> {
+    pub fn draw_columns(&self, columns: &[Option<ImageBatch>]) -> Result<RgbImage> {
         let Some(first) = columns.iter().flatten().next() else {
             return Err(Error::argument("columns of the grid", "at least one that is present", "none"));
         };
         for other in columns.iter().flatten() {
             if (other.width, other.height, other.len()) != (first.width, first.height, first.len()) {
-                let size = |p: &Pictures| format!("{} images of {}x{}", p.len(), p.width, p.height);
+                let size = |p: &ImageBatch| format!("{} images of {}x{}", p.len(), p.width, p.height);
                 return Err(Error::argument("column of the grid", size(first), size(other)));
             }
         }
@@ -292,19 +292,19 @@ mod tests {
 
     const DIMS: [usize; 3] = [3, 4, 4];
 
-    fn pictures(count: usize, first: u8) -> Pictures {
+    fn images(count: usize, first: u8) -> ImageBatch {
         let bytes: Vec<u8> = (0..count * 48).map(|i| (i * 7 + first as usize) as u8).collect();
-        Pictures::from_bytes(&bytes, DIMS).unwrap()
+        ImageBatch::from_bytes(&bytes, DIMS).unwrap()
     }
 
     #[test]
     fn batches_round_trip_and_planes_are_interleaved() {
         let bytes: Vec<u8> = (0..96).collect();
-        let pictures = Pictures::from_bytes(&bytes, DIMS).unwrap();
-        assert_eq!(pictures.len(), 2);
-        assert_eq!(pictures.to_bytes(), bytes);
-        assert_eq!(pictures.pixels[1].get_pixel(3, 2).0, [48 + 11, 48 + 16 + 11, 48 + 32 + 11]);
-        let grey = Pictures::from_bytes(&[1, 2, 3, 4], [1, 2, 2]).unwrap();
+        let images = ImageBatch::from_bytes(&bytes, DIMS).unwrap();
+        assert_eq!(images.len(), 2);
+        assert_eq!(images.to_bytes(), bytes);
+        assert_eq!(images.pixels[1].get_pixel(3, 2).0, [48 + 11, 48 + 16 + 11, 48 + 32 + 11]);
+        let grey = ImageBatch::from_bytes(&[1, 2, 3, 4], [1, 2, 2]).unwrap();
         assert_eq!(grey.pixels[0].get_pixel(1, 1).0, [4; 3]);
     }
 
@@ -313,67 +313,67 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).collect();
         let numbers: Vec<f32> = bytes.iter().map(|&b| f32::from(b) / 127.5 - 1.0).collect();
         assert_eq!(
-            Pictures::from_floats(&numbers, [1, 16, 16]).unwrap(),
-            Pictures::from_bytes(&bytes, [1, 16, 16]).unwrap()
+            ImageBatch::from_floats(&numbers, [1, 16, 16]).unwrap(),
+            ImageBatch::from_bytes(&bytes, [1, 16, 16]).unwrap()
         );
-        let odd = Pictures::from_floats(&[-7.0, 3.0, f32::NAN, 0.0], [1, 2, 2]).unwrap();
+        let odd = ImageBatch::from_floats(&[-7.0, 3.0, f32::NAN, 0.0], [1, 2, 2]).unwrap();
         assert_eq!(odd.pixels[0].pixels().map(|p| p.0[0]).collect::<Vec<_>>(), [0, 255, 0, 128]);
     }
 
     #[test]
     fn invalid_sizes_are_rejected() {
         for (length, dims) in [(48, [2, 4, 4]), (47, DIMS), (48, [3, 0, 4])] {
-            assert!(matches!(Pictures::from_bytes(&vec![0; length], dims), Err(Error::InvalidArgument { .. })));
+            assert!(matches!(ImageBatch::from_bytes(&vec![0; length], dims), Err(Error::InvalidArgument { .. })));
         }
-        assert!(pictures(1, 0).append(Pictures::from_bytes(&[0; 4], [1, 2, 2]).unwrap()).is_err());
-        assert!(pictures(1, 0).interleaved(pictures(2, 0)).is_err());
+        assert!(images(1, 0).append(ImageBatch::from_bytes(&[0; 4], [1, 2, 2]).unwrap()).is_err());
+        assert!(images(1, 0).interleaved(images(2, 0)).is_err());
     }
 
     #[test]
     fn grid_places_enlarged_images() {
-        let (pictures, grid) = (pictures(5, 0), Grid { columns: 3, scale: 2, gap: 1, background: [9, 8, 7] });
-        let drawn = grid.draw(&pictures).unwrap();
+        let (images, grid) = (images(5, 0), Grid { columns: 3, scale: 2, gap: 1, background: [9, 8, 7] });
+        let drawn = grid.draw(&images).unwrap();
         assert_eq!(drawn.dimensions(), (3 * 9 + 1, 2 * 9 + 1));
         for (x, y, pixel) in drawn.enumerate_pixels() {
             let (column, row) = (x / 9, y / 9);
             let inside = x % 9 > 0 && y % 9 > 0 && row * 3 + column < 5;
             let expected = if inside {
-                *pictures.pixels[(row * 3 + column) as usize].get_pixel((x % 9 - 1) / 2, (y % 9 - 1) / 2)
+                *images.pixels[(row * 3 + column) as usize].get_pixel((x % 9 - 1) / 2, (y % 9 - 1) / 2)
             } else {
                 Rgb([9, 8, 7])
             };
             assert_eq!(*pixel, expected, "{x} {y}");
         }
         for absurd in [Grid { columns: 0, ..grid }, Grid { scale: 0, ..grid }, Grid { scale: u32::MAX, ..grid }] {
-            assert!(absurd.draw(&pictures).is_err());
+            assert!(absurd.draw(&images).is_err());
         }
-        assert!(Grid { scale: 5000, ..grid }.draw(&pictures).is_err());
+        assert!(Grid { scale: 5000, ..grid }.draw(&images).is_err());
     }
 
     #[test]
     fn missing_columns_stay_blank() {
         let grid = Grid { scale: 1, gap: 0, background: [1; 3], ..Grid::default() };
-        let columns = [Some(pictures(2, 0)), None, Some(pictures(2, 5))];
+        let columns = [Some(images(2, 0)), None, Some(images(2, 5))];
         let drawn = grid.draw_columns(&columns).unwrap();
         assert_eq!(drawn.dimensions(), (12, 8));
         assert_eq!(drawn.get_pixel(6, 5).0, [1; 3]);
         assert_eq!(drawn.get_pixel(9, 5), columns[2].as_ref().unwrap().pixels[1].get_pixel(1, 1));
         assert!(grid.draw_columns(&[None]).is_err());
-        assert!(grid.draw_columns(&[Some(pictures(2, 0)), Some(pictures(3, 0))]).is_err());
-        let both = pictures(2, 0).interleaved(pictures(2, 5)).unwrap();
-        assert_eq!(both.pixels[3], pictures(2, 5).pixels[1]);
+        assert!(grid.draw_columns(&[Some(images(2, 0)), Some(images(3, 0))]).is_err());
+        let both = images(2, 0).interleaved(images(2, 5)).unwrap();
+        assert_eq!(both.pixels[3], images(2, 5).pixels[1]);
     }
 
     #[test]
     fn strips_round_trip_without_loss() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("strip.png");
-        pictures(10, 3).save_strip(&path).unwrap();
-        assert_eq!(Pictures::load_strip(&path).unwrap(), pictures(10, 3));
+        images(10, 3).save_strip(&path).unwrap();
+        assert_eq!(ImageBatch::load_strip(&path).unwrap(), images(10, 3));
         let bytes = fs::read(&path).unwrap();
         for length in (0..bytes.len() - 12).step_by(7) {
             fs::write(&path, &bytes[..length]).unwrap();
-            assert!(matches!(Pictures::load_strip(&path), Err(Error::File { .. })), "{length}");
+            assert!(matches!(ImageBatch::load_strip(&path), Err(Error::File { .. })), "{length}");
         }
     }
 
@@ -384,28 +384,28 @@ mod tests {
         for name in ["wide.png", "wide.jpg"] {
             let path = dir.path().join(name);
             wide.save(&path).unwrap();
-            let picture = Pictures::load(&path, 32).unwrap();
-            assert_eq!(picture.to_bytes().len(), 3 * 32 * 32);
-            let middle = picture.pixels[0].get_pixel(16, 16).0;
+            let image = ImageBatch::load(&path, 32).unwrap();
+            assert_eq!(image.to_bytes().len(), 3 * 32 * 32);
+            let middle = image.pixels[0].get_pixel(16, 16).0;
             assert!(middle.iter().zip([200, 40, 10]).all(|(&a, b)| a.abs_diff(b) < 6), "{middle:?}");
         }
         // A narrow strip is cropped before it is resized, and a false size in a header is rejected.
         let strip = RgbImage::from_pixel(1, 40_000, Rgb([1, 2, 3]));
         let path = dir.path().join("strip.png");
         strip.save(&path).unwrap();
-        assert_eq!(Pictures::load(&path, 32).unwrap().pixels[0].get_pixel(9, 9).0, [1, 2, 3]);
+        assert_eq!(ImageBatch::load(&path, 32).unwrap().pixels[0].get_pixel(9, 9).0, [1, 2, 3]);
         let mut lies = Vec::new();
         strip.write_to(&mut Cursor::new(&mut lies), ImageFormat::Jpeg).unwrap();
         let sizes = lies.windows(2).position(|w| w == [0xff, 0xc0]).unwrap() + 5;
         lies[sizes..sizes + 4].fill(0xf0);
-        let error = Pictures::from_file(&lies, &path, 32).unwrap_err();
+        let error = ImageBatch::from_file(&lies, &path, 32).unwrap_err();
         assert!(
             matches!(&error, Error::File { source, .. } if source.to_string().contains("61680x61680")),
             "{error:?}"
         );
         let path = dir.path().join("text.png");
         fs::write(&path, "hello").unwrap();
-        let error = Pictures::load(&path, 32).unwrap_err();
+        let error = ImageBatch::load(&path, 32).unwrap_err();
         assert!(error.to_string().starts_with("cannot decode the image "), "{error}");
     }
 }

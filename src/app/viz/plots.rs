@@ -324,8 +324,8 @@ mod tests {
         ((0..steps).map(row).collect(), (1..=steps / per_epoch).map(epoch).collect())
     }
 
-    fn ink(picture: &RgbImage) -> usize {
-        picture.pixels().filter(|p| p.0 != [255; 3]).count()
+    fn ink(image: &RgbImage) -> usize {
+        image.pixels().filter(|p| p.0 != [255; 3]).count()
     }
 
     #[test]

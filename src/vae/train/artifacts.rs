@@ -7,7 +7,7 @@ use super::{Trainer, noise, tell};
 use crate::app::io::checkpoint::{Checkpoint, Progress, TensorSchema, Weights};
 use crate::app::io::csv::Table;
 use crate::app::io::run_folder::RunConfig;
-use crate::app::viz::image_grid::{Grid, Pictures, save_png};
+use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::plots;
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
@@ -15,7 +15,7 @@ use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::train::events::Event;
 
-/// Pictures in `samples/epoch_NN.png`.
+/// Images in `samples/epoch_NN.png`.
 pub(super) const SAMPLES: usize = 49;
 /// The stream of their noise, beyond those of any step.
 const SAMPLE_NOISE: u64 = 1 << 63;
@@ -99,14 +99,14 @@ impl Trainer<'_> {
         data::batch(images, &shown, &mut pixels)?;
         let (c, h, w) = images.size();
         if epoch == 0 {
-            let originals = Pictures::from_bytes(&pixels, [c, h, w])?;
+            let originals = ImageBatch::from_bytes(&pixels, [c, h, w])?;
             return self.folder.save_reconstructions(0, &originals);
         }
         let still = vec![0.0; shown.len() * self.settings.model.latent_dim];
         let mean = self.runner.evaluate(shown.len(), &pixels, &still, self.settings.beta)?.mean;
-        self.folder.save_reconstructions(epoch, &Pictures::from_floats(&mean, [c, h, w])?)?;
+        self.folder.save_reconstructions(epoch, &ImageBatch::from_floats(&mean, [c, h, w])?)?;
         let z = noise(&self.settings, SAMPLE_NOISE, SAMPLES);
-        let samples = Pictures::from_floats(&self.runner.decode(SAMPLES, &z)?, [c, h, w])?;
+        let samples = ImageBatch::from_floats(&self.runner.decode(SAMPLES, &z)?, [c, h, w])?;
         let grid = Grid { columns: SAMPLES.isqrt(), scale: 2, ..Grid::default() };
         save_png(&self.folder.samples(epoch), &grid.draw(&samples)?)
     }
