@@ -7,7 +7,8 @@ use clap::Args;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::eprintln_lossy;
-use super::trained::{ImagesArgs, TrainedArgs, bar, check_output};
+use super::inference::{ImagesArgs, TrainedArgs};
+use super::output::{bar, check_output};
 use crate::app::io::atomic;
 use crate::app::io::tensor_file::append_f32;
 use crate::error::Error;

@@ -7,8 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::data::DatasetArgs;
+use super::inference::TrainedArgs;
+use super::output::bar;
 use super::print;
-use super::trained::{TrainedArgs, bar};
 use crate::vae::data::Dataset;
 use crate::vae::eval;
 use crate::vae::eval::{Evaluation, Options, psnr};

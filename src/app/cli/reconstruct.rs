@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::eprintln_lossy;
-use super::trained::{
-    ImagesArgs, RAW, TrainedArgs, check_grid, check_output, dims, from_file, save_grid, save_raw, square,
-};
+use super::inference::{ImagesArgs, TrainedArgs, dims, from_file};
+use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use crate::app::io::tensor_file::Array;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::vae::data;

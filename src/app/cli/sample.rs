@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::eprintln_lossy;
-use super::trained::{RAW, TrainedArgs, check_grid, check_output, dims, save_grid, save_raw, square};
+use super::inference::{TrainedArgs, dims};
+use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use super::values::non_negative;
 use crate::app::io::tensor_file::Array;
 use crate::app::viz::image_grid::ImageBatch;

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
-use super::trained::check_output;
+use super::output::check_output;
 use super::values::non_negative;
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::app::cli::progress::observer;

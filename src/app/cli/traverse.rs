@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::trained::{ImagesArgs, Source, TrainedArgs, check_grid, check_output, dims, save_grid};
+use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
+use super::output::{check_grid, check_output, save_grid};
 use super::values::non_empty;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::vae::inference::means;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::trained::check_output;
+use super::output::check_output;
 use super::{DeviceArgs, ModelArgs, eprintln_lossy, print};
 use crate::app::bench::subjects;
 use crate::app::bench::tune::{MARGIN, VariantTable, choices, tune};
