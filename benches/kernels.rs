@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use vae_wgpu::app::bench::{Line, Rig, Subject, Summary, subjects};
-use vae_wgpu::runtime::gpu::{Gpu, Options, roof};
+use vae_wgpu::runtime::gpu::{Gpu, Options, roofline};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 
@@ -23,7 +23,7 @@ fn main() {
         }
     };
     let short = std::env::var_os("VAE_WGPU_BENCH_SHORT").is_some();
-    let roof = roof(&gpu).expect("the roof");
+    let roof = roofline(&gpu).expect("the roof");
     println!("adapter: {}", gpu.adapter_info());
     println!("roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write)", roof.gflops, roof.copy_gb_s);
     let (samples, seconds) = if short { (10, 0.05) } else { (10, 0.5) };

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::graph::{Arena, Builder, Root};
 use vae_wgpu::runtime::op::{Conv2d, GlobalAvgPool, Linear, Relu};
@@ -22,20 +22,20 @@ fn main() -> vae_wgpu::Result<()> {
     print!("{graph}");
 
     let weights = vae_wgpu::runtime::graph::initial(&graph, Arena::Params, 7)?;
-    let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(CpuExecutor::<f64>::new(vec![graph.clone()])?)];
+    let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(CpuExecutor::<f64>::new())];
     match Gpu::open(&Options::default()) {
-        Ok(gpu) => executors.push(Box::new(GpuExecutor::new(Arc::new(gpu), vec![graph.clone()], &Default::default())?)),
+        Ok(gpu) => executors.push(Box::new(GpuExecutor::new(Arc::new(gpu), &Default::default())?)),
         Err(error) => eprintln!("{error}"),
     }
     for exec in &mut executors {
-        let program = ProgramId(0);
+        let program = exec.add(graph.clone())?;
         exec.upload(Arena::Params, &weights)?;
         let x: Vec<f32> = (0..2 * 3 * 8 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
-        exec.write(program, "x", Data::F32(&x))?;
-        exec.write(program, "dy", Data::F32(&[1.0, 0.0, -1.0, 0.5, 0.0, 2.0, 0.0, 1.0]))?;
+        exec.write(exec.input(program, "x")?, Data::F32(&x))?;
+        exec.write(exec.input(program, "dy")?, Data::F32(&[1.0, 0.0, -1.0, 0.5, 0.0, 2.0, 0.0, 1.0]))?;
         exec.run(program, &[])?;
-        println!("{}\n  y  {:?}", exec.describe(), exec.read(program, "y")?);
-        println!("  dx {:?} ...", &exec.read(program, "dx")?[..4]);
+        println!("{}\n  y  {:?}", exec.describe(), exec.read(exec.output(program, "y")?)?);
+        println!("  dx {:?} ...", &exec.read(exec.output(program, "dx")?)?[..4]);
         println!("  dweight of {} {:?}", graph.params()[2].name, &exec.download(Arena::Grads)?[2][..4]);
     }
     Ok(())

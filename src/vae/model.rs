@@ -134,14 +134,14 @@ impl VaeConfig {
         self.rewritten(batch, mode, true, false)
     }
 
-    fn rewritten(&self, batch: usize, mode: Mode, fuse: bool, checkpoint: bool) -> Result<Graph> {
+    fn rewritten(&self, batch: usize, mode: Mode, fuse: bool, recompute: bool) -> Result<Graph> {
         let (graph, loss) = self.forward(batch, mode)?;
         let graph = if fuse { graph.fused()? } else { graph };
         match mode {
             Mode::Train => {
                 let graph = graph.with_gradients(&[Root::Loss(loss)], &[])?;
-                let graph = if checkpoint { graph.with_recompute(block_of)? } else { graph };
-                graph.with_adam(AdamConfig::default())
+                let graph = if recompute { graph.with_recompute(block_of)? } else { graph };
+                graph.with_adam(AdamConfig::default(), loss)
             }
             Mode::Evaluate => Ok(graph),
             Mode::Encode => graph.only(&["h"]),
@@ -162,7 +162,7 @@ impl VaeConfig {
         let mut b = Builder::new();
         let bytes = b.input("images", Spec::bytes(self.images(batch)))?;
         let x = b.apply("image_decode", &[bytes], |s| ImageDecode::new(s[0]))?;
-        let h = self.encoder(&mut b, x, training)?;
+        let h = b.scope("encoder", |b| self.encoder(b, x, training))?;
         let latent = Spec::nhwc(Shape::new(batch, self.latent_dim, 1, 1));
         let z = if mode == Mode::Decode {
             b.input("z", latent)?
@@ -170,7 +170,7 @@ impl VaeConfig {
             let eps = b.input("eps", latent)?;
             b.apply("reparameterize", &[h, eps], |s| Reparameterize::new(s[0], s[1]))?
         };
-        let mean = self.decoder(&mut b, z, training)?;
+        let mean = b.scope("decoder", |b| self.decoder(b, z, training))?;
         let beta = b.input("beta", Spec::flat(1))?;
         let terms = b.apply("loss", &[x, mean, h, beta], |s| Elbo::new(s[0], s[1], s[2], training))?;
         Ok((b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
@@ -179,7 +179,7 @@ impl VaeConfig {
     /// The graph and plan for a device, or the refusal that names the largest batch that fits.
     pub fn plan(&self, batch: usize, mode: Mode, profile: &Profile, options: &plan::Options) -> Result<(Graph, Plan)> {
         let build = |batch: usize| {
-            let graph = self.rewritten(batch, mode, options.fuse, options.checkpoint)?;
+            let graph = self.rewritten(batch, mode, options.fuse, options.recompute_blocks)?;
             let plan = plan::plan(&graph, profile, options)?;
             Ok((graph, plan))
         };
@@ -288,35 +288,29 @@ impl VaeConfig {
             let out = if scale == Scale::Down { c * 2 } else { c / 2 };
             for block in 0..self.blocks {
                 let scale = if block == 0 { scale } else { Scale::Same };
-                b.scope_in(format_args!("groups.{g}.blocks.{block}"));
-                x = residual_block(b, x, out, scale, self.norm, training)?;
-                b.scope_out();
+                x = b.scope(format_args!("groups.{g}.blocks.{block}"), |b| {
+                    residual_block(b, x, out, scale, self.norm, training)
+                })?;
             }
         }
         Ok(x)
     }
 
     fn encoder(&self, b: &mut Builder, x: ValueId, training: bool) -> Result<ValueId> {
-        b.scope_in("encoder");
         let h = conv(b, "stem", x, self.channels, 3, 1)?;
         let h = self.groups(b, h, Scale::Down, training)?;
         let h = norm_relu(b, "norm", h, self.norm, training)?;
         let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
         let out = Shape::vector(2 * self.latent_dim);
-        let h = b.apply("fc", &[h], |s| Linear::new(s[0], out))?;
-        b.scope_out();
-        Ok(h)
+        b.apply("fc", &[h], |s| Linear::new(s[0], out))
     }
 
     fn decoder(&self, b: &mut Builder, z: ValueId, training: bool) -> Result<ValueId> {
-        b.scope_in("decoder");
         let size = self.image_size >> self.groups;
         let out = Shape::new(1, self.channels << self.groups, size, size);
         let h = b.apply("fc", &[z], |s| Linear::new(s[0], out))?;
         let h = self.groups(b, h, Scale::Up, training)?;
         let h = norm_relu(b, "norm", h, self.norm, training)?;
-        let mean = conv(b, "out", h, self.image_channels, 3, 1)?;
-        b.scope_out();
-        Ok(mean)
+        conv(b, "out", h, self.image_channels, 3, 1)
     }
 }

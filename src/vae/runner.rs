@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph};
-use crate::runtime::op::{AdamConfig, StepScalars};
+use crate::runtime::op::StepScalars;
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
 use crate::vae::model::{Mode, VaeConfig};
@@ -60,7 +60,7 @@ pub struct StepReport {
 pub struct Runner {
     exec: Box<dyn Executor>,
     config: VaeConfig,
-    programs: Vec<(usize, Mode)>,
+    programs: Vec<((usize, Mode), ProgramId)>,
     memory: Option<Memory>,
     dispatches: usize,
     variants: BTreeMap<String, String>,
@@ -79,13 +79,17 @@ impl Runner {
         options: &plan::Options,
     ) -> Result<Self> {
         let mut variants = BTreeMap::new();
+        let mut ids = Vec::new();
         let (exec, memory, dispatches): (Box<dyn Executor>, _, _) = match device {
             Device::Cpu => {
-                let graphs = programs.iter().map(|&(batch, mode)| config.graph(batch, mode)).collect::<Result<_>>()?;
-                (Box::new(CpuExecutor::<f32>::within(graphs, options.budget)?), None, 0)
+                let mut exec = CpuExecutor::<f32>::within(options.budget);
+                for &(batch, mode) in programs {
+                    ids.push(exec.add(config.graph(batch, mode)?)?);
+                }
+                (Box::new(exec), None, 0)
             }
             Device::Gpu(gpu) => {
-                let budget = [options.budget, gpu.memory_left()].into_iter().flatten().min();
+                let budget = [options.budget, gpu.available_memory()].into_iter().flatten().min();
                 let options = &plan::Options { budget, ..options.clone() };
                 let mut planned = Vec::new();
                 let mut memory = None::<Memory>;
@@ -105,13 +109,17 @@ impl Runner {
                     }
                     planned.push((graph, plan));
                 }
-                (Box::new(GpuExecutor::planned(Arc::clone(gpu), planned)?), memory, dispatches)
+                let mut exec = GpuExecutor::new(Arc::clone(gpu), options)?;
+                for (graph, plan) in planned {
+                    ids.push(exec.add_planned(graph, plan)?);
+                }
+                (Box::new(exec), memory, dispatches)
             }
         };
         Ok(Self {
             exec,
             config,
-            programs: programs.to_vec(),
+            programs: programs.iter().copied().zip(ids).collect(),
             memory,
             dispatches,
             variants,
@@ -162,7 +170,8 @@ impl Runner {
 
     /// The graph of the first program: the names and shapes of all tensors.
     pub fn graph(&self) -> Result<&Graph> {
-        self.exec.graph(ProgramId(0))
+        let (_, first) = self.programs.first().ok_or_else(|| Error::Graph("the runner has no program".into()))?;
+        self.exec.graph(*first)
     }
 
     /// Number of the next training step.
@@ -187,19 +196,29 @@ impl Runner {
     }
 
     fn program(&self, batch: usize, mode: Mode) -> Result<ProgramId> {
-        let at = self.programs.iter().position(|&p| p == (batch, mode));
-        at.map(ProgramId).ok_or_else(|| {
-            let known: Vec<_> = self.programs.iter().map(|(b, m)| format!("{m:?} {b}")).collect();
+        let found = self.programs.iter().find(|(program, _)| *program == (batch, mode));
+        found.map(|(_, id)| *id).ok_or_else(|| {
+            let known: Vec<_> = self.programs.iter().map(|((b, m), _)| format!("{m:?} {b}")).collect();
             Error::Unknown { kind: "program", name: format!("{mode:?} {batch}"), known: known.join(", ") }
         })
+    }
+
+    fn write(&mut self, program: ProgramId, input: &str, data: Data<'_>) -> Result<()> {
+        self.exec.write(self.exec.input(program, input)?, data)
+    }
+
+    fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
+        self.exec.read(self.exec.output(program, output)?)
     }
 
     /// Starts a training step on `batch` pictures; its report comes later, from [`Runner::reports`].
     pub fn train(&mut self, batch: usize, input: &StepInput<'_>) -> Result<u64> {
         let program = self.program(batch, Mode::Train)?;
-        self.exec.write(program, "images", Data::U8(input.images))?;
-        self.exec.write(program, "eps", Data::F32(input.eps))?;
-        let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(self.step);
+        self.write(program, "images", Data::U8(input.images))?;
+        self.write(program, "eps", Data::F32(input.eps))?;
+        let adam =
+            self.exec.graph(program)?.optimizer().ok_or_else(|| Error::bug("a training graph without optimizer"))?;
+        let (bias_correction1, bias_correction2) = adam.bias_corrections(self.step);
         let scalars = StepScalars {
             lr: input.lr as f32,
             bias_correction1,
@@ -207,9 +226,10 @@ impl Runner {
             weight_decay: input.weight_decay as f32,
             clip: input.clip as f32,
         };
-        self.exec.write(program, "beta", Data::F32(&[input.beta as f32]))?;
-        self.exec.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
-        let ticket = self.exec.run(program, &["terms", "norm"])?;
+        self.write(program, "beta", Data::F32(&[input.beta as f32]))?;
+        self.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
+        let report = [self.exec.output(program, "terms")?, self.exec.output(program, "norm")?];
+        let ticket = self.exec.run(program, &report)?;
         let step = self.step;
         self.pending.push((ticket, step));
         self.step += 1;
@@ -246,36 +266,36 @@ impl Runner {
     /// running statistics.
     pub fn evaluate(&mut self, batch: usize, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
         let losses = self.losses(batch, images, eps, beta)?;
-        let mean = self.exec.read(self.program(batch, Mode::Evaluate)?, "mean")?;
+        let mean = self.read(self.program(batch, Mode::Evaluate)?, "mean")?;
         Ok(Evaluation { mean, ..losses })
     }
 
     /// The same without the pictures, whose reading back takes time: `mean` is empty.
     pub fn losses(&mut self, batch: usize, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
         let program = self.program(batch, Mode::Evaluate)?;
-        self.exec.write(program, "images", Data::U8(images))?;
-        self.exec.write(program, "eps", Data::F32(eps))?;
-        self.exec.write(program, "beta", Data::F32(&[beta as f32]))?;
+        self.write(program, "images", Data::U8(images))?;
+        self.write(program, "eps", Data::F32(eps))?;
+        self.write(program, "beta", Data::F32(&[beta as f32]))?;
         self.exec.run(program, &[])?;
-        let terms = self.exec.read(program, "terms")?;
+        let terms = self.read(program, "terms")?;
         let &[total, recon, kl] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };
-        Ok(Evaluation { total, recon, kl, h: self.exec.read(program, "h")?, mean: Vec::new() })
+        Ok(Evaluation { total, recon, kl, h: self.read(program, "h")?, mean: Vec::new() })
     }
 
     /// `h` (`[batch, 2 * latent]`: mu, then log_std) of pictures.
     pub fn encode(&mut self, batch: usize, images: &[u8]) -> Result<Vec<f32>> {
         let program = self.program(batch, Mode::Encode)?;
-        self.exec.write(program, "images", Data::U8(images))?;
+        self.write(program, "images", Data::U8(images))?;
         self.exec.run(program, &[])?;
-        self.exec.read(program, "h")
+        self.read(program, "h")
     }
 
     /// The mean picture (`[batch, c, h, w]`, -1 to 1) for latent numbers (`[batch, latent]`).
     pub fn decode(&mut self, batch: usize, z: &[f32]) -> Result<Vec<f32>> {
         let program = self.program(batch, Mode::Decode)?;
-        self.exec.write(program, "z", Data::F32(z))?;
+        self.write(program, "z", Data::F32(z))?;
         self.exec.run(program, &[])?;
-        self.exec.read(program, "mean")
+        self.read(program, "mean")
     }
 
     /// The first gradient or parameter that holds NaN or infinity, by name: what to tell after a step that was not finite.

@@ -4,8 +4,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use vae_wgpu::Error;
-use vae_wgpu::runtime::gpu::{Binding, Compiled, Gpu, Options, Program, Ring, Step, Timer, roof};
-use vae_wgpu::runtime::kernel::Bind;
+use vae_wgpu::runtime::exec::entry::{PassProgram, run_pass};
+use vae_wgpu::runtime::gpu::{Compiled, Gpu, Options, Ring, Timer, roofline};
 use vae_wgpu::runtime::op::{Add, Op, Target, operand};
 use vae_wgpu::runtime::tensor::shape::Shape;
 
@@ -20,32 +20,32 @@ fn program_runs_with_timings_and_frees_its_objects(_: &Arc<Gpu>) {
     let lowered = op.lower("forward", &target).unwrap();
     let mut seen = Vec::new();
     for _ in 0..3 {
-        let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 1024).unwrap()));
-        for (i, (_, buffer)) in buffers.iter().enumerate() {
-            gpu.write(buffer, 0, bytemuck::cast_slice(&[(i + 1) as f32; 256])).unwrap();
-        }
-        let buffer = |bind: &Bind| {
-            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
-            Binding { buffer, offset: 0, size: 1024 }
+        let mut value = 0.0f32;
+        let allocate = |_, bytes: usize| {
+            value += 1.0;
+            let buffer = gpu.buffer("test", bytes as u64)?;
+            gpu.write(&buffer, 0, &value.to_le_bytes().repeat(bytes / 4))?;
+            Ok(buffer)
         };
-        let dispatch = &lowered.dispatches[0];
-        let bindings = dispatch.bindings.iter().map(buffer).collect();
-        let steps = [Step { label: "sum".into(), dispatch, bindings }];
-        let program = Program::new(&gpu, "test", &steps).unwrap();
+        let sum = PassProgram::new(&gpu, &op, &op.passes().forward, &lowered, None, allocate).unwrap();
         let mut timer = Timer::new(&gpu, 2).unwrap();
         let mut encoder = gpu.encoder("test");
-        program.encode(&mut encoder, timer.as_mut());
+        sum.program().encode(&mut encoder, timer.as_mut());
         if let Some(timer) = &timer {
             timer.resolve(&mut encoder);
         }
         gpu.submit(encoder).unwrap();
-        assert_eq!(gpu.read(&buffers[2].1, 16, 8).unwrap(), bytemuck::cast_slice::<f32, u8>(&[3.0, 3.0]));
+        let y = sum.buffer(operand("y").into()).unwrap();
+        assert_eq!(gpu.read(y, 16, 8).unwrap(), bytemuck::cast_slice::<f32, u8>(&[3.0, 3.0]));
         if let Some(mut timer) = timer {
             let spans = timer.read(&gpu).unwrap();
-            assert_eq!((spans.len(), spans[0].kernel, spans[0].label.as_str()), (1, "add.forward", "sum"));
+            assert_eq!(
+                (spans.len(), spans[0].kernel, spans[0].label.as_str()),
+                (1, "add.forward", "add.forward/add.forward")
+            );
             assert!(spans[0].ns.is_none_or(|ns| ns > 0.0 && ns < 1e9));
         }
-        drop((program, buffers));
+        drop(sum);
         gpu.wait().unwrap();
         seen.push(gpu.live_objects());
     }
@@ -86,18 +86,8 @@ fn pipeline_cache_data_is_reused_and_invalid_data_ignored(gpu: &Arc<Gpu>) {
     let add = |gpu: &Gpu| {
         let shape = Shape::new(1, 4, 4, 4);
         let op = Add::new(shape, shape).unwrap();
-        let lowered =
-            op.lower("forward", &Target { profile: gpu.profile(), variant: None, accumulate: &[false] }).unwrap();
-        let buffers = ["a", "b", "y"].map(|name| (name, gpu.buffer(name, 256).unwrap()));
-        gpu.write(&buffers[0].1, 0, bytemuck::cast_slice(&[1.5f32; 64])).unwrap();
-        let dispatch = &lowered.dispatches[0];
-        let binding = |bind: &Bind| {
-            let (_, buffer) = buffers.iter().find(|(name, _)| Bind::from(operand(name)) == *bind).unwrap();
-            Binding { buffer, offset: 0, size: 256 }
-        };
-        let bindings = dispatch.bindings.iter().map(binding).collect();
-        Program::new(gpu, "add", &[Step { label: "add".into(), dispatch, bindings }]).unwrap().submit(gpu).unwrap();
-        assert_eq!(gpu.read(&buffers[2].1, 0, 4).unwrap(), 1.5f32.to_le_bytes());
+        let sums = run_pass(gpu, &op, &op.passes().forward, None, &[vec![1.5; 64], vec![0.25; 64]], &[]).unwrap();
+        assert_eq!(sums, [vec![1.75; 64]]);
     };
     let with = |data: Option<&[u8]>| {
         let mut gpu = Gpu::open(&Options::default()).unwrap();
@@ -126,7 +116,7 @@ fn pipeline_cache_data_is_reused_and_invalid_data_ignored(gpu: &Arc<Gpu>) {
 }
 
 fn roofline_probes_measure_positive_rates(gpu: &Arc<Gpu>) {
-    let roof = roof(gpu).unwrap();
+    let roof = roofline(gpu).unwrap();
     assert!(roof.gflops > 0.1 && roof.copy_gb_s > 0.1, "{roof:?}");
 }
 

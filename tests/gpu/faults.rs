@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use vae_wgpu::Error;
 use vae_wgpu::app::io::run_folder::RunFolder;
-use vae_wgpu::runtime::gpu::{Binding, Gpu, Options, Program, Step};
+use vae_wgpu::runtime::exec::entry::PassProgram;
+use vae_wgpu::runtime::gpu::testing::TestHooks;
+use vae_wgpu::runtime::gpu::{Gpu, Options, Rewrite};
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::op::{Add, Op, Target};
 use vae_wgpu::runtime::plan;
@@ -64,6 +66,10 @@ impl Observer for Disturber {
         }
         Ok(())
     }
+}
+
+fn with(hooks: TestHooks) -> Options {
+    Options { hooks, ..Options::default() }
 }
 
 /// A run, from nothing or from the checkpoint in `folder`, on a device of its own.
@@ -161,7 +167,7 @@ fn lost_device_reports_every_later_call(_: &Arc<Gpu>) {
 
 fn oversized_batch_is_rejected_with_the_largest_that_fits(_: &Arc<Gpu>) {
     // Large enough for a batch of one or two.
-    let options = Options { max_buffer: Some(600_000), ..Options::default() };
+    let options = with(TestHooks { max_buffer: Some(600_000), ..TestHooks::default() });
     let device = Device::Gpu(Arc::new(Gpu::open(&options).unwrap()));
     let start = |batch| Runner::new(model(), &[(batch, Mode::Train)], &device, &plan::Options::default());
     let error = start(512).unwrap_err();
@@ -173,7 +179,7 @@ fn oversized_batch_is_rejected_with_the_largest_that_fits(_: &Arc<Gpu>) {
     start(fits).unwrap();
     assert!(start(fits + 1).is_err());
     // Each buffer fits, but not all together.
-    let options = Options { memory: Some(2_000_000), ..Options::default() };
+    let options = with(TestHooks { memory: Some(2_000_000), ..TestHooks::default() });
     let device = Device::Gpu(Arc::new(Gpu::open(&options).unwrap()));
     let start = |batch| Runner::new(model(), &[(batch, Mode::Train)], &device, &plan::Options::default());
     let said = start(64).unwrap_err().to_string();
@@ -186,9 +192,12 @@ fn oversized_batch_is_rejected_with_the_largest_that_fits(_: &Arc<Gpu>) {
     assert!(start(fits + 1).is_err());
     // In a run: refused before anything is written.
     let dir = tempfile::tempdir().unwrap();
-    for options in [Options { max_buffer: Some(40_000), ..Options::default() }, options] {
+    for hooks in [
+        TestHooks { max_buffer: Some(40_000), ..TestHooks::default() },
+        TestHooks { memory: Some(100_000), ..TestHooks::default() },
+    ] {
         let folder = dir.path().join("run");
-        let error = run(&folder, &Options { memory: options.memory.map(|_| 100_000), ..options }, None).0;
+        let error = run(&folder, &with(hooks), None).0;
         assert!(matches!(error, Err(Error::DoesNotFit { .. })), "{error:?}");
         assert!(!folder.exists());
     }
@@ -199,23 +208,23 @@ fn kernel_compile_error_names_the_kernel(gpu: &Arc<Gpu>) {
     let op = Add::new(shape, shape).unwrap();
     let target = Target { profile: gpu.profile(), variant: None, accumulate: &[false] };
     let lowered = op.lower("forward", &target).unwrap();
-    let dispatch = &lowered.dispatches[0];
-    let buffers = ["a", "b", "y"].map(|name| gpu.buffer(name, 1024).unwrap());
-    let bindings: Vec<_> = buffers.iter().map(|buffer| Binding { buffer, offset: 0, size: 1024 }).collect();
-    let steps = [Step { label: "sum".into(), dispatch, bindings }];
+    let compile = |rewrite: Option<Rewrite<'_>>| {
+        let allocate = |_, bytes: usize| gpu.buffer("test", bytes as u64);
+        PassProgram::new(gpu, &op, &op.passes().forward, &lowered, rewrite, allocate)
+    };
     for change in
         ["\nthis is no WGSL", "\nfn unknown() -> f32 { return missing; }", "\nfn wrong() -> u32 { return 1.5; }"]
     {
-        let broken = Program::rewritten(gpu, "test", &steps, &|_, text| Ok(text + change));
+        let broken = compile(Some(&|_, text| Ok(text + change)));
         let error = broken.unwrap_err();
         assert!(error.to_string().contains("add"), "{change}: {error}");
         gpu.health().unwrap();
     }
-    let failing = Program::rewritten(gpu, "test", &steps, &|kernel, _| {
+    let failing = compile(Some(&|kernel, _| {
         Err(Error::Shader { file: kernel.file.to_owned(), line: 7, message: "as asked".to_owned() })
-    });
+    }));
     assert!(failing.unwrap_err().to_string().contains(":7: as asked"));
-    Program::new(gpu, "test", &steps).unwrap();
+    compile(None).unwrap();
 }
 
 /// A training step on noise that one number of may be replaced.
@@ -232,7 +241,7 @@ fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
 }
 
 fn bits(runner: &mut Runner) -> Vec<Vec<u32>> {
-    let arenas = [Arena::Params, Arena::States, Arena::Moment1, Arena::Moment2];
+    let arenas = [Arena::Params, Arena::States, Arena::OptimizerState(0), Arena::OptimizerState(1)];
     let tensors = arenas.map(|arena| runner.download(arena).unwrap()).concat();
     tensors.iter().map(|t| t.iter().map(|v| v.to_bits()).collect()).collect()
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use vae_wgpu::Error;
 use vae_wgpu::app::check::{Outcome, Subject};
-use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::graph::{Arena, Graph};
 use vae_wgpu::runtime::op::{
@@ -119,14 +119,15 @@ fn random_other_operations_agree_with_the_reference(gpu: &Arc<Gpu>) {
 /// Outputs, gradients and states of a graph after a run.
 fn results(exec: &mut dyn Executor, graph: &Graph, seed: u64) -> vae_wgpu::Result<Vec<Vec<f32>>> {
     let mut noise = rng::stream(seed, Stream::Check, 0);
+    let program = exec.add(graph.clone())?;
     for arena in [Arena::Params, Arena::States] {
         exec.upload(arena, &vae_wgpu::runtime::graph::initial(graph, arena, seed)?)?;
     }
     for (name, id) in graph.inputs() {
-        exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len())))?;
+        exec.write(exec.input(program, name)?, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len())))?;
     }
-    exec.run(ProgramId(0), &[])?;
-    let mut found = vec![exec.read(ProgramId(0), "y")?, exec.read(ProgramId(0), "dx")?];
+    exec.run(program, &[])?;
+    let mut found = vec![exec.read(exec.output(program, "y")?)?, exec.read(exec.output(program, "dx")?)?];
     found.extend(exec.download(Arena::Grads)?);
     found.extend(exec.download(Arena::States)?);
     Ok(found)
@@ -138,14 +139,13 @@ fn random_graphs_agree_with_the_reference(gpu: &Arc<Gpu>) {
     let result = runner(8).run(&(choices, any::<u64>()), |(choices, seed)| {
         let failed = |e: Error| TestCaseError::fail(e.to_string());
         let defined = random::graph(&choices, false);
-        let mut exec = CpuExecutor::<f64>::new(vec![defined.clone()]).map_err(failed)?;
+        let mut exec = CpuExecutor::<f64>::new();
         let expected = results(&mut exec, &defined, seed).map_err(failed)?;
         for fuse in [false, true] {
             let graph = random::graph(&choices, fuse);
             nodes.set(nodes.get() + graph.nodes().len());
             fusions.set(fusions.get() + graph.nodes().iter().filter(|n| n.op.kind() == "fused_conv").count());
-            let mut exec =
-                GpuExecutor::new(Arc::clone(gpu), vec![graph.clone()], &plan::Options::default()).map_err(failed)?;
+            let mut exec = GpuExecutor::new(Arc::clone(gpu), &plan::Options::default()).map_err(failed)?;
             let found = results(&mut exec, &graph, seed).map_err(failed)?;
             prop_assert_eq!(found.len(), expected.len());
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {

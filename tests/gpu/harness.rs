@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use vae_wgpu::app::check::Outcome;
+use vae_wgpu::runtime::gpu::testing::TestHooks;
 use vae_wgpu::runtime::gpu::{AdapterInfo, Gpu, Options};
 use vae_wgpu::runtime::kernel::Profile;
 
@@ -30,12 +31,13 @@ pub(crate) enum Setup {
 
 impl Setup {
     fn options(self) -> Options {
-        match self {
-            Self::Full => Options::default(),
-            Self::Folded => Options { max_workgroups: Some(7), ..Options::default() },
-            Self::FoldedDefaults => Options { webgpu_defaults: true, max_workgroups: Some(7), ..Options::default() },
-            Self::Subgroups(size) => Options { subgroup: Some((size, size)), ..Options::default() },
-        }
+        let (webgpu_defaults, hooks) = match self {
+            Self::Full => (false, TestHooks::default()),
+            Self::Folded => (false, TestHooks { max_workgroups: Some(7), ..TestHooks::default() }),
+            Self::FoldedDefaults => (true, TestHooks { max_workgroups: Some(7), ..TestHooks::default() }),
+            Self::Subgroups(size) => (false, TestHooks { subgroup: Some((size, size)), ..TestHooks::default() }),
+        };
+        Options { webgpu_defaults, hooks, ..Options::default() }
     }
 }
 

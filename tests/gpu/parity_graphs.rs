@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::op::AdamConfig;
 use vae_wgpu::runtime::op::StepScalars;
@@ -15,9 +15,6 @@ use vae_wgpu::vae::runner::{Device, Runner, StepInput};
 
 use crate::fixtures::{OracleCase, OracleTensor};
 use crate::pass::Engine;
-
-const PROGRAM: ProgramId = ProgramId(0);
-const EVALUATION: ProgramId = ProgramId(1);
 
 /// Compares results with a case's tensors, those that it has: a small set leaves the large ones out.
 struct Shares<'a> {
@@ -81,15 +78,11 @@ impl<'a> Shares<'a> {
     }
 }
 
-fn executor(
-    engine: Engine<'_>,
-    gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
-    graphs: Vec<Graph>,
-) -> Result<Box<dyn Executor>> {
+fn executor(engine: Engine<'_>, gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>) -> Result<Box<dyn Executor>> {
     Ok(match (engine, gpu) {
-        (Engine::F64, _) => Box::new(CpuExecutor::<f64>::new(graphs)?),
-        (Engine::F32, _) => Box::new(CpuExecutor::<f32>::new(graphs)?),
-        (Engine::Gpu(_), Some(gpu)) => Box::new(GpuExecutor::new(Arc::clone(gpu), graphs, &Options::default())?),
+        (Engine::F64, _) => Box::new(CpuExecutor::<f64>::new()),
+        (Engine::F32, _) => Box::new(CpuExecutor::<f32>::new()),
+        (Engine::Gpu(_), Some(gpu)) => Box::new(GpuExecutor::new(Arc::clone(gpu), &Options::default())?),
         (Engine::Gpu(_), None) => bail!("no adapter"),
     })
 }
@@ -130,17 +123,18 @@ pub(crate) fn block(
     let graph = b.output("y", y).build();
     let graph = if fuses(engine) { graph.fused()? } else { graph };
     let graph = graph.with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
-    let mut exec = executor(engine, gpu, vec![graph.clone()])?;
+    let mut exec = executor(engine, gpu)?;
+    let program = exec.add(graph.clone())?;
     for arena in [Arena::Params, Arena::States] {
         exec.upload(arena, &tensors(case, &graph, arena, "param/")?)?;
     }
-    exec.write(PROGRAM, "x", Data::F32(&case.tensor("x")?.data))?;
-    exec.write(PROGRAM, "dy", Data::F32(&case.tensor("dy")?.data))?;
-    exec.run(PROGRAM, &[])?;
+    exec.write(exec.input(program, "x")?, Data::F32(&case.tensor("x")?.data))?;
+    exec.write(exec.input(program, "dy")?, Data::F32(&case.tensor("dy")?.data))?;
+    exec.run(program, &[])?;
     let tight = matches!(engine, Engine::F64).then_some(2e-7);
     let mut shares = Shares::new(case);
     for name in ["y", "dx"] {
-        shares.elements(&exec.read(PROGRAM, name)?, name, tight)?;
+        shares.elements(&exec.read(exec.output(program, name)?)?, name, tight)?;
     }
     let grads = exec.download(Arena::Grads)?;
     for (i, (param, grad)) in graph.params().iter().zip(&grads).enumerate() {
@@ -209,7 +203,9 @@ pub(crate) fn model(
     let eps: Vec<&[f32]> = case.tensor("eps")?.data.chunks_exact(batch * config.latent_dim).collect();
     ensure!(eps.len() == steps, "noise for {} steps", eps.len());
 
-    let mut exec = executor(engine, gpu, vec![graph.clone(), build(Mode::Evaluate)?])?;
+    let mut exec = executor(engine, gpu)?;
+    let program = exec.add(graph.clone())?;
+    let evaluation = exec.add(build(Mode::Evaluate)?)?;
     let starts = [Arena::Params, Arena::States].map(|r| (r, tensors(case, &graph, r, "init/")));
     for (arena, tensors) in &starts {
         exec.upload(*arena, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
@@ -223,23 +219,23 @@ pub(crate) fn model(
     let mut shares = Shares::new(case);
     let mut losses = Vec::new();
     for (step, eps) in eps.iter().enumerate() {
-        exec.write(PROGRAM, "images", Data::U8(&images))?;
-        exec.write(PROGRAM, "eps", Data::F32(eps))?;
-        exec.write(PROGRAM, "beta", Data::F32(&[1.0]))?;
-        exec.write(PROGRAM, "hyperparams", Data::F32(&scalars(step).to_array()))?;
-        exec.run(PROGRAM, &["terms"])?;
+        exec.write(exec.input(program, "images")?, Data::U8(&images))?;
+        exec.write(exec.input(program, "eps")?, Data::F32(eps))?;
+        exec.write(exec.input(program, "beta")?, Data::F32(&[1.0]))?;
+        exec.write(exec.input(program, "hyperparams")?, Data::F32(&scalars(step).to_array()))?;
+        exec.run(program, &[exec.output(program, "terms")?])?;
         let report = exec.reports(true)?.pop().context("no report")?;
         losses.extend(report.values.concat());
         if step > 0 {
             continue;
         }
-        let (mu, log_std) = halves(&exec.read(PROGRAM, "h")?, config.latent_dim);
+        let (mu, log_std) = halves(&exec.read(exec.output(program, "h")?)?, config.latent_dim);
         shares.elements(&mu, "mu1", tight)?;
         shares.elements(&log_std, "log_std1", tight)?;
-        shares.elements(&exec.read(PROGRAM, "mean")?, "mu_x1", tight)?;
+        shares.elements(&exec.read(exec.output(program, "mean")?)?, "mu_x1", tight)?;
         for name in modules.keys() {
             let name_in_file = format!("act1/{name}");
-            shares.elements(&exec.read(PROGRAM, name)?, &name_in_file, tight)?;
+            shares.elements(&exec.read(exec.output(program, name)?)?, &name_in_file, tight)?;
         }
         for (i, (param, grad)) in graph.params().iter().zip(exec.download(Arena::Grads)?).enumerate() {
             let name = format!("grad1/{}", param.name);
@@ -257,15 +253,15 @@ pub(crate) fn model(
             shares.update(&found, &name)?;
         }
     }
-    exec.write(EVALUATION, "images", Data::U8(&images))?;
-    exec.write(EVALUATION, "eps", Data::F32(eps[0]))?;
-    exec.write(EVALUATION, "beta", Data::F32(&[1.0]))?;
-    exec.run(EVALUATION, &[])?;
-    let (mu, log_std) = halves(&exec.read(EVALUATION, "h")?, config.latent_dim);
+    exec.write(exec.input(evaluation, "images")?, Data::U8(&images))?;
+    exec.write(exec.input(evaluation, "eps")?, Data::F32(eps[0]))?;
+    exec.write(exec.input(evaluation, "beta")?, Data::F32(&[1.0]))?;
+    exec.run(evaluation, &[])?;
+    let (mu, log_std) = halves(&exec.read(exec.output(evaluation, "h")?)?, config.latent_dim);
     shares.elements(&mu, "eval_mu", None)?;
     shares.elements(&log_std, "eval_log_std", None)?;
-    shares.elements(&exec.read(EVALUATION, "mean")?, "eval_mu_x", None)?;
-    shares.elements(&exec.read(EVALUATION, "terms")?, "eval_losses", None)?;
+    shares.elements(&exec.read(exec.output(evaluation, "mean")?)?, "eval_mu_x", None)?;
+    shares.elements(&exec.read(exec.output(evaluation, "terms")?)?, "eval_losses", None)?;
 
     if let (Engine::Gpu(_), Some(gpu)) = (engine, gpu) {
         // What `train` runs is the same to the bit.

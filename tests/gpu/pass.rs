@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use vae_wgpu::Error;
-use vae_wgpu::runtime::gpu::{Binding, Gpu, Program, Step};
-use vae_wgpu::runtime::kernel::{Arg, Bind};
+use vae_wgpu::runtime::exec::entry::run_pass;
+use vae_wgpu::runtime::gpu::Gpu;
+use vae_wgpu::runtime::kernel::Arg;
 use vae_wgpu::runtime::op::{Op, Pass, Target, spec_of};
-use vae_wgpu::runtime::tensor::shape::Spec;
 
 /// Tensors in logical order, by operand or gradient.
 pub(crate) type Values = BTreeMap<String, Vec<f64>>;
@@ -40,14 +40,14 @@ impl Engine<'_> {
         for &arg in pass.reads.iter().chain(&pass.updates) {
             let value = values.get(&arg.to_string());
             let value = value.with_context(|| format!("{}.{} needs `{arg}`", op.kind(), pass.name))?;
-            tensors.push(Tensor { arg, spec: spec_of(op, arg)?, value: value.clone() });
+            tensors.push(Tensor { arg, value: value.clone() });
         }
         let updated = tensors.split_off(pass.reads.len());
         let reads = tensors;
         let mut writes = Vec::new();
         for &arg in &pass.writes {
             let spec = spec_of(op, arg)?;
-            writes.push(Tensor { arg, spec, value: vec![f64::NAN; spec.len()] });
+            writes.push(Tensor { arg, value: vec![f64::NAN; spec.len()] });
         }
         writes.extend(updated);
         match self {
@@ -75,7 +75,6 @@ impl Engine<'_> {
 
 struct Tensor {
     arg: Arg,
-    spec: Spec,
     value: Vec<f64>,
 }
 
@@ -86,39 +85,11 @@ impl Tensor {
 }
 
 fn on_gpu(gpu: &Gpu, op: &dyn Op, pass: &Pass, variant: &str, reads: &[Tensor], writes: &mut [Tensor]) -> Result<()> {
-    let accumulate = vec![false; pass.writes.len()];
-    let target = Target { profile: gpu.profile(), variant: Some(variant), accumulate: &accumulate };
-    let lowered = op.lower(pass.name, &target)?;
-    let mut buffers = Vec::new();
-    for tensor in reads.iter().chain(&*writes) {
-        let buffer = gpu.buffer(&tensor.arg.to_string(), tensor.spec.device_bytes() as u64)?;
-        gpu.write(&buffer, 0, &tensor.spec.pack(&tensor.single())?)?;
-        buffers.push((tensor.arg, buffer));
-    }
-    let mut scratch = Vec::new();
-    for &bytes in &lowered.scratch {
-        let buffer = gpu.buffer("scratch", bytes as u64)?;
-        gpu.write(&buffer, 0, &vec![0xff; bytes])?;
-        scratch.push(buffer);
-    }
-    let find = |arg: Arg| buffers.iter().find(|(a, _)| *a == arg).map(|(_, buffer)| buffer);
-    let mut steps = Vec::new();
-    for dispatch in &lowered.dispatches {
-        let mut bindings = Vec::new();
-        for bind in &dispatch.bindings {
-            let buffer = match bind {
-                Bind::Arg(arg) => find(*arg).with_context(|| format!("{arg} is not of {}", pass.name))?,
-                Bind::Scratch(number) => scratch.get(*number).context("no such scratch buffer")?,
-            };
-            bindings.push(Binding { buffer, offset: 0, size: buffer.size() });
-        }
-        steps.push(Step { label: format!("{}.{}", op.kind(), pass.name), dispatch, bindings });
-    }
-    Program::new(gpu, pass.name, &steps)?.submit(gpu)?;
-    for tensor in writes {
-        let buffer = find(tensor.arg).with_context(|| format!("no buffer {}", tensor.arg))?;
-        let bytes = gpu.read(buffer, 0, tensor.spec.device_bytes() as u64)?;
-        tensor.value = tensor.spec.unpack(&bytes)?.into_iter().map(f64::from).collect();
+    let reads: Vec<_> = reads.iter().map(Tensor::single).collect();
+    let updates: Vec<_> = writes.iter().skip(pass.writes.len()).map(Tensor::single).collect();
+    let written = run_pass(gpu, op, pass, Some(variant), &reads, &updates)?;
+    for (tensor, written) in writes.iter_mut().zip(written) {
+        tensor.value = written.into_iter().map(f64::from).collect();
     }
     Ok(())
 }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vae_wgpu::app::io::run_folder::RunFolder;
-use vae_wgpu::runtime::gpu::{Gpu, LiveObjects, Options as GpuOptions};
+use vae_wgpu::runtime::gpu::testing::LiveObjects;
+use vae_wgpu::runtime::gpu::{Gpu, Options as GpuOptions};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::vae::data;
 use vae_wgpu::vae::model::VaeConfig;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vae_wgpu::app::check::bisect;
+use vae_wgpu::runtime::gpu::testing::TestHooks;
 use vae_wgpu::runtime::gpu::{Gpu, Options as GpuOptions};
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::plan::Options;
@@ -13,6 +14,16 @@ use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Runner, StepInput, StepReport};
 
 use crate::harness::{self, Suite};
+
+/// All arenas of a training step.
+const ARENAS: [Arena; 6] = [
+    Arena::Params,
+    Arena::Grads,
+    Arena::OptimizerState(0),
+    Arena::OptimizerState(1),
+    Arena::States,
+    Arena::SavedStates,
+];
 
 const BATCH: usize = 3;
 
@@ -117,7 +128,7 @@ fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>) {
 
 fn planner_off_gives_the_same_bits(device: &Arc<Gpu>) {
     let run = |share: bool| {
-        let options = Options { share, ..Options::default() };
+        let options = Options { reuse_buffers: share, ..Options::default() };
         let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &options);
         let reports = train(&mut runner, BATCH, 3);
         (reports, bits(&runner.download(Arena::Params).unwrap()), bits(&runner.download(Arena::States).unwrap()))
@@ -128,14 +139,14 @@ fn planner_off_gives_the_same_bits(device: &Arc<Gpu>) {
 fn recomputed_blocks_give_the_same_bits_with_less_memory(device: &Arc<Gpu>) {
     for (norm, fuse) in [(Norm::Batch, true), (Norm::Batch, false), (Norm::Position, true), (Norm::Position, false)] {
         let run = |checkpoint: bool| {
-            let options = Options { checkpoint, fuse, ..Options::default() };
+            let options = Options { recompute_blocks: checkpoint, fuse, ..Options::default() };
             let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
             let reports = train(&mut runner, BATCH, 3);
             (reports, [Arena::Params, Arena::Grads, Arena::States].map(|r| bits(&runner.download(r).unwrap())))
         };
         assert_eq!(run(true), run(false), "{norm:?}, fused: {fuse}");
         let plan = |checkpoint: bool| {
-            let options = Options { checkpoint, fuse, ..Options::default() };
+            let options = Options { recompute_blocks: checkpoint, fuse, ..Options::default() };
             let (graph, plan) =
                 VaeConfig { norm, ..VaeConfig::default() }.plan(16, Mode::Train, device.profile(), &options).unwrap();
             plan.verify(&graph).unwrap();
@@ -151,7 +162,7 @@ fn the_same_seed_gives_the_same_bits(device: &Arc<Gpu>) {
         let run = || {
             let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
             let reports = train(&mut runner, BATCH, 4);
-            (reports, Arena::ALL.map(|r| bits(&runner.download(r).unwrap())))
+            (reports, ARENAS.map(|r| bits(&runner.download(r).unwrap())))
         };
         assert_eq!(run(), run());
     }
@@ -181,7 +192,13 @@ fn losses_of_fifty_steps_stay_close_to_the_reference(device: &Arc<Gpu>) {
 }
 
 fn workgroup_order_does_not_change_any_bit(device: &Arc<Gpu>) {
-    let reversed = Arc::new(Gpu::open(&GpuOptions { reverse_workgroups: true, ..GpuOptions::default() }).unwrap());
+    let reversed = Arc::new(
+        Gpu::open(&GpuOptions {
+            hooks: TestHooks { reverse_workgroups: true, ..TestHooks::default() },
+            ..GpuOptions::default()
+        })
+        .unwrap(),
+    );
     for (norm, variant) in [
         (Norm::Batch, None),
         (Norm::Batch, Some("naive")),
@@ -194,7 +211,7 @@ fn workgroup_order_does_not_change_any_bit(device: &Arc<Gpu>) {
             options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
             let mut runner = runner(small(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
             let reports = train(&mut runner, BATCH, 3);
-            (reports, Arena::ALL.map(|r| bits(&runner.download(r).unwrap())))
+            (reports, ARENAS.map(|r| bits(&runner.download(r).unwrap())))
         };
         assert_eq!(run(device), run(&reversed), "{norm:?}, {variant:?}");
     }
@@ -207,12 +224,12 @@ fn continuing_from_downloaded_tensors_gives_the_same_bits(device: &Arc<Gpu>) {
     let mut first = new();
     train(&mut first, BATCH, 3);
     let mut second = new();
-    for arena in [Arena::Params, Arena::Moment1, Arena::Moment2, Arena::States] {
+    for arena in [Arena::Params, Arena::OptimizerState(0), Arena::OptimizerState(1), Arena::States] {
         second.upload(arena, &first.download(arena).unwrap()).unwrap();
     }
     second.set_step(first.step());
     train(&mut second, BATCH, 3);
-    for arena in Arena::ALL {
+    for arena in ARENAS {
         assert_eq!(bits(&whole.download(arena).unwrap()), bits(&second.download(arena).unwrap()), "{arena}");
     }
 }
@@ -275,7 +292,7 @@ fn non_finite_step_changes_nothing(device: &Arc<Gpu>) {
         params[at][1] = poison;
         runner.upload(Arena::Params, &params).unwrap();
         let kept = |runner: &mut Runner| {
-            [Arena::Params, Arena::Moment1, Arena::Moment2, Arena::States]
+            [Arena::Params, Arena::OptimizerState(0), Arena::OptimizerState(1), Arena::States]
                 .map(|arena| bits(&runner.download(arena).unwrap()))
         };
         let before = kept(&mut runner);

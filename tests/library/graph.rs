@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, ProgramId};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor};
 use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::kernel::{DeviceKind, Profile};
 use vae_wgpu::runtime::op::{
@@ -71,12 +71,13 @@ fn only_biases_before_a_batch_norm_have_zero_gradients() {
 fn shape_errors_name_the_node() {
     let mut b = Builder::new();
     let x = b.input("x", Spec::nhwc(Shape::new(1, 3, 8, 8))).unwrap();
-    b.scope_in("encoder");
-    let error = b.apply("stem", &[x], |s| Conv2d::new(s[0], 8, 11, 1, 1)).unwrap_err().to_string();
-    assert!(error.contains("encoder.stem") && error.contains("conv2d"), "{error}");
-    let y = b.apply("up", &[x], |s| Upsample::new(s[0])).unwrap();
-    let error = b.apply("add", &[x, y], |s| Add::new(s[0], s[1])).unwrap_err().to_string();
-    assert!(error.contains("encoder.add: add") && error.contains("[1, 3, 8, 8]"), "{error}");
+    b.scope("encoder", |b| {
+        let error = b.apply("stem", &[x], |s| Conv2d::new(s[0], 8, 11, 1, 1)).unwrap_err().to_string();
+        assert!(error.contains("encoder.stem") && error.contains("conv2d"), "{error}");
+        let y = b.apply("up", &[x], |s| Upsample::new(s[0])).unwrap();
+        let error = b.apply("add", &[x, y], |s| Add::new(s[0], s[1])).unwrap_err().to_string();
+        assert!(error.contains("encoder.add: add") && error.contains("[1, 3, 8, 8]"), "{error}");
+    });
     assert!(b.input("x", Spec::flat(3)).is_err());
     assert!(b.input("huge", Spec::nhwc(Shape::new(usize::MAX, 2, 3, 4))).is_err());
 }
@@ -123,19 +124,24 @@ fn model_gradient_matches_directional_derivatives() {
         let batch = 3;
         // Without the optimizer, so that a run leaves the parameters as they are.
         let graph = config.gradient_graph(batch).unwrap();
-        let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
+        let mut exec = CpuExecutor::<f64>::new();
+        let program = exec.add(graph.clone()).unwrap();
         let mut noise = rng::stream(7, Stream::Check, 0);
         let images: Vec<u8> = (0..config.images(batch).len()).map(|i| (i * 37 % 251) as u8).collect();
-        exec.write(ProgramId(0), "images", Data::U8(&images)).unwrap();
-        exec.write(ProgramId(0), "eps", Data::F32(&rng::normals(&mut noise, batch * config.latent_dim))).unwrap();
-        exec.write(ProgramId(0), "beta", Data::F32(&[0.7])).unwrap();
+        exec.write(exec.input(program, "images").unwrap(), Data::U8(&images)).unwrap();
+        exec.write(
+            exec.input(program, "eps").unwrap(),
+            Data::F32(&rng::normals(&mut noise, batch * config.latent_dim)),
+        )
+        .unwrap();
+        exec.write(exec.input(program, "beta").unwrap(), Data::F32(&[0.7])).unwrap();
         exec.upload(Arena::States, &vae_wgpu::runtime::graph::initial(&graph, Arena::States, 0).unwrap()).unwrap();
         exec.upload(Arena::Params, &vae_wgpu::runtime::graph::initial(&graph, Arena::Params, 3).unwrap()).unwrap();
         let start = exec.tensors(Arena::Params).to_vec();
         let mut loss = |params: Vec<Vec<f64>>| -> (f64, Vec<Vec<f64>>) {
             exec.tensors(Arena::Params).clone_from_slice(&params);
-            exec.run(ProgramId(0), &[]).unwrap();
-            let terms = exec.value(ProgramId(0), graph.output("terms").unwrap()).unwrap();
+            exec.run(program, &[]).unwrap();
+            let terms = exec.value(program, graph.output("terms").unwrap()).unwrap();
             (terms[0], exec.tensors(Arena::Grads).to_vec())
         };
         let (_, grads) = loss(start.clone());
@@ -168,14 +174,15 @@ fn outputs_are_readable_only_after_the_last_run() {
         let y = b.apply("relu", &[x], |s| Relu::new(s[0])).unwrap();
         b.output("y", y).build()
     };
-    let mut exec = CpuExecutor::<f32>::new(vec![graph(), graph()]).unwrap();
-    for (program, x) in [(ProgramId(0), 2.0), (ProgramId(1), 3.0)] {
-        assert!(exec.read(program, "y").is_err());
-        exec.write(program, "x", Data::F32(&[x])).unwrap();
+    let mut exec = CpuExecutor::<f32>::new();
+    let programs = [graph(), graph()].map(|graph| exec.add(graph).unwrap());
+    for (program, x) in programs.into_iter().zip([2.0, 3.0]) {
+        assert!(exec.read(exec.output(program, "y").unwrap()).is_err());
+        exec.write(exec.input(program, "x").unwrap(), Data::F32(&[x])).unwrap();
         exec.run(program, &[]).unwrap();
-        assert_eq!(exec.read(program, "y").unwrap(), [x]);
+        assert_eq!(exec.read(exec.output(program, "y").unwrap()).unwrap(), [x]);
     }
-    assert!(exec.read(ProgramId(0), "y").unwrap_err().to_string().contains("last run"));
+    assert!(exec.read(exec.output(programs[0], "y").unwrap()).unwrap_err().to_string().contains("last run"));
 }
 
 /// A graph to fuse, with the operations that it must be made of afterwards.
@@ -264,10 +271,10 @@ const RULES: &[Rule] = &[
             let stem = b.apply("stem", &[x], |s| Conv2d::new(s[0], 7, 3, 1, 1))?;
             let mut branches = Vec::new();
             for name in ["left", "right"] {
-                b.scope_in(name);
-                let h = norm_relu(&mut b, "norm", stem, Norm::Batch, true)?;
-                branches.push(b.apply("conv", &[h], |s| Conv2d::new(s[0], 4, 1, 1, 0))?);
-                b.scope_out();
+                branches.push(b.scope(name, |b| {
+                    let h = norm_relu(b, "norm", stem, Norm::Batch, true)?;
+                    b.apply("conv", &[h], |s| Conv2d::new(s[0], 4, 1, 1, 0))
+                })?);
             }
             let y = b.apply("add", &branches, |s| Add::new(s[0], s[1]))?;
             Ok((b, y))
@@ -309,16 +316,21 @@ const RULES: &[Rule] = &[
 /// Outputs, gradients of all parameters and of x, and running statistics of a graph, in double precision.
 fn results(graph: &Graph, seed: u64) -> Vec<Vec<f64>> {
     let mut noise = rng::stream(seed, Stream::Check, 0);
-    let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
+    let mut exec = CpuExecutor::<f64>::new();
+    let program = exec.add(graph.clone()).unwrap();
     for arena in [Arena::Params, Arena::States] {
         exec.upload(arena, &vae_wgpu::runtime::graph::initial(graph, arena, seed).unwrap()).unwrap();
     }
     for (name, id) in graph.inputs() {
-        exec.write(ProgramId(0), name, Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len()))).unwrap();
+        exec.write(
+            exec.input(program, name).unwrap(),
+            Data::F32(&rng::normals(&mut noise, graph.value(*id).spec.len())),
+        )
+        .unwrap();
     }
-    exec.run(ProgramId(0), &[]).unwrap();
+    exec.run(program, &[]).unwrap();
     let mut found: Vec<_> =
-        ["y", "dx"].iter().map(|o| exec.value(ProgramId(0), graph.output(o).unwrap()).unwrap().to_vec()).collect();
+        ["y", "dx"].iter().map(|o| exec.value(program, graph.output(o).unwrap()).unwrap().to_vec()).collect();
     for arena in [Arena::Grads, Arena::States] {
         found.extend(exec.tensors(arena).iter().cloned());
     }
@@ -387,7 +399,7 @@ proptest! {
     fn plans_of_random_graphs_never_alias(choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64), 1..24)) {
         for (fuse, share) in [(true, true), (true, false), (false, true), (false, false)] {
             let graph = random::graph(&choices, fuse);
-            let plan = plan::plan(&graph, &Profile::WEBGPU, &Options { share, ..Options::default() }).unwrap();
+            let plan = plan::plan(&graph, &Profile::WEBGPU, &Options { reuse_buffers: share, ..Options::default() }).unwrap();
             plan.verify(&graph).unwrap();
         }
     }
@@ -410,15 +422,16 @@ proptest! {
         let (x, dy) = (rng::normals(&mut noise, len), rng::normals(&mut noise, len));
         let along = rng::normals(&mut noise, len);
         let params = vae_wgpu::runtime::graph::initial(&graph, Arena::Params, seed).unwrap();
-        let mut exec = CpuExecutor::<f64>::new(vec![graph.clone()]).unwrap();
+        let mut exec = CpuExecutor::<f64>::new();
+    let program = exec.add(graph.clone()).unwrap();
         exec.upload(Arena::Params, &params).unwrap();
         let mut loss = |x: &[f32]| -> (f64, Vec<f64>) {
-            exec.write(ProgramId(0), "x", Data::F32(x)).unwrap();
-            exec.write(ProgramId(0), "dy", Data::F32(&dy)).unwrap();
-            exec.run(ProgramId(0), &[]).unwrap();
-            let y = exec.value(ProgramId(0), graph.output("y").unwrap()).unwrap();
+            exec.write(exec.input(program, "x").unwrap(), Data::F32(x)).unwrap();
+            exec.write(exec.input(program, "dy").unwrap(), Data::F32(&dy)).unwrap();
+            exec.run(program, &[]).unwrap();
+            let y = exec.value(program, graph.output("y").unwrap()).unwrap();
             let loss = y.iter().zip(&dy).map(|(y, d)| y * f64::from(*d)).sum();
-            (loss, exec.value(ProgramId(0), graph.output("dx").unwrap()).unwrap().to_vec())
+            (loss, exec.value(program, graph.output("dx").unwrap()).unwrap().to_vec())
         };
         let step = 2.0f32.powi(-14);
         let shifted = |sign: f32| -> Vec<f32> { x.iter().zip(&along).map(|(x, d)| x + sign * step * d).collect() };

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::runtime::gpu::{Binding, Gpu, Program, Roof, Step};
+use crate::runtime::exec::entry::PassProgram;
+use crate::runtime::gpu::{Gpu, Roofline};
 use crate::runtime::graph::Graph;
 use crate::runtime::kernel::{Arg, Bind, Kernel, KernelRole};
 use crate::runtime::op::{Cost, Op, Pass, Target, spec_of};
@@ -82,7 +83,7 @@ const SCALARS: usize = 8;
 #[derive(Debug)]
 pub struct Rig<'a> {
     gpu: &'a Gpu,
-    program: Program,
+    program: PassProgram,
     /// The variants of its dispatches, without repetition.
     pub variant: String,
 }
@@ -107,37 +108,20 @@ impl<'a> Rig<'a> {
         let mut lowered = op.lower(pass.name, &target)?;
         lowered.dispatches.retain(|dispatch| keep(dispatch.kernel));
         let chunk = rng::normals(&mut rng::stream(0, Stream::Check, 0), 1 << 14);
-        let filled = |label: &str, bytes: usize| {
-            let buffer = gpu.buffer(label, bytes as u64)?;
+        let allocate = |bind: Bind, bytes: usize| {
+            let buffer = gpu.buffer(&format!("{bind:?}"), bytes as u64)?;
             let pattern: &[u8] = bytemuck::cast_slice(&chunk);
             for offset in (0..bytes).step_by(pattern.len()) {
                 gpu.write(&buffer, offset as u64, &pattern[..pattern.len().min(bytes - offset)])?;
             }
-            Ok::<_, Error>(buffer)
-        };
-        let mut operands: Vec<(Arg, wgpu::Buffer)> = Vec::new();
-        for arg in pass.args() {
-            let spec = spec_of(op, arg)?;
-            let operand = filled(&arg.to_string(), spec.device_bytes())?;
-            if spec.len() <= SCALARS {
-                gpu.write(&operand, 0, &1.0f32.to_le_bytes().repeat(spec.device_bytes() / 4))?;
+            if let Bind::Arg(arg) = bind
+                && spec_of(op, arg)?.len() <= SCALARS
+            {
+                gpu.write(&buffer, 0, &1.0f32.to_le_bytes().repeat(bytes / 4))?;
             }
-            operands.push((arg, operand));
-        }
-        let scratch = lowered.scratch.iter().map(|&bytes| filled("scratch", bytes)).collect::<Result<Vec<_>>>()?;
-        let steps = lowered.dispatches.iter().map(|dispatch| {
-            let bind = |bind: &Bind| {
-                let found = match *bind {
-                    Bind::Arg(arg) => operands.iter().find(|(a, _)| *a == arg).map(|(_, buffer)| buffer),
-                    Bind::Scratch(i) => scratch.get(i),
-                };
-                let buffer = found.ok_or_else(|| Error::bug(format!("{bind:?} of {}", subject.name)))?;
-                Ok(Binding { buffer, offset: 0, size: buffer.size() })
-            };
-            let bindings = dispatch.bindings.iter().map(bind).collect::<Result<Vec<_>>>()?;
-            Ok(Step { label: dispatch.kernel.name.to_owned(), dispatch, bindings })
-        });
-        let program = Program::new(gpu, &subject.name, &steps.collect::<Result<Vec<_>>>()?)?;
+            Ok(buffer)
+        };
+        let program = PassProgram::new(gpu, op, pass, &lowered, None, allocate)?;
         let mut variants: Vec<&str> = Vec::new();
         for dispatch in &lowered.dispatches {
             if !variants.contains(&dispatch.kernel.variant) {
@@ -152,7 +136,7 @@ impl<'a> Rig<'a> {
         let started = Instant::now();
         let mut encoder = self.gpu.encoder("bench");
         for _ in 0..times {
-            self.program.encode(&mut encoder, None);
+            self.program.program().encode(&mut encoder, None);
         }
         self.gpu.submit(encoder)?;
         self.gpu.wait()?;
@@ -212,7 +196,7 @@ pub struct Product {
 impl Line {
     /// From a subject's work and the seconds that it took, and its product alone, where it has one.
     #[must_use]
-    pub fn new(subject: &Subject, variant: &str, seconds: f64, product: Option<f64>, roof: &Roof) -> Self {
+    pub fn new(subject: &Subject, variant: &str, seconds: f64, product: Option<f64>, roof: &Roofline) -> Self {
         let Cost { flop, bytes } = subject.cost;
         let compute = flop / (roof.gflops * 1e9);
         let memory = bytes / (roof.copy_gb_s * 1e9);

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{SEED, Values, numbers_of, run};
-use crate::error::Result;
-use crate::runtime::exec::{Data, Executor, GpuExecutor, ProgramId};
+use crate::error::{Error, Result};
+use crate::runtime::exec::{Data, Executor, GpuExecutor};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::graph::{Arena, Storage, ValueId};
-use crate::runtime::op::{AdamConfig, Pass, StepScalars, grad, operand};
+use crate::runtime::op::{Pass, StepScalars, grad, operand};
 use crate::runtime::plan;
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
 use crate::runtime::tensor::shape::Spec;
@@ -55,20 +55,21 @@ impl fmt::Display for Distance {
 /// Tensors are compared as a whole: where an activation lies within rounding of a ReLU's kink, an element of a gradient may be
 /// there or not. The limit allows for two of them.
 pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::Options) -> Result<Vec<Distance>> {
-    const PROGRAM: ProgramId = ProgramId(0);
     let graph = config.graph(batch, Mode::Train)?;
-    let mut exec = GpuExecutor::new(Arc::clone(gpu), vec![graph.clone()], options)?;
+    let mut exec = GpuExecutor::new(Arc::clone(gpu), options)?;
+    let program = exec.add(graph.clone())?;
     for arena in [Arena::Params, Arena::States] {
         exec.upload(arena, &crate::runtime::graph::initial(&graph, arena, SEED)?)?;
     }
     let images = numbers_of(Spec::bytes(config.images(batch)), None, 1.0, 0)?;
     let eps = numbers_of(Spec::flat(batch * config.latent_dim), None, 1.0, 1)?;
-    let (bias_correction1, bias_correction2) = AdamConfig::default().bias_corrections(0);
+    let adam = graph.optimizer().ok_or_else(|| Error::bug("a training graph without optimizer"))?;
+    let (bias_correction1, bias_correction2) = adam.bias_corrections(0);
     let scalars = StepScalars { lr: 1e-3, bias_correction1, bias_correction2, weight_decay: 1e-2, clip: 1.0 };
-    exec.write(PROGRAM, "images", Data::F32(&images))?;
-    exec.write(PROGRAM, "eps", Data::F32(&eps))?;
-    exec.write(PROGRAM, "beta", Data::F32(&[1.0]))?;
-    exec.write(PROGRAM, "hyperparams", Data::F32(&scalars.to_array()))?;
+    exec.write(exec.input(program, "images")?, Data::F32(&images))?;
+    exec.write(exec.input(program, "eps")?, Data::F32(&eps))?;
+    exec.write(exec.input(program, "beta")?, Data::F32(&[1.0]))?;
+    exec.write(exec.input(program, "hyperparams")?, Data::F32(&scalars.to_array()))?;
 
     let same = |a: &[f32], b: &[f32]| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));
     let mut written: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
@@ -81,7 +82,7 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
         let mut largest_gradient = 0.0f64;
         let (mut faults, mut priors) = (Vec::new(), Vec::new());
         for (arg, id) in reads.iter().chain(updates).zip(node.reads.iter().chain(&node.updates)) {
-            let value = exec.value(PROGRAM, *id)?;
+            let value = exec.value(program, *id)?;
             if written.get(id).is_some_and(|before| !same(before, &value)) {
                 faults.push(graph.value(*id).name.clone());
             }
@@ -91,20 +92,20 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
             values.insert(*arg, value.iter().map(|v| Tracked::from_f64(f64::from(*v))).collect());
         }
         for (id, accumulate) in node.writes.iter().zip(&node.accumulate) {
-            priors.push(if *accumulate { exec.value(PROGRAM, *id)? } else { Vec::new() });
+            priors.push(if *accumulate { exec.value(program, *id)? } else { Vec::new() });
         }
         let expected = run(node.op.as_ref(), &node.pass, &values)?;
-        exec.run_node(PROGRAM, number)?;
+        exec.run_node(program, number)?;
         let ids = node.writes.iter().chain(&node.updates);
         let priors = priors.into_iter().chain(updates.iter().map(|_| Vec::new()));
         for (((arg, expected), id), prior) in expected.iter().zip(ids).zip(priors) {
-            let got = exec.value(PROGRAM, *id)?;
+            let got = exec.value(program, *id)?;
             let (mut distance, mut limit) = (0.0, 0.0);
             for (i, (got, want)) in got.iter().zip(expected).enumerate() {
                 let prior = prior.get(i).map_or(Tracked::default(), |v| Tracked::from_f64(f64::from(*v)));
                 let want = *want + prior;
-                distance += (f64::from(*got) - want.value()).powi(2);
-                limit += (8.0 * want.rms() + ROUNDING * want.value().abs()).powi(2);
+                distance += (f64::from(*got) - want.to_f64()).powi(2);
+                limit += (8.0 * want.rms() + ROUNDING * want.to_f64().abs()).powi(2);
             }
             let kinks = if bent && arg.is_grad() { 2.0 * largest_gradient } else { 0.0 };
             let fault = (!faults.is_empty()).then(|| format!("{} was overwritten before this node", faults.join(", ")));

@@ -21,8 +21,9 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::runtime::exec::cpu::Precision;
-use crate::runtime::gpu::{Binding, Gpu, Program, Step};
-use crate::runtime::kernel::{Bind, Kernel, Profile};
+use crate::runtime::exec::entry::PassProgram;
+use crate::runtime::gpu::{Gpu, wgpu};
+use crate::runtime::kernel::{Bind, Kernel, Lowered, Profile};
 use crate::runtime::op::{Arg, Case, Distribution, Init, OPS, Op, OpInfo, Operand, Pass, Role, Target, grad, spec_of};
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
 use crate::runtime::tensor::rng::{Stream, stream, uniforms};
@@ -181,7 +182,7 @@ impl Subject {
         for arg in &pass.reads {
             if !numbers.values.contains_key(arg) {
                 for (arg, written) in self.expected(numbers, &self.producer(*arg, pass)?)?.iter() {
-                    let rounded = written.iter().map(|v| v.value() as f32).collect();
+                    let rounded = written.iter().map(|v| v.to_f64() as f32).collect();
                     numbers.values.entry(*arg).or_insert(rounded);
                 }
             }
@@ -288,59 +289,49 @@ impl Subject {
         };
         let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let expected = self.expected(&mut numbers, pass)?;
-        let mut tensors: BTreeMap<Arg, Guarded> = BTreeMap::new();
-        for &arg in pass.reads.iter().chain(&pass.updates) {
-            if let Some(values) = numbers.values.get(&arg) {
-                tensors.insert(arg, Guarded::new(gpu, &arg.to_string(), &spec_of(op, arg)?.pack(values)?)?);
-            }
-        }
-        drop(numbers);
         let mut priors: BTreeMap<Arg, Vec<f32>> = BTreeMap::new();
         for (i, &arg) in pass.writes.iter().enumerate() {
-            let spec = spec_of(op, arg)?;
-            let contents = if accumulate.get(i) == Some(&true) {
-                let prior = numbers_of(spec, None, 1.0, PRIORS + i as u64)?;
-                let packed = spec.pack(&prior)?;
-                priors.insert(arg, prior);
-                packed
-            } else {
-                POISON.to_le_bytes().repeat(spec.device_bytes() / 4)
-            };
-            tensors.insert(arg, Guarded::new(gpu, &arg.to_string(), &contents)?);
+            if accumulate.get(i) == Some(&true) {
+                priors.insert(arg, numbers_of(spec_of(op, arg)?, None, 1.0, PRIORS + i as u64)?);
+            }
         }
-        let poisoned = |(i, &bytes): (usize, &usize)| {
-            Guarded::new(gpu, &format!("scratch {i}"), &POISON.to_le_bytes().repeat(bytes.div_ceil(4)))
-        };
-        let scratch = lowered.scratch.iter().enumerate().map(poisoned).collect::<Result<Vec<_>>>()?;
-
-        let bound = |bind: &Bind| {
-            let found = match bind {
-                Bind::Arg(arg) => tensors.get(arg),
-                Bind::Scratch(i) => scratch.get(*i),
+        let mut guards: Vec<(Bind, Guard)> = Vec::new();
+        let allocate = |bind: Bind, bytes: usize| {
+            let label = match bind {
+                Bind::Arg(arg) => arg.to_string(),
+                Bind::Scratch(i) => format!("scratch {i}"),
             };
-            let buffer =
-                &found.ok_or_else(|| Error::bug(format!("{bind:?} is bound but not named by the pass")))?.buffer;
-            Ok(Binding { buffer, offset: 0, size: buffer.size() })
+            let contents = match bind {
+                Bind::Arg(arg) if priors.contains_key(&arg) => spec_of(op, arg)?.pack(&priors[&arg])?,
+                Bind::Arg(arg) if !pass.writes.contains(&arg) => {
+                    let missing = || Error::bug(format!("`{arg}` has no values"));
+                    spec_of(op, arg)?.pack(numbers.values.get(&arg).ok_or_else(missing)?)?
+                }
+                _ => POISON.to_le_bytes().repeat(bytes.div_ceil(4)),
+            };
+            let (guard, buffer) = Guard::new(gpu, &label, &contents)?;
+            guards.push((bind, guard));
+            Ok(buffer)
         };
-        let steps = lowered.dispatches.iter().map(|dispatch| {
-            let bindings = dispatch.bindings.iter().map(bound).collect::<Result<_>>()?;
-            Ok(Step { label: format!("check/{}", dispatch.kernel.name), dispatch, bindings })
-        });
-        let steps = steps.collect::<Result<Vec<_>>>()?;
-        compiled(gpu, &steps, patch)?.submit(gpu)?;
+        let pass_program = compiled(gpu, op, pass, &lowered, patch, allocate)?;
+        drop(numbers);
+        pass_program.program().submit(gpu)?;
 
         let mut lines = Vec::new();
         for (arg, expected) in expected.iter() {
             let prior = priors.get(arg);
             let mut line = Line::new(format!("{arg}{}", if prior.is_some() { " +=" } else { "" }));
-            let tensor = tensors.get(arg).ok_or_else(|| Error::bug("a tensor went missing"))?;
-            let words = tensor.read(gpu, &mut line)?;
+            let bind = Bind::Arg(*arg);
+            let guard = guards.iter().find(|(known, _)| *known == bind);
+            let (_, guard) = guard.ok_or_else(|| Error::bug(format!("`{arg}` has no buffer")))?;
+            let words = guard.read(gpu, pass_program.buffer(bind)?, &mut line)?;
             compare(&mut line, spec_of(op, *arg)?, expected, prior, &words)?;
             lines.push(line);
         }
-        for (i, buffer) in scratch.iter().enumerate() {
+        for (bind, guard) in &guards {
+            let Bind::Scratch(i) = bind else { continue };
             let mut line = Line::new(format!("scratch {i}"));
-            buffer.read(gpu, &mut line)?;
+            guard.read(gpu, pass_program.buffer(*bind)?, &mut line)?;
             if line.fault.is_some() {
                 lines.push(line);
             }
@@ -477,26 +468,27 @@ const POISON: u32 = 0x7fc0_dead;
 const SENTINEL: u32 = 0x7fc5_a500;
 const MARGIN: usize = 256;
 
-/// A buffer with a margin behind its tensor, bound together with it.
-struct Guarded {
-    buffer: wgpu::Buffer,
+/// The margin behind a tensor in its buffer. Kernels are bound to both.
+struct Guard {
+    /// Size of the tensor.
     bytes: usize,
     sentinel: u32,
 }
 
-impl Guarded {
-    fn new(gpu: &Gpu, label: &str, contents: &[u8]) -> Result<Self> {
+impl Guard {
+    /// Creates a buffer with `contents` and a margin.
+    fn new(gpu: &Gpu, label: &str, contents: &[u8]) -> Result<(Self, wgpu::Buffer)> {
         let sentinel = SENTINEL + label.bytes().fold(0u32, |sum, b| (31 * sum + u32::from(b)) % 251);
         let mut guarded = contents.to_vec();
         guarded.extend(sentinel.to_le_bytes().repeat(MARGIN / 4));
         let buffer = gpu.buffer(&format!("check: {label}"), guarded.len() as u64)?;
         gpu.write(&buffer, 0, &guarded)?;
-        Ok(Self { buffer, bytes: contents.len(), sentinel })
+        Ok((Self { bytes: contents.len(), sentinel }, buffer))
     }
 
-    /// The words of the tensor; looks at the margin on the way.
-    fn read(&self, gpu: &Gpu, line: &mut Line) -> Result<Vec<u32>> {
-        let mut words: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read(&self.buffer, 0, self.buffer.size())?);
+    /// Returns the words of the tensor, and checks the margin.
+    fn read(&self, gpu: &Gpu, buffer: &wgpu::Buffer, line: &mut Line) -> Result<Vec<u32>> {
+        let mut words: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read(buffer, 0, buffer.size())?);
         let margin = words.split_off(self.bytes / 4);
         if let Some(at) = margin.iter().position(|&word| word != self.sentinel) {
             line.faulty(format!("the memory behind the tensor was written, {} bytes behind its end", 4 * at));
@@ -519,8 +511,8 @@ fn compare(line: &mut Line, spec: Spec, expected: &[Tracked], prior: Option<&Vec
         if let Some(prior) = prior {
             want += Tracked::from_f64(f64::from(prior[logical]));
         }
-        let limit = 8.0 * want.rms() + ROUNDING * want.value().abs() + 1e-37;
-        line.compare(logical, f64::from(f32::from_bits(words[physical])), want.value(), limit);
+        let limit = 8.0 * want.rms() + ROUNDING * want.to_f64().abs() + 1e-37;
+        line.compare(logical, f64::from(f32::from_bits(words[physical])), want.to_f64(), limit);
     });
     if unwritten > 0 {
         line.faulty(format!("{unwritten} of {} elements were never written", spec.len()));
@@ -535,8 +527,16 @@ fn compare(line: &mut Line, spec: Spec, expected: &[Tracked], prior: Option<&Vec
     Ok(())
 }
 
-fn compiled(gpu: &Gpu, steps: &[Step<'_>], patch: Option<&Patch<'_>>) -> Result<Program> {
-    let Some(patch) = patch else { return Program::new(gpu, "check", steps) };
+/// Compiles a pass with the edits of `patch`, which must apply.
+fn compiled(
+    gpu: &Gpu,
+    op: &dyn Op,
+    pass: &Pass,
+    lowered: &Lowered,
+    patch: Option<&Patch<'_>>,
+    allocate: impl FnMut(Bind, usize) -> Result<wgpu::Buffer>,
+) -> Result<PassProgram> {
+    let Some(patch) = patch else { return PassProgram::new(gpu, op, pass, lowered, None, allocate) };
     let found = AtomicBool::new(false);
     let rewrite = |kernel: &Kernel, wgsl: String| {
         if (kernel.name, kernel.variant) != (patch.kernel, patch.variant) {
@@ -550,7 +550,7 @@ fn compiled(gpu: &Gpu, steps: &[Step<'_>], patch: Option<&Patch<'_>>) -> Result<
             Ok(wgsl.replace(find, replace))
         })
     };
-    let program = Program::rewritten(gpu, "check", steps, &rewrite)?;
+    let program = PassProgram::new(gpu, op, pass, lowered, Some(&rewrite), allocate)?;
     if found.into_inner() {
         Ok(program)
     } else {

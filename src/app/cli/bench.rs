@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, print, values};
 use crate::app::bench::{Line, Rig, Summary, median, subjects};
-use crate::runtime::gpu::roof;
+use crate::runtime::gpu::roofline;
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
@@ -136,7 +136,7 @@ impl StepArgs {
         // Measured last, because its buffers are large and it heats up the device.
         let roof_pct = match &device {
             Device::Cpu => None,
-            Device::Gpu(gpu) => Some(100.0 * gflops / roof(gpu)?.gflops),
+            Device::Gpu(gpu) => Some(100.0 * gflops / roofline(gpu)?.gflops),
         };
         if self.json {
             print(serde_json::json!({
@@ -180,7 +180,7 @@ impl KernelsArgs {
         if subjects.is_empty() {
             anyhow::bail!("no kernel matches `{}`", self.only.as_deref().unwrap_or_default());
         }
-        let roof = roof(&gpu)?;
+        let roof = roofline(&gpu)?;
         if self.json {
             print(serde_json::json!({
                 "version": env!("CARGO_PKG_VERSION"), "adapter": gpu.adapter_info().to_string(), "roof": roof, "batch": batch,

@@ -166,7 +166,8 @@ impl DeviceArgs {
         if self.device.eq_ignore_ascii_case("cpu") {
             return Ok(Device::Cpu);
         }
-        let mut gpu = Gpu::open(&Options { select: self.select()?, ..Options::default() })?;
+        let pin_driver_threads = std::env::var_os("VAE_WGPU_PIN").is_none_or(|v| v != "off");
+        let mut gpu = Gpu::open(&Options { select: self.select()?, pin_driver_threads, ..Options::default() })?;
         prepare(&mut gpu);
         Ok(Device::Gpu(Arc::new(gpu)))
     }
@@ -250,7 +251,7 @@ impl TrainingPlanArgs {
         programs: &[(usize, Mode)],
     ) -> anyhow::Result<plan::Options> {
         let options = self.plan.options(adapter, config, programs)?;
-        Ok(plan::Options { checkpoint: self.recompute_blocks, ..options })
+        Ok(plan::Options { recompute_blocks: self.recompute_blocks, ..options })
     }
 }
 
@@ -265,11 +266,11 @@ impl PlanArgs {
         let mut variants = self.table(adapter, config, programs)?;
         variants.extend(self.variant.iter().cloned());
         // For tests: no buffer is reused; the results are the same.
-        let share = std::env::var("VAE_WGPU_PLANNER").map_or(true, |v| v != "off");
+        let reuse_buffers = std::env::var("VAE_WGPU_PLANNER").map_or(true, |v| v != "off");
         // For tests: no operations are fused; the results differ by rounding.
         let fuse = std::env::var("VAE_WGPU_FUSE").map_or(true, |v| v != "off");
         let budget = self.memory_limit.map(|mib| mib.saturating_mul(1 << 20));
-        Ok(plan::Options { share, fuse, variants, budget, ..plan::Options::default() })
+        Ok(plan::Options { reuse_buffers, fuse, variants, budget, ..plan::Options::default() })
     }
 
     /// The entries of the table, if one was given. Warns about a table that was made for another adapter, model or batch size.

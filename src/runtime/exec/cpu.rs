@@ -1,19 +1,25 @@
-//! The reference as a device: the same graph, run node by node in logical order. Slow and simple on purpose. Convolutions use all
-//! cores; the number of threads never changes a bit.
+//! The CPU reference as a device: runs a graph node by node, in logical order.
+//!
+//! It favours clarity over speed. Convolutions use all cores; the number of threads does not affect results.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
 use crate::error::{Error, Result};
+use crate::runtime::exec::{
+    Data, Executor, InputId, OutputId, ProgramId, Report, check_same_tensors, check_tensors, not_the_last_run,
+    unknown_program, unused_arena,
+};
 use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
 use crate::runtime::op::Op;
 use crate::runtime::plan::{Lifetime, lifetimes};
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::real::{Real, Tracked};
 
-/// A number type that the references of all operations exist in.
+/// A number type that every operation has a reference for.
 pub trait Precision: Real {
-    /// Name, for people.
+    /// Name for a reader.
     const NAME: &'static str;
     /// Runs the reference of a pass.
     fn reference(op: &dyn Op, pass: &str, reads: &[&[Self]], writes: &mut [&mut [Self]]) -> Result<()>;
@@ -40,17 +46,37 @@ impl Precision for Tracked {
     }
 }
 
-/// Runs graphs through the references of their operations.
+/// Runs graphs with the CPU reference of each operation, in the number type `T`.
+///
+/// ```
+/// use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor};
+/// use vae_wgpu::runtime::graph::Builder;
+/// use vae_wgpu::runtime::op::Relu;
+/// use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+///
+/// let mut b = Builder::new();
+/// let x = b.input("x", Spec::nhwc(Shape::new(1, 4, 1, 1)))?;
+/// let y = b.apply("relu", &[x], |s| Relu::new(s[0]))?;
+///
+/// let mut exec = CpuExecutor::<f32>::new();
+/// let program = exec.add(b.output("y", y).build())?;
+/// exec.write(exec.input(program, "x")?, Data::F32(&[-1.0, 0.0, 0.5, 2.0]))?;
+/// exec.run(program, &[])?;
+/// assert_eq!(exec.read(exec.output(program, "y")?)?, [0.0, 0.0, 0.5, 2.0]);
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 pub struct CpuExecutor<T: Precision = f32> {
     programs: Vec<Program<T>>,
-    arenas: [Vec<Vec<T>>; Arena::ALL.len()],
+    arenas: BTreeMap<Arena, Vec<Vec<T>>>,
+    /// Limit of memory in bytes.
+    budget: Option<u64>,
     reports: Vec<Report>,
     tickets: u64,
     last: Option<ProgramId>,
 }
 
 struct Program<T> {
-    graph: Graph,
+    graph: Arc<Graph>,
     lifetimes: Vec<Option<Lifetime>>,
     /// Inputs and local values; empty when not alive.
     values: Vec<Vec<T>>,
@@ -62,127 +88,127 @@ impl<T: Precision> fmt::Debug for CpuExecutor<T> {
     }
 }
 
+impl<T: Precision> Default for CpuExecutor<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T: Precision> CpuExecutor<T> {
-    /// For graphs over the same parameters; all arenas start at zero.
-    ///
-    /// # Errors
-    /// [`Error::DoesNotFit`] where a run would take more memory than there is, [`Error::Graph`] for no graph or graphs over other
-    /// parameters.
-    pub fn new(graphs: Vec<Graph>) -> Result<Self> {
-        Self::within(graphs, None)
+    /// Returns an executor without programs. It uses at most the available memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::within(None)
     }
 
-    /// The same, in at most `budget` bytes.
-    ///
-    /// # Errors
-    /// As [`CpuExecutor::new`].
-    pub fn within(graphs: Vec<Graph>, budget: Option<u64>) -> Result<Self> {
-        check_same_tensors(&graphs)?;
-        let first = graphs.first().ok_or_else(|| Error::Graph("no graph to run".into()))?;
-        let needed = graphs.iter().map(bytes::<T>).max().unwrap_or(0);
-        let limit = [budget, memory::available()].into_iter().flatten().min();
-        if let Some(limit) = limit.filter(|&limit| needed > limit) {
-            return Err(Error::does_not_fit("the CPU reference", needed, limit));
-        }
-        let zeros = |r: Arena| first.tensors(r).iter().map(|t| vec![T::zero(); t.spec.len()]).collect();
-        let arenas = Arena::ALL.map(zeros);
-        let programs = graphs
-            .into_iter()
-            .map(|graph| Program { lifetimes: lifetimes(&graph), values: vec![vec![]; graph.values().len()], graph })
-            .collect();
-        Ok(Self { programs, arenas, reports: Vec::new(), tickets: 0, last: None })
+    /// Returns an executor that uses at most `budget` bytes, and at most the available memory.
+    #[must_use]
+    pub fn within(budget: Option<u64>) -> Self {
+        let (programs, arenas, reports) = Default::default();
+        Self { programs, arenas, budget, reports, tickets: 0, last: None }
     }
 
-    /// A value of the last run in full precision: an output, an input or a tensor of a arena.
+    /// Returns a value of the last run in full precision: an output, an input or a tensor of an arena.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a program of another executor.
     pub fn value(&self, program: ProgramId, value: ValueId) -> Result<&[T]> {
-        let program = self.programs.get(program.0).ok_or_else(|| no_program(program))?;
+        let program = self.program(program)?;
         Ok(match program.graph.value(value).storage {
-            Storage::Tensor(arena, i) => &self.arenas[arena as usize][i],
+            Storage::Tensor(arena, i) => {
+                self.arenas.get(&arena).and_then(|tensors| tensors.get(i)).ok_or_else(|| unused_arena(arena))?
+            }
             _ => &program.values[value.0],
         })
     }
 
-    /// The tensors of a arena in full precision, each in logical order; to be replaced only by others of the same lengths.
+    /// Returns the tensors of an arena in full precision, each in logical order. Their lengths must not change.
     pub fn tensors(&mut self, arena: Arena) -> &mut [Vec<T>] {
-        &mut self.arenas[arena as usize]
+        self.arenas.get_mut(&arena).map_or(&mut [], Vec::as_mut_slice)
     }
 
-    fn take(&mut self, program: ProgramId, value: ValueId) -> Vec<T> {
-        let program = &mut self.programs[program.0];
-        match program.graph.value(value).storage {
-            Storage::Tensor(arena, i) => std::mem::take(&mut self.arenas[arena as usize][i]),
-            Storage::Whole(arena) => self.arenas[arena as usize].concat(),
-            Storage::Input | Storage::Local => std::mem::take(&mut program.values[value.0]),
+    fn program(&self, program: ProgramId) -> Result<&Program<T>> {
+        self.programs.get(program.0).ok_or_else(|| unknown_program(program))
+    }
+
+    fn arena(&self, arena: Arena) -> Result<&Vec<Vec<T>>> {
+        self.arenas.get(&arena).ok_or_else(|| unused_arena(arena))
+    }
+
+    /// Moves a value out of the memory of the executor. A whole arena is copied.
+    fn take(&mut self, program: ProgramId, id: ValueId, storage: Storage) -> Vec<T> {
+        match storage {
+            Storage::Tensor(arena, i) => std::mem::take(&mut self.tensors(arena)[i]),
+            Storage::Whole(arena) => self.tensors(arena).concat(),
+            Storage::Input | Storage::Local => std::mem::take(&mut self.programs[program.0].values[id.0]),
         }
     }
 
-    fn put(&mut self, program: ProgramId, value: ValueId, data: Vec<T>) {
-        let program = &mut self.programs[program.0];
-        match program.graph.value(value).storage {
-            Storage::Tensor(arena, i) => self.arenas[arena as usize][i] = data,
+    fn put(&mut self, program: ProgramId, id: ValueId, storage: Storage, data: Vec<T>) {
+        match storage {
+            Storage::Tensor(arena, i) => self.tensors(arena)[i] = data,
             Storage::Whole(arena) => {
                 let mut rest = data.as_slice();
-                for tensor in &mut self.arenas[arena as usize] {
+                for tensor in self.tensors(arena) {
                     let (head, tail) = rest.split_at(tensor.len());
                     tensor.copy_from_slice(head);
                     rest = tail;
                 }
             }
-            Storage::Input | Storage::Local => program.values[value.0] = data,
+            Storage::Input | Storage::Local => self.programs[program.0].values[id.0] = data,
         }
     }
 
-    fn node(&mut self, program: ProgramId, index: usize, node: &Node) -> Result<()> {
-        let graph = &self.programs[program.0].graph;
-        let len = |v: &ValueId| graph.value(*v).spec.len();
-        let lens: Vec<usize> = node.writes.iter().map(len).collect();
+    fn run_node(&mut self, program: ProgramId, graph: &Graph, index: usize, node: &Node) -> Result<()> {
+        let value = |id: ValueId| graph.value(id);
         let mut taken: Vec<(ValueId, Vec<T>)> = Vec::new();
-        for value in node.reads.iter().chain(&node.updates) {
-            if !taken.iter().any(|(v, _)| v == value) {
-                let data = self.take(program, *value);
-                taken.push((*value, data));
+        for &id in node.reads.iter().chain(&node.updates) {
+            if !taken.iter().any(|(other, _)| *other == id) {
+                taken.push((id, self.take(program, id, value(id).storage)));
             }
         }
-        let mut written: Vec<Vec<T>> = lens.iter().map(|&n| vec![T::zero(); n]).collect();
+        let mut written: Vec<Vec<T>> = node.writes.iter().map(|id| vec![T::zero(); value(*id).spec.len()]).collect();
         let mut updated: Vec<Vec<T>> = Vec::new();
-        for value in &node.updates {
-            let at = taken.iter().position(|(v, _)| v == value);
+        for id in &node.updates {
+            let at = taken.iter().position(|(other, _)| other == id);
             updated.push(at.map(|at| taken.remove(at).1).unwrap_or_default());
         }
-        let data = |v: &ValueId| taken.iter().find(|(t, _)| t == v).map_or(&[][..], |(_, d)| d.as_slice());
+        let data = |id: &ValueId| taken.iter().find(|(other, _)| other == id).map_or(&[][..], |(_, d)| d.as_slice());
         let reads: Vec<&[T]> = node.reads.iter().map(data).collect();
         let mut writes: Vec<&mut [T]> = written.iter_mut().chain(&mut updated).map(Vec::as_mut_slice).collect();
         T::reference(node.op.as_ref(), node.pass.name, &reads, &mut writes).map_err(|e| e.at_node(&node.name))?;
-        for (value, data) in taken {
-            self.put(program, value, data);
+        for (id, data) in taken {
+            self.put(program, id, value(id).storage, data);
         }
-        for ((value, mut data), accumulate) in node.writes.iter().zip(written).zip(&node.accumulate) {
+        for ((&id, mut data), accumulate) in node.writes.iter().zip(written).zip(&node.accumulate) {
+            let storage = value(id).storage;
             if *accumulate {
-                let before = self.take(program, *value);
+                let before = self.take(program, id, storage);
                 for (new, old) in data.iter_mut().zip(before) {
                     *new = old + *new;
                 }
             }
-            self.put(program, *value, data);
+            self.put(program, id, storage, data);
         }
-        for (value, data) in node.updates.iter().zip(updated) {
-            self.put(program, *value, data);
+        for (&id, data) in node.updates.iter().zip(updated) {
+            self.put(program, id, value(id).storage, data);
         }
         let program = &mut self.programs[program.0];
-        for value in node.touches() {
-            let dead = program.lifetimes[value.0].is_some_and(|l| l.1 == index);
-            if dead && program.graph.value(value).storage == Storage::Local {
-                program.values[value.0] = Vec::new();
+        for id in node.touches() {
+            let dead = program.lifetimes[id.0].is_some_and(|(_, last)| last == index);
+            if dead && value(id).storage == Storage::Local {
+                program.values[id.0] = Vec::new();
             }
         }
         Ok(())
     }
 }
 
-/// Bytes that a run of the graph takes at most: all arenas, and the inputs and local values that are alive together.
-fn bytes<T>(graph: &Graph) -> u64 {
-    let arenas: usize = Arena::ALL.iter().flat_map(|&r| graph.tensors(r)).map(|t| t.spec.len()).sum();
+/// Returns the most bytes that a run needs at a time: arenas, and the inputs and local values that are alive together.
+fn peak_bytes<T>(graph: &Graph) -> u64 {
+    let arenas: usize = graph.arenas().into_iter().flat_map(|arena| graph.tensors(arena)).map(|t| t.spec.len()).sum();
     let end = graph.nodes().len();
+    // For each node: elements of values that it is the first and the last to touch.
     let mut changes = vec![(0i128, 0i128); end + 1];
     for (value, lifetime) in graph.values().iter().zip(lifetimes(graph)) {
         let (first, last) = match (value.storage, lifetime) {
@@ -190,7 +216,7 @@ fn bytes<T>(graph: &Graph) -> u64 {
             (Storage::Input, _) => (0, end),
             _ => continue,
         };
-        // Outputs are alive for ever.
+        // Outputs have no last node.
         changes[first.min(end)].0 += value.spec.len() as i128;
         changes[last.min(end)].1 += value.spec.len() as i128;
     }
@@ -200,12 +226,8 @@ fn bytes<T>(graph: &Graph) -> u64 {
         most = most.max(alive);
         alive -= dead;
     }
-    let numbers = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(arenas as u64);
-    numbers.saturating_mul(size_of::<T>() as u64)
-}
-
-fn no_program(program: ProgramId) -> Error {
-    Error::bug(format!("no program {}", program.0))
+    let elements = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(arenas as u64);
+    elements.saturating_mul(size_of::<T>() as u64)
 }
 
 impl<T: Precision> Executor for CpuExecutor<T> {
@@ -213,37 +235,55 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         format!("CPU reference ({})", T::NAME)
     }
 
-    fn graph(&self, program: ProgramId) -> Result<&Graph> {
-        self.programs.get(program.0).map(|p| &p.graph).ok_or_else(|| no_program(program))
+    fn add(&mut self, graph: Graph) -> Result<ProgramId> {
+        if let Some(first) = self.programs.first() {
+            check_same_tensors(&first.graph, &graph)?;
+        }
+        let needed = peak_bytes::<T>(&graph);
+        let limit = [self.budget, memory::available()].into_iter().flatten().min();
+        if let Some(limit) = limit.filter(|&limit| needed > limit) {
+            return Err(Error::does_not_fit("the CPU reference", needed, limit));
+        }
+        for arena in graph.arenas() {
+            let saved = (arena == Arena::SavedStates).then(|| self.arenas.get(&Arena::States).cloned()).flatten();
+            let zeros = || graph.tensors(arena).iter().map(|t| vec![T::zero(); t.spec.len()]).collect();
+            self.arenas.entry(arena).or_insert_with(|| saved.unwrap_or_else(zeros));
+        }
+        let (lifetimes, values) = (lifetimes(&graph), vec![vec![]; graph.values().len()]);
+        self.programs.push(Program { graph: Arc::new(graph), lifetimes, values });
+        Ok(ProgramId(self.programs.len() - 1))
     }
 
-    fn write(&mut self, program: ProgramId, input: &str, data: Data<'_>) -> Result<()> {
-        let graph = self.graph(program)?;
-        let id = graph.input(input)?;
-        let expected = graph.value(id).spec.len();
-        let numbers: Vec<T> = match data {
+    fn graph(&self, program: ProgramId) -> Result<&Graph> {
+        Ok(&self.program(program)?.graph)
+    }
+
+    fn write(&mut self, input: InputId, data: Data<'_>) -> Result<()> {
+        let value = self.graph(input.program)?.value(input.value);
+        let expected = value.spec.len();
+        let elements: Vec<T> = match data {
             Data::F32(v) => v.iter().map(|&x| T::from_f64(f64::from(x))).collect(),
             Data::U8(v) => v.iter().map(|&x| T::from_f64(f64::from(x))).collect(),
         };
-        if numbers.len() != expected {
-            return Err(Error::argument(format!("length of input `{input}`"), expected, numbers.len()));
+        if elements.len() != expected {
+            return Err(Error::argument(format!("length of input `{}`", value.name), expected, elements.len()));
         }
-        self.put(program, id, numbers);
+        self.put(input.program, input.value, Storage::Input, elements);
         Ok(())
     }
 
-    fn run(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
-        let nodes = self.graph(program)?.nodes().to_vec();
-        for (name, id) in self.graph(program)?.inputs() {
+    fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
+        let graph = Arc::clone(&self.program(program)?.graph);
+        for (name, id) in graph.inputs() {
             if self.value(program, *id)?.is_empty() {
                 return Err(Error::Graph(format!("input `{name}` was not written")));
             }
         }
-        for (index, node) in nodes.iter().enumerate() {
-            self.node(program, index, node)?;
+        for (index, node) in graph.nodes().iter().enumerate() {
+            self.run_node(program, &graph, index, node)?;
         }
         self.last = Some(program);
-        let values = report.iter().map(|name| self.read(program, name)).collect::<Result<_>>()?;
+        let values = report.iter().map(|output| self.read(*output)).collect::<Result<_>>()?;
         let ticket = self.tickets;
         self.tickets += 1;
         self.reports.push(Report { ticket, values });
@@ -254,26 +294,35 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         Ok(std::mem::take(&mut self.reports))
     }
 
-    fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
-        let id = self.graph(program)?.output(output)?;
-        if self.last != Some(program) {
-            return Err(Error::Graph(format!("`{output}` was asked for, but the last run was not of this program")));
+    fn read(&mut self, output: OutputId) -> Result<Vec<f32>> {
+        if self.last != Some(output.program) {
+            return Err(not_the_last_run(self.graph(output.program)?, output));
         }
-        Ok(self.value(program, id)?.iter().map(|v| v.value() as f32).collect())
+        Ok(self.value(output.program, output.value)?.iter().map(|v| v.to_f64() as f32).collect())
     }
 
     fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
-        check_tensors(&self.programs[0].graph, arena, tensors)?;
-        let number = |v: &Vec<f32>| v.iter().map(|&x| T::from_f64(f64::from(x))).collect();
-        self.arenas[arena as usize] = tensors.iter().map(number).collect();
-        if arena == Arena::States {
-            self.arenas[Arena::SavedStates as usize] = self.arenas[arena as usize].clone();
+        let first = self.programs.first().ok_or_else(|| unused_arena(arena))?;
+        check_tensors(&first.graph, arena, tensors)?;
+        if tensors.is_empty() {
+            return Ok(());
         }
+        self.arena(arena)?;
+        let elements = |v: &Vec<f32>| v.iter().map(|&x| T::from_f64(f64::from(x))).collect();
+        let uploaded: Vec<Vec<T>> = tensors.iter().map(elements).collect();
+        if let (Arena::States, Some(saved)) = (arena, self.arenas.get_mut(&Arena::SavedStates)) {
+            saved.clone_from(&uploaded);
+        }
+        self.arenas.insert(arena, uploaded);
         Ok(())
     }
 
     fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
-        let number = |v: &Vec<T>| v.iter().map(|x| x.value() as f32).collect();
-        Ok(self.arenas[arena as usize].iter().map(number).collect())
+        let first = self.programs.first().ok_or_else(|| unused_arena(arena))?;
+        if first.graph.tensors(arena).is_empty() {
+            return Ok(Vec::new());
+        }
+        let elements = |v: &Vec<T>| v.iter().map(|x| x.to_f64() as f32).collect();
+        Ok(self.arena(arena)?.iter().map(elements).collect())
     }
 }

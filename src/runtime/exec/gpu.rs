@@ -1,46 +1,75 @@
-//! The plan on a device: buffers, bind groups and pipelines made once, a step replayed from them.
+//! Plans on a device: buffers, bind groups and pipelines are made once, each run replays them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Data, Executor, ProgramId, Report, check_same_tensors, check_tensors};
 use crate::error::{Error, Result};
+use crate::runtime::exec::{
+    Data, Executor, InputId, OutputId, ProgramId, Report, check_same_tensors, check_tensors, not_the_last_run,
+    unknown_program, unused_arena,
+};
 use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer};
-use crate::runtime::graph::{Arena, Graph, Storage, Tensor, ValueId};
+use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
 use crate::runtime::plan;
-use crate::runtime::plan::{BoundDispatch, BufferId, BufferRange, Plan};
+use crate::runtime::plan::{BufferId, BufferRange, Plan};
 use crate::runtime::tensor::shape::{Layout, Spec};
 
-/// Most bytes that a run may report; larger outputs are for [`Executor::read`].
+/// Most bytes that a run can report; larger outputs are for [`Executor::read`].
 const REPORT_BYTES: u64 = 1024;
-/// Reports under way before a run has to wait for the oldest.
+/// Number of reports in flight before a run waits for the oldest.
 const REPORT_DEPTH: usize = 4;
 
 /// Runs graphs on a GPU.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use vae_wgpu::runtime::exec::{Data, Executor, GpuExecutor};
+/// use vae_wgpu::runtime::gpu::{Gpu, Options};
+/// use vae_wgpu::runtime::graph::Builder;
+/// use vae_wgpu::runtime::op::Relu;
+/// use vae_wgpu::runtime::plan;
+/// use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+///
+/// let mut b = Builder::new();
+/// let x = b.input("x", Spec::nhwc(Shape::new(1, 4, 1, 1)))?;
+/// let y = b.apply("relu", &[x], |s| Relu::new(s[0]))?;
+///
+/// let gpu = Arc::new(Gpu::open(&Options::default())?);
+/// let mut exec = GpuExecutor::new(gpu, &plan::Options::default())?;
+/// let program = exec.add(b.output("y", y).build())?;
+/// exec.write(exec.input(program, "x")?, Data::F32(&[-1.0, 0.0, 0.5, 2.0]))?;
+/// exec.run(program, &[])?;
+/// assert_eq!(exec.read(exec.output(program, "y")?)?, [0.0, 0.0, 0.5, 2.0]);
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 pub struct GpuExecutor {
     gpu: Arc<Gpu>,
+    options: plan::Options,
     programs: Vec<Compiled>,
     buffers: Shared,
     ring: Ring,
-    /// Runs whose reports are still under way: ticket and what was asked for.
+    /// Ticket and reported outputs of the runs whose reports are in flight.
     pending: Vec<(u64, Vec<Spec>)>,
-    /// Reports that have arrived and were not asked for yet.
+    /// Reports that have arrived and were not taken yet.
     ready: Vec<Report>,
-    /// What ran last: its outputs are still there, those of the others have been written over.
+    /// The program that ran last. Its outputs are intact; those of the others have been overwritten.
     last: Option<ProgramId>,
     /// For the next run, and of the last run that had one.
     timers: [Option<Timer>; 2],
 }
 
-/// Buffers that all programs use.
+/// Buffers that all programs use, because only one runs at a time.
+#[derive(Default)]
 struct Shared {
     slots: Vec<wgpu::Buffer>,
-    arenas: [Option<wgpu::Buffer>; Arena::ALL.len()],
+    arenas: BTreeMap<Arena, wgpu::Buffer>,
 }
 
 struct Compiled {
     graph: Graph,
     plan: Plan,
+    /// In the order of [`Graph::inputs`].
     inputs: Vec<wgpu::Buffer>,
     program: Program,
 }
@@ -52,79 +81,92 @@ impl fmt::Debug for GpuExecutor {
 }
 
 impl GpuExecutor {
-    /// Plans the graphs, allocates their buffers (slots are shared: one program runs at a time) and compiles their kernels.
-    pub fn new(gpu: Arc<Gpu>, graphs: Vec<Graph>, options: &plan::Options) -> Result<Self> {
-        let plans = graphs.iter().map(|g| plan::plan(g, gpu.profile(), options)).collect::<Result<Vec<_>>>()?;
-        Self::planned(gpu, graphs.into_iter().zip(plans).collect())
-    }
-
-    /// The same for graphs with their plans for this device.
-    pub fn planned(gpu: Arc<Gpu>, planned: Vec<(Graph, Plan)>) -> Result<Self> {
-        let (graphs, plans): (Vec<_>, Vec<_>) = planned.into_iter().unzip();
-        check_same_tensors(&graphs)?;
-        let buffers = Shared::new(&gpu, &graphs, &plans)?;
-        let mut programs = Vec::new();
-        for (i, (graph, plan)) in graphs.into_iter().zip(plans).enumerate() {
-            let input = |(name, id): (&String, &ValueId)| {
-                gpu.buffer(&format!("input {name} {i}"), graph.value(*id).spec.device_bytes() as u64)
-            };
-            let inputs = graph.inputs().iter().map(input).collect::<Result<Vec<_>>>()?;
-            let steps = plan.dispatches.iter().map(|placed| {
-                let binding = |p: &BufferRange| buffers.binding(&inputs, p);
-                let bindings = placed.places.iter().map(binding).collect::<Result<Vec<_>>>()?;
-                Ok(Step { label: placed.label.clone(), dispatch: &placed.dispatch, bindings })
-            });
-            let steps = steps.collect::<Result<Vec<_>>>()?;
-            let program = Program::in_parts(&gpu, &format!("program {i}"), &steps, &plan.submissions)?;
-            drop(steps);
-            programs.push(Compiled { graph, plan, inputs, program });
-        }
+    /// Returns an executor without programs. [`Executor::add`] plans with `options`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the buffers for reports cannot be allocated.
+    pub fn new(gpu: Arc<Gpu>, options: &plan::Options) -> Result<Self> {
         let ring = Ring::new(&gpu, REPORT_BYTES, REPORT_DEPTH)?;
-        let (pending, ready, last, timers) = Default::default();
-        Ok(Self { gpu, programs, buffers, ring, pending, ready, last, timers })
+        let (programs, buffers, pending, ready, last, timers) = Default::default();
+        Ok(Self { gpu, options: options.clone(), programs, buffers, ring, pending, ready, last, timers })
     }
 
-    /// The plan of a program.
+    /// Adds a graph with its plan for this device: allocates its buffers and compiles its kernels.
+    ///
+    /// Adding the largest program first is cheapest. A larger one reallocates buffers that the programs before it use.
+    ///
+    /// # Errors
+    /// As [`Executor::add`]; [`Error::Shader`] or [`Error::Device`] for a kernel that does not compile.
+    pub fn add_planned(&mut self, graph: Graph, plan: Plan) -> Result<ProgramId> {
+        if let Some(first) = self.programs.first() {
+            check_same_tensors(&first.graph, &graph)?;
+        }
+        let number = self.programs.len();
+        let reallocated = self.buffers.grow(&self.gpu, &graph, &plan)?;
+        let input = |(name, id): (&String, &ValueId)| {
+            self.gpu.buffer(&format!("input {name} {number}"), graph.value(*id).spec.device_bytes() as u64)
+        };
+        let inputs = graph.inputs().iter().map(input).collect::<Result<Vec<_>>>()?;
+        let program = self.buffers.program(&self.gpu, number, &plan, &inputs)?;
+        if reallocated {
+            for (number, compiled) in self.programs.iter_mut().enumerate() {
+                compiled.program = self.buffers.program(&self.gpu, number, &compiled.plan, &compiled.inputs)?;
+            }
+            self.last = None;
+        }
+        self.programs.push(Compiled { graph, plan, inputs, program });
+        Ok(ProgramId(number))
+    }
+
+    /// Returns the plan of a program.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a program of another executor.
     pub fn plan(&self, program: ProgramId) -> Result<&Plan> {
         Ok(&self.compiled(program)?.plan)
     }
 
-    /// The device.
+    /// Returns the device.
     #[must_use]
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
     }
 
-    /// Runs a single node of a program, by number: for looking at a step from inside.
+    /// Runs a single node of a program, by number, to inspect a step.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
     pub fn run_node(&mut self, program: ProgramId, node: usize) -> Result<()> {
         let compiled = self.compiled(program)?;
-        let of_node = |(i, placed): (usize, &BoundDispatch)| (placed.node == node).then_some(i);
-        compiled.program.submit_steps(&self.gpu, compiled.plan.dispatches.iter().enumerate().filter_map(of_node))
+        let dispatches = compiled.plan.dispatches.iter().enumerate();
+        let steps = dispatches.filter_map(|(i, dispatch)| (dispatch.node == node).then_some(i));
+        compiled.program.submit_steps(&self.gpu, steps)
     }
 
-    /// What the place of a value holds now, in logical order (flat arenas: with their padding). Waits.
+    /// Returns the present contents of the memory of a value, in logical order; whole arenas with their padding. Waits.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a value that no node touches, [`Error::Device`] if the device fails.
     pub fn value(&self, program: ProgramId, value: ValueId) -> Result<Vec<f32>> {
         let compiled = self.compiled(program)?;
-        let missing = || Error::bug(format!("value {} has no place", value.0));
-        let place = compiled.plan.places.get(value.0).copied().flatten().ok_or_else(missing)?;
-        let binding = self.buffers.binding(&compiled.inputs, &place)?;
+        let binding = self.buffers.value(compiled, value)?;
         let bytes = self.gpu.read(binding.buffer, binding.offset, binding.size)?;
         compiled.graph.value(value).spec.unpack(&bytes)
     }
 
     fn compiled(&self, program: ProgramId) -> Result<&Compiled> {
-        self.programs.get(program.0).ok_or_else(|| no_program(program))
+        self.programs.get(program.0).ok_or_else(|| unknown_program(program))
     }
 
-    fn arrived(&mut self, done: Vec<(u64, Vec<u8>)>) -> Result<()> {
-        for (ticket, bytes) in done {
+    /// Unpacks finished copies into reports.
+    fn receive(&mut self, copies: Vec<(u64, Vec<u8>)>) -> Result<()> {
+        for (ticket, bytes) in copies {
             let at = self.pending.iter().position(|(t, _)| *t == ticket);
-            let (_, specs) =
-                at.map(|at| self.pending.remove(at)).ok_or_else(|| Error::bug("a report nobody asked for"))?;
+            let (_, specs) = at.map(|at| self.pending.remove(at)).ok_or_else(|| Error::bug("an unexpected report"))?;
             let (mut values, mut rest) = (Vec::new(), bytes.as_slice());
             for spec in specs {
                 let (head, tail) =
-                    rest.split_at_checked(spec.device_bytes()).ok_or_else(|| Error::bug("short report"))?;
+                    rest.split_at_checked(spec.device_bytes()).ok_or_else(|| Error::bug("a truncated report"))?;
                 values.push(spec.unpack(head)?);
                 rest = tail;
             }
@@ -134,58 +176,68 @@ impl GpuExecutor {
     }
 
     fn arena(&self, arena: Arena) -> Result<(&[Tensor], &wgpu::Buffer)> {
-        let graph = &self.compiled(ProgramId(0))?.graph;
-        let missing = || Error::Graph(format!("no graph of this executor uses {arena}"));
-        Ok((graph.tensors(arena), self.buffers.arenas[arena as usize].as_ref().ok_or_else(missing)?))
+        let first = self.programs.first().ok_or_else(|| unused_arena(arena))?;
+        let buffer = self.buffers.arenas.get(&arena).ok_or_else(|| unused_arena(arena))?;
+        Ok((first.graph.tensors(arena), buffer))
     }
-}
-
-fn no_program(program: ProgramId) -> Error {
-    Error::bug(format!("no program {}", program.0))
 }
 
 impl Shared {
-    fn new(gpu: &Gpu, graphs: &[Graph], plans: &[Plan]) -> Result<Self> {
-        let mut sizes: Vec<u64> = Vec::new();
-        for plan in plans {
-            // Slots come largest first, so sharing them by number wastes least.
-            for (i, &bytes) in plan.slots.iter().enumerate() {
-                match sizes.get_mut(i) {
-                    Some(size) => *size = bytes.max(*size),
-                    None => sizes.push(bytes),
+    /// Allocates the arenas that `graph` uses and slots for `plan`, as far as they are missing or too small. Returns whether it
+    /// replaced a buffer.
+    fn grow(&mut self, gpu: &Gpu, graph: &Graph, plan: &Plan) -> Result<bool> {
+        for arena in graph.arenas() {
+            if self.arenas.contains_key(&arena) {
+                continue;
+            }
+            let buffer = gpu.buffer(&arena.to_string(), graph.arena_bytes(arena))?;
+            if let (Arena::SavedStates, Some(states)) = (arena, self.arenas.get(&Arena::States)) {
+                let mut encoder = gpu.encoder("saved statistics");
+                encoder.copy_buffer_to_buffer(states, 0, &buffer, 0, states.size());
+                gpu.submit(encoder)?;
+            }
+            self.arenas.insert(arena, buffer);
+        }
+        // Plans list their slots largest first, so sharing by number wastes least.
+        let mut reallocated = false;
+        for (i, &bytes) in plan.slots.iter().enumerate() {
+            let slot = || gpu.buffer(&format!("slot {i}"), bytes);
+            match self.slots.get_mut(i) {
+                None => self.slots.push(slot()?),
+                Some(buffer) if buffer.size() < bytes => {
+                    *buffer = slot()?;
+                    reallocated = true;
                 }
+                Some(_) => {}
             }
         }
-        let slots =
-            sizes.iter().enumerate().map(|(i, &b)| gpu.buffer(&format!("slot {i}"), b)).collect::<Result<_>>()?;
-        let mut arenas = [const { None }; Arena::ALL.len()];
-        for arena in Arena::ALL {
-            let used = |graph: &Graph| {
-                let here =
-                    |storage: Storage| matches!(storage, Storage::Tensor(r, _) | Storage::Whole(r) if r == arena);
-                graph.values().iter().any(|v| here(v.storage))
-            };
-            if let Some(graph) = graphs.iter().find(|g| used(g)) {
-                arenas[arena as usize] = Some(gpu.buffer(&arena.to_string(), graph.arena_bytes(arena))?);
-            }
-        }
-        Ok(Self { slots, arenas })
+        Ok(reallocated)
     }
 
-    fn output<'a>(&'a self, compiled: &'a Compiled, name: &str) -> Result<(Spec, Binding<'a>)> {
-        let id = compiled.graph.output(name)?;
-        let place = compiled.plan.places[id.0].ok_or_else(|| Error::bug(format!("output {name} has no place")))?;
-        Ok((compiled.graph.value(id).spec, self.binding(&compiled.inputs, &place)?))
+    fn program(&self, gpu: &Gpu, number: usize, plan: &Plan, inputs: &[wgpu::Buffer]) -> Result<Program> {
+        let steps = plan.dispatches.iter().map(|bound| {
+            let bindings = bound.ranges.iter().map(|range| self.binding(inputs, range)).collect::<Result<Vec<_>>>()?;
+            Ok(Step { label: bound.label.clone(), dispatch: &bound.dispatch, bindings })
+        });
+        let steps = steps.collect::<Result<Vec<_>>>()?;
+        Program::planned(gpu, &format!("program {number}"), &steps, &plan.submissions, &plan.texture_cache)
     }
 
-    fn binding<'a>(&'a self, inputs: &'a [wgpu::Buffer], place: &BufferRange) -> Result<Binding<'a>> {
-        let buffer = match place.buffer {
+    fn value<'a>(&'a self, compiled: &'a Compiled, id: ValueId) -> Result<Binding<'a>> {
+        let name = || &compiled.graph.value(id).name;
+        let range = compiled.plan.values.get(id.0).and_then(Option::as_ref);
+        let range = range.ok_or_else(|| Error::bug(format!("`{}` has no memory", name())))?;
+        self.binding(&compiled.inputs, range)
+    }
+
+    fn binding<'a>(&'a self, inputs: &'a [wgpu::Buffer], range: &BufferRange) -> Result<Binding<'a>> {
+        let buffer = match range.buffer {
             BufferId::Slot(i) => self.slots.get(i),
             BufferId::Input(i) => inputs.get(i),
-            BufferId::Arena(arena) => self.arenas[arena as usize].as_ref(),
+            BufferId::Arena(arena) => self.arenas.get(&arena),
         };
-        let buffer = buffer.ok_or_else(|| Error::bug(format!("{:?} was not allocated", place.buffer)))?;
-        Ok(Binding { buffer, offset: place.offset, size: place.bytes })
+        let buffer = buffer.ok_or_else(|| Error::bug(format!("{:?} was not allocated", range.buffer)))?;
+        Ok(Binding { buffer, offset: range.offset, size: range.bytes })
     }
 }
 
@@ -194,42 +246,49 @@ impl Executor for GpuExecutor {
         self.gpu.adapter_info().to_string()
     }
 
+    fn add(&mut self, graph: Graph) -> Result<ProgramId> {
+        let plan = plan::plan(&graph, self.gpu.profile(), &self.options)?;
+        self.add_planned(graph, plan)
+    }
+
     fn graph(&self, program: ProgramId) -> Result<&Graph> {
         Ok(&self.compiled(program)?.graph)
     }
 
-    fn write(&mut self, program: ProgramId, input: &str, data: Data<'_>) -> Result<()> {
-        let compiled = self.compiled(program)?;
-        let id = compiled.graph.input(input)?;
-        let spec = compiled.graph.value(id).spec;
+    fn write(&mut self, input: InputId, data: Data<'_>) -> Result<()> {
+        let compiled = self.compiled(input.program)?;
+        let value = compiled.graph.value(input.value);
+        let spec = value.spec;
         let bytes = match (data, spec.layout) {
-            (Data::F32(numbers), _) => spec.pack(numbers)?,
+            (Data::F32(elements), _) => spec.pack(elements)?,
             (Data::U8(bytes), Layout::Bytes) if bytes.len() == spec.len() => {
                 let mut padded = bytes.to_vec();
                 padded.resize(spec.device_bytes(), 0);
                 padded
             }
             (Data::U8(bytes), _) => {
-                return Err(Error::argument(
-                    format!("length of input `{input}`"),
-                    format!("bytes of {spec}"),
-                    format!("{} bytes", bytes.len()),
-                ));
+                let what = format!("length of input `{}`", value.name);
+                return Err(Error::argument(what, format!("bytes of {spec}"), format!("{} bytes", bytes.len())));
             }
         };
-        let number = compiled.graph.inputs().keys().position(|name| name == input);
-        let buffer = number.and_then(|i| compiled.inputs.get(i)).ok_or_else(|| Error::bug("input without buffer"))?;
-        self.gpu.write(buffer, 0, &bytes)
+        self.gpu.write(self.buffers.value(compiled, input.value)?.buffer, 0, &bytes)
     }
 
-    fn run(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
+    fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
         if self.ring.is_full() {
-            let done = self.ring.drain(&self.gpu)?;
-            self.arrived(done)?;
+            let copies = self.ring.drain(&self.gpu)?;
+            self.receive(copies)?;
         }
-        let compiled = self.programs.get(program.0).ok_or_else(|| no_program(program))?;
-        let outputs = report.iter().map(|name| self.buffers.output(compiled, name)).collect::<Result<Vec<_>>>()?;
-        let sources: Vec<_> = outputs.iter().map(|(_, b)| (b.buffer, b.offset, b.size)).collect();
+        let compiled = self.programs.get(program.0).ok_or_else(|| unknown_program(program))?;
+        let (mut specs, mut sources) = (Vec::new(), Vec::new());
+        for output in report {
+            if output.program != program {
+                return Err(not_the_last_run(self.graph(output.program)?, *output));
+            }
+            let Binding { buffer, offset, size } = self.buffers.value(compiled, output.value)?;
+            specs.push(compiled.graph.value(output.value).spec);
+            sources.push((buffer, offset, size));
+        }
         let mut encoder = self.gpu.encoder("run");
         let [next, timed] = &mut self.timers;
         for part in 0..compiled.program.parts() {
@@ -243,7 +302,6 @@ impl Executor for GpuExecutor {
             *timed = Some(timer);
         }
         let slot = self.ring.encode_copy(&mut encoder, &sources)?;
-        let specs = outputs.into_iter().map(|(spec, _)| spec).collect();
         self.gpu.submit(encoder)?;
         self.pending.push((slot.ticket(), specs));
         self.last = Some(program);
@@ -253,21 +311,21 @@ impl Executor for GpuExecutor {
     }
 
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>> {
-        let done = if wait { self.ring.drain(&self.gpu)? } else { self.ring.poll(&self.gpu)? };
-        self.arrived(done)?;
+        let copies = if wait { self.ring.drain(&self.gpu)? } else { self.ring.poll(&self.gpu)? };
+        self.receive(copies)?;
         Ok(std::mem::take(&mut self.ready))
     }
 
-    fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
-        if self.last != Some(program) {
-            return Err(Error::Graph(format!("`{output}` was asked for, but the last run was not of this program")));
+    fn read(&mut self, output: OutputId) -> Result<Vec<f32>> {
+        if self.last != Some(output.program) {
+            return Err(not_the_last_run(self.graph(output.program)?, output));
         }
-        let (spec, binding) = self.buffers.output(self.compiled(program)?, output)?;
-        spec.unpack(&self.gpu.read(binding.buffer, binding.offset, binding.size)?)
+        self.value(output.program, output.value)
     }
 
     fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
-        check_tensors(&self.compiled(ProgramId(0))?.graph, arena, tensors)?;
+        let first = self.programs.first().ok_or_else(|| unused_arena(arena))?;
+        check_tensors(&first.graph, arena, tensors)?;
         if tensors.is_empty() {
             return Ok(());
         }
@@ -276,20 +334,19 @@ impl Executor for GpuExecutor {
         for (tensor, data) in specs.iter().zip(tensors) {
             let packed = tensor.spec.pack(data)?;
             let at = tensor.offset as usize;
-            bytes
-                .get_mut(at..at + packed.len())
-                .ok_or_else(|| Error::bug(format!("`{}` outside its arena", tensor.name)))?
-                .copy_from_slice(&packed);
+            let range = bytes.get_mut(at..at + packed.len()).ok_or_else(|| outside(tensor))?;
+            range.copy_from_slice(&packed);
         }
         self.gpu.write(buffer, 0, &bytes)?;
-        match &self.buffers.arenas[Arena::SavedStates as usize] {
-            Some(accepted) if arena == Arena::States => self.gpu.write(accepted, 0, &bytes),
+        match self.buffers.arenas.get(&Arena::SavedStates) {
+            Some(saved) if arena == Arena::States => self.gpu.write(saved, 0, &bytes),
             _ => Ok(()),
         }
     }
 
     fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
-        if self.compiled(ProgramId(0))?.graph.tensors(arena).is_empty() {
+        let first = self.programs.first().ok_or_else(|| unused_arena(arena))?;
+        if first.graph.tensors(arena).is_empty() {
             return Ok(Vec::new());
         }
         let (specs, buffer) = self.arena(arena)?;
@@ -297,10 +354,11 @@ impl Executor for GpuExecutor {
         let one = |tensor: &Tensor| {
             let at = tensor.offset as usize;
             let range = bytes.get(at..at + tensor.spec.device_bytes());
-            tensor.spec.unpack(range.ok_or_else(|| Error::bug(format!("`{}` outside its arena", tensor.name)))?)
+            tensor.spec.unpack(range.ok_or_else(|| outside(tensor))?)
         };
         specs.iter().map(one).collect()
     }
+
     fn time_next(&mut self) -> Result<bool> {
         let most = self.programs.iter().map(|compiled| compiled.program.len()).max().unwrap_or(0);
         self.timers = [Timer::new(&self.gpu, most)?, None];
@@ -310,4 +368,8 @@ impl Executor for GpuExecutor {
     fn spans(&mut self) -> Result<Vec<Span>> {
         self.timers[1].take().map_or(Ok(Vec::new()), |mut timer| timer.read(&self.gpu))
     }
+}
+
+fn outside(tensor: &Tensor) -> Error {
+    Error::bug(format!("`{}` is outside its arena", tensor.name))
 }

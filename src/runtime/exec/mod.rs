@@ -1,102 +1,173 @@
-//! Running graphs: one interface over the GPU and over the CPU reference.
+//! Running graphs: one interface for the GPU and the CPU reference.
 //!
-//! An [`Executor`] holds the arenas (parameters, gradients, moments, running statistics) and runs any of the graphs that it
-//! was made for, all over the same parameters: a training step at the usual batch size and at the last, shorter one, and
-//! evaluation.
+//! An [`Executor`] holds the arenas (parameters, gradients, optimizer state, running statistics) and runs any number of graphs over
+//! them: a training step for each batch size, evaluation, a decoder.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Span;
-use crate::runtime::graph::{Arena, Graph};
+use crate::runtime::graph::{Arena, Graph, ValueId};
 
 pub mod cpu;
+pub mod entry;
 pub mod gpu;
 
 pub use cpu::CpuExecutor;
 pub use gpu::GpuExecutor;
 
-/// A graph of an executor, by its number in the list that the executor was made from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct ProgramId(pub usize);
+/// A graph of an executor, from [`Executor::add`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ProgramId(usize);
 
-/// Numbers for an input, in logical order.
+/// An input of a program, from [`Executor::input`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct InputId {
+    program: ProgramId,
+    value: ValueId,
+}
+
+/// An output of a program, from [`Executor::output`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct OutputId {
+    program: ProgramId,
+    value: ValueId,
+}
+
+/// Values for an input, in logical order.
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
-    /// For every layout.
+    /// For inputs of any layout.
     F32(&'a [f32]),
     /// For inputs of bytes.
     U8(&'a [u8]),
 }
 
-/// The outputs that a run was asked to report.
+/// The outputs that a run reports.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// What [`Executor::run`] returned.
+    /// The ticket that [`Executor::run`] returned.
     pub ticket: u64,
-    /// One for each name asked for, in logical order.
+    /// The values of each output asked for, in logical order.
     pub values: Vec<Vec<f32>>,
 }
 
 /// Runs graphs on a device.
 pub trait Executor: fmt::Debug {
-    /// Device, driver and backend, for people.
+    /// Describes device, driver and backend for a reader.
     fn describe(&self) -> String;
 
-    /// The graph of a program.
+    /// Adds a graph. All graphs of an executor have the same parameters and running statistics, which are zero at first.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] for a graph with other parameters than the first one, [`Error::DoesNotFit`] if it needs too much memory.
+    fn add(&mut self, graph: Graph) -> Result<ProgramId>;
+
+    /// Returns the graph of a program.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for a program of another executor.
     fn graph(&self, program: ProgramId) -> Result<&Graph>;
 
-    /// Writes an input for the next run of a program.
-    fn write(&mut self, program: ProgramId, input: &str, data: Data<'_>) -> Result<()>;
+    /// Finds an input of a program by its name.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] lists the inputs of the program.
+    fn input(&self, program: ProgramId, name: &str) -> Result<InputId> {
+        Ok(InputId { program, value: self.graph(program)?.input(name)? })
+    }
 
-    /// Starts a run and asks for outputs to be reported; does not wait for a GPU. Returns the ticket of the report.
-    fn run(&mut self, program: ProgramId, report: &[&str]) -> Result<u64>;
+    /// Finds an output of a program by its name.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] lists the outputs of the program.
+    fn output(&self, program: ProgramId, name: &str) -> Result<OutputId> {
+        Ok(OutputId { program, value: self.graph(program)?.output(name)? })
+    }
 
-    /// Reports that are ready, oldest first; with `wait`, those of all runs so far.
+    /// Writes an input for the next run of its program.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for data of another length or type.
+    fn write(&mut self, input: InputId, data: Data<'_>) -> Result<()>;
+
+    /// Starts a run and requests a report of some outputs, at most 1 KiB. Does not wait for a GPU. Returns the ticket of the
+    /// report.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails, now or in an earlier run.
+    fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64>;
+
+    /// Returns the reports that are ready, oldest first. With `wait`, waits for those of all runs so far.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>>;
 
-    /// An output of the last run, in logical order. Waits. Programs share memory: an error if another one ran since.
-    fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>>;
+    /// Returns an output of the last run, in logical order. Waits for the run.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if the last run was of another program: programs share memory.
+    fn read(&mut self, output: OutputId) -> Result<Vec<f32>>;
 
-    /// Replaces the tensors of a arena, each in logical order. Running statistics count as accepted: a refused step goes back
-    /// to them.
+    /// Replaces the tensors of an arena, each in logical order. [`Arena::States`] replaces [`Arena::SavedStates`] too.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another number of tensors or other lengths, [`Error::Graph`] if no program uses the arena.
     fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()>;
 
-    /// The tensors of a arena, each in logical order. Waits.
+    /// Returns the tensors of an arena, each in logical order. Waits for the last run.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if no program uses the arena.
     fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>>;
 
-    /// Has the device time every dispatch of the next run, which stays the same but for its speed; `false` where it cannot.
+    /// Measures the time of every dispatch of the next run. Returns `false` if the device cannot.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the queries cannot be created.
     fn time_next(&mut self) -> Result<bool> {
         Ok(false)
     }
 
-    /// The times of the run that was timed last, once; none where there was no such run. Waits.
+    /// Returns the times of the last run that was measured, once. Waits for the run.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
     fn spans(&mut self) -> Result<Vec<Span>> {
         Ok(Vec::new())
     }
 }
 
-/// Checks that graphs can share arenas: the same tensors in the same order.
-pub(crate) fn check_same_tensors(graphs: &[Graph]) -> Result<()> {
-    for graph in graphs.iter().skip(1) {
-        for arena in [Arena::Params, Arena::States] {
-            let (first, other) = (graphs[0].tensors(arena), graph.tensors(arena));
-            if let Some(((a, b), i)) = first.iter().zip(other).zip(0..).find(|((a, b), _)| a != b) {
-                return Err(Error::Graph(format!(
-                    "{arena} {i} is `{}` in one graph and `{}` in another",
-                    a.name, b.name
-                )));
-            }
-            if first.len() != other.len() {
-                return Err(Error::Graph(format!("graphs with {} and {} {arena}", first.len(), other.len())));
-            }
+fn unknown_program(program: ProgramId) -> Error {
+    Error::bug(format!("no program {} in this executor", program.0))
+}
+
+fn unused_arena(arena: Arena) -> Error {
+    Error::Graph(format!("no graph of this executor uses {arena}"))
+}
+
+fn not_the_last_run(graph: &Graph, output: OutputId) -> Error {
+    let name = &graph.value(output.value).name;
+    Error::Graph(format!("cannot read `{name}`: the last run was of another program"))
+}
+
+/// Rejects graphs that cannot share arenas: they must have the same tensors in the same order.
+fn check_same_tensors(first: &Graph, other: &Graph) -> Result<()> {
+    for arena in [Arena::Params, Arena::States] {
+        let (first, other) = (first.tensors(arena), other.tensors(arena));
+        if let Some((i, (a, b))) = first.iter().zip(other).enumerate().find(|(_, (a, b))| a != b) {
+            return Err(Error::Graph(format!("{arena} {i} is `{}` in one graph and `{}` in another", a.name, b.name)));
+        }
+        if first.len() != other.len() {
+            return Err(Error::Graph(format!("graphs with {} and {} {arena}", first.len(), other.len())));
         }
     }
     Ok(())
 }
 
-/// Checks the number and lengths of the tensors for a arena.
-pub(crate) fn check_tensors(graph: &Graph, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
+/// Rejects tensors for an arena that differ from its own in number or length.
+fn check_tensors(graph: &Graph, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
     let expected = graph.tensors(arena);
     if expected.len() != tensors.len() {
         return Err(Error::argument(format!("number of {arena}"), expected.len(), tensors.len()));

@@ -1,4 +1,4 @@
-//! Which adapters there are, what is known of them, and which one to take.
+//! Adapters: their properties, and the choice of one.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,27 +7,26 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::Options;
 use crate::error::{Error, Result};
-use crate::runtime::kernel::TEXTURE_WIDTH;
-use crate::runtime::kernel::{DeviceKind, Profile};
+use crate::runtime::gpu::Options;
+use crate::runtime::kernel::{DeviceKind, Profile, TEXTURE_WIDTH};
 
-/// How an adapter is chosen.
+/// The adapter to open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Select {
-    /// The best kind: discrete, integrated, virtual, then CPU.
+    /// The first of the best kind: discrete, then integrated, virtual, other, CPU.
     #[default]
     Auto,
     /// By its number in [`adapters`].
     Index(usize),
-    /// By a part of its name, upper and lower case alike; of several the best kind.
+    /// By a part of its name, ignoring case. The best kind if several match.
     Name(String),
 }
 
 impl FromStr for Select {
     type Err = Error;
 
-    /// Reads `auto`, a number, or a part of a name.
+    /// Parses `auto`, a number, or a part of a name.
     fn from_str(text: &str) -> Result<Self> {
         let text = text.trim();
         Ok(match text.parse() {
@@ -48,7 +47,7 @@ impl fmt::Display for Select {
     }
 }
 
-/// What is known of an adapter.
+/// Properties of an adapter.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdapterInfo {
     /// Number in [`adapters`].
@@ -59,19 +58,19 @@ pub struct AdapterInfo {
     pub backend: &'static str,
     /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
     pub device_type: &'static str,
-    /// Driver.
+    /// Name of the driver.
     pub driver: String,
     /// Version of the driver.
     pub driver_info: String,
-    /// PCI vendor id, or what the backend has for it.
+    /// PCI vendor id, or the identifier that the backend uses instead.
     pub vendor: u32,
-    /// PCI device id, or what the backend has for it.
+    /// PCI device id, or the identifier that the backend uses instead.
     pub device: u32,
-    /// Optional features that this crate makes use of, where the adapter has them.
+    /// Optional features of the adapter that this crate uses.
     pub features: Vec<&'static str>,
-    /// The adapter's own limits that training may run into.
+    /// Limits of the adapter that training may reach.
     pub limits: BTreeMap<&'static str, u64>,
-    /// What kernels and plans may depend on, for a device opened with the given options.
+    /// Properties that kernels and plans may depend on, for the options with which the device is opened.
     pub profile: Profile,
 }
 
@@ -85,7 +84,7 @@ impl fmt::Display for AdapterInfo {
     }
 }
 
-/// Optional features in use, by the names under which they are listed.
+/// Optional features in use, with their names in [`AdapterInfo::features`].
 const FEATURES: &[(&str, wgpu::Features)] = &[
     ("subgroups", wgpu::Features::SUBGROUP),
     ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
@@ -126,7 +125,7 @@ impl AdapterInfo {
         }
     }
 
-    /// Sorts the better kinds first.
+    /// Ranks better kinds higher; among equals, lower numbers.
     fn rank(&self) -> (u8, Reverse<usize>) {
         let kind = match self.device_type {
             "discrete" => 4,
@@ -139,22 +138,22 @@ impl AdapterInfo {
     }
 }
 
-/// The optional features to ask for: none, or all of [`FEATURES`] that there are.
-pub(super) fn features_wanted(there: wgpu::Features, options: &Options) -> wgpu::Features {
+/// Returns the optional features to request: none, or those of [`FEATURES`] that are available.
+pub(super) fn features_wanted(available: wgpu::Features, options: &Options) -> wgpu::Features {
     if options.webgpu_defaults {
         return wgpu::Features::empty();
     }
     let wanted = FEATURES.iter().fold(wgpu::Features::empty(), |all, (_, feature)| all | *feature);
-    there & if options.timestamps { wanted } else { wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE }
+    available & if options.timestamps { wanted } else { wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE }
 }
 
-/// WebGPU's default limits, so that nothing in this crate comes to depend on more, but with buffers as large as they can be.
-pub(super) fn limits_wanted(there: &wgpu::Limits, options: &Options) -> wgpu::Limits {
+/// Returns the limits to request: WebGPU's defaults, so that nothing depends on more, but buffers as large as the adapter allows.
+pub(super) fn limits_wanted(available: &wgpu::Limits, options: &Options) -> wgpu::Limits {
     let mut limits = wgpu::Limits::default();
     if !options.webgpu_defaults {
-        limits.max_buffer_size = limits.max_buffer_size.max(there.max_buffer_size);
+        limits.max_buffer_size = limits.max_buffer_size.max(available.max_buffer_size);
         limits.max_storage_buffer_binding_size =
-            limits.max_storage_buffer_binding_size.max(there.max_storage_buffer_binding_size);
+            limits.max_storage_buffer_binding_size.max(available.max_storage_buffer_binding_size);
     }
     limits
 }
@@ -164,19 +163,20 @@ fn profile(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Li
     let (max_binding, max_buffer) = (limits.max_storage_buffer_binding_size, limits.max_buffer_size);
     Profile {
         kind: if info.device_type == wgpu::DeviceType::Cpu { DeviceKind::Software } else { DeviceKind::Gpu },
-        subgroup: options.subgroup.or(features
+        subgroup: options.hooks.subgroup.or(features
             .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size))),
-        max_workgroups: options.max_workgroups.map_or(max_workgroups, |max| max.clamp(1, max_workgroups)),
-        max_binding: options.max_buffer.map_or(max_binding, |max| max.min(max_binding)),
-        max_buffer: options.max_buffer.map_or(max_buffer, |max| max.min(max_buffer)),
+        max_workgroups: options.hooks.max_workgroups.map_or(max_workgroups, |max| max.clamp(1, max_workgroups)),
+        max_binding: options.hooks.max_buffer.map_or(max_binding, |max| max.min(max_binding)),
+        max_buffer: options.hooks.max_buffer.map_or(max_buffer, |max| max.min(max_buffer)),
         offset_alignment: limits.min_storage_buffer_offset_alignment,
         max_texture: 16 * u64::from(TEXTURE_WIDTH) * u64::from(limits.max_texture_dimension_2d),
     }
 }
 
-/// An instance as the environment wants it (`WGPU_BACKEND`, `WGPU_VALIDATION`, `WGPU_DEBUG`, ...). Adapters that do not comply
-/// with their own API, which some software drivers are, are let in.
+/// Creates an instance with the settings of the environment (`WGPU_BACKEND`, `WGPU_VALIDATION`, `WGPU_DEBUG` and so on).
+///
+/// It allows adapters that do not conform to their API, as wgpu classifies some software drivers.
 pub(super) fn instance() -> wgpu::Instance {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.flags |= wgpu::InstanceFlags::ALLOW_UNDERLYING_NONCOMPLIANT_ADAPTER;
@@ -185,44 +185,44 @@ pub(super) fn instance() -> wgpu::Instance {
 
 fn list(instance: &wgpu::Instance, options: &Options) -> Vec<(wgpu::Adapter, AdapterInfo)> {
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    let facts = |(index, adapter): (usize, wgpu::Adapter)| {
-        let facts = AdapterInfo::new(index, &adapter, options);
-        (adapter, facts)
+    let info = |(index, adapter): (usize, wgpu::Adapter)| {
+        let info = AdapterInfo::new(index, &adapter, options);
+        (adapter, info)
     };
-    adapters.into_iter().enumerate().map(facts).collect()
+    adapters.into_iter().enumerate().map(info).collect()
 }
 
-/// All adapters, software ones included, on the backends that `WGPU_BACKEND` allows; none is no error.
+/// Returns all adapters on the backends that `WGPU_BACKEND` allows, including software ones.
 #[must_use]
 pub fn adapters() -> Vec<AdapterInfo> {
-    list(&instance(), &Options::default()).into_iter().map(|(_, facts)| facts).collect()
+    list(&instance(), &Options::default()).into_iter().map(|(_, info)| info).collect()
 }
 
-/// The adapter that `options` ask for.
+/// Chooses the adapter that matches `options`.
 pub(super) fn choose(instance: &wgpu::Instance, options: &Options) -> Result<(wgpu::Adapter, AdapterInfo)> {
     let adapters = list(instance, options);
     let found = match adapters.as_slice() {
         [] => "none found".to_owned(),
         some => {
-            let names: Vec<_> = some.iter().map(|(_, facts)| format!("{}: {facts}", facts.index)).collect();
+            let names: Vec<_> = some.iter().map(|(_, info)| format!("{}: {info}", info.index)).collect();
             format!("found {}", names.join("; "))
         }
     };
     let hint = if adapters.is_empty() {
-        "install a Vulkan driver (a software one on Debian and Ubuntu: `apt install mesa-vulkan-drivers`), or run with \
+        "install a Vulkan driver (on Debian and Ubuntu, `apt install mesa-vulkan-drivers` has a software one), or run with \
          `--device cpu`"
     } else {
         "choose one with --device, by number or by a part of its name"
     };
-    let fits = |facts: &AdapterInfo| match &options.select {
+    let matches = |info: &AdapterInfo| match &options.select {
         Select::Auto => true,
-        Select::Index(index) => facts.index == *index,
-        Select::Name(name) => facts.name.to_lowercase().contains(&name.to_lowercase()),
+        Select::Index(index) => info.index == *index,
+        Select::Name(name) => info.name.to_lowercase().contains(&name.to_lowercase()),
     };
     adapters
         .into_iter()
-        .filter(|(_, facts)| fits(facts))
-        .max_by_key(|(_, facts)| facts.rank())
+        .filter(|(_, info)| matches(info))
+        .max_by_key(|(_, info)| info.rank())
         .ok_or_else(|| Error::NoAdapter { wanted: format!("asked for `{}`", options.select), found, hint: hint.into() })
 }
 
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn selections_are_read_and_printed() {
+    fn selections_round_trip_through_text() {
         for (text, select) in [
             ("auto", Select::Auto),
             ("AUTO", Select::Auto),
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn an_adapter_that_is_not_there_is_an_error_with_a_way_out() {
+    fn a_missing_adapter_is_an_error_with_a_hint() {
         let options = Options { select: Select::Name("no such adapter".into()), ..Options::default() };
         let error = choose(&instance(), &options).unwrap_err().to_string();
         assert!(

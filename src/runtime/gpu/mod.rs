@@ -1,14 +1,20 @@
-//! The device: adapters, buffers, compiled dispatch lists, readback and timing. Nothing here knows what an operation computes.
+//! The device: adapters, buffers, compiled dispatch lists, readback and timing.
 //!
-//! wgpu reports mistakes and exhausted memory out of line, and panics by default. Here everything that is built is built inside
-//! error scopes, and what escapes them (as does the loss of the device) lands in a sink that every submission and every read
-//! looks into: both come back as an [`Error`].
+//! This module runs [kernels](crate::runtime::kernel). It does not depend on operations or graphs, and of plans it knows only the
+//! [texture cache](crate::runtime::plan::texture_cache).
+//!
+//! wgpu reports validation errors and exhausted memory asynchronously, and panics by default. This module creates every object inside
+//! error scopes. Errors outside of them, and the loss of the device, are recorded and returned as an [`Error`] by the next submission
+//! or read.
 
 mod adapter;
 mod pipeline_cache;
+mod pipelines;
 mod program;
 mod readback;
 mod roofline;
+#[doc(hidden)]
+pub mod testing;
 mod timing;
 
 use std::collections::HashMap;
@@ -17,96 +23,104 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapter::{AdapterInfo, Select, adapters};
 pub use pipeline_cache::Compiled;
-pub use program::{Binding, Program, Rewrite, Step};
+pub use pipelines::Rewrite;
+pub use program::{Binding, Program, Step};
 pub use readback::{Ring, Slot};
-pub use roofline::{Roof, probes, roof};
+pub use roofline::{Roofline, probes, roofline};
 pub use timing::{Span, Timer};
+// Types of wgpu are part of this interface.
+pub use wgpu;
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::Profile;
-use crate::runtime::kernel::{DeviceKind, fold_grid};
+use crate::runtime::gpu::testing::{LiveObjects, TestHooks};
+use crate::runtime::kernel::{DeviceKind, Profile, fold_grid};
+use crate::runtime::sys::affinity::Threads;
 use crate::runtime::sys::memory;
 
-/// How a device is opened.
+/// Options for opening a device.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which adapter; by default the best kind.
+    /// The adapter to open.
     pub select: Select,
-    /// Ask for WebGPU's default limits and no optional feature: what every implementation has. Off by default.
+    /// Requests WebGPU's default limits and no optional features, which every implementation supports.
     pub webgpu_defaults: bool,
-    /// An artificially low bound of workgroups in one dimension of a dispatch, for tests of grid folding.
-    /// None by default.
-    pub max_workgroups: Option<u32>,
-    /// What to take for the smallest and largest size of the adapter's subgroups, whether or not it has any, for tests with kernels
-    /// that emulate them. None by default.
-    pub subgroup: Option<(u32, u32)>,
-    /// An artificially low bound of the bytes of a buffer, for tests of what does not fit. None by default.
-    pub max_buffer: Option<u64>,
-    /// What to take for the memory that is left, in bytes, for tests of what does not fit. None by default.
-    pub memory: Option<u64>,
-    /// Let workgroups take their tiles from the last to the first, for tests that their order does not matter. Off by default.
-    pub reverse_workgroups: bool,
-    /// Ask for timestamp queries where the adapter has them. On by default.
+    /// Requests timestamp queries if the adapter has them.
     pub timestamps: bool,
+    /// Pins each thread that a software driver starts to a processor of its own, on Linux.
+    ///
+    /// Faster for training on an otherwise idle machine (`docs/kernels.md`). Threads that other parts of the process start while the
+    /// device is opened would be pinned, too, so this is off by default.
+    pub pin_driver_threads: bool,
+    #[doc(hidden)]
+    pub hooks: TestHooks,
 }
 
 impl Default for Options {
+    /// The best adapter, with its own limits and all features in use.
     fn default() -> Self {
         Self {
             select: Select::Auto,
             webgpu_defaults: false,
-            max_workgroups: None,
-            subgroup: None,
-            max_buffer: None,
-            memory: None,
-            reverse_workgroups: false,
             timestamps: true,
+            pin_driver_threads: false,
+            hooks: TestHooks::default(),
         }
     }
 }
 
 /// An open device with its queue and its compiled pipelines.
+///
+/// ```no_run
+/// use vae_wgpu::runtime::gpu::{Gpu, Options, Select};
+///
+/// let gpu = Gpu::open(&Options { select: Select::Name("llvmpipe".into()), ..Options::default() })?;
+/// println!("{}", gpu.adapter_info());
+/// let buffer = gpu.buffer("numbers", 16)?;
+/// gpu.write(&buffer, 0, &[1, 2, 3, 4])?;
+/// assert_eq!(gpu.read(&buffer, 0, 4)?, [1, 2, 3, 4]);
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
-    facts: AdapterInfo,
+    adapter: AdapterInfo,
     cache: pipeline_cache::Cache,
-    reverse_workgroups: bool,
-    memory: Option<u64>,
-    sink: Arc<Mutex<Sink>>,
-    modules: Mutex<HashMap<program::ModuleKey, wgpu::ShaderModule>>,
-    pipelines: Mutex<HashMap<program::PipelineKey, Arc<program::Pipeline>>>,
-    stages: Mutex<Vec<program::Stage>>,
+    hooks: TestHooks,
+    faults: Arc<Mutex<Faults>>,
+    modules: Mutex<HashMap<pipelines::ModuleKey, wgpu::ShaderModule>>,
+    pipelines: Mutex<HashMap<pipelines::PipelineKey, Arc<pipelines::Pipeline>>>,
+    textures: Mutex<Vec<program::CacheTexture>>,
     // Dropped last.
     instance: wgpu::Instance,
 }
 
 impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gpu").field("facts", &self.facts).finish_non_exhaustive()
+        f.debug_struct("Gpu").field("adapter", &self.adapter).finish_non_exhaustive()
     }
 }
 
-/// What went wrong outside error scopes.
+/// Errors outside of error scopes.
 #[derive(Default)]
-struct Sink {
+struct Faults {
     errors: Vec<String>,
     lost: Option<String>,
 }
 
-/// A mutex is poisoned by a panic elsewhere; the maps and lists behind ours stay whole.
+/// Locks a mutex even if another thread panicked while it held the lock: the maps and lists here are valid at all times.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gpu {
-    /// Opens the adapter that `options` ask for.
+    /// Opens an adapter.
     ///
-    /// Errors: [`Error::NoAdapter`] lists what there is; [`Error::Device`] if it cannot be opened.
+    /// # Errors
+    /// [`Error::NoAdapter`] lists the adapters if none matches; [`Error::Device`] if the adapter cannot be opened.
     pub fn open(options: &Options) -> Result<Self> {
-        let before = crate::runtime::sys::affinity::Threads::now();
+        let threads = options.pin_driver_threads.then(Threads::now);
         let instance = adapter::instance();
-        let (adapter, facts) = adapter::choose(&instance, options)?;
+        let (adapter, info) = adapter::choose(&instance, options)?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("vae-wgpu"),
             required_features: adapter::features_wanted(adapter.features(), options),
@@ -115,55 +129,57 @@ impl Gpu {
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|e| Error::device(format!("opening {facts}"), e))?;
-        if facts.profile.kind == DeviceKind::Software {
-            before.pin_newer();
+            .map_err(|e| Error::device(format!("opening {info}"), e))?;
+        if let (Some(threads), DeviceKind::Software) = (threads, info.profile.kind) {
+            threads.pin_newer();
         }
-        let sink = Arc::new(Mutex::new(Sink::default()));
-        let errors = Arc::clone(&sink);
+        let faults = Arc::new(Mutex::new(Faults::default()));
+        let errors = Arc::clone(&faults);
         device.on_uncaptured_error(Arc::new(move |error| lock(&errors).errors.push(error.to_string())));
-        let lost = Arc::clone(&sink);
+        let lost = Arc::clone(&faults);
         device.set_device_lost_callback(move |reason, message| {
             lock(&lost).lost = Some(format!("{reason:?}: {message}"));
         });
-        let (modules, pipelines, stages) = Default::default();
+        let (modules, pipelines, textures) = Default::default();
         let cache = pipeline_cache::Cache::of(&device, &adapter);
-        let (reverse_workgroups, memory) = (options.reverse_workgroups, options.memory);
-        Ok(Self { device, queue, facts, sink, modules, pipelines, stages, cache, reverse_workgroups, memory, instance })
+        let (adapter, hooks) = (info, options.hooks.clone());
+        Ok(Self { device, queue, adapter, cache, hooks, faults, modules, pipelines, textures, instance })
     }
 
-    /// What is known of the adapter.
+    /// Returns name, driver, limits and profile of the adapter.
     pub fn adapter_info(&self) -> &AdapterInfo {
-        &self.facts
+        &self.adapter
     }
 
-    /// What kernels and plans may depend on.
+    /// Returns the properties of the device that kernels and plans may depend on.
     pub fn profile(&self) -> &Profile {
-        &self.facts.profile
+        &self.adapter.profile
     }
 
-    /// Bytes that buffers may take, where that is known: a software driver has them from the system, which ends who takes too much.
+    /// Returns the memory available for buffers in bytes, if it is known. Software drivers use system memory, so exceeding it gets
+    /// the process killed.
     #[must_use]
-    pub fn memory_left(&self) -> Option<u64> {
+    pub fn available_memory(&self) -> Option<u64> {
         match self.profile().kind {
-            DeviceKind::Software => self.memory.or_else(memory::available),
-            DeviceKind::Gpu => self.memory,
+            DeviceKind::Software => self.hooks.memory.or_else(memory::available),
+            DeviceKind::Gpu => self.hooks.memory,
         }
     }
 
-    /// The device.
+    /// Returns the device of wgpu.
     pub fn device(&self) -> &wgpu::Device {
         &self.device
     }
 
-    /// The queue.
+    /// Returns the queue of wgpu.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
     }
 
-    /// A storage buffer of `bytes` (rounded up to four) zero bytes that can be copied from and to.
+    /// Creates a storage buffer of zeros that can be copied from and to. Its size is `bytes`, rounded up to a multiple of four.
     ///
-    /// Errors: [`Error::DoesNotFit`] over the device's limit, [`Error::Device`] when memory runs out.
+    /// # Errors
+    /// [`Error::DoesNotFit`] above the limit of the device, [`Error::Device`] if memory is exhausted.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         self.buffer_for(label, bytes, usage)
@@ -180,18 +196,25 @@ impl Gpu {
             (buffer, None) => Ok(buffer),
             (_, Some(wgpu::Error::OutOfMemory { .. })) => Err(Error::device(
                 format!("allocating {bytes} bytes for `{label}`"),
-                "memory ran out: use a smaller batch or fewer channels",
+                "out of memory; use a smaller batch or fewer channels",
             )),
             (_, Some(error)) => Err(Error::device(format!("creating buffer `{label}`"), error)),
         }
     }
 
-    /// Writes `bytes` (a multiple of four) at `offset`, before everything that is submitted later.
+    /// Writes `bytes` at `offset`, before all later submissions. Length and offset must be multiples of four.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a range outside the buffer or one that is not aligned.
     pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         self.scoped("writing a buffer", || self.queue.write_buffer(buffer, offset, bytes))
     }
 
-    /// Reads `len` bytes (a multiple of four) at `offset`, after everything that was submitted before. Waits.
+    /// Reads `len` bytes at `offset`, after all earlier submissions, and waits for them. Length and offset must be multiples of
+    /// four.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a range outside the buffer or one that is not aligned, or if the device failed.
     pub fn read(&self, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
         let mut ring = Ring::new(self, len, 1)?;
         let mut encoder = self.encoder("read");
@@ -200,19 +223,20 @@ impl Gpu {
         ring.map(slot)?;
         match ring.drain(self)?.pop() {
             Some((_, bytes)) => Ok(bytes),
-            None => Err(Error::bug("a read that came back empty")),
+            None => Err(Error::bug("a read returned no bytes")),
         }
     }
 
-    /// An encoder to be given to [`Gpu::submit`].
+    /// Returns an encoder for [`Gpu::submit`].
     #[must_use]
     pub fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
     }
 
-    /// Hands what was encoded to the device; it runs while this returns.
+    /// Submits the commands of `encoder`. Does not wait for them.
     ///
-    /// Errors: what the encoding got wrong, and whatever [`Gpu::health`] finds.
+    /// # Errors
+    /// [`Error::Device`] for an invalid command, and as [`Gpu::health`].
     pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<()> {
         self.scoped("submitting", || {
             self.queue.submit([encoder.finish()]);
@@ -220,7 +244,10 @@ impl Gpu {
         self.health()
     }
 
-    /// Waits until everything that was submitted has run.
+    /// Waits for all submissions.
+    ///
+    /// # Errors
+    /// As [`Gpu::health`].
     pub fn wait(&self) -> Result<()> {
         self.poll(wgpu::PollType::wait_indefinitely())
     }
@@ -231,13 +258,16 @@ impl Gpu {
         polled.map(drop).map_err(|e| Error::device("waiting for the device", e))
     }
 
-    /// The first error that was reported out of line since the last call. The loss of the device is reported for ever.
+    /// Checks for errors that the device reported asynchronously since the last check.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the first of them. Once the device is lost, every call returns an error.
     pub fn health(&self) -> Result<()> {
-        let mut sink = lock(&self.sink);
-        let errors = std::mem::take(&mut sink.errors);
-        if let Some(lost) = &sink.lost {
+        let mut faults = lock(&self.faults);
+        let errors = std::mem::take(&mut faults.errors);
+        if let Some(lost) = &faults.lost {
             let why = errors.first().unwrap_or(lost);
-            return Err(Error::device(format!("{} was lost", self.facts), why));
+            return Err(Error::device(format!("{} was lost", self.adapter), why));
         }
         match errors.into_iter().next() {
             Some(error) => Err(Error::device("reported by the device", error)),
@@ -245,33 +275,20 @@ impl Gpu {
         }
     }
 
-    /// How many objects are alive on this device; for tests of leaks. Objects are freed after [`Gpu::wait`].
+    /// Counts the live objects of this device. Objects are freed by [`Gpu::wait`].
+    #[doc(hidden)]
     pub fn live_objects(&self) -> LiveObjects {
-        let Some(report) = self.instance.generate_report() else { return LiveObjects::default() };
-        let hub = report.hub_report();
-        LiveObjects {
-            buffers: hub.buffers.num_allocated,
-            bind_groups: hub.bind_groups.num_allocated,
-            bind_group_layouts: hub.bind_group_layouts.num_allocated,
-            pipeline_layouts: hub.pipeline_layouts.num_allocated,
-            textures: hub.textures.num_allocated,
-            texture_views: hub.texture_views.num_allocated,
-            shader_modules: hub.shader_modules.num_allocated,
-            compute_pipelines: hub.compute_pipelines.num_allocated,
-            query_sets: hub.query_sets.num_allocated,
-            command_encoders: hub.command_encoders.num_allocated,
-            command_buffers: hub.command_buffers.num_allocated,
-        }
+        LiveObjects::of(&self.instance)
     }
 
-    /// Folds `count` workgroups. An artificially low bound gives way where a dispatch would not fit under it.
+    /// Folds `count` workgroups into a grid. A limit of [`TestHooks`] does not apply to dispatches that would not fit it.
     fn grid(&self, count: usize) -> Result<[u32; 3]> {
         let root = u32::try_from(count.isqrt() + 1).unwrap_or(u32::MAX);
         let max = self.device.limits().max_compute_workgroups_per_dimension;
         fold_grid(count, self.profile().max_workgroups.max(root.min(max)))
     }
 
-    /// Runs `f` inside error scopes; `context` says in the error what was being done.
+    /// Runs `f` inside error scopes. `context` describes it in the error.
     fn scoped<T>(&self, context: impl fmt::Display, f: impl FnOnce() -> T) -> Result<T> {
         match self.captured(f) {
             (value, None) => Ok(value),
@@ -286,21 +303,4 @@ impl Gpu {
         let errors = [validation, internal, memory].map(|scope| pollster::block_on(scope.pop()));
         (value, errors.into_iter().flatten().next())
     }
-}
-
-/// Numbers of live objects.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct LiveObjects {
-    pub buffers: usize,
-    pub bind_groups: usize,
-    pub bind_group_layouts: usize,
-    pub pipeline_layouts: usize,
-    pub textures: usize,
-    pub texture_views: usize,
-    pub shader_modules: usize,
-    pub compute_pipelines: usize,
-    pub query_sets: usize,
-    pub command_encoders: usize,
-    pub command_buffers: usize,
 }

@@ -1,25 +1,25 @@
-//! What the driver made of the kernels, to be kept from one start to the next; and word of how far compiling is.
+//! The persistent pipeline cache, and the callback that reports progress of compilation.
 
 use std::fmt;
 
-use super::Gpu;
 use crate::error::Result;
+use crate::runtime::gpu::Gpu;
 
-/// How far the pipelines of a program are.
+/// Progress of compiling the pipelines of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compiled {
-    /// Pipelines that are there.
+    /// Pipelines compiled so far.
     pub done: usize,
-    /// Pipelines that were missing when compiling began.
+    /// Pipelines to compile.
     pub total: usize,
 }
 
-/// Whom to tell.
 type OnCompiled = Box<dyn Fn(&Gpu, Compiled) + Send + Sync>;
 
-/// The driver's cache, if it is in use, and what goes with it.
+/// The cache of the driver, if it is in use.
 #[derive(Default)]
 pub(super) struct Cache {
+    /// `None` if the driver has no cache.
     key: Option<String>,
     cache: Option<wgpu::PipelineCache>,
     on_compiled: Option<OnCompiled>,
@@ -32,28 +32,30 @@ impl fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// Not in use yet.
+    /// Returns the cache of a device, not in use yet.
     pub(super) fn of(device: &wgpu::Device, adapter: &wgpu::Adapter) -> Self {
-        let able = device.features().contains(wgpu::Features::PIPELINE_CACHE);
-        let key = able.then(|| wgpu::util::pipeline_cache_key(&adapter.get_info())).flatten();
+        let supported = device.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let key = supported.then(|| wgpu::util::pipeline_cache_key(&adapter.get_info())).flatten();
         Self { key, ..Self::default() }
     }
 
-    /// What pipelines are compiled with.
-    pub(super) fn pipelines(&self) -> Option<&wgpu::PipelineCache> {
+    pub(super) fn in_use(&self) -> Option<&wgpu::PipelineCache> {
         self.cache.as_ref()
     }
 }
 
 impl Gpu {
-    /// A name (fit for a file) for what this driver compiles for this adapter; `None` where nothing can be kept.
+    /// Returns a file name for the pipeline cache of this driver and adapter; `None` if the driver has no cache.
     #[must_use]
     pub fn pipeline_cache_key(&self) -> Option<&str> {
         self.cache.key.as_deref()
     }
 
-    /// Compiles with a pipeline cache from now on, which begins with what [`Gpu::pipeline_cache_data`] gave earlier. Data of another
-    /// adapter, driver or version are passed over. Nothing happens where there is no [`Gpu::pipeline_cache_key`].
+    /// Compiles with a pipeline cache from now on. `data` is what [`Gpu::pipeline_cache_data`] returned earlier; data of another
+    /// adapter, driver or version are ignored. Does nothing without a [`Gpu::pipeline_cache_key`].
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if the cache cannot be created.
     pub fn use_pipeline_cache(&mut self, data: Option<&[u8]>) -> Result<()> {
         if self.cache.key.is_some() {
             self.cache.cache = Some(self.scoped("creating a pipeline cache", || create(&self.device, data))?);
@@ -61,32 +63,32 @@ impl Gpu {
         Ok(())
     }
 
-    /// What is to be kept for the next start, if a cache is in use.
+    /// Returns the contents of the pipeline cache, if one is in use.
     #[must_use]
     pub fn pipeline_cache_data(&self) -> Option<Vec<u8>> {
         self.cache.cache.as_ref().and_then(wgpu::PipelineCache::get_data)
     }
 
-    /// Calls `f` for every pipeline that was compiled, from the threads that compile, in any order: the last one is where both
-    /// numbers are the same.
+    /// Calls `f` after each compiled pipeline. Calls come from the threads that compile and may be out of order; after the last one
+    /// of a program, `done` equals `total`.
     pub fn on_compiled(&mut self, f: impl Fn(&Self, Compiled) + Send + Sync + 'static) {
         self.cache.on_compiled = Some(Box::new(f));
     }
 
-    pub(super) fn compiled(&self, done: usize, total: usize) {
-        if let Some(tell) = &self.cache.on_compiled {
-            tell(self, Compiled { done, total });
+    pub(super) fn notify_compiled(&self, done: usize, total: usize) {
+        if let Some(notify) = &self.cache.on_compiled {
+            notify(self, Compiled { done, total });
         }
     }
 }
 
-/// The one `unsafe` call of this crate.
-#[expect(unsafe_code, reason = "wgpu has no other way to give a driver its own cache back")]
+/// Creates a cache from the data of an earlier one. The only `unsafe` call of this crate.
+#[expect(unsafe_code, reason = "wgpu has no safe function that restores a pipeline cache")]
 fn create(device: &wgpu::Device, data: Option<&[u8]>) -> wgpu::PipelineCache {
     let descriptor = wgpu::PipelineCacheDescriptor { label: Some("pipelines"), data, fallback: true };
-    // SAFETY: the data must have come from `PipelineCache::get_data`. They came from `Gpu::pipeline_cache_data`, through a file in the
-    // user's own cache folder that the caller reads only if the checksum written with it holds (`cli::kernels`), so neither a damaged nor
-    // a truncated file gets here. wgpu compares its header (version, backend, adapter, driver's validation key, length) and, with
-    // `fallback`, begins with an empty cache where it does not fit; the driver checks its own header again.
+    // SAFETY: `data` must come from `PipelineCache::get_data`. It comes from `Gpu::pipeline_cache_data`, through a file in the cache
+    // directory of the user that carries a checksum (`app/cli/pipeline_cache.rs`), so damaged or truncated data do not get here. wgpu
+    // compares the header (version, backend, adapter, the driver's validation key, length) and, because of `fallback`, starts with an
+    // empty cache if it differs. The driver then checks its own header.
     unsafe { device.create_pipeline_cache(&descriptor) }
 }

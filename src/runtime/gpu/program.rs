@@ -1,5 +1,5 @@
-//! A list of dispatches with everything that the device needs for it, made once and replayed every step: pipelines, one uniform
-//! buffer with the parameters of all dispatches, and bind groups.
+//! Compiled lists of dispatches: pipelines, a uniform buffer with the parameters of all dispatches, and bind groups. Made once and
+//! encoded for every run.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -7,55 +7,45 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Gpu, Timer, lock};
 use crate::error::{Error, Result};
+use crate::runtime::gpu::pipelines::{Pipeline, Rewrite, compile, params_size};
+use crate::runtime::gpu::{Gpu, Timer, lock};
 use crate::runtime::kernel::{Access, Dispatch, Kernel, TEXTURE_WIDTH};
-use crate::runtime::plan::texture_cache;
-use crate::runtime::plan::texture_cache::stage;
-use crate::runtime::sys::threads;
+use crate::runtime::plan::texture_cache::{DispatchTextures, TextureCache};
 
-/// A range of a buffer, bound to a kernel.
+/// A range of a buffer that a kernel is bound to.
 #[derive(Clone, Copy, Debug)]
 pub struct Binding<'a> {
     /// The buffer.
     pub buffer: &'a wgpu::Buffer,
     /// First byte, a multiple of [`Profile::offset_alignment`](crate::runtime::kernel::Profile::offset_alignment).
     pub offset: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-impl<'a> Binding<'a> {
-    fn range(&self) -> texture_cache::Range<&'a wgpu::Buffer> {
-        texture_cache::Range { buffer: self.buffer, offset: self.offset, bytes: self.size }
-    }
-}
-
-/// One dispatch of a program with what its kernel is bound to.
+/// A dispatch of a program with its bindings.
 #[derive(Clone, Debug)]
 pub struct Step<'a> {
-    /// What errors and timings call it, e.g. `encoder.stem/conv2d.forward`.
+    /// Name in error messages and timings, e.g. `encoder.stem/conv2d.forward`.
     pub label: String,
-    /// What runs.
+    /// Kernel, parameters and grid.
     pub dispatch: &'a Dispatch,
-    /// For each of the kernel's bindings in order; what it reads as a texture is staged from here.
+    /// A range for each binding of the kernel. Those that the kernel reads as textures are copied from here.
     pub bindings: Vec<Binding<'a>>,
 }
 
-/// A change of a kernel's expanded WGSL before it is compiled, for tests with deliberately broken kernels.
-pub type Rewrite<'a> = &'a (dyn Fn(&Kernel, String) -> Result<String> + Sync);
-
-/// A compiled list of dispatches, with the copies between them that stage tensors in textures.
+/// A compiled list of dispatches, with copies into textures between them.
 #[derive(Debug)]
 pub struct Program {
     label: String,
-    steps: Vec<Ready>,
-    parts: Vec<Range<usize>>,
+    steps: Vec<CompiledStep>,
+    /// Ranges of `steps`, one for each submission.
+    submissions: Vec<Range<usize>>,
 }
 
-/// What a step is called in timings.
+/// The name of a step in timings.
 #[derive(Clone, Debug)]
 pub(super) struct StepName {
     pub(super) label: String,
@@ -64,155 +54,133 @@ pub(super) struct StepName {
 }
 
 #[derive(Debug)]
-struct Ready {
+struct CompiledStep {
     name: StepName,
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
     grid: [u32; 3],
-    stages: Vec<Copy>,
+    copies: Vec<TextureCopy>,
 }
 
-/// A copy of a tensor into the texture that a dispatch reads.
+/// A copy of a tensor into a texture that a step reads.
 #[derive(Debug)]
-struct Copy {
+struct TextureCopy {
     from: wgpu::Buffer,
     offset: u64,
     bytes: u64,
     to: wgpu::Texture,
-    /// Whether it has to be made: not where an earlier dispatch of the program left it.
-    due: bool,
+    /// Whether the texture does not hold the tensor yet when the steps run in order.
+    needed: bool,
 }
 
-/// A texture that tensors are staged in.
+/// A texture for copies of tensors.
 #[derive(Clone, Debug)]
-pub(super) struct Stage {
+pub(super) struct CacheTexture {
     texture: wgpu::Texture,
     view: wgpu::TextureView,
     bytes: u64,
 }
 
-#[derive(Debug)]
-pub(super) struct Pipeline {
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-}
-
-type Defines = &'static [(&'static str, i64)];
-
-/// A shader module is a file with its defines and flags; one that was rewritten belongs to a single kernel (name, variant).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct ModuleKey {
-    file: &'static str,
-    defines: Defines,
-    flags: Vec<(&'static str, i64)>,
-    kernel: Option<(&'static str, &'static str)>,
-}
-
-/// A pipeline is an entry point of a module with its interface and its overrides, compared as bits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct PipelineKey {
-    module: ModuleKey,
-    name: &'static str,
-    variant: &'static str,
-    entry: &'static str,
-    overrides: Vec<(&'static str, u64)>,
-}
-
-impl PipelineKey {
-    fn new(dispatch: &Dispatch, rewritten: bool) -> Self {
-        let Kernel { name, variant, file, entry, defines, .. } = *dispatch.kernel;
-        let overrides = dispatch.overrides.iter().map(|&(name, value)| (name, value.to_bits())).collect();
-        let flags = dispatch.flags.clone();
-        let module = ModuleKey { file, defines, flags, kernel: rewritten.then_some((name, variant)) };
-        Self { module, name, variant, entry, overrides }
-    }
-}
-
 impl Program {
-    /// Compiles what `gpu` has not compiled yet, on all cores, and makes the bind groups.
+    /// Compiles steps whose kernels read no textures, for one submission.
     ///
-    /// Errors: [`Error::Shader`] for a kernel that does not expand, [`Error::Device`] for whatever the device refuses.
+    /// # Errors
+    /// As [`Program::planned`].
     pub fn new(gpu: &Gpu, label: &str, steps: &[Step<'_>]) -> Result<Self> {
-        Self::build(gpu, label, steps, slice::from_ref(&(0..steps.len())), None)
+        Self::planned(gpu, label, steps, slice::from_ref(&(0..steps.len())), &TextureCache::default())
     }
 
-    /// The same for a program whose steps go to the device in several submissions, [`Program::encode_part`] each: `parts` cover them in
-    /// order.
-    pub fn in_parts(gpu: &Gpu, label: &str, steps: &[Step<'_>], parts: &[Range<usize>]) -> Result<Self> {
-        Self::build(gpu, label, steps, parts, None)
+    /// Compiles kernels that `gpu` has not compiled yet, on all cores, and makes the bind groups.
+    ///
+    /// `submissions` are consecutive ranges of steps, one for each call of [`Program::encode_part`]. `cache` are the textures of the
+    /// steps; it may be empty if no kernel reads textures.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] for a kernel that does not expand, [`Error::Device`] for one that the device rejects.
+    pub fn planned(
+        gpu: &Gpu,
+        label: &str,
+        steps: &[Step<'_>],
+        submissions: &[Range<usize>],
+        cache: &TextureCache,
+    ) -> Result<Self> {
+        Self::build(gpu, label, steps, submissions, cache, None)
     }
 
-    /// The same with kernels changed by `rewrite`, past the caches.
-    pub fn rewritten(gpu: &Gpu, label: &str, steps: &[Step<'_>], rewrite: Rewrite<'_>) -> Result<Self> {
-        Self::build(gpu, label, steps, slice::from_ref(&(0..steps.len())), Some(rewrite))
+    /// Compiles kernels that `rewrite` edits, for one submission and past the pipeline caches.
+    ///
+    /// # Errors
+    /// As [`Program::planned`], and those of `rewrite`.
+    #[doc(hidden)]
+    pub fn rewritten(
+        gpu: &Gpu,
+        label: &str,
+        steps: &[Step<'_>],
+        cache: &TextureCache,
+        rewrite: Rewrite<'_>,
+    ) -> Result<Self> {
+        Self::build(gpu, label, steps, slice::from_ref(&(0..steps.len())), cache, Some(rewrite))
     }
 
     fn build(
         gpu: &Gpu,
         label: &str,
         steps: &[Step<'_>],
-        parts: &[Range<usize>],
+        submissions: &[Range<usize>],
+        cache: &TextureCache,
         rewrite: Option<Rewrite<'_>>,
     ) -> Result<Self> {
         let pipelines = compile(gpu, steps, rewrite)?;
         let (params, offsets) = params_of(gpu, label, steps)?;
-        let bound = steps.iter().map(|s| (s.dispatch.kernel, s.bindings.iter().map(Binding::range).collect()));
-        let staging = stage(bound, parts);
-        let stages = textures(gpu, &staging.textures)?;
-        let mut ready = Vec::with_capacity(steps.len());
-        for (((step, pipeline), offset), staged) in steps.iter().zip(pipelines).zip(offsets).zip(staging.steps) {
+        let textures = textures(gpu, &cache.textures)?;
+        let none = DispatchTextures::default();
+        let mut compiled = Vec::with_capacity(steps.len());
+        for (i, ((step, pipeline), offset)) in steps.iter().zip(pipelines).zip(offsets).enumerate() {
             let Kernel { name, variant, .. } = *step.dispatch.kernel;
-            let stages: Vec<_> = staged.textures.iter().map(|slot| slot.and_then(|slot| stages.get(slot))).collect();
-            let copy = |(binding, (from, to)): (usize, (&Binding<'_>, &Option<&Stage>))| {
-                let due = staged.copies.contains(&binding);
-                to.map(|to| Copy {
-                    from: from.buffer.clone(),
-                    offset: from.offset,
-                    bytes: from.size,
-                    to: to.texture.clone(),
-                    due,
-                })
-            };
-            ready.push(Ready {
-                stages: step.bindings.iter().zip(&stages).enumerate().filter_map(copy).collect(),
-                bind_group: bind_group(gpu, step, &stages, &pipeline.layout, params.as_ref().zip(offset))?,
-                grid: gpu.grid(step.dispatch.workgroups)?,
+            let planned = cache.dispatches.get(i).unwrap_or(&none);
+            let bound = bound_textures(step, planned, &textures)?;
+            let params = params.as_ref().zip(offset);
+            compiled.push(CompiledStep {
+                bind_group: bind_group(gpu, step, &bound, &pipeline.layout, params)?,
                 name: StepName { label: step.label.clone(), kernel: name, variant },
                 pipeline,
+                grid: gpu.grid(step.dispatch.workgroups)?,
+                copies: copies(step, planned, &bound),
             });
         }
-        Ok(Self { label: label.to_owned(), steps: ready, parts: parts.to_vec() })
+        Ok(Self { label: label.to_owned(), steps: compiled, submissions: submissions.to_vec() })
     }
 
-    /// Number of dispatches.
+    /// Returns the number of dispatches.
     #[must_use]
     pub fn len(&self) -> usize {
         self.steps.len()
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether there are no dispatches.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 
-    /// Encodes all dispatches into one compute pass, which only copies interrupt; with a timer on a device that cannot take
-    /// timestamps inside passes, into a pass each.
+    /// Encodes all dispatches into one compute pass that only copies interrupt. With a timer, on a device that cannot write
+    /// timestamps inside a pass, each dispatch gets a pass of its own.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, mut timer: Option<&mut Timer>) {
         for part in 0..self.parts() {
             self.encode_part(encoder, part, timer.as_deref_mut());
         }
     }
 
-    /// Number of submissions that the program is meant for.
+    /// Returns the number of submissions of a run.
     #[must_use]
     pub fn parts(&self) -> usize {
-        self.parts.len()
+        self.submissions.len()
     }
 
-    /// The same for the dispatches of one part. Parts are to be submitted in order; what else is submitted between them does no harm.
+    /// Encodes the dispatches of one submission, like [`Program::encode`]. Parts must be submitted in order; other work may be
+    /// submitted between them.
     pub fn encode_part(&self, encoder: &mut wgpu::CommandEncoder, part: usize, mut timer: Option<&mut Timer>) {
-        let steps = self.parts.get(part).and_then(|part| self.steps.get(part.clone())).unwrap_or_default();
+        let steps = self.submissions.get(part).and_then(|range| self.steps.get(range.clone())).unwrap_or_default();
         if let Some(timer) = timer.as_deref_mut().filter(|timer| !timer.inside_passes()) {
             for step in steps {
                 let stamps = timer.next(&step.name).map(|(query_set, at)| wgpu::ComputePassTimestampWrites {
@@ -220,25 +188,25 @@ impl Program {
                     beginning_of_pass_write_index: Some(at),
                     end_of_pass_write_index: Some(at + 1),
                 });
-                step.due().for_each(|copy| copy.encode(encoder));
+                step.needed_copies().for_each(|copy| copy.encode(encoder));
                 step.encode(&mut self.pass(encoder, stamps), None);
             }
             return;
         }
         let mut pass = self.pass(encoder, None);
-        let mut bound = None;
+        let mut previous = None;
         for step in steps {
-            if step.due().next().is_some() {
+            if step.needed_copies().next().is_some() {
                 drop(pass);
-                step.due().for_each(|copy| copy.encode(encoder));
+                step.needed_copies().for_each(|copy| copy.encode(encoder));
                 pass = self.pass(encoder, None);
-                bound = None;
+                previous = None;
             }
             let stamps = timer.as_deref_mut().and_then(|timer| timer.next(&step.name));
             if let Some((set, at)) = stamps {
                 pass.write_timestamp(set, at);
             }
-            step.encode(&mut pass, bound.replace(step));
+            step.encode(&mut pass, previous.replace(step));
             if let Some((set, at)) = stamps {
                 pass.write_timestamp(set, at + 1);
             }
@@ -254,21 +222,27 @@ impl Program {
     }
 
     /// Encodes and submits some of the dispatches, by number.
+    ///
+    /// # Errors
+    /// As [`Gpu::submit`].
     pub fn submit_steps(&self, gpu: &Gpu, steps: impl Iterator<Item = usize>) -> Result<()> {
         let mut encoder = gpu.encoder(&self.label);
-        for step in steps {
-            let ready =
-                self.steps.get(step).ok_or_else(|| Error::bug(format!("{}: no dispatch {step}", self.label)))?;
-            // What earlier dispatches staged may be gone.
-            for stage in &ready.stages {
-                stage.encode(&mut encoder);
+        for number in steps {
+            let missing = || Error::bug(format!("{}: no dispatch {number}", self.label));
+            let step = self.steps.get(number).ok_or_else(missing)?;
+            // The steps do not run in order, so the textures may hold anything.
+            for copy in &step.copies {
+                copy.encode(&mut encoder);
             }
-            ready.encode(&mut self.pass(&mut encoder, None), None);
+            step.encode(&mut self.pass(&mut encoder, None), None);
         }
         gpu.submit(encoder)
     }
 
-    /// Encodes and submits once.
+    /// Encodes all dispatches and submits them.
+    ///
+    /// # Errors
+    /// As [`Gpu::submit`].
     pub fn submit(&self, gpu: &Gpu) -> Result<()> {
         let mut encoder = gpu.encoder(&self.label);
         self.encode(&mut encoder, None);
@@ -276,8 +250,8 @@ impl Program {
     }
 }
 
-impl Copy {
-    /// Whole rows of the texture, then the rest.
+impl TextureCopy {
+    /// Encodes the copy of all whole rows of the texture, then of the rest.
     fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
         let row = 16 * u64::from(TEXTURE_WIDTH);
         let rows = (self.bytes / row) as u32;
@@ -303,13 +277,13 @@ impl Copy {
     }
 }
 
-impl Ready {
-    fn due(&self) -> impl Iterator<Item = &Copy> {
-        self.stages.iter().filter(|copy| copy.due)
+impl CompiledStep {
+    fn needed_copies(&self) -> impl Iterator<Item = &TextureCopy> {
+        self.copies.iter().filter(|copy| copy.needed)
     }
 
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, before: Option<&Self>) {
-        if before.is_none_or(|before| !Arc::ptr_eq(&before.pipeline, &self.pipeline)) {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, previous: Option<&Self>) {
+        if previous.is_none_or(|previous| !Arc::ptr_eq(&previous.pipeline, &self.pipeline)) {
             pass.set_pipeline(&self.pipeline.pipeline);
         }
         pass.set_bind_group(0, &self.bind_group, &[]);
@@ -318,7 +292,37 @@ impl Ready {
     }
 }
 
-/// One buffer with the parameters of all steps, equal ones once, and each step's offset in it.
+/// Returns the texture of each binding of a step. A kernel that reads a texture must have one planned.
+fn bound_textures<'a>(
+    step: &Step<'_>,
+    planned: &DispatchTextures,
+    textures: &'a [CacheTexture],
+) -> Result<Vec<Option<&'a CacheTexture>>> {
+    let kernel = step.dispatch.kernel;
+    let bound = kernel.bindings.iter().enumerate().map(|(i, (name, access))| {
+        if *access != Access::Texture {
+            return Ok(None);
+        }
+        let texture = planned.bindings.get(i).copied().flatten().and_then(|number| textures.get(number));
+        texture.map(Some).ok_or_else(|| Error::bug(format!("{}: no texture for `{name}`", step.label)))
+    });
+    bound.collect()
+}
+
+fn copies(step: &Step<'_>, planned: &DispatchTextures, bound: &[Option<&CacheTexture>]) -> Vec<TextureCopy> {
+    let copy = |(i, (from, to)): (usize, (&Binding<'_>, &Option<&CacheTexture>))| {
+        to.map(|to| TextureCopy {
+            from: from.buffer.clone(),
+            offset: from.offset,
+            bytes: from.size,
+            to: to.texture.clone(),
+            needed: planned.copies.contains(&i),
+        })
+    };
+    step.bindings.iter().zip(bound).enumerate().filter_map(copy).collect()
+}
+
+/// Returns a buffer with the parameters of all steps, without duplicates, and the offset of each step's parameters in it.
 fn params_of(gpu: &Gpu, label: &str, steps: &[Step<'_>]) -> Result<(Option<wgpu::Buffer>, Vec<Option<u64>>)> {
     let align = gpu.device().limits().min_uniform_buffer_offset_alignment as usize;
     let mut bytes: Vec<u8> = Vec::new();
@@ -346,17 +350,12 @@ fn params_of(gpu: &Gpu, label: &str, steps: &[Step<'_>]) -> Result<(Option<wgpu:
     Ok((Some(buffer), offsets))
 }
 
-/// Bytes of a uniform binding: whole vec4s.
-fn params_size(dispatch: &Dispatch) -> u64 {
-    dispatch.params.len().next_multiple_of(16) as u64
-}
-
-/// Textures of at least these sizes in bytes, from the device's stock: the programs of a device run one after the other, and none
-/// counts on what another one staged.
-fn textures(gpu: &Gpu, sizes: &[u64]) -> Result<Vec<Stage>> {
-    let mut stock = lock(&gpu.stages);
+/// Returns textures of at least these sizes in bytes. All programs of a device share them: they run one after the other, and none
+/// relies on the copies of another.
+fn textures(gpu: &Gpu, sizes: &[u64]) -> Result<Vec<CacheTexture>> {
+    let mut shared = lock(&gpu.textures);
     for (i, &bytes) in sizes.iter().enumerate() {
-        if stock.get(i).is_some_and(|stage| stage.bytes >= bytes) {
+        if shared.get(i).is_some_and(|texture| texture.bytes >= bytes) {
             continue;
         }
         let size = wgpu::Extent3d {
@@ -365,7 +364,7 @@ fn textures(gpu: &Gpu, sizes: &[u64]) -> Result<Vec<Stage>> {
             depth_or_array_layers: 1,
         };
         let descriptor = wgpu::TextureDescriptor {
-            label: Some("stage"),
+            label: Some("texture cache"),
             size,
             mip_level_count: 1,
             sample_count: 1,
@@ -376,19 +375,19 @@ fn textures(gpu: &Gpu, sizes: &[u64]) -> Result<Vec<Stage>> {
         };
         let texture = gpu.scoped("creating a texture", || gpu.device().create_texture(&descriptor))?;
         let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
-        let stage = Stage { texture, view, bytes };
-        match stock.get_mut(i) {
-            Some(old) => *old = stage,
-            None => stock.push(stage),
+        let texture = CacheTexture { texture, view, bytes };
+        match shared.get_mut(i) {
+            Some(old) => *old = texture,
+            None => shared.push(texture),
         }
     }
-    Ok(stock.iter().take(sizes.len()).cloned().collect())
+    Ok(shared.iter().take(sizes.len()).cloned().collect())
 }
 
 fn bind_group(
     gpu: &Gpu,
     step: &Step<'_>,
-    stages: &[Option<&Stage>],
+    textures: &[Option<&CacheTexture>],
     layout: &wgpu::BindGroupLayout,
     params: Option<(&wgpu::Buffer, u64)>,
 ) -> Result<wgpu::BindGroup> {
@@ -407,8 +406,8 @@ fn bind_group(
         .zip(bindings.iter().chain(&params))
         .map(|(binding, &Binding { buffer, offset, size })| wgpu::BindGroupEntry {
             binding,
-            resource: match stages.get(binding as usize).copied().flatten() {
-                Some(stage) => wgpu::BindingResource::TextureView(&stage.view),
+            resource: match textures.get(binding as usize).copied().flatten() {
+                Some(texture) => wgpu::BindingResource::TextureView(&texture.view),
                 None => {
                     wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: NonZeroU64::new(size) })
                 }
@@ -417,118 +416,4 @@ fn bind_group(
         .collect();
     let descriptor = wgpu::BindGroupDescriptor { label: Some(label), layout, entries: &entries };
     gpu.scoped(format!("binding the buffers of {label}"), || gpu.device().create_bind_group(&descriptor))
-}
-
-/// The pipeline of each step.
-fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>>) -> Result<Vec<Arc<Pipeline>>> {
-    let cached = rewrite.is_none();
-    let keys: Vec<_> = steps.iter().map(|step| PipelineKey::new(step.dispatch, !cached)).collect();
-    let (mut modules, mut pipelines) =
-        if cached { (lock(&gpu.modules).clone(), lock(&gpu.pipelines).clone()) } else { Default::default() };
-
-    let mut missing: HashMap<&ModuleKey, &Dispatch> = HashMap::new();
-    for (key, step) in keys.iter().zip(steps) {
-        if !pipelines.contains_key(key) && !modules.contains_key(&key.module) {
-            missing.insert(&key.module, step.dispatch);
-        }
-    }
-    let missing: Vec<_> = missing.into_iter().collect();
-    modules.extend(threads::map(&missing, |(key, dispatch)| Ok(((*key).clone(), module(gpu, dispatch, rewrite)?)))?);
-
-    let mut missing: HashMap<&PipelineKey, &Dispatch> = HashMap::new();
-    for (key, step) in keys.iter().zip(steps) {
-        if !pipelines.contains_key(key) {
-            missing.insert(key, step.dispatch);
-        }
-    }
-    let missing: Vec<_> = missing.into_iter().collect();
-    let done = AtomicUsize::new(0);
-    let made = threads::map(&missing, |(key, dispatch)| {
-        let module = modules.get(&key.module).ok_or_else(|| Error::bug("a shader module went missing"))?;
-        let made = pipeline(gpu, dispatch, module)?;
-        gpu.compiled(done.fetch_add(1, Ordering::AcqRel) + 1, missing.len());
-        Ok(((*key).clone(), Arc::new(made)))
-    })?;
-    if cached {
-        lock(&gpu.modules).extend(modules);
-        lock(&gpu.pipelines).extend(made.iter().cloned());
-    }
-    pipelines.extend(made);
-    keys.iter().map(|key| pipelines.get(key).cloned().ok_or_else(|| Error::bug("a pipeline went missing"))).collect()
-}
-
-fn module(gpu: &Gpu, dispatch: &Dispatch, rewrite: Option<Rewrite<'_>>) -> Result<wgpu::ShaderModule> {
-    let kernel = dispatch.kernel;
-    let mut wgsl = kernel.wgsl(&dispatch.flags)?;
-    if let Some(rewrite) = rewrite {
-        wgsl = rewrite(kernel, wgsl)?;
-    }
-    if gpu.reverse_workgroups {
-        wgsl = reversed(&wgsl).ok_or_else(|| Error::bug(format!("{} does not use lib/grid.wgsl", kernel.file)))?;
-    }
-    let source = wgpu::ShaderSource::Wgsl(wgsl.into());
-    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.file), source };
-    let context = format!("compiling shaders/{} for {}/{}", kernel.file, kernel.name, kernel.variant);
-    gpu.scoped(context, || gpu.device().create_shader_module(descriptor))
-}
-
-/// The text with the workgroups in the opposite order, where it has an order.
-fn reversed(wgsl: &str) -> Option<String> {
-    const FORWARD: &str = "return workgroup.y * workgroups.x + workgroup.x;";
-    const BACKWARD: &str = "return workgroups.y * workgroups.x - 1u - (workgroup.y * workgroups.x + workgroup.x);";
-    wgsl.contains(FORWARD).then(|| wgsl.replace(FORWARD, BACKWARD))
-}
-
-fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Result<Pipeline> {
-    let kernel = dispatch.kernel;
-    let label = format!("{}/{}", kernel.name, kernel.variant);
-    if kernel.subgroups && gpu.profile().subgroup.is_none() {
-        return Err(Error::device(label, "the kernel needs subgroup operations, which this device does not have"));
-    }
-    let entry = |(binding, ty): (usize, wgpu::BindingType)| wgpu::BindGroupLayoutEntry {
-        binding: binding as u32,
-        visibility: wgpu::ShaderStages::COMPUTE,
-        ty,
-        count: None,
-    };
-    let buffer = |ty, bytes| wgpu::BindingType::Buffer {
-        ty,
-        has_dynamic_offset: false,
-        min_binding_size: NonZeroU64::new(bytes),
-    };
-    let storage = |(_, access): &(&str, Access)| match access {
-        Access::Texture => wgpu::BindingType::StorageTexture {
-            access: wgpu::StorageTextureAccess::ReadOnly,
-            format: wgpu::TextureFormat::Rgba32Float,
-            view_dimension: wgpu::TextureViewDimension::D2,
-        },
-        Access::Read => buffer(wgpu::BufferBindingType::Storage { read_only: true }, 0),
-        Access::ReadWrite => buffer(wgpu::BufferBindingType::Storage { read_only: false }, 0),
-    };
-    let uniform =
-        (!dispatch.params.is_empty()).then(|| buffer(wgpu::BufferBindingType::Uniform, params_size(dispatch)));
-    let entries: Vec<_> = kernel.bindings.iter().map(storage).chain(uniform).enumerate().map(entry).collect();
-    gpu.scoped(format!("compiling {label}"), || {
-        let device = gpu.device();
-        let layout = device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(&label),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(&label),
-            layout: Some(&pipeline_layout),
-            module,
-            entry_point: Some(kernel.entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &dispatch.overrides,
-                // Kernels write workgroup memory before they read it; the zero fill can cost more than the kernel.
-                zero_initialize_workgroup_memory: false,
-            },
-            cache: gpu.cache.pipelines(),
-        });
-        Pipeline { pipeline, layout }
-    })
 }

@@ -1,19 +1,19 @@
-//! Numbers on their way back: a ring of staging buffers, so that a loss is read some steps later and no step waits.
+//! Readback through a ring of staging buffers: a loss is read some steps later, so no step waits for it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::Gpu;
 use crate::error::{Error, Result};
+use crate::runtime::gpu::Gpu;
 
-/// How long a copy may take to be announced after it has been made.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit for the notification about a copy that the device has finished.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A ring of staging buffers.
 ///
-/// A copy goes through four hands: [`Ring::encode_copy`], [`Gpu::submit`], [`Ring::map`], and [`Ring::poll`] or
-/// [`Ring::drain`], which give the copies back in the order in which they were mapped.
+/// Each readback takes four calls, in this order: [`Ring::encode_copy`], [`Gpu::submit`], [`Ring::map`], and [`Ring::poll`] or
+/// [`Ring::drain`]. The last two return copies in the order of their [`Ring::map`] calls.
 #[derive(Debug)]
 pub struct Ring {
     bytes: u64,
@@ -22,7 +22,7 @@ pub struct Ring {
     next: u64,
 }
 
-/// A staging buffer with an encoded copy, to be mapped after its submission. Dropping it shortens the ring.
+/// A staging buffer with an encoded copy, for [`Ring::map`] after the submission. Dropping it removes the buffer from the ring.
 #[derive(Debug)]
 #[must_use]
 pub struct Slot {
@@ -32,7 +32,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Number of the copy: 0, 1, 2, ... for each ring.
+    /// Returns the number of the copy, counted from 0 in each ring.
     #[must_use]
     pub fn ticket(&self) -> u64 {
         self.ticket
@@ -46,21 +46,27 @@ struct Pending {
 }
 
 impl Ring {
-    /// `depth` staging buffers of `bytes` each.
+    /// Creates a ring of `depth` staging buffers of `bytes` each.
+    ///
+    /// # Errors
+    /// As [`Gpu::buffer`].
     pub fn new(gpu: &Gpu, bytes: u64, depth: usize) -> Result<Self> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let free = (0..depth).map(|_| gpu.buffer_for("readback", bytes, usage)).collect::<Result<_>>()?;
         Ok(Self { bytes, free, pending: VecDeque::new(), next: 0 })
     }
 
-    /// Whether every staging buffer is in use: poll or drain before the next copy.
+    /// Returns whether every staging buffer is in use. If so, the next copy needs a [`Ring::poll`] or [`Ring::drain`] before it.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// Encodes copies of `(buffer, offset, size)` one behind the other into a free staging buffer. Offsets and sizes are
+    /// Encodes copies of the ranges `(buffer, offset, size)` into one staging buffer, without gaps. Offsets and sizes must be
     /// multiples of four.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if the ring is full or the ranges exceed a staging buffer.
     pub fn encode_copy(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -68,9 +74,9 @@ impl Ring {
     ) -> Result<Slot> {
         let len = sources.iter().map(|(_, _, size)| size).sum();
         if len > self.bytes {
-            return Err(Error::bug(format!("{len} bytes to read back through a ring of {}", self.bytes)));
+            return Err(Error::bug(format!("{len} bytes exceed a staging buffer of {} bytes", self.bytes)));
         }
-        let buffer = self.free.pop().ok_or_else(|| Error::bug("a readback ring that is full"))?;
+        let buffer = self.free.pop().ok_or_else(|| Error::bug("the readback ring is full"))?;
         let mut at = 0;
         for &(source, offset, size) in sources {
             encoder.copy_buffer_to_buffer(source, offset, &buffer, at, size);
@@ -81,7 +87,10 @@ impl Ring {
         Ok(Slot { buffer, len, ticket })
     }
 
-    /// Asks for the bytes of a copy that has been submitted.
+    /// Requests the bytes of a copy after its submission.
+    ///
+    /// # Errors
+    /// None at present; a failure to map shows in [`Ring::poll`] and [`Ring::drain`].
     pub fn map(&mut self, slot: Slot) -> Result<()> {
         let mapped = Arc::new(OnceLock::new());
         let done = Arc::clone(&mapped);
@@ -92,13 +101,19 @@ impl Ring {
         Ok(())
     }
 
-    /// The copies that have arrived, as (ticket, bytes), oldest first. Does not wait.
+    /// Returns finished copies as (ticket, bytes), oldest first. Does not wait.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
     pub fn poll(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
         gpu.poll(wgpu::PollType::Poll)?;
         self.collect()
     }
 
-    /// All outstanding copies, as (ticket, bytes), oldest first. Waits for them.
+    /// Waits for all copies and returns them as (ticket, bytes), oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed or a copy does not finish in ten seconds.
     pub fn drain(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
         let start = Instant::now();
         let mut done = Vec::new();
@@ -108,9 +123,9 @@ impl Ring {
             if self.pending.is_empty() {
                 return Ok(done);
             }
-            // The copies have been made, but another thread that polls the device has yet to say so.
-            if start.elapsed() > PATIENCE {
-                return Err(Error::device("reading back", "a copy did not arrive"));
+            // The device has finished, but another thread that polls it has not run the callback yet.
+            if start.elapsed() > TIMEOUT {
+                return Err(Error::device("reading back", "a copy did not finish"));
             }
             std::thread::yield_now();
         }

@@ -1,29 +1,29 @@
-//! What the device can do at most, measured: the roof under which benches report.
+//! Measured peak rates of a device: the roofline that benchmarks compare with.
 
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Binding, Gpu, Program, Step};
 use crate::error::Result;
+use crate::runtime::gpu::{Binding, Gpu, Program, Step};
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, workgroups};
 
 /// Measured peak rates of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Roof {
-    /// Billions of floating-point operations a second, multiply-adds in registers; each counts as two.
+pub struct Roofline {
+    /// 10^9 floating-point operations per second, in multiply-adds on registers, which count as two.
     pub gflops: f64,
-    /// Billions of bytes a second, read and written, in a copy between buffers far larger than any cache.
+    /// 10^9 bytes per second, read and written, in a copy between buffers that are larger than any cache.
     pub copy_gb_s: f64,
 }
 
 crate::runtime::kernel::kernel_params! {
-    /// See `shaders/roof.wgsl`.
+    /// Parameters of `shaders/lib/roofline.wgsl`.
     Params { len: u32, rounds: u32, factor: f32, addend: f32 }
 }
 
 static MULTIPLY_ADD: Kernel = Kernel {
-    name: "roof.multiply_add",
+    name: "roofline.multiply_add",
     variant: "vec4",
     file: "lib/roofline.wgsl",
     source: include_str!("../../../shaders/lib/roofline.wgsl"),
@@ -34,30 +34,33 @@ static MULTIPLY_ADD: Kernel = Kernel {
 };
 
 static COPY: Kernel = Kernel {
-    name: "roof.copy",
+    name: "roofline.copy",
     entry: "copy",
     bindings: &[("source", Access::Read), ("copied", Access::ReadWrite)],
     ..MULTIPLY_ADD
 };
 
-/// The probe kernels, for the reflection test.
+/// Returns the kernels that [`roofline`] runs.
 #[must_use]
 pub fn probes() -> Vec<&'static Kernel> {
     vec![&MULTIPLY_ADD, &COPY]
 }
 
-/// Invocations of the multiply-add probe: enough to fill any device.
+/// Invocations of the multiply-add kernel: enough to occupy any device.
 const INVOCATIONS: usize = 1 << 16;
-/// Floating-point operations of an invocation in a round: 8 accumulators, unrolled 4 times, of 4 lanes.
+/// Floating-point operations of an invocation per round: 8 accumulators of 4 components, unrolled 4 times, 2 per multiply-add.
 const FLOP_PER_ROUND: f64 = (8 * 4 * 4 * 2) as f64;
-/// Bytes of each side of the copy.
+/// Size of source and destination of the copy in bytes.
 const COPY_BYTES: usize = 64 << 20;
-/// A sample long enough that the time of a submission does not matter.
+/// Minimum duration of a sample, which makes the overhead of a submission negligible.
 const SAMPLE: Duration = Duration::from_millis(25);
 
-/// Measures the roof: about a second.
-pub fn roof(gpu: &Gpu) -> Result<Roof> {
-    let sums = gpu.buffer("roof: sums", 16 * INVOCATIONS as u64)?;
+/// Measures the peak rates of a device. Takes about a second.
+///
+/// # Errors
+/// As [`Program::planned`] and [`Gpu::submit`].
+pub fn roofline(gpu: &Gpu) -> Result<Roofline> {
+    let sums = gpu.buffer("roofline: sums", 16 * INVOCATIONS as u64)?;
     let flops = best_rate(
         |amount| {
             let params = Params { len: INVOCATIONS as u32, rounds: amount, factor: 0.999, addend: 0.001 };
@@ -68,7 +71,7 @@ pub fn roof(gpu: &Gpu) -> Result<Roof> {
     )?;
 
     let (source, copied) =
-        (gpu.buffer("roof: source", COPY_BYTES as u64)?, gpu.buffer("roof: copied", COPY_BYTES as u64)?);
+        (gpu.buffer("roofline: source", COPY_BYTES as u64)?, gpu.buffer("roofline: copied", COPY_BYTES as u64)?);
     let bytes = best_rate(
         |amount| {
             let len = COPY_BYTES / 16;
@@ -78,7 +81,7 @@ pub fn roof(gpu: &Gpu) -> Result<Roof> {
         },
         gpu,
     )?;
-    Ok(Roof { gflops: flops / 1e9, copy_gb_s: bytes / 1e9 })
+    Ok(Roofline { gflops: flops / 1e9, copy_gb_s: bytes / 1e9 })
 }
 
 fn program(
@@ -99,8 +102,9 @@ fn program(
     Program::new(gpu, kernel.name, &vec![step; times as usize])
 }
 
-/// Doubles the amount of work until a sample is long enough, then samples until the best has not risen by a hundredth for
-/// five samples, and gives the best rate: work per second.
+/// Returns the best rate, in work per second.
+///
+/// Doubles the amount of work until a sample is long enough, then takes samples until none of five improves the best by 1 %.
 fn best_rate(make: impl Fn(u32) -> Result<(Program, f64)>, gpu: &Gpu) -> Result<f64> {
     let sample = |program: &Program| -> Result<Duration> {
         let start = Instant::now();

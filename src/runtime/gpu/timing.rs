@@ -1,16 +1,16 @@
-//! Time on the device, dispatch by dispatch.
+//! Device time of each dispatch.
 
-use super::Gpu;
-use super::program::StepName;
 use crate::error::{Error, Result};
+use crate::runtime::gpu::Gpu;
+use crate::runtime::gpu::program::StepName;
 
-/// The most queries that WebGPU allows in a set.
+/// The most queries that WebGPU allows in a query set.
 const SET: usize = 4096;
 
 /// Writes a timestamp before and after each dispatch of the programs that are encoded with it.
 ///
-/// Inside a pass where the device can do that, else with a pass for each dispatch. [`Timer::resolve`] closes the encoding,
-/// and [`Timer::read`] takes the times after the submission; the timer can then be used again.
+/// Devices that cannot write timestamps inside a pass need a pass for each dispatch. [`Timer::resolve`] ends the encoding.
+/// [`Timer::read`] returns the times after the submission; then the timer can be used again.
 #[derive(Debug)]
 pub struct Timer {
     sets: Vec<wgpu::QuerySet>,
@@ -20,23 +20,26 @@ pub struct Timer {
     names: Vec<StepName>,
 }
 
-/// Time that a dispatch took.
+/// The device time of a dispatch.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Span {
     /// Label of the step.
     pub label: String,
-    /// Kernel, `family.entry`.
+    /// Name of the kernel, e.g. `conv2d.forward`.
     pub kernel: &'static str,
     /// Variant of the kernel.
     pub variant: &'static str,
-    /// Nanoseconds from the first beginning among the spans of a read; `None` where `ns` is.
+    /// Start in nanoseconds after the first start of the same read; `None` if `ns` is.
     pub begin_ns: Option<f64>,
-    /// Nanoseconds; `None` where the device's clock gave nothing possible (zero, or an end before its beginning).
+    /// Duration in nanoseconds; `None` if the timestamps of the device are impossible (zero, or an end before the start).
     pub ns: Option<f64>,
 }
 
 impl Timer {
-    /// A timer for at most `steps` dispatches between two reads; `None` without timestamp queries.
+    /// Creates a timer for at most `steps` dispatches between two reads; `None` if the device has no timestamp queries.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the queries cannot be created.
     pub fn new(gpu: &Gpu, steps: usize) -> Result<Option<Self>> {
         let features = gpu.device().features();
         if !features.contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -61,13 +64,12 @@ impl Timer {
         }))
     }
 
-    /// Whether all dispatches of a program can stay in one pass.
+    /// Returns whether timed dispatches can share a pass.
     pub(super) fn inside_passes(&self) -> bool {
         self.inside_passes
     }
 
-    /// Takes the queries for one more step: a set, and the numbers of the begin and end stamps in it. A step beyond the
-    /// timer's size goes untimed.
+    /// Reserves two queries for a step: a set, and the number of the first query in it. `None` beyond the size of the timer.
     pub(super) fn next(&mut self, name: &StepName) -> Option<(&wgpu::QuerySet, u32)> {
         let first = 2 * self.names.len();
         let set = self.sets.get(first / SET)?;
@@ -79,7 +81,7 @@ impl Timer {
         Some((set, at))
     }
 
-    /// Encodes the way of the timestamps into memory; once, behind the programs.
+    /// Encodes the copy of all timestamps into a buffer, once, after the programs.
     pub fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
         let mut left = 2 * self.names.len();
         for (i, set) in self.sets.iter().enumerate() {
@@ -91,13 +93,16 @@ impl Timer {
         }
     }
 
-    /// The times of the steps encoded since the last read, in order. Waits.
+    /// Waits, and returns the times of the steps that were encoded since the last read, in order.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
     pub fn read(&mut self, gpu: &Gpu) -> Result<Vec<Span>> {
         let names = std::mem::take(&mut self.names);
         let bytes = gpu.read(&self.resolved, 0, 16 * names.len() as u64)?;
         let ticks: Vec<[u64; 2]> = bytemuck::pod_collect_to_vec(&bytes);
         if ticks.len() != names.len() {
-            return Err(Error::bug("timestamps went missing"));
+            return Err(Error::bug("wrong number of timestamps"));
         }
         let possible = |[begin, end]: [u64; 2]| begin != 0 && end > begin;
         let first = ticks.iter().filter(|stamps| possible(**stamps)).map(|[begin, _]| *begin).min().unwrap_or(0);

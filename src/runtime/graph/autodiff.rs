@@ -191,7 +191,7 @@ impl Walk {
         };
         let shape = self.graph.value(grad).spec.shape;
         let name = format!("{}.sum", node.name);
-        let sums = self.graph.call(&name, Arc::new(Add::new(shape, shape)?), &[old, grad])?;
+        let sums = self.graph.push_op(&name, Arc::new(Add::new(shape, shape)?), &[old, grad])?;
         let sum = *sums.first().ok_or_else(|| Error::bug("add has no output"))?;
         if let Some(sharers) = self.sharers.get_mut(&old) {
             sharers.remove(&value);

@@ -1,13 +1,18 @@
-//! First values of parameters and running statistics.
+//! Initial values of parameters and running statistics.
 
-use super::{Arena, Graph, Tensor};
 use crate::error::Result;
+use crate::runtime::graph::{Arena, Graph, Tensor};
 use crate::runtime::op::Init;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 
-/// First values of the tensors of a arena, as PyTorch's layers start by default, from the seed alone: tensor number i draws from
-/// stream i.
+/// Returns initial values for the tensors of an arena, from the same distributions as the default initialisation of PyTorch's
+/// layers.
+///
+/// They depend on `seed` alone: tensor `i` draws from sub-stream `i` of [`Stream::Init`].
+///
+/// # Errors
+/// [`Error::Bug`](crate::Error::Bug) for a fan-in of zero.
 pub fn initial(graph: &Graph, arena: Arena, seed: u64) -> Result<Vec<Vec<f32>>> {
     let draw = |(i, tensor): (usize, &Tensor)| match tensor.init {
         Init::Constant(value) => Ok(vec![value; tensor.spec.len()]),

@@ -1,5 +1,5 @@
-//! Work on all cores whose result does not depend on their number: the parts are fixed by the caller, and only who does a part
-//! is left to chance. Where no threads can be had, the caller does it all.
+//! Parallel work whose results do not depend on the number of threads: the caller fixes the parts, and only their assignment to
+//! threads varies. If no thread can be started, the calling thread does all the work.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,12 +8,12 @@ use std::thread::{Builder, ScopedJoinHandle};
 
 use crate::error::Result;
 
-/// Operations that are worth a thread.
-const WORTH_A_THREAD: f64 = 1e6;
+/// Operations for which starting a thread pays.
+const OPERATIONS_PER_THREAD: f64 = 1e6;
 
-/// Calls `f(i, part)` for every part of `data` of `size` elements; `work` is the number of operations in all.
+/// Calls `f(i, part)` for each part of `data` of `size` elements. `work` is the total number of operations.
 pub(crate) fn for_parts<T: Send>(data: &mut [T], size: usize, work: f64, f: impl Fn(usize, &mut [T]) + Sync) {
-    let threads = cores().min((work / WORTH_A_THREAD) as usize);
+    let threads = cores().min((work / OPERATIONS_PER_THREAD) as usize);
     on_threads(threads, data, size, f);
 }
 
@@ -33,7 +33,7 @@ fn on_threads<T: Send>(threads: usize, data: &mut [T], size: usize, f: impl Fn(u
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            // Where there are no more to be had, the others do it all.
+            // The threads that could be started do all the work.
             if Builder::new().spawn_scoped(scope, work).is_err() {
                 break;
             }
@@ -42,7 +42,10 @@ fn on_threads<T: Send>(threads: usize, data: &mut [T], size: usize, f: impl Fn(u
     });
 }
 
-/// `f` of every item, in order.
+/// Returns `f` of every item, in order.
+///
+/// # Errors
+/// The first error in the order of items.
 pub(crate) fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
     let threads = cores().min(items.len());
     if threads < 2 {
@@ -59,7 +62,7 @@ pub(crate) fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Result<R> + S
     let mut done: Vec<_> = std::thread::scope(|scope| {
         let workers: Vec<_> = (1..threads).map_while(|_| Builder::new().spawn_scoped(scope, work).ok()).collect();
         let own = work();
-        // A panic in a worker is a panic here.
+        // Propagates panics.
         let join = |worker: ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
         workers.into_iter().flat_map(join).chain(own).collect()
     });
@@ -67,7 +70,7 @@ pub(crate) fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> Result<R> + S
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Threads that run at once.
+/// Returns the number of threads that can run at a time.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -77,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_part_is_done_once_on_any_number_of_threads() {
+    fn every_part_is_processed_once_on_any_number_of_threads() {
         for threads in [0, 1, 2, 7, 100] {
             let mut data = vec![0; 37];
             on_threads(threads, &mut data, 5, |i, part| part.iter_mut().for_each(|v| *v += 100 + i));
@@ -86,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn results_come_in_order_and_the_first_error_wins() {
+    fn results_keep_order_and_the_first_error_is_returned() {
         let items: Vec<usize> = (0..100).collect();
         assert_eq!(map(&items, |i| Ok(i * i)).unwrap(), (0..100).map(|i| i * i).collect::<Vec<_>>());
         let failed = map(&items, |i| if *i < 7 { Ok(*i) } else { Err(crate::Error::bug(i)) });

@@ -1,4 +1,4 @@
-//! Shapes and layouts of tensors, the number types of the CPU reference, and random streams.
+//! Tensors: shapes and layouts, the number types of the CPU reference, and random streams.
 
 pub mod real;
 pub mod rng;

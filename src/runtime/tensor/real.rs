@@ -1,10 +1,10 @@
-//! The numbers that the CPU reference computes with: `f32`, `f64`, and [`Tracked`], which carries its own rounding error.
+//! Number types of the CPU reference: `f32`, `f64`, and [`Tracked`], which estimates its own rounding error.
 
 use std::fmt::Debug;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-/// A number type of the reference.
+/// A number type that the CPU reference computes in.
 pub trait Real:
     Copy
     + Debug
@@ -21,31 +21,31 @@ pub trait Real:
     + Sum
     + 'static
 {
-    /// Nearest number of this type; exact for every `f32`.
+    /// Returns the nearest value of this type. Exact for every `f32`.
     fn from_f64(value: f64) -> Self;
-    /// The value without its error.
-    fn value(self) -> f64;
-    /// e to the power of `self`.
+    /// Returns the value, without the error estimate.
+    fn to_f64(self) -> f64;
+    /// Returns e to the power of `self`.
     fn exp(self) -> Self;
-    /// Square root.
+    /// Returns the square root.
     fn sqrt(self) -> Self;
 
-    /// Zero.
+    /// Returns zero.
     fn zero() -> Self {
         Self::default()
     }
 
-    /// The count of something, exactly.
+    /// Converts a count. Exact up to the precision of the type.
     fn from_usize(n: usize) -> Self {
         Self::from_f64(n as f64)
     }
 
-    /// `self` squared.
+    /// Returns the square of `self`.
     fn squared(self) -> Self {
         self * self
     }
 
-    /// The larger of `self` and zero; NaN stays NaN, so that a poisoned activation cannot hide behind a ReLU.
+    /// Returns the larger of `self` and zero. NaN stays NaN, so that a ReLU does not hide it.
     fn relu(self) -> Self {
         if self <= Self::zero() { Self::zero() } else { self }
     }
@@ -57,7 +57,7 @@ macro_rules! float {
             fn from_f64(value: f64) -> Self {
                 value as $t
             }
-            fn value(self) -> f64 {
+            fn to_f64(self) -> f64 {
                 f64::from(self)
             }
             fn exp(self) -> Self {
@@ -72,8 +72,10 @@ macro_rules! float {
 float!(f32);
 float!(f64);
 
-/// The sum of `terms` as sixteen interleaved partial sums over blocks of 4096: faster than one running sum, and its rounding grows
-/// with the length of a block instead of the whole, as that of the kernels' trees does.
+/// Returns the sum of `terms`, from sixteen interleaved partial sums over each block of 4096.
+///
+/// Faster than one running sum, and its rounding error grows with the length of a block instead of the whole sequence, like that of
+/// the tree sums in the kernels.
 pub fn blocked_sum<T: Real>(mut terms: impl Iterator<Item = T>) -> T {
     let mut total = T::zero();
     loop {
@@ -88,17 +90,18 @@ pub fn blocked_sum<T: Real>(mut terms: impl Iterator<Item = T>) -> T {
     }
 }
 
-/// Half a unit in the last place of `f32`, relative: the rounding error of one correctly rounded operation.
+/// Largest relative error of one correctly rounded `f32` operation: half a unit in the last place.
 pub const ROUNDING: f64 = 1.0 / 16_777_216.0;
 
-/// A number with a running estimate of the error that single-precision WGSL arithmetic makes on the way to it.
+/// A number with an estimate of the error that single-precision WGSL arithmetic accumulates in computing it.
 ///
-/// `value` is computed in `f64`. `variance` is the sum of the squares of all rounding errors made so far, each carried
-/// through the operations after it (first order, taken as independent: Higham, *Accuracy and Stability of Numerical
-/// Algorithms*, section 2.8), in units of [`ROUNDING`] squared. For a sum of K products this is at most `K * S^2`, S the sum of
-/// absolute products, so a limit of a few times [`Tracked::rms`] is tighter than the usual `4 * sqrt(K) * 2^-24 * S` and needs no
-/// K and S counted by hand. Operations that WGSL does not round correctly (division, square root, `exp`) add the error that the
-/// accuracy table of its specification allows.
+/// `value` is computed in `f64`. `variance` is the sum of the squares of all rounding errors so far, in units of [`ROUNDING`] squared.
+/// Later operations propagate each error to first order, and errors count as independent (Higham, *Accuracy and Stability of
+/// Numerical Algorithms*, section 2.8).
+///
+/// For a sum of K products the variance is at most `K * S^2`, where S is the sum of the absolute products. A limit of a few times
+/// [`Tracked::rms`] is therefore tighter than the usual `4 * sqrt(K) * 2^-24 * S`, and nobody has to count K and S. Operations that
+/// WGSL does not round correctly (division, square root, `exp`) add the error that its specification allows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tracked {
     value: f64,
@@ -106,13 +109,13 @@ pub struct Tracked {
 }
 
 impl Tracked {
-    /// An estimate of the error of a single-precision computation of this value: the root of the summed squares.
+    /// Returns the estimated error of a single-precision computation of this value: the root of the sum of squares.
     #[must_use]
     pub fn rms(self) -> f64 {
         self.variance.sqrt() * ROUNDING
     }
 
-    /// `value` with the carried variance and a fresh error of `half_ulps` roundings.
+    /// Returns `value` with the variance of its operands, `carried`, and a new error of `half_ulps` roundings.
     fn rounded(value: f64, carried: f64, half_ulps: f64) -> Self {
         Self { value, variance: carried + (half_ulps * value).powi(2) }
     }
@@ -133,7 +136,7 @@ impl PartialOrd for Tracked {
 impl Add for Tracked {
     type Output = Self;
     fn add(self, o: Self) -> Self {
-        // Adding to an exact zero is exact: the first term of every sum.
+        // Adding to an exact zero is exact. This is the first term of every sum.
         let exact = (self.value == 0.0 && self.variance == 0.0) || (o.value == 0.0 && o.variance == 0.0);
         Self::rounded(self.value + o.value, self.variance + o.variance, if exact { 0.0 } else { 1.0 })
     }
@@ -186,7 +189,7 @@ impl Real for Tracked {
     fn from_f64(value: f64) -> Self {
         Self { value, variance: 0.0 }
     }
-    fn value(self) -> f64 {
+    fn to_f64(self) -> f64 {
         self.value
     }
     fn exp(self) -> Self {
@@ -205,21 +208,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_estimate_covers_f32_sums_and_stays_below_the_worst_case() {
+    fn estimates_bound_f32_sums_and_stay_below_the_worst_case() {
         for k in [10usize, 1000, 100_000] {
             let term = |i: usize| ((i * 7919 % 1013) as f32 / 506.5 - 1.0, (i * 104_729 % 997) as f32 / 498.5 - 1.0);
             let single: f32 = (0..k).map(|i| term(i).0 * term(i).1).sum();
             let tracked: Tracked =
                 (0..k).map(|i| Tracked::from_f64(f64::from(term(i).0)) * Tracked::from_f64(f64::from(term(i).1))).sum();
             let sum_abs: f64 = (0..k).map(|i| f64::from((term(i).0 * term(i).1).abs())).sum();
-            let error = (f64::from(single) - tracked.value()).abs();
+            let error = (f64::from(single) - tracked.to_f64()).abs();
             assert!(error <= 8.0 * tracked.rms(), "k {k}: {error} > 8 * {}", tracked.rms());
             assert!(tracked.rms() <= (k as f64).sqrt() * ROUNDING * sum_abs);
         }
     }
 
     #[test]
-    fn a_blocked_sum_has_every_term_once_and_rounds_less() {
+    fn blocked_sums_are_complete_and_round_less() {
         for len in [0usize, 1, 15, 16, 17, 4095, 4096, 4097, 10_000] {
             let sum: f64 = blocked_sum((1..=len).map(|i| i as f64));
             assert_eq!(sum, (len * (len + 1) / 2) as f64);
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_term_is_seen() {
+    fn a_missing_term_exceeds_the_limit() {
         let k = 20_000;
         let full: Tracked = (0..k).map(|i| Tracked::from_f64(((i * 31 % 17) as f64 - 8.0) / 8.0)).sum();
         assert!(8.0 * full.rms() < 0.5);

@@ -1,21 +1,30 @@
 //! Shapes and memory layouts.
 //!
-//! A tensor has one logical order, PyTorch's row-major one (NCHW, OIHW, `[out, in]`), which the reference, files and the
-//! public interface use, and one physical layout on the device, which kernels use: NHWC with channels padded to a
-//! multiple of four, so that every kernel moves `vec4<f32>`. [`Spec::pack`] and [`Spec::unpack`] are the only two functions
-//! that know both. Padding lanes are always zero.
+//! A tensor has a logical order and a physical layout. The logical order is row-major, as in PyTorch (NCHW, OIHW, `[out, in]`). The
+//! reference, files and the public interface use it. The physical layout is the one on the device: NHWC with channels padded to a
+//! multiple of four, so that kernels move `vec4<f32>`. Padding is always zero. Only [`Spec::pack`] and [`Spec::unpack`] convert
+//! between the two.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// Rounds up to the channel granule of the device layout: four floats, one `vec4<f32>`.
+/// Rounds a number of channels up to a multiple of four, as the device layout does: whole `vec4<f32>`.
 #[must_use]
 pub const fn pad4(channels: usize) -> usize {
     channels.div_ceil(4) * 4
 }
 
-/// Sizes of a 4-d tensor: batch (or output channels), channels, height, width.
+/// Sizes of a tensor in four dimensions: batch (or output channels), channels, height, width.
+///
+/// ```
+/// use vae_wgpu::runtime::tensor::shape::Shape;
+///
+/// let shape = Shape::new(8, 3, 32, 32);
+/// assert_eq!(shape.len(), 24_576);
+/// assert_eq!(shape.positions(), 8 * 32 * 32);
+/// assert_eq!(shape.with_c(16).to_string(), "[8, 16, 32, 32]");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Batch size, or output channels of a weight.
@@ -28,53 +37,62 @@ pub struct Shape {
     pub w: usize,
 }
 
-/// The most elements that a tensor may have: its bytes are counted in 32-bit words on the device.
+/// The most elements that a tensor may have: kernels count its bytes in 32 bits.
 pub const MAX_ELEMENTS: usize = 1 << 30;
 
 impl Shape {
-    /// A shape of four sizes.
+    /// Returns a shape.
     #[must_use]
     pub const fn new(n: usize, c: usize, h: usize, w: usize) -> Self {
         Self { n, c, h, w }
     }
 
-    /// `channels` numbers: a bias, a norm's weight, a running statistic.
+    /// Returns the shape of a vector: a bias, the weight of a norm, a running statistic.
     #[must_use]
     pub const fn vector(channels: usize) -> Self {
         Self::new(1, channels, 1, 1)
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.n * self.c * self.h * self.w
     }
 
-    /// Whether a size is zero. A checked shape never is.
+    /// Returns whether a size is zero.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// ImageDecode of the whole batch: `n * h * w`.
+    /// Returns the number of positions, `n * h * w`.
     #[must_use]
-    pub const fn pixels(&self) -> usize {
+    pub const fn positions(&self) -> usize {
         self.n * self.h * self.w
     }
 
-    /// The same sizes for another batch.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn pixels(&self) -> usize {
+        self.positions()
+    }
+
+    /// Returns the shape with another batch size.
     #[must_use]
     pub const fn with_n(self, n: usize) -> Self {
         Self { n, ..self }
     }
 
-    /// The same sizes with other channels.
+    /// Returns the shape with another number of channels.
     #[must_use]
     pub const fn with_c(self, c: usize) -> Self {
         Self { c, ..self }
     }
 
-    /// Refuses zero sizes and shapes of more than [`MAX_ELEMENTS`] padded elements.
+    /// Rejects empty shapes and shapes of more than [`MAX_ELEMENTS`] elements with padding.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] names `op` and `what`.
     pub fn checked(self, op: &str, what: &str) -> Result<Self> {
         let too_big =
             || Error::argument(format!("shape of {what} of {op}"), format!("1 to {MAX_ELEMENTS} elements"), self);
@@ -98,29 +116,40 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// Where the elements of a tensor lie on the device.
+/// The order of elements on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// `[n][h][w][pad4(c)]`: activations, and vectors as `[pad4(c)]`.
     Nhwc4,
-    /// `[kh][kw][pad4(ic)][pad4(oc)]` for a logical `[oc, ic, kh, kw]`: convolution weights. A transposed convolution stores its
-    /// PyTorch weight `[in, out, kh, kw]` the same way, as the weight of the convolution that it is the adjoint of.
+    /// `[kh][kw][pad4(ic)][pad4(oc)]` for a logical `[oc, ic, kh, kw]`: convolution weights. The PyTorch weight of a transposed
+    /// convolution, `[in, out, kh, kw]`, is the weight of the convolution that it is the adjoint of, and has the same layout.
     ConvWeight,
-    /// `[h_in][w_in][pad4(c_in)][h_out][w_out][pad4(c_out)]` for a logical `[c_out*h_out*w_out, c_in*h_in*w_in]`: a linear layer
-    /// whose input and output lie as pictures.
+    /// `[h_in][w_in][pad4(c_in)][h_out][w_out][pad4(c_out)]` for a logical `[c_out*h_out*w_out, c_in*h_in*w_in]`: the weight of a
+    /// linear layer whose input and output have the layout of activations.
     LinearWeight {
         /// `(c, h, w)` of the input.
         input: (usize, usize, usize),
         /// `(c, h, w)` of the output.
         output: (usize, usize, usize),
     },
-    /// Unpadded numbers: flat parameter buffers, loss terms, step scalars. The length is rounded up to four.
+    /// Elements in logical order: flat parameter buffers, loss terms, scalars of a step. The length is rounded up to four.
     Flat,
-    /// One byte an element in logical order, four to a `u32`: pixels on their way to the device.
+    /// Bytes in logical order, four to a `u32`: images for upload.
     Bytes,
 }
 
-/// Shape and layout of a tensor: all that is needed to allocate, fill and read it.
+/// Shape and layout of a tensor.
+///
+/// ```
+/// use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+///
+/// // Two channels of one pixel: padded to four floats.
+/// let spec = Spec::nhwc(Shape::new(1, 2, 1, 1));
+/// let bytes = spec.pack(&[1.0, 2.0])?;
+/// assert_eq!(bytes.len(), 16);
+/// assert_eq!(spec.unpack(&bytes)?, [1.0, 2.0]);
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spec {
     /// Logical sizes.
@@ -130,25 +159,26 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// An activation `[n, c, h, w]`.
+    /// Returns the spec of an activation `[n, c, h, w]`.
     #[must_use]
     pub const fn nhwc(shape: Shape) -> Self {
         Self { shape, layout: Layout::Nhwc4 }
     }
 
-    /// A vector of `channels` numbers.
+    /// Returns the spec of a vector.
     #[must_use]
     pub const fn vector(channels: usize) -> Self {
         Self::nhwc(Shape::vector(channels))
     }
 
-    /// A convolution weight, logically `[oc, ic, kh, kw]`.
+    /// Returns the spec of a convolution weight, logically `[oc, ic, kh, kw]`.
     #[must_use]
     pub const fn conv_weight(oc: usize, ic: usize, kh: usize, kw: usize) -> Self {
         Self { shape: Shape::new(oc, ic, kh, kw), layout: Layout::ConvWeight }
     }
 
-    /// A linear weight, logically `[out, in]`, between two pictures given as shapes (their batch is ignored).
+    /// Returns the spec of the weight of a linear layer, logically `[out, in]`, between activations of two shapes. Their batch sizes
+    /// are ignored.
     #[must_use]
     pub const fn linear_weight(input: Shape, output: Shape) -> Self {
         Self {
@@ -157,31 +187,31 @@ impl Spec {
         }
     }
 
-    /// `len` unpadded numbers.
+    /// Returns the spec of `len` elements in logical order.
     #[must_use]
     pub const fn flat(len: usize) -> Self {
         Self { shape: Shape::vector(len), layout: Layout::Flat }
     }
 
-    /// ImageDecode as bytes, logically `[n, c, h, w]`.
+    /// Returns the spec of bytes, logically `[n, c, h, w]`.
     #[must_use]
     pub const fn bytes(shape: Shape) -> Self {
         Self { shape, layout: Layout::Bytes }
     }
 
-    /// Number of logical elements.
+    /// Returns the number of elements, without padding.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.shape.len()
     }
 
-    /// Whether there is no element.
+    /// Returns whether there are no elements.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.shape.is_empty()
     }
 
-    /// Sizes of the tensor in a PyTorch state dict: `[oc, ic, kh, kw]`, `[out, in]`, or `[numbers]`.
+    /// Returns the sizes of the tensor in a PyTorch state dict: `[oc, ic, kh, kw]`, `[out, in]` or `[len]`.
     #[must_use]
     pub fn torch_dims(&self) -> Vec<usize> {
         let Shape { n, c, h, w } = self.shape;
@@ -193,7 +223,7 @@ impl Spec {
         }
     }
 
-    /// Size on the device in bytes, padding included; a multiple of 16 (of 4 for bytes).
+    /// Returns the size on the device in bytes with padding, a multiple of 16; of 4 for [`Layout::Bytes`].
     #[must_use]
     pub const fn device_bytes(&self) -> usize {
         let s = self.shape;
@@ -208,19 +238,19 @@ impl Spec {
         }
     }
 
-    /// Calls `f(logical, physical)` for every element, in logical order.
+    /// Calls `f(logical, physical)` with the two indices of every element, in logical order.
     pub fn for_each(&self, mut f: impl FnMut(usize, usize)) {
         let Shape { n, c, h, w } = self.shape;
         match self.layout {
             Layout::Flat | Layout::Bytes => (0..self.len()).for_each(|i| f(i, i)),
             Layout::LinearWeight { input: (ic, ih, iw), output: (oc, oh, ow) } => {
                 let columns = oh * ow * pad4(oc);
-                let place = |chan: usize, pixel: usize, chans: usize| pixel * pad4(chans) + chan;
+                let index = |channel: usize, position: usize, channels: usize| position * pad4(channels) + channel;
                 let mut logical = 0;
                 for o in 0..oc * oh * ow {
-                    let column = place(o / (oh * ow), o % (oh * ow), oc);
+                    let column = index(o / (oh * ow), o % (oh * ow), oc);
                     for i in 0..ic * ih * iw {
-                        f(logical, place(i / (ih * iw), i % (ih * iw), ic) * columns + column);
+                        f(logical, index(i / (ih * iw), i % (ih * iw), ic) * columns + column);
                         logical += 1;
                     }
                 }
@@ -246,15 +276,17 @@ impl Spec {
         }
     }
 
-    /// Device bytes of `logical` numbers (`len()` of them, PyTorch's order); padding is zero. [`Layout::Bytes`] takes numbers
-    /// from 0 to 255.
+    /// Converts elements in logical order to the bytes of the device layout. Padding is zero.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another number of elements; for [`Layout::Bytes`], also for values that are not integers from 0 to 255.
     pub fn pack(&self, logical: &[f32]) -> Result<Vec<u8>> {
         self.check_len(logical.len(), self.len())?;
         if self.layout == Layout::Bytes {
             let mut bytes = vec![0; self.device_bytes()];
             for (byte, &value) in bytes.iter_mut().zip(logical) {
                 if !(0.0..=255.0).contains(&value) || value.fract() != 0.0 {
-                    return Err(Error::argument("pixel value", "a whole number from 0 to 255", value));
+                    return Err(Error::argument("byte", "an integer from 0 to 255", value));
                 }
                 *byte = value as u8;
             }
@@ -265,7 +297,10 @@ impl Spec {
         Ok(bytemuck::cast_slice(&physical).to_vec())
     }
 
-    /// The logical numbers of device bytes; padding is dropped.
+    /// Converts the bytes of the device layout to elements in logical order, without padding.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another number of bytes.
     pub fn unpack(&self, device: &[u8]) -> Result<Vec<f32>> {
         self.check_len(device.len(), self.device_bytes())?;
         if self.layout == Layout::Bytes {
@@ -300,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pack_and_unpack_are_inverse_and_pad_with_zero() {
+    fn unpack_inverts_pack_and_padding_is_zero() {
         let specs = [
             Spec::nhwc(Shape::new(2, 5, 3, 2)),
             Spec::vector(7),
@@ -322,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linear_layer_of_vectors_lies_like_a_1x1_convolution() {
+    fn linear_weights_of_vectors_equal_those_of_1x1_convolutions() {
         let linear = Spec::linear_weight(Shape::vector(6), Shape::vector(9));
         let conv = Spec::conv_weight(9, 6, 1, 1);
         let logical: Vec<f32> = (0..54).map(|i| i as f32).collect();
@@ -330,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_shapes_are_refused() {
+    fn empty_and_huge_shapes_are_rejected() {
         assert!(Shape::new(0, 3, 4, 4).checked("t", "x").is_err());
         assert!(Shape::new(usize::MAX, 3, 4, 4).checked("t", "x").is_err());
         assert!(Shape::new(1, usize::MAX, 1, 1).checked("t", "x").is_err());

@@ -7,8 +7,7 @@
 use super::{Dataset, Images};
 use crate::error::Result;
 use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Stream;
-use rand_chacha::ChaCha8Rng;
+use crate::runtime::tensor::rng::{Stream, StreamRng};
 
 /// Pictures to train on.
 pub const TRAIN: usize = 50_000;
@@ -90,7 +89,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn draw(class: u8, rng: &mut ChaCha8Rng) -> Self {
+    fn draw(class: u8, rng: &mut StreamRng) -> Self {
         let pattern = class >= 8;
         let radius = if pattern { between(rng, 0.34, 0.62) } else { between(rng, 0.42, 0.78) };
         let room = if pattern { 0.4 } else { 0.92 - radius };
@@ -162,12 +161,12 @@ impl Scene {
     }
 }
 
-fn between(rng: &mut ChaCha8Rng, low: f32, high: f32) -> f32 {
+fn between(rng: &mut StreamRng, low: f32, high: f32) -> f32 {
     low + (high - low) * rng::unit(rng)
 }
 
 /// A unit vector within 45 degrees of one of the first `quarters` axes, from a rational parametrisation of the circle.
-fn direction(rng: &mut ChaCha8Rng, quarters: u32) -> Point {
+fn direction(rng: &mut StreamRng, quarters: u32) -> Point {
     let t = between(rng, -0.414, 0.414);
     let (x, y) = ((1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t));
     match rng::below(rng, quarters) {

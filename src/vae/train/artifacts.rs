@@ -78,8 +78,8 @@ impl Trainer<'_> {
                 data: Some(self.data.clone()),
             },
             weights: self.weights()?,
-            moment1: self.runner.download(Arena::Moment1)?,
-            moment2: self.runner.download(Arena::Moment2)?,
+            moment1: self.runner.download(Arena::OptimizerState(0))?,
+            moment2: self.runner.download(Arena::OptimizerState(1))?,
         };
         let restored = self.restore();
         self.tolerate(restored)?;

@@ -177,8 +177,8 @@ impl<'a> Trainer<'a> {
         for (arena, tensors) in [
             (Arena::Params, &weights.params),
             (Arena::States, &weights.states),
-            (Arena::Moment1, &moment1),
-            (Arena::Moment2, &moment2),
+            (Arena::OptimizerState(0), &moment1),
+            (Arena::OptimizerState(1), &moment2),
         ] {
             runner.upload(arena, tensors)?;
         }

@@ -27,7 +27,7 @@ impl Reference for ImageDecode {
             ("forward", [bytes], [y]) => {
                 for (y, byte) in y.iter_mut().zip(*bytes) {
                     // Single precision in every precision: the picture is made of these numbers.
-                    *y = T::from_f64(f64::from(byte.value() as f32 / 127.5 - 1.0));
+                    *y = T::from_f64(f64::from(byte.to_f64() as f32 / 127.5 - 1.0));
                 }
                 Ok(())
             }

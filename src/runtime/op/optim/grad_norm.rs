@@ -34,7 +34,7 @@ impl Reference for GradNorm {
         match (pass, reads, writes) {
             ("forward", [grads, terms], [norm]) => {
                 let length = blocked_sum(grads.iter().map(|g| g.squared())).sqrt();
-                let finite = grads.iter().chain(*terms).chain([&length]).all(|g| g.value().is_finite());
+                let finite = grads.iter().chain(*terms).chain([&length]).all(|g| g.to_f64().is_finite());
                 let finite = T::from_f64(if finite { 1.0 } else { 0.0 });
                 for (norm, v) in norm.iter_mut().zip([length, finite, T::zero(), T::zero()]) {
                     *norm = v;

@@ -1,0 +1,60 @@
+//! The optimizer: appends AdamW to a graph with gradients.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::runtime::graph::{Arena, Bound, Graph, Storage, ValueId};
+use crate::runtime::kernel::operand;
+use crate::runtime::op::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars, spec_of};
+use crate::runtime::tensor::shape::Spec;
+
+impl Graph {
+    /// Returns the settings of the optimizer, if the graph has one.
+    #[must_use]
+    pub fn optimizer(&self) -> Option<AdamConfig> {
+        self.nodes.iter().find_map(|node| node.op.downcast_ref::<Adam>()).map(Adam::config)
+    }
+
+    /// Appends the global gradient norm and an AdamW step over all parameters.
+    ///
+    /// `losses` are the loss terms, a flat tensor of three values. A step in which a loss term or a gradient is NaN or infinite
+    /// changes nothing: parameters and moments keep their values, and running statistics return to those of the last applied step
+    /// ([`Arena::SavedStates`]).
+    ///
+    /// The graph gets the input `hyperparams`, the [`StepScalars`] of the step, and the output `norm`: the gradient norm before
+    /// clipping, then 1 if the step was applied and 0 if not.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a graph without parameters or an invalid `config`.
+    pub fn with_adam(mut self, config: AdamConfig, losses: ValueId) -> Result<Self> {
+        let len = (self.arena_bytes(Arena::Params) / 4) as usize;
+        let arenas = [Arena::Params, Arena::Grads, Arena::OptimizerState(0), Arena::OptimizerState(1)];
+        let [params, grads, m, v] = arenas.map(|arena| self.whole(arena));
+        let hyperparams = self.add_value("hyperparams".into(), Spec::flat(StepScalars::LEN), Storage::Input);
+        self.inputs.insert("hyperparams".into(), hyperparams);
+        let grad_norm = GradNorm::new(len)?;
+        let norm = self.add_value("grad_norm.norm".into(), spec_of(&grad_norm, operand("norm"))?, Storage::Local);
+        let operands = by_name([("grads", grads), ("terms", losses), ("norm", norm)]);
+        self.push_forward("grad_norm", Arc::new(grad_norm), operands)?;
+        let operands = by_name([
+            ("grads", grads),
+            ("norm", norm),
+            ("hyperparams", hyperparams),
+            ("params", params),
+            ("m", m),
+            ("v", v),
+        ]);
+        self.push_forward("adam", Arc::new(Adam::new(len, config)?), operands)?;
+        if !self.states.is_empty() {
+            let len = (self.arena_bytes(Arena::States) / 4) as usize;
+            let (states, accepted) = (self.whole(Arena::States), self.whole(Arena::SavedStates));
+            let operands = by_name([("norm", norm), ("states", states), ("accepted", accepted)]);
+            self.push_forward("restore_states", Arc::new(RestoreStates::new(len)?), operands)?;
+        }
+        Ok(self.with_output("norm", norm))
+    }
+}
+
+fn by_name<const N: usize>(operands: [(&'static str, ValueId); N]) -> Bound {
+    operands.map(|(name, value)| (operand(name), value)).to_vec()
+}
