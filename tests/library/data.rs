@@ -14,7 +14,7 @@ use md5::{Digest, Md5};
 use tar::{Builder, EntryType, Header};
 use vae_wgpu::Error;
 use vae_wgpu::app::data::download::Source;
-use vae_wgpu::app::data::{CacheDirs, DataSpec, Progress, archive, open};
+use vae_wgpu::app::data::{CacheDirs, DataSpec, FetchProgress, archive, open};
 use vae_wgpu::vae::data::cifar10::{ARCHIVE, FILES, FOLDER, RECORD};
 use vae_wgpu::vae::data::{Dataset, batch};
 
@@ -430,9 +430,9 @@ fn a_download_fills_the_cache() {
     let mut told = Vec::new();
     setup.places.open(&mut |p| told.push(p)).unwrap();
     let total = setup.body.len() as u64;
-    assert_eq!(told[0], Progress::Downloading { done: 0, total });
-    let done = told.iter().position(|p| *p == Progress::Downloading { done: total, total }).unwrap();
-    assert_eq!(told[done + 1..], [Progress::Verifying, Progress::Unpacking]);
+    assert_eq!(told[0], FetchProgress::Downloading { done: 0, total });
+    let done = told.iter().position(|p| *p == FetchProgress::Downloading { done: total, total }).unwrap();
+    assert_eq!(told[done + 1..], [FetchProgress::Verifying, FetchProgress::Unpacking]);
     setup.succeeds(&[None]);
 }
 
@@ -582,7 +582,7 @@ fn concurrent_callers_download_once() {
         for _ in 0..4 {
             scope.spawn(|| {
                 let mut note = |p| {
-                    if p == Progress::Waiting {
+                    if p == FetchProgress::Waiting {
                         *waited.lock().unwrap() += 1;
                     }
                 };

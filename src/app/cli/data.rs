@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::values::non_empty;
 use super::{eprintln_lossy, print};
-use crate::app::data::{DataSpec, Progress};
+use crate::app::data::{DataSpec, FetchProgress};
 use crate::vae::data::{Dataset, Description, Statistics};
 
 /// Choice of a data set.
@@ -56,7 +56,7 @@ impl DatasetArgs {
     /// Opens the data set; a download shows its progress on stderr unless `quiet`.
     pub(super) fn open(&self, quiet: bool) -> anyhow::Result<Dataset> {
         let spec = self.data.clone().unwrap_or_default();
-        let mut meter = FetchProgress::new(quiet);
+        let mut meter = FetchBar::new(quiet);
         let opened = crate::app::data::open(&spec, &mut |progress| meter.show(progress));
         meter.bar.finish_and_clear();
         Ok(opened?.limited(self.train_limit.map(NonZeroUsize::get), self.val_limit.map(NonZeroUsize::get))?)
@@ -64,34 +64,34 @@ impl DatasetArgs {
 }
 
 /// A progress bar on a terminal, otherwise one line per stage.
-struct FetchProgress {
+struct FetchBar {
     bar: ProgressBar,
     lines: bool,
     stage: Option<&'static str>,
 }
 
-impl FetchProgress {
+impl FetchBar {
     fn new(quiet: bool) -> Self {
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::no_length() };
         Self { lines: !quiet && bar.is_hidden(), bar, stage: None }
     }
 
-    fn show(&mut self, progress: Progress) {
+    fn show(&mut self, progress: FetchProgress) {
         let stage = match progress {
-            Progress::Waiting => "waiting for another process to download CIFAR-10",
-            Progress::Downloading { done, total } => {
+            FetchProgress::Waiting => "waiting for another process to download CIFAR-10",
+            FetchProgress::Downloading { done, total } => {
                 self.bar.set_length(total);
                 self.bar.set_position(done);
                 "downloading CIFAR-10"
             }
-            Progress::Verifying => "verifying the checksum",
-            Progress::Unpacking => "unpacking",
+            FetchProgress::Verifying => "verifying the checksum",
+            FetchProgress::Unpacking => "unpacking",
         };
         if self.stage.replace(stage) == Some(stage) {
             return;
         }
         let template = match progress {
-            Progress::Downloading { .. } => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            FetchProgress::Downloading { .. } => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
             _ => "{msg} ...",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {

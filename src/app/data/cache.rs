@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::app::data::download;
 use crate::app::data::download::Source;
-use crate::app::data::{Progress, archive};
+use crate::app::data::{FetchProgress, archive};
 use crate::app::io::atomic;
 use crate::error::{Error, Result};
 use crate::vae::data::Dataset;
@@ -49,7 +49,7 @@ impl CacheDirs {
     ///
     /// # Errors
     /// [`Error::Data`] for a damaged copy, [`Error::Download`] and [`Error::File`].
-    pub fn open(&self, progress: &mut dyn FnMut(Progress)) -> Result<Dataset> {
+    pub fn open(&self, progress: &mut dyn FnMut(FetchProgress)) -> Result<Dataset> {
         if self.local.exists() {
             return archive::folder(&self.local);
         }
@@ -61,9 +61,9 @@ impl CacheDirs {
     }
 
     /// Unpacks the data set into the cache, from an existing archive or from the network.
-    fn fill(&self, folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    fn fill(&self, folder: &Path, progress: &mut dyn FnMut(FetchProgress)) -> Result<()> {
         fs::create_dir_all(&self.cache).map_err(Error::file("create", &self.cache))?;
-        let _lock = atomic::lock_file(&self.cache.join("lock"), || progress(Progress::Waiting))?;
+        let _lock = atomic::lock_file(&self.cache.join("lock"), || progress(FetchProgress::Waiting))?;
         // Another process may have filled the cache while this one waited.
         if folder.exists() {
             return Ok(());
@@ -73,7 +73,7 @@ impl CacheDirs {
         if !is_users {
             download::fetch(&self.source, &packed, progress)?;
         }
-        progress(Progress::Unpacking);
+        progress(FetchProgress::Unpacking);
         unpack(&packed, folder)?;
         if !is_users {
             fs::remove_file(&packed).map_err(Error::file("remove", &packed))?;

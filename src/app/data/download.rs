@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use md5::{Digest, Md5};
 
-use crate::app::data::Progress;
+use crate::app::data::FetchProgress;
 use crate::error::{Error, Result};
 use crate::vae::data::cifar10;
 
@@ -44,7 +44,7 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// # Errors
 /// [`Error::Download`] for failures of the network or the server, [`Error::File`] for those of the disk.
-pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(FetchProgress)) -> Result<()> {
     let mut part = OsString::from(path);
     part.push(".part");
     let part = PathBuf::from(part);
@@ -73,7 +73,7 @@ pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(Progress)) -
     let mut fresh = bytes_on_disk(&part).map_err(Error::file("read", &part))? == 0;
     loop {
         complete(&agent, source, &part, progress).map_err(&failed)?;
-        progress(Progress::Verifying);
+        progress(FetchProgress::Verifying);
         let found = md5_of(&part).map_err(Error::file("read", &part))?;
         if found == source.md5 {
             return fs::rename(&part, path).map_err(Error::file("create", path));
@@ -92,7 +92,7 @@ fn complete(
     agent: &ureq::Agent,
     source: &Source,
     part: &Path,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(FetchProgress),
 ) -> Result<(), Cause> {
     if bytes_on_disk(part)? > source.bytes {
         fs::remove_file(part)?;
@@ -111,7 +111,12 @@ fn complete(
 }
 
 /// Sends one request: appends to `part` if the server resumes at its end, otherwise starts over.
-fn request(agent: &ureq::Agent, source: &Source, part: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), Cause> {
+fn request(
+    agent: &ureq::Agent,
+    source: &Source,
+    part: &Path,
+    progress: &mut dyn FnMut(FetchProgress),
+) -> Result<(), Cause> {
     let mut at = bytes_on_disk(part)?;
     let mut get = agent.get(&source.url);
     if at > 0 {
@@ -139,7 +144,7 @@ fn request(agent: &ureq::Agent, source: &Source, part: &Path, progress: &mut dyn
     let mut body = response.into_body().into_reader();
     let mut buffer = vec![0u8; 1 << 16];
     loop {
-        progress(Progress::Downloading { done: at, total: source.bytes });
+        progress(FetchProgress::Downloading { done: at, total: source.bytes });
         let count = match body.read(&mut buffer) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             count => count?,

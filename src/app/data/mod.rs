@@ -17,7 +17,7 @@ pub use cache::CacheDirs;
 /// Progress of fetching a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Progress {
+pub enum FetchProgress {
     /// Waiting for another process that is downloading.
     Waiting,
     /// Downloading the archive.
@@ -68,7 +68,7 @@ impl fmt::Display for DataSpec {
 ///
 /// # Errors
 /// [`Error::Data`](crate::Error::Data), [`Error::Download`](crate::Error::Download) or [`Error::File`](crate::Error::File).
-pub fn open(spec: &DataSpec, progress: &mut dyn FnMut(Progress)) -> Result<Dataset> {
+pub fn open(spec: &DataSpec, progress: &mut dyn FnMut(FetchProgress)) -> Result<Dataset> {
     match spec {
         DataSpec::Cifar10 => CacheDirs::user()?.open(progress),
         DataSpec::Shapes => shapes::dataset(),
