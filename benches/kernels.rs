@@ -9,7 +9,7 @@ use std::cell::{Cell, OnceCell};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use vae_wgpu::app::bench::{Line, Rig, Subject, Summary, subjects};
+use vae_wgpu::app::bench::{PassBench, ProductSummary, RooflineRow, Workload, workloads};
 use vae_wgpu::runtime::gpu::{Gpu, Options, roofline};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
@@ -38,45 +38,45 @@ fn main() {
         let options = plan::Options::default();
         let planned = VaeConfig::default().plan(batch, Mode::Train, gpu.profile(), &options);
         let (graph, _) = planned.expect("the default model");
-        let all = subjects(&graph).expect("its kernels");
+        let all = workloads(&graph).expect("its kernels");
         // The short mode only shows that everything runs: one shape of each pass.
         let mut seen = Vec::new();
-        let mut wanted = |s: &&Subject| {
+        let mut wanted = |s: &&Workload| {
             let key = (s.op.kind(), s.pass.name);
             let fresh = !seen.contains(&key);
             seen.push(key);
             !short || fresh
         };
         let mut group = criterion.benchmark_group(format!("batch {batch}"));
-        for subject in all.iter().filter(|s| wanted(s)) {
-            group.throughput(Throughput::Elements(subject.cost.flop as u64));
+        for workload in all.iter().filter(|s| wanted(s)) {
+            group.throughput(Throughput::Elements(workload.cost.flop as u64));
             // Made once, and only for what the filter lets through; criterion calls the closure for every sample.
-            let rig = OnceCell::new();
+            let bench = OnceCell::new();
             let best = Cell::new(f64::INFINITY);
-            group.bench_function(&subject.name, |b| {
-                let rig = rig.get_or_init(|| Rig::new(&gpu, subject, None).expect("a kernel of the model"));
+            group.bench_function(&workload.name, |b| {
+                let bench = bench.get_or_init(|| PassBench::new(&gpu, workload, None).expect("a kernel of the model"));
                 b.iter_custom(|times| {
-                    let time = rig.run(times).expect("a run");
+                    let time = bench.run(times).expect("a run");
                     best.set(best.get().min(time.as_secs_f64() / times as f64));
                     time
                 });
             });
-            if let Some(rig) = rig.get() {
-                let product = Rig::of_product(&gpu, subject, None).expect("a kernel of the model");
+            if let Some(bench) = bench.get() {
+                let product = PassBench::of_product(&gpu, workload, None).expect("a kernel of the model");
                 let least = Duration::from_secs_f64(seconds / 10.0);
-                let product = product.map(|rig| rig.time(samples, least).expect("a run"));
-                lines.push(Line::new(subject, &rig.variant, best.get(), product, &roof));
+                let product = product.map(|bench| bench.time(samples, least).expect("a run"));
+                lines.push(RooflineRow::new(workload, &bench.variant, best.get(), product, &roof));
             }
         }
         group.finish();
     }
     criterion.final_summary();
     println!("\nbest times; roof% is the share of the measured multiply-add rate or copy bandwidth, whichever binds");
-    println!("{}", Line::heading());
+    println!("{}", RooflineRow::heading());
     for line in &lines {
         println!("{line}");
     }
-    if let Some(summary) = Summary::of(&lines) {
+    if let Some(summary) = ProductSummary::of(&lines) {
         println!("{summary}");
     }
 }

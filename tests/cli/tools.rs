@@ -3,8 +3,8 @@
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use vae_wgpu::app::bench::subjects;
 use vae_wgpu::app::bench::tune::VariantTable;
+use vae_wgpu::app::bench::workloads;
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
@@ -195,10 +195,10 @@ fn bench_kernels_has_a_row_for_every_shape_and_a_summary() {
     let config = VaeConfig { channels: 4, blocks: 1, ..VaeConfig::default() };
     let gpu = Gpu::open(&Options::default()).unwrap();
     let (graph, _) = config.plan(2, Mode::Train, gpu.profile(), &plan::Options::default()).unwrap();
-    let subjects = subjects(&graph).unwrap();
-    assert_eq!(kernels.len(), subjects.len());
-    for (kernel, subject) in kernels.iter().zip(&subjects) {
-        assert_eq!((&kernel["name"], &kernel["count"]), (&subject.name.as_str().into(), &subject.count.into()));
+    let workloads = workloads(&graph).unwrap();
+    assert_eq!(kernels.len(), workloads.len());
+    for (kernel, workload) in kernels.iter().zip(&workloads) {
+        assert_eq!((&kernel["name"], &kernel["count"]), (&workload.name.as_str().into(), &workload.count.into()));
         for field in ["ms", "gb_s", "roof_pct"] {
             assert!(kernel[field].as_f64().unwrap() > 0.0, "{field}: {kernel}");
         }

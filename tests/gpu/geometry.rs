@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use vae_wgpu::Error;
-use vae_wgpu::app::check::{Outcome, Subject};
+use vae_wgpu::app::check::{CheckOutcome, PreparedCase};
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::graph::{Arena, Graph};
@@ -30,16 +30,16 @@ fn agrees(gpu: &Gpu, case: Case, ran: &RefCell<BTreeMap<String, u32>>) -> Result
         .iter()
         .flat_map(|pass| case.op.variants(pass.name).iter().map(|variant| (pass.name, *variant)))
         .collect();
-    let (family, name, subject) = (case.op.kind(), case.name.clone(), Subject::new(case));
+    let (family, name, subject) = (case.op.kind(), case.name.clone(), PreparedCase::new(case));
     for (pass, variant) in kernels {
         match subject.gpu_vs_reference(gpu, pass, variant, None) {
-            Ok(Outcome::Ran(lines)) => {
+            Ok(CheckOutcome::Ran(lines)) => {
                 for line in lines {
                     prop_assert!(line.passed(), "{family} {name}: {pass}/{variant}: {line}");
                 }
                 *ran.borrow_mut().entry(format!("{family}.{pass}/{variant}")).or_default() += 1;
             }
-            Ok(Outcome::NotApplicable(_)) => {}
+            Ok(CheckOutcome::NotApplicable(_)) => {}
             Err(error) => return Err(TestCaseError::fail(format!("{family} {name}: {pass}/{variant}: {error}"))),
         }
     }

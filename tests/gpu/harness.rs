@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use vae_wgpu::app::check::Outcome;
+use vae_wgpu::app::check::CheckOutcome;
 use vae_wgpu::runtime::gpu::testing::TestHooks;
 use vae_wgpu::runtime::gpu::{AdapterInfo, Gpu, Options};
 use vae_wgpu::runtime::kernel::Profile;
@@ -210,10 +210,10 @@ fn required() -> bool {
 }
 
 /// Fails unless every tensor of a check is within its limit.
-pub(crate) fn verdict(outcome: Outcome) -> Result<(), Failed> {
+pub(crate) fn verdict(outcome: CheckOutcome) -> Result<(), Failed> {
     match outcome {
-        Outcome::Ran(lines) if !lines.is_empty() && lines.iter().all(|line| line.passed()) => Ok(()),
-        Outcome::Ran(lines) => Err(Failed::from(lines.iter().map(|line| format!("{line}\n")).collect::<String>())),
-        Outcome::NotApplicable(why) => Err(Failed::from(format!("not applicable: {why}"))),
+        CheckOutcome::Ran(lines) if !lines.is_empty() && lines.iter().all(|line| line.passed()) => Ok(()),
+        CheckOutcome::Ran(lines) => Err(Failed::from(lines.iter().map(|line| format!("{line}\n")).collect::<String>())),
+        CheckOutcome::NotApplicable(why) => Err(Failed::from(format!("not applicable: {why}"))),
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use libtest_mimic::Failed;
 use vae_wgpu::Error;
-use vae_wgpu::app::check::{Check, Kind, suite};
+use vae_wgpu::app::check::{Check, CheckKind, suite};
 use vae_wgpu::runtime::kernel::{DeviceKind, Dispatch, Profile};
 use vae_wgpu::runtime::op::{OPS, Target};
 
@@ -34,8 +34,8 @@ fn register_on(tests: &mut Suite, setup: Setup, suffix: &str, check: Check) -> v
 
 /// What a check dispatches on a device with this profile, storing and accumulating; nothing where it cannot run.
 fn dispatches(check: &Check, profile: &Profile) -> vae_wgpu::Result<Vec<Dispatch>> {
-    let Kind::Gpu { pass, variant } = check.kind else { return Ok(Vec::new()) };
-    let op = &check.subject.case.op;
+    let CheckKind::Gpu { pass, variant } = check.kind else { return Ok(Vec::new()) };
+    let op = &check.case.case.op;
     let mut all = Vec::new();
     for accumulate in [false, true] {
         let accumulate = vec![accumulate; op.passes().get(pass)?.writes.len()];
@@ -52,8 +52,8 @@ fn folded(checks: &[Check], profile: &Profile) -> vae_wgpu::Result<BTreeMap<Key,
     const FOLDS: usize = 8;
     let mut best: BTreeMap<Key, (usize, f64, &Check)> = BTreeMap::new();
     for check in checks {
-        let Kind::Gpu { pass, .. } = check.kind else { continue };
-        let op = &check.subject.case.op;
+        let CheckKind::Gpu { pass, .. } = check.kind else { continue };
+        let op = &check.case.case.op;
         let flop = op.cost(op.passes().get(pass)?)?.flop;
         for dispatch in dispatches(check, profile)? {
             let grid = dispatch.workgroups.min(FOLDS);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use libtest_mimic::Failed;
-use vae_wgpu::app::check::{Check, Kind, Line, Outcome, Patch, Subject, suite};
+use vae_wgpu::app::check::{Check, CheckKind, CheckOutcome, Comparison, Patch, PreparedCase, suite};
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::kernel::Lowered;
 use vae_wgpu::runtime::op::{Case, Cost, Op, Operand, Pass, Passes, Reference, Role, Target, grad, operand};
@@ -119,17 +119,17 @@ const MUTANTS: &[Mutant] = &[
 
 /// A check that noticed says how.
 fn is_noticed(gpu: &Gpu, check: &Check, mutant: &Mutant) -> Result<String> {
-    let Kind::Gpu { pass, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
+    let CheckKind::Gpu { pass, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
     let (kernel, kernel_variant) = mutant.kernel.split_once('/').unwrap_or((mutant.kernel, variant));
     let patch = Patch { kernel, variant: kernel_variant, edits: &[(mutant.find, mutant.replace)] };
-    match check.subject.gpu_vs_reference(gpu, pass, variant, Some(&patch))? {
-        Outcome::Ran(lines) => match lines.iter().find(|line| !line.passed()) {
+    match check.case.gpu_vs_reference(gpu, pass, variant, Some(&patch))? {
+        CheckOutcome::Ran(lines) => match lines.iter().find(|line| !line.passed()) {
             Some(line) => Ok(line.to_string()),
             None => {
                 Err(Error::bug(format!("survived: {}", lines.iter().map(|l| format!("\n{l}")).collect::<String>())))
             }
         },
-        Outcome::NotApplicable(why) => Err(Error::bug(format!("not applicable: {why}"))),
+        CheckOutcome::NotApplicable(why) => Err(Error::bug(format!("not applicable: {why}"))),
     }
 }
 
@@ -182,8 +182,8 @@ impl Reference for Cube {
 /// Finite differences must accept the right gradient and see an error of four parts in a million.
 fn finite_differences_detect_small_errors() -> Result<(), Failed> {
     for (error, right) in [(0.0, true), (4e-6, false), (-4e-6, false), (f64::NAN, false)] {
-        let lines = Subject::new(Case::new("cube", Cube { error })).finite_differences()?;
-        if lines.iter().all(Line::passed) != right {
+        let lines = PreparedCase::new(Case::new("cube", Cube { error })).finite_differences()?;
+        if lines.iter().all(Comparison::passed) != right {
             return Err(Failed::from(format!("error {error}: {}", lines[0])));
         }
     }

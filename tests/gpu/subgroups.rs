@@ -8,7 +8,7 @@ use std::process::Command;
 
 use libtest_mimic::Failed;
 use serde_json::Value;
-use vae_wgpu::app::check::{Check, Kind, Patch, suite};
+use vae_wgpu::app::check::{Check, CheckKind, Patch, suite};
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::kernel::{Kernel, Profile};
 use vae_wgpu::runtime::op::{OPS, Target};
@@ -20,10 +20,10 @@ const SIZES: [u32; 4] = [8, 16, 32, 64];
 
 /// The pass that is checked, and the kernel with subgroup operations that it runs on a device with subgroups of `size`.
 fn kernel_of(check: &Check, size: u32) -> vae_wgpu::Result<Option<(&'static str, &'static Kernel)>> {
-    let Kind::Gpu { pass, variant } = check.kind else { return Ok(None) };
+    let CheckKind::Gpu { pass, variant } = check.kind else { return Ok(None) };
     let profile = Profile { subgroup: Some((size, size)), ..Profile::WEBGPU };
     let target = Target { profile: &profile, variant: Some(variant), accumulate: &[] };
-    match check.subject.case.op.lower(pass, &target) {
+    match check.case.case.op.lower(pass, &target) {
         Err(vae_wgpu::Error::Unsupported { .. }) => Ok(None),
         lowered => {
             let kernel =
@@ -38,9 +38,9 @@ fn kernel_of(check: &Check, size: u32) -> vae_wgpu::Result<Option<(&'static str,
 fn checks(size: u32) -> vae_wgpu::Result<Vec<(Check, &'static Kernel)>> {
     type Key = (&'static str, &'static str);
     let mut found: BTreeMap<Key, (f64, Check, &'static Kernel)> = BTreeMap::new();
-    for check in suite()?.into_iter().filter(|check| check.family == "fused_conv") {
+    for check in suite()?.into_iter().filter(|check| check.op == "fused_conv") {
         let Some((pass, kernel)) = kernel_of(&check, size)? else { continue };
-        let op = &check.subject.case.op;
+        let op = &check.case.case.op;
         let distance = (op.cost(op.passes().get(pass)?)?.flop / 1e6).log2().abs();
         let key = (kernel.name, kernel.variant);
         if found.get(&key).is_none_or(|(least, ..)| distance < *least) {
@@ -65,7 +65,7 @@ fn none_is_left_out() -> Result<(), Failed> {
 
 /// Runs the check with the kernel's subgroup operations emulated.
 fn emulated(gpu: &Gpu, check: &Check, kernel: &Kernel, size: u32) -> Result<(), Failed> {
-    let Kind::Gpu { pass, variant } = check.kind else { return Err("not a check of a kernel".into()) };
+    let CheckKind::Gpu { pass, variant } = check.kind else { return Err("not a check of a kernel".into()) };
     let functions = format!(
         "var<workgroup> lanes: array<vec4<f32>, {}>;
          var<private> own_lane: u32;
@@ -87,7 +87,7 @@ fn emulated(gpu: &Gpu, check: &Check, kernel: &Kernel, size: u32) -> Result<(), 
         ("@compute", &functions),
     ];
     let patch = Patch { kernel: kernel.name, variant: kernel.variant, edits: &edits };
-    verdict(check.subject.gpu_vs_reference(gpu, pass, variant, Some(&patch))?)
+    verdict(check.case.gpu_vs_reference(gpu, pass, variant, Some(&patch))?)
 }
 
 /// What the program prints at a vector width, as JSON values.

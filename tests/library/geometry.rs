@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use vae_wgpu::Error;
-use vae_wgpu::app::check::Subject;
+use vae_wgpu::app::check::PreparedCase;
 use vae_wgpu::runtime::kernel::Profile;
 use vae_wgpu::runtime::op::{
     Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Elbo, FusedConv, GlobalAvgPool, ImageDecode,
@@ -168,7 +168,8 @@ fn differentiated(case: Case) -> Result<bool, TestCaseError> {
         return Ok(false);
     }
     let name = case.name.clone();
-    let lines = Subject::new(case).finite_differences().map_err(|e| TestCaseError::fail(format!("{name}: {e}")))?;
+    let lines =
+        PreparedCase::new(case).finite_differences().map_err(|e| TestCaseError::fail(format!("{name}: {e}")))?;
     prop_assert!(!lines.is_empty());
     for line in lines {
         prop_assert!(line.passed(), "{name}: {line}");

@@ -1,7 +1,7 @@
-//! Measuring kernels: every distinct operation, direction and shape of a model, alone on a device.
+//! Measures the kernels of a model one by one: every distinct operation, pass and shape.
 //!
-//! The work of a pass comes from its operation ([`crate::runtime::op::Op::cost`]), so that FLOP and bytes are counted in one place, all operands
-//! included. Times are of many dispatches in one submission, divided: submission and wake-up are shared between them.
+//! The cost of a pass comes from its operation ([`Op::cost`]), so FLOP and bytes of all operands are counted in one place. A time is the
+//! mean over many dispatches in one submission, which share the cost of submission and wake-up.
 
 pub mod tune;
 
@@ -18,53 +18,55 @@ use crate::runtime::op::{Cost, Op, Pass, Target, spec_of};
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 
-/// A pass of an operation that a graph runs, once for all nodes with the same operation and shapes.
+/// A distinct pass of a graph; it stands for all nodes with the same operation and shapes.
 #[derive(Clone, Debug)]
-pub struct Subject {
-    /// `family.pass shapes`.
+pub struct Workload {
+    /// Name and shapes, e.g. `conv2d.forward [1, 3, 8, 8] -> [1, 4, 8, 8]`.
     pub name: String,
-    /// A node that runs it.
+    /// Name of the first node that runs it.
     pub example: String,
-    /// How many nodes run it.
+    /// Number of nodes that run it.
     pub count: usize,
     /// The operation.
     pub op: Arc<dyn Op>,
-    /// Which pass.
+    /// The pass.
     pub pass: Pass,
-    /// Its work.
+    /// Cost of one run.
     pub cost: Cost,
 }
 
-impl Subject {
-    /// Whether it is a matrix product at heart, bound by multiply-adds where the model is of a useful size: convolutions and linear
-    /// layers, but not their bias gradients, which are sums.
+impl Workload {
+    /// Returns whether the pass is a matrix product: a convolution or linear layer, but not its bias gradient.
     #[must_use]
     pub fn is_product(&self) -> bool {
         self.product_flop().is_some()
     }
 
-    /// Floating-point operations of the product alone, without the norms and sums that are fused with it: two a multiply-add.
+    /// Returns the floating-point operations of the matrix product, two per multiply-add, without the norms and sums fused with it.
     #[must_use]
     pub fn product_flop(&self) -> Option<f64> {
         self.op.product_flop(&self.pass)
     }
 }
 
-/// The distinct passes of a graph, in order of first use.
-pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
-    let mut found: Vec<Subject> = Vec::new();
+/// Returns the distinct passes of a graph, in order of first use.
+///
+/// # Errors
+/// Those of [`Op::cost`].
+pub fn workloads(graph: &Graph) -> Result<Vec<Workload>> {
+    let mut found: Vec<Workload> = Vec::new();
     let mut at: BTreeMap<String, usize> = BTreeMap::new();
     for node in graph.nodes() {
         let key = format!("{:?}.{}", node.op, node.pass.name);
-        if let Some(subject) = at.get(&key).and_then(|&i| found.get_mut(i)) {
-            subject.count += 1;
+        if let Some(workload) = at.get(&key).and_then(|&i| found.get_mut(i)) {
+            workload.count += 1;
             continue;
         }
         let shapes = |args: &[Arg]| args.first().map(|arg| spec_of(node.op.as_ref(), *arg).map(|s| s.to_string()));
         let (from, to) = (shapes(&node.pass.reads).transpose()?, shapes(&node.pass.writes).transpose()?);
         let arrow = [from, to].into_iter().flatten().collect::<Vec<_>>().join(" -> ");
         at.insert(key, found.len());
-        found.push(Subject {
+        found.push(Workload {
             name: format!("{}.{} {arrow}", node.op.kind(), node.pass.name),
             example: node.name.clone(),
             count: 1,
@@ -76,33 +78,38 @@ pub fn subjects(graph: &Graph) -> Result<Vec<Subject>> {
     Ok(found)
 }
 
-/// Operands of up to so many numbers are scalars of a step and flags: ones, so that Adam does not take the update for poisoned.
+/// Operands of up to this many values are step scalars and flags. They are set to one, so that Adam does not skip its update.
 const SCALARS: usize = 8;
 
-/// A pass with buffers of its own, ready to run again and again.
+/// A compiled pass with its own buffers, for repeated runs.
 #[derive(Debug)]
-pub struct Rig<'a> {
+pub struct PassBench<'a> {
     gpu: &'a Gpu,
     program: PassProgram,
-    /// The variants of its dispatches, without repetition.
+    /// The distinct variants of its dispatches, joined by `+`.
     pub variant: String,
 }
 
-impl<'a> Rig<'a> {
-    /// Lowers, allocates, fills with random numbers and compiles. `variant`: asked for by name, or chosen.
-    pub fn new(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>) -> Result<Self> {
-        Self::of(gpu, subject, variant, |_| true)
+impl<'a> PassBench<'a> {
+    /// Lowers and compiles the pass, and fills its buffers with random values. Without `variant`, the operation chooses one.
+    ///
+    /// # Errors
+    /// Those of lowering and of the device.
+    pub fn new(gpu: &'a Gpu, workload: &Workload, variant: Option<&str>) -> Result<Self> {
+        Self::of(gpu, workload, variant, |_| true)
     }
 
-    /// The same without the passes of a norm that a pass makes beside its product (merging statistics, the norm's gradient), where
-    /// it has a product.
-    pub fn of_product(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>) -> Result<Option<Self>> {
+    /// The same without the dispatches for a fused norm; `None` if the pass is not a matrix product.
+    ///
+    /// # Errors
+    /// As [`PassBench::new`].
+    pub fn of_product(gpu: &'a Gpu, workload: &Workload, variant: Option<&str>) -> Result<Option<Self>> {
         let keep = |kernel: &Kernel| kernel.role == KernelRole::Main;
-        subject.is_product().then(|| Self::of(gpu, subject, variant, keep)).transpose()
+        workload.is_product().then(|| Self::of(gpu, workload, variant, keep)).transpose()
     }
 
-    fn of(gpu: &'a Gpu, subject: &Subject, variant: Option<&str>, keep: fn(&Kernel) -> bool) -> Result<Self> {
-        let (op, pass) = (subject.op.as_ref(), &subject.pass);
+    fn of(gpu: &'a Gpu, workload: &Workload, variant: Option<&str>, keep: fn(&Kernel) -> bool) -> Result<Self> {
+        let (op, pass) = (workload.op.as_ref(), &workload.pass);
         let accumulate = vec![false; pass.writes.len()];
         let target = Target { profile: gpu.profile(), variant, accumulate: &accumulate };
         let mut lowered = op.lower(pass.name, &target)?;
@@ -131,7 +138,10 @@ impl<'a> Rig<'a> {
         Ok(Self { gpu, program, variant: variants.join("+") })
     }
 
-    /// Runs the pass `times` times in one submission and waits; the time of all of them.
+    /// Runs the pass `times` times in one submission, waits, and returns the total time.
+    ///
+    /// # Errors
+    /// Those of the device.
     pub fn run(&self, times: u64) -> Result<Duration> {
         let started = Instant::now();
         let mut encoder = self.gpu.encoder("bench");
@@ -143,7 +153,10 @@ impl<'a> Rig<'a> {
         Ok(started.elapsed())
     }
 
-    /// The median seconds of one run over `rounds` samples of at least `least` each, after one that is not counted.
+    /// Returns the median seconds per run over `rounds` samples of at least `least` each, after a warm-up run.
+    ///
+    /// # Errors
+    /// Those of the device.
     pub fn time(&self, rounds: usize, least: Duration) -> Result<f64> {
         self.run(1)?;
         let one = self.run(1)?.max(Duration::from_nanos(1));
@@ -153,65 +166,65 @@ impl<'a> Rig<'a> {
             samples.push(self.run(times)?.as_secs_f64() / times as f64);
         }
         samples.sort_by(f64::total_cmp);
-        median(&samples).ok_or_else(|| Error::bug("no sample"))
+        median(&samples).ok_or_else(|| Error::bug("no sample was timed"))
     }
 }
 
-/// A line of the roofline table.
+/// A row of the roofline table.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Line {
-    /// `family.pass shapes`.
+pub struct RooflineRow {
+    /// Name and shapes, e.g. `conv2d.forward [1, 3, 8, 8] -> [1, 4, 8, 8]`.
     pub name: String,
-    /// Variant of its kernels.
+    /// Variant of the kernels.
     pub variant: String,
-    /// How many nodes of the model run it.
+    /// Number of nodes that run it.
     pub count: usize,
     /// Time of one run in milliseconds.
     pub ms: f64,
-    /// 10^9 floating-point operations a second.
+    /// Rate in 10^9 floating-point operations per second.
     pub gflops: f64,
-    /// 10^9 bytes of operands a second.
+    /// Rate in 10^9 bytes of operands per second.
     pub gb_s: f64,
-    /// Share of the bound that binds: measured multiply-add rate or measured copy bandwidth, in percent.
+    /// Share of the binding limit (measured multiply-add rate or copy bandwidth), in percent.
     pub roof_pct: f64,
-    /// Which of the two binds.
+    /// The binding limit: `compute` or `memory`.
     pub bound: &'static str,
     /// Floating-point operations of one run.
     pub flop: f64,
-    /// The matrix product in it, where there is one ([`Subject::is_product`]).
-    pub product: Option<Product>,
+    /// Timing of the matrix product, if the pass is one ([`Workload::is_product`]).
+    pub product: Option<ProductTiming>,
 }
 
-/// The matrix product of a pass, without the passes of a norm beside it.
+/// Timing of the matrix product of a pass, without the dispatches for a fused norm.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Product {
-    /// Two floating-point operations a multiply-add.
+pub struct ProductTiming {
+    /// Floating-point operations, two per multiply-add.
     pub flop: f64,
     /// Time of one run in milliseconds.
     pub ms: f64,
-    /// 10^9 of those operations a second.
+    /// Rate in 10^9 of these operations per second.
     pub gflops: f64,
 }
 
-impl Line {
-    /// From a subject's work and the seconds that it took, and its product alone, where it has one.
+impl RooflineRow {
+    /// Creates a row from the seconds of one run, and those of the matrix product alone.
     #[must_use]
-    pub fn new(subject: &Subject, variant: &str, seconds: f64, product: Option<f64>, roof: &Roofline) -> Self {
-        let Cost { flop, bytes } = subject.cost;
+    pub fn new(workload: &Workload, variant: &str, seconds: f64, product: Option<f64>, roof: &Roofline) -> Self {
+        let Cost { flop, bytes } = workload.cost;
         let compute = flop / (roof.gflops * 1e9);
         let memory = bytes / (roof.copy_gb_s * 1e9);
         let (ideal, bound) = if compute > memory { (compute, "compute") } else { (memory, "memory") };
         Self {
-            name: subject.name.clone(),
+            name: workload.name.clone(),
             variant: variant.to_owned(),
-            count: subject.count,
+            count: workload.count,
             ms: seconds * 1e3,
             gflops: flop / seconds / 1e9,
             gb_s: bytes / seconds / 1e9,
             roof_pct: 100.0 * ideal / seconds,
             bound,
             flop,
-            product: subject.product_flop().zip(product).map(|(flop, seconds)| Product {
+            product: workload.product_flop().zip(product).map(|(flop, seconds)| ProductTiming {
                 flop,
                 ms: seconds * 1e3,
                 gflops: flop / seconds / 1e9,
@@ -219,7 +232,7 @@ impl Line {
         }
     }
 
-    /// Heading of the table.
+    /// Returns the heading of the table.
     #[must_use]
     pub fn heading() -> String {
         format!(
@@ -229,7 +242,7 @@ impl Line {
     }
 }
 
-impl std::fmt::Display for Line {
+impl std::fmt::Display for RooflineRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -243,28 +256,29 @@ impl std::fmt::Display for Line {
     }
 }
 
-/// The rates of the products among some lines.
+/// Rates of the matrix products in a table.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Summary {
-    /// How many lines are of products.
+pub struct ProductSummary {
+    /// Number of rows that are products.
     pub products: usize,
-    /// The median of their 10^9 floating-point operations a second.
+    /// Median rate in GFLOP/s.
     pub median: f64,
-    /// The lowest.
+    /// Lowest rate in GFLOP/s.
     pub min: f64,
-    /// The mean, weighted with the work of each in the model: all floating-point operations over all time.
+    /// Mean rate in GFLOP/s, weighted by the work in the model: total operations over total time.
     pub mean: f64,
 }
 
-impl Summary {
-    /// `None` without products.
+impl ProductSummary {
+    /// Summarises the rows; `None` without products.
     #[must_use]
-    pub fn of(lines: &[Line]) -> Option<Self> {
-        let products: Vec<(f64, Product)> =
-            lines.iter().filter_map(|line| Some((line.count as f64, line.product?))).collect();
+    pub fn of(rows: &[RooflineRow]) -> Option<Self> {
+        let products: Vec<(f64, ProductTiming)> =
+            rows.iter().filter_map(|row| Some((row.count as f64, row.product?))).collect();
         let mut rates: Vec<f64> = products.iter().map(|(_, product)| product.gflops).collect();
         rates.sort_by(f64::total_cmp);
-        let sum = |of: fn(&Product) -> f64| products.iter().map(|(count, product)| count * of(product)).sum::<f64>();
+        let sum =
+            |of: fn(&ProductTiming) -> f64| products.iter().map(|(count, product)| count * of(product)).sum::<f64>();
         Some(Self {
             products: products.len(),
             median: median(&rates)?,
@@ -274,17 +288,17 @@ impl Summary {
     }
 }
 
-impl std::fmt::Display for Summary {
+impl std::fmt::Display for ProductSummary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { products, median, min, mean } = self;
         write!(
             f,
-            "{products} convolutions and linear layers: median {median:.2} GFLOP/s, min {min:.2}, weighted by their work {mean:.2}"
+            "{products} convolutions and linear layers: median {median:.2} GFLOP/s, min {min:.2}, mean weighted by work {mean:.2}"
         )
     }
 }
 
-/// The middle of sorted numbers, between the two middle ones where their count is even.
+/// Returns the median of sorted values; `None` if there are none.
 #[must_use]
 pub fn median(sorted: &[f64]) -> Option<f64> {
     let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
@@ -297,19 +311,19 @@ mod tests {
     use crate::vae::model::{Mode, VaeConfig};
 
     #[test]
-    fn every_node_is_counted_once_and_products_are_told_from_sums() {
+    fn every_node_is_counted_once_and_products_dominate_the_work() {
         let graph = VaeConfig::default().graph(2, Mode::Train).unwrap();
-        let subjects = subjects(&graph).unwrap();
-        assert_eq!(subjects.iter().map(|s| s.count).sum::<usize>(), graph.nodes().len());
-        let flop: f64 = subjects.iter().map(|s| s.cost.flop * s.count as f64).sum();
+        let workloads = workloads(&graph).unwrap();
+        assert_eq!(workloads.iter().map(|s| s.count).sum::<usize>(), graph.nodes().len());
+        let flop: f64 = workloads.iter().map(|s| s.cost.flop * s.count as f64).sum();
         assert!((flop / graph.cost().unwrap().flop - 1.0).abs() < 1e-12);
-        let products = subjects.iter().filter(|s| s.is_product()).map(|s| s.cost.flop * s.count as f64).sum::<f64>();
+        let products = workloads.iter().filter(|s| s.is_product()).map(|s| s.cost.flop * s.count as f64).sum::<f64>();
         assert!(products > 0.8 * flop, "{products} of {flop}");
     }
 
     #[test]
-    fn the_summary_weighs_by_work() {
-        let line = |count, ms: f64, flop: f64, product: bool| Line {
+    fn summary_is_weighted_by_work() {
+        let line = |count, ms: f64, flop: f64, product: bool| RooflineRow {
             name: String::new(),
             variant: String::new(),
             count,
@@ -319,11 +333,11 @@ mod tests {
             roof_pct: 1.0,
             bound: "compute",
             flop,
-            product: product.then_some(Product { flop, ms, gflops: flop / ms / 1e6 }),
+            product: product.then_some(ProductTiming { flop, ms, gflops: flop / ms / 1e6 }),
         };
         let lines = [line(3, 1.0, 1e6, true), line(1, 1.0, 5e6, true), line(9, 1.0, 9e6, false)];
-        let summary = Summary::of(&lines).unwrap();
-        assert_eq!(summary, Summary { products: 2, median: 3.0, min: 1.0, mean: 2.0 });
-        assert_eq!(Summary::of(&lines[2..]), None);
+        let summary = ProductSummary::of(&lines).unwrap();
+        assert_eq!(summary, ProductSummary { products: 2, median: 3.0, min: 1.0, mean: 2.0 });
+        assert_eq!(ProductSummary::of(&lines[2..]), None);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Rig, Subject, median};
+use super::{PassBench, Workload, median};
 use crate::error::{Error, Result};
 use crate::runtime::gpu::{AdapterInfo, Gpu};
 use crate::runtime::kernel::{Lowered, Profile};
@@ -56,8 +56,8 @@ impl Measured {
 ///
 /// # Errors
 /// Those of lowering the pass.
-pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'static str>, &'static str)>> {
-    let (op, pass) = (subject.op.as_ref(), &subject.pass);
+pub fn candidates(profile: &Profile, workload: &Workload) -> Result<Option<(Vec<&'static str>, &'static str)>> {
+    let (op, pass) = (workload.op.as_ref(), &workload.pass);
     let accumulate = vec![false; pass.writes.len()];
     let lower = |variant| op.lower(pass.name, &Target { profile, variant, accumulate: &accumulate });
     let kernels = |lowered: &Lowered| {
@@ -86,61 +86,61 @@ pub fn candidates(profile: &Profile, subject: &Subject) -> Result<Option<(Vec<&'
 ///
 /// # Errors
 /// As [`candidates`].
-pub fn choices(profile: &Profile, subjects: Vec<Subject>) -> Result<Vec<Subject>> {
-    let mut chosen: Vec<(String, Subject)> = Vec::new();
-    for subject in subjects {
-        if candidates(profile, &subject)?.is_none() {
+pub fn choices(profile: &Profile, workloads: Vec<Workload>) -> Result<Vec<Workload>> {
+    let mut chosen: Vec<(String, Workload)> = Vec::new();
+    for workload in workloads {
+        if candidates(profile, &workload)?.is_none() {
             continue;
         }
-        let key = plan::key(subject.op.as_ref(), &subject.pass)?;
+        let key = plan::key(workload.op.as_ref(), &workload.pass)?;
         match chosen.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, first)) => first.count += subject.count,
-            None => chosen.push((key, subject)),
+            Some((_, first)) => first.count += workload.count,
+            None => chosen.push((key, workload)),
         }
     }
-    Ok(chosen.into_iter().map(|(_, subject)| subject).collect())
+    Ok(chosen.into_iter().map(|(_, workload)| workload).collect())
 }
 
 /// Times the variants of a pass, one after the other in each round, so that disturbances affect all of them alike.
 ///
 /// # Errors
 /// Those of compiling and running the kernels.
-pub fn tune(gpu: &Gpu, subject: &Subject, rounds: usize, least: Duration) -> Result<Option<Measured>> {
-    let Some((variants, default)) = candidates(gpu.profile(), subject)? else { return Ok(None) };
-    let mut rigs = Vec::new();
+pub fn tune(gpu: &Gpu, workload: &Workload, rounds: usize, least: Duration) -> Result<Option<Measured>> {
+    let Some((variants, default)) = candidates(gpu.profile(), workload)? else { return Ok(None) };
+    let mut benches = Vec::new();
     for variant in variants {
-        let rig = Rig::new(gpu, subject, Some(variant))?;
-        rig.run(1)?;
+        let bench = PassBench::new(gpu, workload, Some(variant))?;
+        bench.run(1)?;
         // A single short run may be disturbed, so take the fastest of a few.
         let (mut once, mut sum) = (f64::INFINITY, 0.0);
         for _ in 0..FIRST_RUNS {
-            let seconds = rig.run(1)?.max(Duration::from_nanos(1)).as_secs_f64();
+            let seconds = bench.run(1)?.max(Duration::from_nanos(1)).as_secs_f64();
             (once, sum) = (seconds.min(once), sum + seconds);
             if sum > least.as_secs_f64() {
                 break;
             }
         }
-        rigs.push((variant, rig, once));
+        benches.push((variant, bench, once));
     }
-    let quickest = rigs.iter().map(|(.., once)| *once).fold(f64::INFINITY, f64::min);
+    let quickest = benches.iter().map(|(.., once)| *once).fold(f64::INFINITY, f64::min);
     let mut samples: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    let slow = |(variant, _, once): &&(&str, Rig<'_>, f64)| *once > SLOW * quickest && *variant != default;
-    for (variant, _, once) in rigs.iter().filter(slow) {
+    let slow = |(variant, _, once): &&(&str, PassBench<'_>, f64)| *once > SLOW * quickest && *variant != default;
+    for (variant, _, once) in benches.iter().filter(slow) {
         samples.insert(variant, vec![*once]);
     }
-    rigs.retain(|(variant, ..)| !samples.contains_key(variant));
+    benches.retain(|(variant, ..)| !samples.contains_key(variant));
     for _ in 0..rounds.max(1) {
-        for (variant, rig, once) in &rigs {
+        for (variant, bench, once) in &benches {
             let times = (least.as_secs_f64() / once).ceil().clamp(1.0, 1000.0) as u64;
-            samples.entry(variant).or_default().push(rig.run(times)?.as_secs_f64() / times as f64);
+            samples.entry(variant).or_default().push(bench.run(times)?.as_secs_f64() / times as f64);
         }
     }
     let ms = samples.into_iter().filter_map(|(variant, mut seconds)| {
         seconds.sort_by(f64::total_cmp);
         Some((variant, 1e3 * median(&seconds)?))
     });
-    let key = plan::key(subject.op.as_ref(), &subject.pass)?;
-    Measured::new(key, subject.count, default, ms.collect()).map(Some)
+    let key = plan::key(workload.op.as_ref(), &workload.pass)?;
+    Measured::new(key, workload.count, default, ms.collect()).map(Some)
 }
 
 /// The fastest variants of the kernels of a model on an adapter: the content of a `--variants` file.
@@ -292,7 +292,7 @@ fn one_of(variants: BTreeSet<&'static str>, of: &str, variant: &str) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::subjects;
+    use super::super::workloads;
     use super::*;
     use crate::runtime::kernel::DeviceKind;
     use crate::vae::model::{Mode, VaeConfig};
@@ -319,20 +319,20 @@ mod tests {
         for profile in profiles {
             let options = plan::Options::default();
             let (graph, _) = VaeConfig::default().plan(4, Mode::Train, &profile, &options).unwrap();
-            let all = subjects(&graph).unwrap();
+            let all = workloads(&graph).unwrap();
             let mut nodes = 0;
-            for subject in &all {
-                let candidates = candidates(&profile, subject).unwrap();
-                assert!(candidates.is_some() || !subject.is_product(), "{}", subject.name);
-                nodes += candidates.map_or(0, |_| subject.count);
+            for workload in &all {
+                let candidates = candidates(&profile, workload).unwrap();
+                assert!(candidates.is_some() || !workload.is_product(), "{}", workload.name);
+                nodes += candidates.map_or(0, |_| workload.count);
             }
             let choices = choices(&profile, all).unwrap();
             assert_eq!(choices.iter().map(|s| s.count).sum::<usize>(), nodes);
             let mut keys = BTreeSet::new();
-            for subject in choices {
-                let (variants, default) = candidates(&profile, &subject).unwrap().unwrap();
+            for workload in choices {
+                let (variants, default) = candidates(&profile, &workload).unwrap().unwrap();
                 assert!(variants.contains(&default));
-                let key = plan::key(subject.op.as_ref(), &subject.pass).unwrap();
+                let key = plan::key(workload.op.as_ref(), &workload.pass).unwrap();
                 let (pass, _) = key.split_once(' ').unwrap();
                 assert!(variants.iter().all(|v| known.check(pass, v).is_ok()), "{key}");
                 assert!(keys.insert(key.clone()), "{key} twice");

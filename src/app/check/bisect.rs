@@ -1,4 +1,4 @@
-//! The first tensor of a whole training step that comes out wrong.
+//! Finds the first wrong tensor of a training step.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,34 +6,34 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{SEED, Values, numbers_of, run};
+use crate::app::check::case::{SEED, Values, random_values, run};
 use crate::error::{Error, Result};
 use crate::runtime::exec::{Data, Executor, GpuExecutor};
 use crate::runtime::gpu::Gpu;
-use crate::runtime::graph::{Arena, Storage, ValueId};
+use crate::runtime::graph::{Arena, Storage, ValueId, initial};
 use crate::runtime::op::{Pass, StepScalars, grad, operand};
 use crate::runtime::plan;
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
 use crate::runtime::tensor::shape::Spec;
 use crate::vae::model::{Mode, VaeConfig};
 
-/// How far a device is from the reference at one tensor of a training step.
+/// Distance between device and reference at one tensor of a training step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Distance {
     /// The node that reads or writes the tensor.
     pub node: String,
-    /// The tensor.
+    /// Name of the tensor.
     pub tensor: String,
-    /// Distance in l2 from what it should be.
+    /// Euclidean distance from the expected values.
     pub distance: f64,
-    /// The largest distance allowed.
+    /// Largest allowed distance.
     pub limit: f64,
-    /// What else is wrong: the tensor was written by somebody else since its own node wrote it.
+    /// Another fault: an input was overwritten after its node wrote it.
     pub fault: Option<String>,
 }
 
 impl Distance {
-    /// Whether device and reference agree here.
+    /// Returns whether device and reference agree.
     #[must_use]
     pub fn passed(&self) -> bool {
         self.fault.is_none() && self.distance <= self.limit
@@ -48,22 +48,24 @@ impl fmt::Display for Distance {
     }
 }
 
-/// Runs a whole training step of `config` on the device, node by node, and gives every tensor that a node writes, in order. Each
-/// node is compared with the reference on the very numbers that the device gave it, so that the first tensor that has not
-/// [`passed`](Distance::passed) is where a wrong result comes from; and what it reads must be, to the bit, what was written.
+/// Runs a training step of `config` on the device, node by node, and returns the distance of every written tensor, in order.
 ///
-/// Tensors are compared as a whole: where an activation lies within rounding of a ReLU's kink, an element of a gradient may be
-/// there or not. The limit allows for two of them.
+/// Each node is compared with the reference on the device's own inputs, so the first tensor that has not [`passed`](Distance::passed) is
+/// the source of the error. The inputs must be bit-identical to what earlier nodes wrote. Tensors are compared as a whole: if an activation
+/// is within rounding of a ReLU's kink, an element of a gradient may be zero on one side only. The limit allows for two such elements.
+///
+/// # Errors
+/// Those of building the graph and of the device.
 pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::Options) -> Result<Vec<Distance>> {
     let graph = config.graph(batch, Mode::Train)?;
     let mut exec = GpuExecutor::new(Arc::clone(gpu), options)?;
     let program = exec.add(graph.clone())?;
     for arena in [Arena::Params, Arena::States] {
-        exec.upload(arena, &crate::runtime::graph::initial(&graph, arena, SEED)?)?;
+        exec.upload(arena, &initial(&graph, arena, SEED)?)?;
     }
-    let images = numbers_of(Spec::bytes(config.images(batch)), None, 1.0, 0)?;
-    let eps = numbers_of(Spec::flat(batch * config.latent_dim), None, 1.0, 1)?;
-    let adam = graph.optimizer().ok_or_else(|| Error::bug("a training graph without optimizer"))?;
+    let images = random_values(Spec::bytes(config.images(batch)), None, 1.0, 0)?;
+    let eps = random_values(Spec::flat(batch * config.latent_dim), None, 1.0, 1)?;
+    let adam = graph.optimizer().ok_or_else(|| Error::bug("a training graph has no optimizer"))?;
     let (bias_correction1, bias_correction2) = adam.bias_corrections(0);
     let scalars = StepScalars { lr: 1e-3, bias_correction1, bias_correction2, weight_decay: 1e-2, clip: 1.0 };
     exec.write(exec.input(program, "images")?, Data::F32(&images))?;
@@ -76,8 +78,8 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
     let mut distances = Vec::new();
     for (number, node) in graph.nodes().iter().enumerate() {
         let Pass { reads, writes, updates, .. } = &node.pass;
-        // A gradient that depends on x, as it does behind a ReLU, but not in a product.
-        let bent = reads.contains(&operand("x")) && writes.contains(&grad("x"));
+        // A gradient that depends on x, as that of a ReLU does, may have a kink.
+        let has_kink = reads.contains(&operand("x")) && writes.contains(&grad("x"));
         let mut values = Values::new();
         let mut largest_gradient = 0.0f64;
         let (mut faults, mut priors) = (Vec::new(), Vec::new());
@@ -107,7 +109,7 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
                 distance += (f64::from(*got) - want.to_f64()).powi(2);
                 limit += (8.0 * want.rms() + ROUNDING * want.to_f64().abs()).powi(2);
             }
-            let kinks = if bent && arg.is_grad() { 2.0 * largest_gradient } else { 0.0 };
+            let kinks = if has_kink && arg.is_grad() { 2.0 * largest_gradient } else { 0.0 };
             let fault = (!faults.is_empty()).then(|| format!("{} was overwritten before this node", faults.join(", ")));
             let complete = got.len() == expected.len();
             distances.push(Distance {

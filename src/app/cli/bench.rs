@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, print, values};
-use crate::app::bench::{Line, Rig, Summary, median, subjects};
+use crate::app::bench::{PassBench, ProductSummary, RooflineRow, median, workloads};
 use crate::runtime::gpu::roofline;
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::rng;
@@ -176,8 +176,8 @@ impl KernelsArgs {
         let options = self.plan.options(Some(gpu.adapter_info()), &config, &[(batch, Mode::Train)])?;
         let (graph, _) = config.plan(batch, Mode::Train, gpu.profile(), &options)?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-        let subjects: Vec<_> = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
-        if subjects.is_empty() {
+        let workloads: Vec<_> = workloads(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        if workloads.is_empty() {
             anyhow::bail!("no kernel matches `{}`", self.only.as_deref().unwrap_or_default());
         }
         let roof = roofline(&gpu)?;
@@ -191,16 +191,16 @@ impl KernelsArgs {
                 "roof: {:.1} GFLOP/s multiply-add, {:.2} GB/s copy (read + write); batch {}",
                 roof.gflops, roof.copy_gb_s, batch
             ))?;
-            print(Line::heading())?;
+            print(RooflineRow::heading())?;
         }
         let mut lines = Vec::new();
-        for subject in &subjects {
-            let variant = options.variant(subject.op.as_ref(), &subject.pass)?;
-            let rig = Rig::new(&gpu, subject, variant)?;
-            let seconds = rig.time(SAMPLES, SAMPLE)?;
-            let product = Rig::of_product(&gpu, subject, variant)?;
-            let product = product.map(|rig| rig.time(SAMPLES, SAMPLE)).transpose()?;
-            let line = Line::new(subject, &rig.variant, seconds, product, &roof);
+        for workload in &workloads {
+            let variant = options.variant(workload.op.as_ref(), &workload.pass)?;
+            let bench = PassBench::new(&gpu, workload, variant)?;
+            let seconds = bench.time(SAMPLES, SAMPLE)?;
+            let product = PassBench::of_product(&gpu, workload, variant)?;
+            let product = product.map(|bench| bench.time(SAMPLES, SAMPLE)).transpose()?;
+            let line = RooflineRow::new(workload, &bench.variant, seconds, product, &roof);
             if self.json {
                 print(serde_json::to_string(&line)?)?;
             } else {
@@ -208,7 +208,7 @@ impl KernelsArgs {
             }
             lines.push(line);
         }
-        if let (false, Some(summary)) = (self.json, Summary::of(&lines)) {
+        if let (false, Some(summary)) = (self.json, ProductSummary::of(&lines)) {
             print(summary)?;
         }
         Ok(ExitCode::SUCCESS)

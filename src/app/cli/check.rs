@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{DeviceArgs, print};
-use crate::app::check::{Check, Outcome, bisect, suite};
+use crate::app::check::{Check, CheckOutcome, bisect, suite};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::plan;
 use crate::vae::model::VaeConfig;
@@ -64,11 +64,11 @@ impl CheckArgs {
         for check in checks {
             let name = check.to_string();
             let (verdict, lines, why) = match check.run(gpu.as_deref()) {
-                Ok(Outcome::Ran(lines)) => {
-                    let good = !lines.is_empty() && lines.iter().all(crate::app::check::Line::passed);
+                Ok(CheckOutcome::Ran(lines)) => {
+                    let good = !lines.is_empty() && lines.iter().all(crate::app::check::Comparison::passed);
                     (if good { "ok" } else { "FAILED" }, lines, None)
                 }
-                Ok(Outcome::NotApplicable(why)) => ("not applicable", Vec::new(), Some(why)),
+                Ok(CheckOutcome::NotApplicable(why)) => ("not applicable", Vec::new(), Some(why)),
                 Err(error) => ("FAILED", Vec::new(), Some(error.to_string())),
             };
             match verdict {

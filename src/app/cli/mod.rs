@@ -11,8 +11,8 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 
 use crate::Error;
-use crate::app::bench::subjects;
 use crate::app::bench::tune::VariantTable;
+use crate::app::bench::workloads;
 use crate::app::io::atomic;
 use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select};
 use crate::runtime::kernel::Profile;
@@ -293,8 +293,8 @@ impl PlanArgs {
         for &(batch, mode) in programs {
             // A model that cannot be planned is rejected later, with a better message.
             let Ok((graph, _)) = config.plan(batch, mode, &profile, &plan::Options::default()) else { continue };
-            for subject in subjects(&graph)? {
-                used |= variants.contains_key(&plan::key(subject.op.as_ref(), &subject.pass)?);
+            for workload in workloads(&graph)? {
+                used |= variants.contains_key(&plan::key(workload.op.as_ref(), &workload.pass)?);
             }
         }
         if !used {

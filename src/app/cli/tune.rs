@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::output::check_output;
 use super::{DeviceArgs, ModelArgs, eprintln_lossy, print};
-use crate::app::bench::subjects;
 use crate::app::bench::tune::{MARGIN, VariantTable, choices, tune};
+use crate::app::bench::workloads;
 use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::runtime::plan;
 use crate::vae::model::Mode;
@@ -51,8 +51,8 @@ impl TuneArgs {
         };
         let (graph, _) = config.plan(self.batch.get(), Mode::Train, gpu.profile(), &plan::Options::default())?;
         let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-        let subjects = subjects(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
-        let choices = choices(gpu.profile(), subjects)?;
+        let workloads = workloads(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        let choices = choices(gpu.profile(), workloads)?;
         if choices.is_empty() {
             anyhow::bail!("no kernel with a choice of variants matches `{}`", self.only.as_deref().unwrap_or_default());
         }
@@ -62,15 +62,15 @@ impl TuneArgs {
             "kernel", "count", "default", "ms", "best", "ms", "gain"
         ))?;
         let (mut tuned, mut before, mut after, mut better) = (Vec::new(), 0.0, 0.0, 0);
-        for subject in &choices {
-            let Some(row) = tune(&gpu, subject, ROUNDS, SAMPLE)? else { continue };
+        for workload in &choices {
+            let Some(row) = tune(&gpu, workload, ROUNDS, SAMPLE)? else { continue };
             let (best, default) = row.best_and_default();
             before += default * row.count as f64;
             after += best * row.count as f64;
             better += usize::from(row.best != row.default);
             print(format_args!(
                 "{:<78} {:>5} {:<10} {default:>9.3} {:<10} {best:>9.3} {:>5.1} %",
-                subject.name,
+                workload.name,
                 row.count,
                 row.default,
                 row.best,
