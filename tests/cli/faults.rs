@@ -279,7 +279,7 @@ fn failed_start_leaves_the_existing_run_unchanged() {
         fs::write(own.join(name), "mine").unwrap();
     }
     let (code, said) = ends(command(&tiny(own.to_str().unwrap(), "cpu", "1")).arg("--force"));
-    assert!(code == Some(1) && said.contains("holds no run") && said.lines().count() == 1, "{said}");
+    assert!(code == Some(1) && said.contains("contains no run") && said.lines().count() == 1, "{said}");
     assert_eq!(fs::read_dir(&own).unwrap().count(), 3);
 }
 
