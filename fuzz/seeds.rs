@@ -9,8 +9,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use image::{ImageFormat, RgbImage};
 use tar::{Builder, EntryType, Header};
-use vae_wgpu::app::io::tensor_file::{Array, TensorFile};
-use vae_wgpu::app::io::checkpoint::{Checkpoint, TensorSchema, Progress, Weights};
+use vae_wgpu::vae::tensor_file::{Array, TensorFile};
+use vae_wgpu::app::io::tensor_file;
+use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
+use vae_wgpu::vae::weights::{TensorSchema, Weights};
 use vae_wgpu::vae::data::cifar10::{FILES, RECORD};
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
@@ -134,12 +136,12 @@ fn tensors() -> Result<(Vec<u8>, Vec<u8>)> {
     let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 1);
     let weights = Weights { params: initial(Arena::Params)?, states: initial(Arena::States)? };
     let file = std::env::temp_dir().join("vae-wgpu-seed");
-    weights.save(&file, inventory, &serde_json::to_string(&model)?)?;
+    tensor_file::save(&weights.clone().into_file(inventory, &serde_json::to_string(&model)?)?, &file)?;
     let bytes = fs::read(&file)?;
     let settings = serde_json::to_string(&Settings { model, ..Settings::default() })?;
     let progress = Progress { step: 3, epoch: 1, seed: 0, settings, best: Some(0.5), data: None };
     let (moment1, moment2) = (weights.params.clone(), weights.params.clone());
-    Checkpoint { progress, weights, moment1, moment2 }.save(&file, inventory)?;
+    tensor_file::save(&Checkpoint { progress, weights, moment1, moment2 }.into_file(inventory)?, &file)?;
     let checkpoint = fs::read(&file)?;
     fs::remove_file(&file)?;
     Ok((bytes, checkpoint))

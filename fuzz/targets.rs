@@ -9,18 +9,19 @@ use flate2::write::GzEncoder;
 use vae_wgpu::Error;
 use vae_wgpu::app::bench::tune;
 use vae_wgpu::app::data::archive;
-use vae_wgpu::app::io::checkpoint::{Checkpoint, Progress, TensorSchema};
 use vae_wgpu::app::io::csv;
-use vae_wgpu::app::io::csv::{EpochRow, StepRow};
 use vae_wgpu::app::io::run_folder::RunConfig;
-use vae_wgpu::app::io::tensor_file::TensorFile;
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::app::viz::plots;
 use vae_wgpu::runtime::kernel::preprocess;
+use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
 use vae_wgpu::vae::data::{Dataset, cifar10 as cifar};
 use vae_wgpu::vae::inference::Model;
 use vae_wgpu::vae::model::Mode;
+use vae_wgpu::vae::tensor_file::TensorFile;
 use vae_wgpu::vae::train::Settings;
+use vae_wgpu::vae::train::rows::{EpochRow, StepRow};
+use vae_wgpu::vae::weights::TensorSchema;
 
 /// A target by its name, which is that of its corpus.
 pub(crate) type Target = (&'static str, fn(&[u8]));

@@ -17,7 +17,7 @@ pub mod runtime;
 #[cfg(not(runtime_only))]
 pub mod vae;
 
-#[cfg(not(runtime_only))]
+#[cfg(all(feature = "cli", not(runtime_only)))]
 pub mod app;
 
 pub use error::{Error, Result};

@@ -1,14 +1,9 @@
 //! What training made, put to use: a model from a file, on a device, encoding and decoding any number of pictures.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::app::io::checkpoint::{TensorSchema, Weights};
-use crate::app::io::run_folder::RunFolder;
-use crate::app::io::tensor_file::TensorFile;
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
@@ -16,6 +11,8 @@ use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::{Device, Runner};
+use crate::vae::tensor_file::TensorFile;
+use crate::vae::weights::{TensorSchema, Weights};
 
 /// A model in a file: its sizes and its numbers, which fit each other.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,23 +26,6 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a run folder's `model.safetensors`, or any such file, or a checkpoint.
-    ///
-    /// # Errors
-    /// [`Error::File`] where it cannot be read, [`Error::Checkpoint`] where it does not say what model it holds or where its
-    /// tensors are not those of that model.
-    pub fn load(run_or_file: &Path) -> Result<Self> {
-        let path = if run_or_file.is_dir() { RunFolder::view(run_or_file)?.model() } else { run_or_file.to_owned() };
-        if let Err(error) = fs::metadata(&path)
-            && error.kind() == ErrorKind::NotFound
-            && run_or_file.is_dir()
-        {
-            let why = "the run has no weights before its first epoch ends";
-            return Err(Error::file("find", &path)(std::io::Error::new(ErrorKind::NotFound, why)));
-        }
-        Self::from_file(TensorFile::load(&path)?, path)
-    }
-
     /// Takes it from a file's content; `path` is for the message.
     ///
     /// # Errors

@@ -1,9 +1,13 @@
 //! The ResNet VAE: its model, training, inference, evaluation and data sets.
 
+pub mod checkpoint;
 pub mod data;
 pub mod eval;
 pub mod inference;
 pub mod model;
+#[cfg(feature = "pca")]
 pub mod pca;
 pub mod runner;
+pub mod tensor_file;
 pub mod train;
+pub mod weights;

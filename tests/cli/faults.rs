@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
-use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::app::io::tensor_file;
 
 use crate::runs::{command, device, ok, resume, rows, run_in, signal, start, text};
 
@@ -30,7 +30,7 @@ fn assert_same_end(a: &str, b: &str) {
     for table in ["metrics.csv", "epochs.csv"] {
         assert_eq!(rows(a, table), rows(b, table));
     }
-    let [a, b] = [a, b].map(|run| TensorFile::load(&Path::new(run).join(CHECKPOINT)).unwrap().tensors);
+    let [a, b] = [a, b].map(|run| tensor_file::load(&Path::new(run).join(CHECKPOINT)).unwrap().tensors);
     assert!(a == b, "another end");
 }
 
@@ -365,7 +365,7 @@ fn unwritable_table_warns_and_training_continues() {
     assert_eq!((code, warnings(&said)), (Some(0), 1), "{said}");
     assert!(said.contains("metrics.csv") && said.contains("training goes on"), "{said}");
     for file in ["model.safetensors", CHECKPOINT] {
-        let [a, b] = [&run, &whole].map(|run| TensorFile::load(&Path::new(run).join(file)).unwrap().tensors);
+        let [a, b] = [&run, &whole].map(|run| tensor_file::load(&Path::new(run).join(file)).unwrap().tensors);
         assert!(a == b, "{file} differs");
     }
     assert!(rows(&run, "metrics.csv").len() < rows(&whole, "metrics.csv").len());

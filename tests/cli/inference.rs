@@ -7,20 +7,20 @@ use std::process::{Command, Output, Stdio};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
-use vae_wgpu::app::io::checkpoint::{TensorSchema, Weights};
 use vae_wgpu::app::io::run_folder::RunConfig;
-use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::app::io::{model, tensor_file};
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::data;
 use vae_wgpu::vae::data::{Images, shapes};
-use vae_wgpu::vae::inference::Model;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::vae::pca::Pca;
 use vae_wgpu::vae::runner::{Device, Runner};
+use vae_wgpu::vae::tensor_file::TensorFile;
 use vae_wgpu::vae::train::Settings;
+use vae_wgpu::vae::weights::{TensorSchema, Weights};
 
 const LATENT: usize = 4;
 const DIMS: usize = 3 * 32 * 32;
@@ -48,7 +48,7 @@ impl TrainContext {
         let about = RunConfig::new(String::new(), Default::default(), settings);
         fs::write(stage.path("run/config.json"), serde_json::to_string(&about).unwrap()).unwrap();
         let json = serde_json::to_string(&config).unwrap();
-        weights.save(&stage.model(), TensorSchema::of(&graph), &json).unwrap();
+        tensor_file::save(&weights.into_file(TensorSchema::of(&graph), &json).unwrap(), &stage.model()).unwrap();
         stage
     }
 
@@ -98,7 +98,7 @@ impl TrainContext {
 
     /// The model on the CPU, with programs for `batch`.
     fn runner(&self, batch: usize) -> Runner {
-        let model = Model::load(&self.model()).unwrap();
+        let model = model::load(&self.model()).unwrap();
         let modes = [Mode::Evaluate, Mode::Encode, Mode::Decode].map(|mode| (batch, mode));
         let mut runner = Runner::new(model.config, &modes, &Device::Cpu, &Default::default()).unwrap();
         runner.upload(Arena::Params, &model.weights.params).unwrap();
@@ -164,7 +164,7 @@ fn samples_depend_only_on_the_seed_and_match_the_decoder() {
 
     // However many at once, the last ones among them.
     stage.ok("sample run -n 5 --raw --out b.safetensors --batch-size 2");
-    let file = TensorFile::load(&stage.path("b.safetensors")).unwrap();
+    let file = tensor_file::load(&stage.path("b.safetensors")).unwrap();
     assert_eq!(file.tensors["samples"].dims, [5, 3, 32, 32]);
     assert_eq!(file.tensors["samples"].data, samples);
     stage.ok("sample run -n 5 --raw --out c.npy --seed 1");
@@ -384,9 +384,9 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
     let stage = TrainContext::new();
     let bytes = fs::read(stage.model()).unwrap();
     let changed = |name: &str, change: &dyn Fn(&mut TensorFile)| {
-        let mut file = TensorFile::load(&stage.model()).unwrap();
+        let mut file = tensor_file::load(&stage.model()).unwrap();
         change(&mut file);
-        file.save(&stage.path(name)).unwrap();
+        tensor_file::save(&file, &stage.path(name)).unwrap();
     };
     fs::write(stage.path("short.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
     changed("renamed.safetensors", &|f| {
@@ -430,11 +430,11 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
 #[test]
 fn non_finite_output_exits_with_3() {
     let stage = TrainContext::new();
-    let mut model = TensorFile::load(&stage.model()).unwrap();
+    let mut model = tensor_file::load(&stage.model()).unwrap();
     for array in model.tensors.values_mut() {
         array.data.iter_mut().for_each(|v| *v = v.signum() * 1e30);
     }
-    model.save(&stage.path("large.safetensors")).unwrap();
+    tensor_file::save(&model, &stage.path("large.safetensors")).unwrap();
     for line in [
         "sample large.safetensors --out out.png",
         "sample large.safetensors --raw --out out.npy",

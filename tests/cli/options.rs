@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
-use vae_wgpu::app::io::checkpoint::{TensorSchema, Weights};
 use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::tensor_file;
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::vae::train::Settings;
+use vae_wgpu::vae::weights::{TensorSchema, Weights};
 
 /// A command with arguments that make it work, small enough to run, and what it writes.
 struct Base {
@@ -157,7 +158,8 @@ impl TrainContext {
             let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
             let weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
             let about = if about.is_empty() { serde_json::to_string(&config).unwrap() } else { about.to_owned() };
-            weights.save(&stage.path(file), TensorSchema::of(&graph), &about).unwrap();
+            tensor_file::save(&weights.into_file(TensorSchema::of(&graph), &about).unwrap(), &stage.path(file))
+                .unwrap();
         };
         save(2, "run/model.safetensors", "");
         save(4, "other.safetensors", "");

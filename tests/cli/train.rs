@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use vae_wgpu::app::io::tensor_file::TensorFile;
+use vae_wgpu::app::io::tensor_file;
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::rng;
@@ -200,7 +200,7 @@ fn non_finite_gradient_norm_ends_the_run_before_the_update() {
         let said = text(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{said}");
         assert!(said.contains("non-finite value in the global gradient norm at step 0"), "{said}");
-        let checkpoint = TensorFile::load(&Path::new(&run).join("checkpoint.safetensors")).unwrap();
+        let checkpoint = tensor_file::load(&Path::new(&run).join("checkpoint.safetensors")).unwrap();
         assert_eq!(checkpoint.metadata["step"], "0");
     }
 }
@@ -336,9 +336,9 @@ fn resume_validates_checkpoint_and_data() {
         ("best", "NaN", "best: expected a finite number"),
         ("best", "nil\n\u{1b}[2J", "best: expected a number, found `nil??[2J`"),
     ] {
-        let mut file = TensorFile::load(&checkpoint).unwrap();
+        let mut file = tensor_file::load(&checkpoint).unwrap();
         file.metadata.insert(key.to_owned(), value.to_owned());
-        file.save(&checkpoint).unwrap();
+        tensor_file::save(&file, &checkpoint).unwrap();
         let (code, said) = goes_on("shapes");
         assert!(code == Some(1) && said.contains(part) && said.lines().count() == 1, "{key} {value}: {said}");
         fs::write(&checkpoint, &healthy).unwrap();

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use vae_wgpu::Error;
 use vae_wgpu::app::io::run_folder::RunFolder;
+use vae_wgpu::app::io::run_store::FolderStore;
 use vae_wgpu::runtime::exec::entry::PassProgram;
 use vae_wgpu::runtime::gpu::testing::TestHooks;
 use vae_wgpu::runtime::gpu::{Gpu, Options, Rewrite};
@@ -85,9 +86,9 @@ fn run(folder: &Path, options: &Options, fault: Option<Fault>) -> (Result<Outcom
         let stage =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: &mut observer, stop: &stop };
         let mut trainer = if resumed {
-            Trainer::resume(settings(), RunFolder::resume(folder)?, stage)?
+            Trainer::resume(settings(), Box::new(FolderStore::new(RunFolder::resume(folder)?)), stage)?
         } else {
-            Trainer::new(settings(), RunFolder::create(Some(folder), true)?, None, stage)?
+            Trainer::new(settings(), Box::new(FolderStore::new(RunFolder::create(Some(folder), true)?)), None, stage)?
         };
         trainer.run()
     };

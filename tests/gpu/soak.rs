@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vae_wgpu::app::io::run_folder::RunFolder;
+use vae_wgpu::app::io::run_store::FolderStore;
 use vae_wgpu::runtime::gpu::testing::LiveObjects;
 use vae_wgpu::runtime::gpu::{Gpu, Options as GpuOptions};
 use vae_wgpu::runtime::plan;
@@ -145,7 +146,7 @@ fn soak() {
     };
     let stage = TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: &mut watch, stop: &stop };
     let folder = RunFolder::create(Some(&dir.path().join("run")), false).unwrap();
-    Trainer::new(settings, folder, None, stage).unwrap().run().unwrap();
+    Trainer::new(settings, Box::new(FolderStore::new(folder)), None, stage).unwrap().run().unwrap();
 
     assert_eq!(watch.warnings, Vec::<String>::new());
     if minutes.is_some() && !watch.medians.is_empty() {

@@ -12,12 +12,14 @@ use std::time::Duration;
 use rand::RngExt;
 use vae_wgpu::Error;
 use vae_wgpu::app::io::atomic::FolderLock;
-use vae_wgpu::app::io::checkpoint::{Checkpoint, Progress, TensorSchema, Weights};
+use vae_wgpu::app::io::tensor_file;
 use vae_wgpu::runtime::graph::Tensor;
 use vae_wgpu::runtime::op::Init;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::shape::Spec;
+use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
+use vae_wgpu::vae::weights::{TensorSchema, Weights};
 
 /// Tells the child what to be: the run folder that it writes to.
 const WRITER: &str = "VAE_WGPU_TEST_WRITER";
@@ -51,7 +53,7 @@ fn checkpoint(step: u64) -> Checkpoint {
 
 fn load(path: &Path) -> Result<Checkpoint, Error> {
     let (params, states) = tensors();
-    Checkpoint::load(path, TensorSchema { params: &params, states: &states })
+    Checkpoint::from_file(tensor_file::load(path)?, path, TensorSchema { params: &params, states: &states })
 }
 
 /// Not a test by itself: what the child does. It goes on from the checkpoint that is there, until it is killed.
@@ -66,7 +68,7 @@ fn writer() {
     let first = if path.exists() { load(&path).unwrap().progress.step + 1 } else { 0 };
     println!("\nwriting");
     for step in first.. {
-        checkpoint(step).save(&path, inventory).unwrap();
+        tensor_file::save(&checkpoint(step).into_file(inventory).unwrap(), &path).unwrap();
     }
 }
 
@@ -87,7 +89,8 @@ fn checkpoint_loads_after_a_kill_at_any_time() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint.safetensors");
     let (params, states) = tensors();
-    checkpoint(0).save(&path, TensorSchema { params: &params, states: &states }).unwrap();
+    tensor_file::save(&checkpoint(0).into_file(TensorSchema { params: &params, states: &states }).unwrap(), &path)
+        .unwrap();
     let mut moments = rng::stream(1, Stream::Check, 0);
     let mut last = 0;
     let mut cut_short = 0;

@@ -10,10 +10,10 @@ use super::eprintln_lossy;
 use super::inference::{ImagesArgs, TrainedArgs};
 use super::output::{bar, check_output};
 use crate::app::io::atomic;
-use crate::app::io::tensor_file::append_f32;
 use crate::error::Error;
 use crate::vae::inference::in_blocks;
 use crate::vae::model::Mode;
+use crate::vae::tensor_file::append_f32;
 
 #[derive(Args, Debug)]
 pub(super) struct EncodeArgs {

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::{DeviceArgs, PlanArgs, adapter};
+use crate::app::io::model;
 use crate::app::io::run_folder::{RunConfig, RunFolder};
 use crate::app::viz::image_grid::ImageBatch;
 use crate::error::Error;
@@ -35,7 +36,7 @@ pub(super) struct TrainedArgs {
 impl TrainedArgs {
     /// Reads and checks the model; needs no device.
     pub(super) fn load(&self) -> anyhow::Result<Model> {
-        Ok(Model::load(&self.run)?)
+        Ok(model::load(&self.run)?)
     }
 
     /// Loads the model onto the device, with programs for `work`.

@@ -9,10 +9,10 @@ use clap::Args;
 
 use super::values::non_empty;
 use super::{ModelArgs, TrainingPlanArgs, print};
+use crate::app::io::model;
 use crate::runtime::gpu::{Gpu, Options, Select};
 use crate::runtime::kernel::Profile;
 use crate::runtime::plan;
-use crate::vae::inference::Model;
 use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
@@ -40,7 +40,7 @@ impl InfoArgs {
         let batch = self.batch.get();
         let config = match &self.trained {
             Some(path) => {
-                let model = Model::load(path)?;
+                let model = model::load(path)?;
                 print(format_args!("model: {}", model.path.display()))?;
                 model.config
             }

@@ -6,11 +6,11 @@ use byteorder::{ByteOrder, LittleEndian};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::eprintln_lossy;
-use crate::app::io::atomic;
 use crate::app::io::atomic::check_writable;
-use crate::app::io::tensor_file::{Array, TensorFile, append_f32};
+use crate::app::io::{atomic, tensor_file};
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::Error;
+use crate::vae::tensor_file::{Array, TensorFile, append_f32};
 
 /// Checks before any work that a result can be written: `out` has one of the extensions `kinds`, and its folder is writable or can be
 /// created. Leaves no files.
@@ -68,7 +68,7 @@ pub(super) fn save_raw(out: &Path, name: &str, array: Array) -> crate::Result<()
         return atomic::save_atomic(out, &npy(&array));
     }
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    TensorFile { metadata, tensors: [(name.to_owned(), array)].into() }.save(out)
+    tensor_file::save(&TensorFile { metadata, tensors: [(name.to_owned(), array)].into() }, out)
 }
 
 /// Encodes a NumPy file, version 1.0: magic, header length, a Python dictionary padded to 64 bytes, the values.

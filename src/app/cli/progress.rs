@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::app::cli::eprintln_lossy;
-use crate::app::io::csv::StepRow;
 use crate::error::{Error, Result};
 use crate::vae::train::events::{Event, Observer, Quiet, Start};
+use crate::vae::train::rows::StepRow;
 
 /// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines.
 #[must_use]
@@ -230,7 +230,7 @@ fn clock(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::io::csv::EpochRow;
+    use crate::vae::train::rows::EpochRow;
     use serde_json::{Value, json};
 
     fn start() -> Start<'static> {

@@ -8,11 +8,11 @@ use clap::Args;
 use super::eprintln_lossy;
 use super::inference::{ImagesArgs, TrainedArgs, dims, from_file};
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
-use crate::app::io::tensor_file::Array;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::vae::data;
 use crate::vae::inference::means;
 use crate::vae::model::Mode;
+use crate::vae::tensor_file::Array;
 
 #[derive(Args, Debug)]
 pub(super) struct ReconstructArgs {

@@ -9,11 +9,11 @@ use super::eprintln_lossy;
 use super::inference::{TrainedArgs, dims};
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use super::values::non_negative;
-use crate::app::io::tensor_file::Array;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::Mode;
+use crate::vae::tensor_file::Array;
 
 #[derive(Args, Debug)]
 pub(super) struct SampleArgs {

@@ -14,11 +14,13 @@ use super::values::non_negative;
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::app::cli::progress::observer;
 use crate::app::io::atomic::create_parent;
-use crate::app::io::checkpoint::{TensorSchema, Weights};
 use crate::app::io::run_folder::RunFolder;
+use crate::app::io::run_store::FolderStore;
+use crate::app::io::tensor_file;
 use crate::vae::model::Mode;
 use crate::vae::runner::Device;
 use crate::vae::train::{MAX_EPOCHS, Outcome, Schedule, Settings, TrainContext, Trainer};
+use crate::vae::weights::{TensorSchema, Weights};
 
 #[derive(Args, Debug)]
 pub(super) struct TrainArgs {
@@ -132,7 +134,7 @@ impl TrainArgs {
         if let Some(table) = &self.plan.plan.variants {
             check_exists(table)?;
         }
-        let (settings, folder) = self.settings()?;
+        let (settings, resumed) = self.settings()?;
         settings.check()?;
         let init = self.init(&settings)?;
         let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
@@ -155,11 +157,11 @@ impl TrainArgs {
         signals::set_on_request(&stop)?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
-        let mut trainer = match folder {
-            Some(folder) => Trainer::resume(settings, folder, context)?,
+        let mut trainer = match resumed {
+            Some(store) => Trainer::resume(settings, Box::new(store), context)?,
             None => {
-                let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
-                Trainer::new(settings, folder, init.as_ref(), context)?
+                let store = FolderStore::new(RunFolder::create(self.run.out.as_deref(), self.run.force)?);
+                Trainer::new(settings, Box::new(store), init.as_ref(), context)?
             }
         };
         if let Some(trace) = &self.output.trace {
@@ -175,14 +177,14 @@ impl TrainArgs {
     }
 
     /// Returns the settings, and the folder of the run to resume.
-    fn settings(&self) -> anyhow::Result<(Settings, Option<RunFolder>)> {
+    fn settings(&self) -> anyhow::Result<(Settings, Option<FolderStore>)> {
         if let Some(run) = &self.run.resume {
-            let folder = RunFolder::resume(run)?;
-            let mut settings = Trainer::settings_of(&folder)?;
+            let store = FolderStore::new(RunFolder::resume(run)?);
+            let mut settings = store.settings()?;
             settings.epochs = self.training.epochs.unwrap_or(settings.epochs);
             // The data set may have moved. The trainer compares its fingerprint.
             settings.data = self.dataset.spec().or(settings.data);
-            return Ok((settings, Some(folder)));
+            return Ok((settings, Some(store)));
         }
         let (train_limit, val_limit) = self.dataset.limits();
         let settings = Settings {
@@ -215,7 +217,7 @@ impl TrainArgs {
     fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
         let Some(path) = &self.run.init else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
-        Ok(Some(Weights::load(path, TensorSchema::of(&graph))?))
+        Ok(Some(Weights::from_file(tensor_file::load(path)?, path, TensorSchema::of(&graph))?))
     }
 }
 

@@ -1,109 +1,17 @@
 //! `metrics.csv` and `epochs.csv`: append-only tables whose rows survive a kill.
 //!
-//! Each row is one write, so only the last line can be incomplete; readers drop a last line without a line end. Rows that fail to write,
-//! for example on a full disk, are kept and retried with the next row. Numbers have enough digits to restore the same bits.
+//! Each row is one write, so only the last line can be incomplete; readers drop a last line without a line end. Rows that fail to write, for
+//! example on a full disk, are kept and retried with the next row. Numbers have enough digits to restore the same bits.
 
 use std::fs::File;
 use std::io::Write;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use crate::app::io::atomic;
 use crate::app::io::atomic::trace;
 use crate::error::{Error, Result};
-
-/// A row of a table.
-pub trait Row: Sized {
-    /// Names of the columns.
-    const COLUMNS: &'static [&'static str];
-
-    /// Formats the row as a line without a line end.
-    fn line(&self) -> String;
-
-    /// Parses a line.
-    ///
-    /// # Errors
-    /// The message names the column.
-    fn parse(line: &str) -> Result<Self, String>;
-}
-
-macro_rules! rows {
-    ($($(#[$doc:meta])* struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-        pub struct $name {
-            $($(#[$field_doc])* pub $field: $type,)*
-        }
-
-        impl Row for $name {
-            const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),*];
-
-            fn line(&self) -> String {
-                [$(format!("{:?}", self.$field)),*].join(",")
-            }
-
-            fn parse(line: &str) -> Result<Self, String> {
-                let mut fields = line.split(',');
-                $(
-                    let field = fields.next().ok_or(concat!("column ", stringify!($field), " is missing"))?;
-                    let $field = field.parse().map_err(|_| format!(concat!("column ", stringify!($field), " holds `{}`"), field))?;
-                )*
-                match fields.next() {
-                    None => Ok(Self { $($field),* }),
-                    Some(more) => Err(format!("unexpected extra field `{more}`")),
-                }
-            }
-        }
-    )*};
-}
-
-rows! {
-    /// A training step: a row of `metrics.csv`.
-    struct StepRow {
-        /// Index of the step, from 0.
-        step: u64,
-        /// Epoch of the step, from 1.
-        epoch: u64,
-        /// Total loss: recon + beta * kl.
-        total: f32,
-        /// Reconstruction term.
-        recon: f32,
-        /// KL term.
-        kl: f32,
-        /// Global gradient norm before clipping.
-        grad_norm: f32,
-        /// Learning rate.
-        lr: f64,
-        /// Training speed in images per second.
-        images_per_s: f32,
-    }
-
-    /// An epoch: a row of `epochs.csv`.
-    struct EpochRow {
-        /// Epoch, from 1.
-        epoch: u64,
-        /// Mean total loss of the training steps.
-        train_total: f64,
-        /// Mean reconstruction term of the training steps.
-        train_recon: f64,
-        /// Mean KL term of the training steps.
-        train_kl: f64,
-        /// Mean total loss over the validation set.
-        val_total: f64,
-        /// Mean reconstruction term over the validation set.
-        val_recon: f64,
-        /// Mean KL term over the validation set.
-        val_kl: f64,
-        /// Mean squared error per pixel value (-1 to 1) of the decoded latent means.
-        val_mse: f64,
-        /// Number of latent dimensions that depend on the image.
-        active_units: u64,
-        /// Duration of the epoch in seconds, including validation.
-        seconds: f64,
-    }
-}
+use crate::vae::train::rows::Row;
 
 /// A table open for appending.
 #[derive(Debug)]
@@ -129,8 +37,8 @@ impl<R: Row> Table<R> {
         Self::open(path)
     }
 
-    /// Opens the table of an earlier run, truncates it before the first row that `keep` rejects, and returns the remaining rows. A missing
-    /// table is created empty.
+    /// Opens the table of an earlier run, truncates it before the first row that `keep` rejects, and returns the remaining rows. A missing table
+    /// is created empty.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be read, truncated or written, or a kept row is malformed.
@@ -203,8 +111,8 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
     Ok(parse(&atomic::read(path)?, path, |_| true)?.0)
 }
 
-/// Parses the rows up to the first one that `keep` rejects, and returns them with the length in bytes of the header and these rows. `path`
-/// is used in errors.
+/// Parses the rows up to the first one that `keep` rejects, and returns them with the length in bytes of the header and these rows. `path` is
+/// used in errors.
 ///
 /// # Errors
 /// [`Error::File`] if a row is malformed.
@@ -238,6 +146,7 @@ pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vae::train::rows::{EpochRow, StepRow};
     use std::fs;
 
     fn row(step: u64) -> StepRow {

@@ -1,7 +1,10 @@
-//! Files: atomic writes, locks, run folders, weights, checkpoints and CSV tables.
+//! Files: atomic writes, locks, tensor files, run folders, tables.
 
 pub mod atomic;
-pub mod checkpoint;
+#[cfg(test)]
+mod crash;
 pub mod csv;
+pub mod model;
 pub mod run_folder;
+pub mod run_store;
 pub mod tensor_file;

@@ -10,8 +10,8 @@ use plotters::coord::{Shift, combinators::IntoLogRange};
 use plotters::prelude::*;
 use plotters::style::register_font;
 
-use crate::app::io::csv::{EpochRow, StepRow};
 use crate::error::{Error, Result};
+use crate::vae::train::rows::{EpochRow, StepRow};
 
 /// ASCII subset of DejaVu Sans 2.37 (its licence is in the same folder): `pyftsubset DejaVuSans.ttf --unicodes=20-7E,B7,D7,2013 --layout-features=''
 /// --no-hinting`.

@@ -1,172 +1,63 @@
-//! Profile of a training step: a table of its kernels, and a trace for [Perfetto](https://ui.perfetto.dev).
+//! Traces of a profiled training step for [Perfetto](https://ui.perfetto.dev).
 
-use std::fmt;
 use std::path::Path;
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::app::io::atomic::save_atomic;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Span;
+use crate::vae::train::profile::{HostSpan, Profile};
 
-/// Timings of one training step on the device and on the host.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Profile {
-    /// Index of the step, from 0.
-    pub step: u64,
-    /// Adapter, driver and backend.
-    pub device: String,
-    /// Dispatches in order.
-    pub spans: Vec<Span>,
-    /// Work on the host.
-    pub host: Vec<HostSpan>,
+/// Writes a trace in Chrome's JSON format for Perfetto and `chrome://tracing`, with one track for the device and one for the host.
+///
+/// The clocks of device and host are not synchronised. The first dispatch is placed at the end of submission.
+///
+/// # Errors
+/// [`Error::File`] if it cannot be written.
+pub fn save_trace(profile: &Profile, path: &Path) -> Result<()> {
+    let text = serde_json::to_vec(&trace(profile)).map_err(Error::bug)?;
+    save_atomic(path, &text)
 }
 
-/// Work of the host for the step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HostSpan {
-    /// `prepare`, `encode and submit` or `wait`.
-    pub name: &'static str,
-    /// Start in nanoseconds, relative to the end of submission.
-    pub begin_ns: f64,
-    /// Duration in nanoseconds.
-    pub ns: f64,
-}
-
-/// Total of the dispatches of one kernel and variant.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
-    /// Kernel, e.g. `conv2d.forward`.
-    pub kernel: &'static str,
-    /// Variant of the kernel.
-    pub variant: &'static str,
-    /// Number of dispatches with a valid time.
-    pub dispatches: usize,
-    /// Total time in milliseconds.
-    pub ms: f64,
-    /// Share of the time of all dispatches, in percent.
-    pub share: f64,
-}
-
-/// Profile by kernel, in order of decreasing time.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Summary {
-    /// Index of the step, from 0.
-    pub step: u64,
-    /// One row per kernel and variant.
-    pub kernels: Vec<Row>,
-    /// Number of dispatches with a valid time.
-    pub dispatches: usize,
-    /// Total time in milliseconds.
-    pub ms: f64,
-    /// Time from the start of the first dispatch to the end of the last in milliseconds, including copies and gaps.
-    pub elapsed_ms: f64,
-    /// Number of dispatches with invalid timestamps, which are in no row and no sum.
-    pub invalid: usize,
-    /// Name and milliseconds of the work on the host.
-    pub host: Vec<(&'static str, f64)>,
-}
-
-impl Profile {
-    /// Sums the dispatches by kernel and variant.
-    #[must_use]
-    pub fn summary(&self) -> Summary {
-        let mut kernels: Vec<Row> = Vec::new();
-        let (mut dispatches, mut ms, mut last, mut invalid) = (0, 0.0, 0.0f64, 0);
-        for Span { kernel, variant, begin_ns, ns, .. } in &self.spans {
-            let (Some(begin), Some(ns)) = (begin_ns, ns) else {
-                invalid += 1;
-                continue;
-            };
-            last = last.max(begin + ns);
-            dispatches += 1;
-            ms += ns / 1e6;
-            match kernels.iter_mut().find(|row| (row.kernel, row.variant) == (*kernel, *variant)) {
-                Some(row) => {
-                    row.dispatches += 1;
-                    row.ms += ns / 1e6;
-                }
-                None => kernels.push(Row { kernel, variant, dispatches: 1, ms: ns / 1e6, share: 0.0 }),
-            }
-        }
-        for row in &mut kernels {
-            row.share = 100.0 * row.ms / ms;
-        }
-        kernels.sort_by(|a, b| b.ms.total_cmp(&a.ms));
-        let host = self.host.iter().map(|span| (span.name, span.ns / 1e6)).collect();
-        Summary { step: self.step, kernels, dispatches, ms, elapsed_ms: last / 1e6, invalid, host }
-    }
-
-    /// Writes a trace in Chrome's JSON format for Perfetto and `chrome://tracing`, with one track for the device and one for the host.
-    ///
-    /// The clocks of device and host are not synchronised. The first dispatch is placed at the end of submission.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it cannot be written.
-    pub fn save_trace(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_vec(&self.trace()).map_err(Error::bug)?;
-        save_atomic(path, &text)
-    }
-
-    fn trace(&self) -> Value {
-        // Timestamps in a trace start at zero.
-        let zero = self.host.iter().map(|span| span.begin_ns).fold(0.0, f64::min);
-        let name = |what: &str, tid: u32, name: &str| json!({"ph": "M", "name": what, "pid": 1, "tid": tid, "args": {"name": name}});
-        let mut events = vec![
-            name("process_name", DEVICE, &format!("vae-wgpu, training step {}", self.step + 1)),
-            name("thread_name", DEVICE, &self.device),
-            name("thread_name", HOST, "host"),
-        ];
-        let event = |name: &str, tid: u32, begin: f64, ns: f64, args: Value| {
-            json!({
-                "ph": "X", "cat": if tid == HOST { "host" } else { "device" }, "name": name, "pid": 1, "tid": tid,
-                "ts": (begin - zero) / 1e3, "dur": ns / 1e3, "args": args,
-            })
-        };
-        for Span { label, kernel, variant, begin_ns, ns } in &self.spans {
-            if let (Some(begin), Some(ns)) = (begin_ns, ns) {
-                events.push(event(label, DEVICE, *begin, *ns, json!({"kernel": kernel, "variant": variant})));
-            }
-        }
-        for HostSpan { name, begin_ns, ns } in &self.host {
-            events.push(event(name, HOST, *begin_ns, *ns, json!({})));
-        }
+fn trace(profile: &Profile) -> Value {
+    // Timestamps in a trace start at zero.
+    let zero = profile.host.iter().map(|span| span.begin_ns).fold(0.0, f64::min);
+    let name = |what: &str, tid: u32, name: &str| json!({"ph": "M", "name": what, "pid": 1, "tid": tid, "args": {"name": name}});
+    let mut events = vec![
+        name("process_name", DEVICE, &format!("vae-wgpu, training step {}", profile.step + 1)),
+        name("thread_name", DEVICE, &profile.device),
+        name("thread_name", HOST, "host"),
+    ];
+    let event = |name: &str, tid: u32, begin: f64, ns: f64, args: Value| {
         json!({
-            "displayTimeUnit": "ms",
-            "otherData": {"version": env!("CARGO_PKG_VERSION"), "device": self.device, "step": self.step},
-            "traceEvents": events,
+            "ph": "X", "cat": if tid == HOST { "host" } else { "device" }, "name": name, "pid": 1, "tid": tid,
+            "ts": (begin - zero) / 1e3, "dur": ns / 1e3, "args": args,
         })
+    };
+    for Span { label, kernel, variant, begin_ns, ns } in &profile.spans {
+        if let (Some(begin), Some(ns)) = (begin_ns, ns) {
+            events.push(event(label, DEVICE, *begin, *ns, json!({"kernel": kernel, "variant": variant})));
+        }
     }
+    for HostSpan { name, begin_ns, ns } in &profile.host {
+        events.push(event(name, HOST, *begin_ns, *ns, json!({})));
+    }
+    json!({
+        "displayTimeUnit": "ms",
+        "otherData": {"version": env!("CARGO_PKG_VERSION"), "device": profile.device, "step": profile.step},
+        "traceEvents": events,
+    })
 }
 
 /// Thread IDs of the tracks.
 const DEVICE: u32 = 1;
 const HOST: u32 = 2;
 
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "profile of step {}", self.step + 1)?;
-        writeln!(f, "{:<34} {:<16} {:>10} {:>10} {:>7}", "kernel", "variant", "dispatches", "ms", "share")?;
-        for Row { kernel, variant, dispatches, ms, share } in &self.kernels {
-            writeln!(f, "{kernel:<34} {variant:<16} {dispatches:>10} {ms:>10.3} {share:>5.1} %")?;
-        }
-        writeln!(
-            f,
-            "{:<34} {:<16} {:>10} {:>10.3} of {:.3} ms from first to last",
-            "total on the device", "", self.dispatches, self.ms, self.elapsed_ms
-        )?;
-        if self.invalid > 0 {
-            writeln!(f, "not counted: {} dispatches with invalid timestamps", self.invalid)?;
-        }
-        let host: Vec<_> = self.host.iter().map(|(name, ms)| format!("{name} {ms:.3} ms")).collect();
-        write!(f, "host: {}", host.join(", "))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vae::train::profile::Row;
 
     fn profile() -> Profile {
         let span =
@@ -209,7 +100,7 @@ mod tests {
     fn trace_starts_at_zero_on_two_tracks() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace.json");
-        profile().save_trace(&path).unwrap();
+        save_trace(&profile(), &path).unwrap();
         let trace: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         let events: Vec<&Value> = trace["traceEvents"].as_array().unwrap().iter().filter(|e| e["ph"] == "X").collect();
         let seen: Vec<_> = events

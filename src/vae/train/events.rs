@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use crate::app::io::csv::{EpochRow, StepRow};
-use crate::app::viz::trace::Summary;
 use crate::error::Result;
+use crate::vae::train::profile::Summary;
+use crate::vae::train::rows::{EpochRow, StepRow};
 
 /// Something that happened in a run. As JSON it is one object, whose `event` is the variant's name in lower case; numbers that are not
 /// finite become `null`.

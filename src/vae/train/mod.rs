@@ -8,26 +8,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::loader::Batch;
-use crate::app::io::checkpoint::{Checkpoint, Progress, TensorSchema, Weights};
-use crate::app::io::csv::{EpochRow, StepRow, Table};
-use crate::app::io::run_folder::{RunConfig, RunFolder};
-use crate::app::viz::trace::{HostSpan, Profile};
+use self::profile::{HostSpan, Profile};
+use self::rows::{EpochRow, StepRow};
+use self::store::{About, Recorded, RunStore};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
+use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data::Dataset;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::{Device, Runner, StepInput};
 use crate::vae::train::events::{Event, Observer, Start};
+use crate::vae::weights::{TensorSchema, Weights};
 
 mod artifacts;
-#[cfg(test)]
-mod crash;
 pub mod events;
 mod loader;
+pub mod profile;
+pub mod rows;
 mod settings;
+pub mod store;
 mod validation;
 
 pub use settings::{MAX_EPOCHS, Schedule, Settings};
@@ -55,11 +57,9 @@ pub struct Trainer<'a> {
     /// What tells the data set from others.
     data: String,
     runner: Runner,
-    folder: RunFolder,
+    store: Box<dyn RunStore>,
     observer: &'a mut dyn Observer,
     stop: &'a AtomicBool,
-    metrics: Table<StepRow>,
-    epochs: Table<EpochRow>,
     /// All rows of the run so far: means and plots are made from them.
     steps: Vec<StepRow>,
     epoch_rows: Vec<EpochRow>,
@@ -68,7 +68,7 @@ pub struct Trainer<'a> {
     finished: u64,
     warned: bool,
     /// Why the observer cannot tell any more.
-    untold: Option<Error>,
+    observer_error: Option<Error>,
     saved: Instant,
     /// Start of each step under way: number, images, time.
     under_way: Vec<(u64, usize, Instant)>,
@@ -86,7 +86,7 @@ struct ProfileAt {
 impl std::fmt::Debug for Trainer<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Trainer")
-            .field("folder", &self.folder.path())
+            .field("store", &self.store.path())
             .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
@@ -117,63 +117,54 @@ impl<'a> Trainer<'a> {
     /// instead of random ones.
     pub fn new(
         mut settings: Settings,
-        mut folder: RunFolder,
+        mut store: Box<dyn RunStore>,
         init: Option<&Weights>,
-        stage: TrainContext<'a>,
+        context: TrainContext<'a>,
     ) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&mut settings, &stage)?;
+        let mut runner = runner(&mut settings, &context)?;
         runner.init(settings.seed)?;
         if let Some(weights) = init {
             runner.upload(Arena::Params, &weights.params)?;
             runner.upload(Arena::States, &weights.states)?;
         }
-        let data = stage.dataset.fingerprint()?;
-        folder.begin()?;
-        folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings.clone()))?;
-        let (metrics, epochs) = (Table::create(&folder.metrics())?, Table::create(&folder.epochs())?);
+        let data = context.dataset.fingerprint()?;
+        store.begin(&About { device: &runner.describe(), kernels: runner.variants(), settings: &settings })?;
         let mut trainer = Self {
             settings,
-            dataset: stage.dataset,
+            dataset: context.dataset,
             data,
             runner,
-            folder,
-            observer: stage.observer,
-            stop: stage.stop,
-            metrics,
-            epochs,
+            store,
+            observer: context.observer,
+            stop: context.stop,
             steps: Vec::new(),
             epoch_rows: Vec::new(),
             best: None,
             finished: 0,
             warned: false,
-            untold: None,
+            observer_error: None,
             saved: Instant::now(),
             under_way: Vec::new(),
             last_report: Instant::now(),
             profile: None,
         };
-        trainer.pictures(0)?;
+        trainer.images(0)?;
         trainer.save_checkpoint()?;
         Ok(trainer)
     }
 
-    /// The settings of a run that is to go on, from its checkpoint.
-    pub fn settings_of(folder: &RunFolder) -> Result<Settings> {
-        let path = folder.checkpoint();
-        let file = crate::app::io::tensor_file::TensorFile::load(&path)?;
-        let progress = Progress::of(&file, &path)?;
-        serde_json::from_str(&progress.settings).map_err(|e| Error::malformed("parse the settings in", &path, e))
-    }
-
-    /// A run that goes on from its checkpoint, with these settings (those of the checkpoint but for the number of epochs) and its choice of
-    /// kernels, unless the stage's plan has another.
-    pub fn resume(mut settings: Settings, folder: RunFolder, stage: TrainContext<'a>) -> Result<Self> {
+    /// Resumes a run from its checkpoint with these settings, which are those of the checkpoint except for the number of epochs.
+    /// The kernel variants are those of the run, unless the plan of the context names others.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the checkpoint does not match the settings, the model or the data set.
+    pub fn resume(mut settings: Settings, mut store: Box<dyn RunStore>, context: TrainContext<'a>) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&mut settings, &stage)?;
-        let path = folder.checkpoint();
+        let mut runner = runner(&mut settings, &context)?;
+        let path = store.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =
-            Checkpoint::load(&path, TensorSchema::of(runner.graph()?))?;
+            Checkpoint::from_file(store.load_checkpoint()?, &path, TensorSchema::of(runner.graph()?))?;
         for (arena, tensors) in [
             (Arena::Params, &weights.params),
             (Arena::States, &weights.states),
@@ -183,39 +174,37 @@ impl<'a> Trainer<'a> {
             runner.upload(arena, tensors)?;
         }
         runner.set_step(progress.step);
-        let data = stage.dataset.fingerprint()?;
-        check_progress(&progress, &path, &settings, stage.dataset.train.len(), &data)?;
-        let (metrics, steps) = Table::resume(&folder.metrics(), |row: &StepRow| row.step < progress.step)?;
-        let (epochs, epoch_rows) = Table::resume(&folder.epochs(), |row: &EpochRow| row.epoch <= progress.epoch)?;
+        let data = context.dataset.fingerprint()?;
+        check_progress(&progress, &path, &settings, context.dataset.train.len(), &data)?;
+        let Recorded { steps, epochs: epoch_rows, device: before } = store.resume(progress.step, progress.epoch)?;
         let device = runner.describe();
-        let before = folder.load_config::<Settings>().map_or(device.clone(), |config| config.device);
-        let moved = format!("the run began on {before} and goes on on {device}: its numbers will differ a little");
-        let mut untold = None;
+        let before = before.unwrap_or_else(|| device.clone());
+        let moved = format!("this run was started on {before} and resumes on {device}; results will differ slightly");
+        let [metrics, epochs] = store.tables();
+        let mut observer_error = None;
         for message in [
             (before != device).then_some(moved),
-            missing_rows(&folder.metrics(), steps.iter().map(|row| row.step), progress.step)?,
-            missing_rows(&folder.epochs(), epoch_rows.iter().map(|row| row.epoch), progress.epoch)?,
+            missing_rows(&metrics, steps.iter().map(|row| row.step), progress.step)?,
+            missing_rows(&epochs, epoch_rows.iter().map(|row| row.epoch), progress.epoch)?,
         ] {
             let Some(message) = message else { continue };
-            tell(stage.observer, &mut untold, &Event::Warning { message: &message })?;
+            notify(context.observer, &mut observer_error, &Event::Warning { message: &message })?;
         }
-        folder.save_config(&RunConfig::new(runner.describe(), runner.variants().clone(), settings.clone()))?;
+        store.save_about(&About { device: &device, kernels: runner.variants(), settings: &settings })?;
         Ok(Self {
             settings,
-            dataset: stage.dataset,
+            dataset: context.dataset,
             data,
             runner,
-            folder,
-            observer: stage.observer,
-            stop: stage.stop,
-            metrics,
-            epochs,
+            store,
+            observer: context.observer,
+            stop: context.stop,
             steps,
             epoch_rows,
             best: progress.best,
             finished: progress.epoch,
             warned: false,
-            untold,
+            observer_error,
             saved: Instant::now(),
             under_way: Vec::new(),
             last_report: Instant::now(),
@@ -250,11 +239,11 @@ impl<'a> Trainer<'a> {
         let per_epoch = self.steps_per_epoch();
         let steps = per_epoch * self.settings.epochs;
         let model = describe(&self.settings.model);
-        tell(
+        notify(
             self.observer,
-            &mut self.untold,
+            &mut self.observer_error,
             &Event::Started(Start {
-                run: self.folder.path(),
+                run: self.store.path(),
                 device: &self.runner.describe(),
                 model: &model,
                 parameters: self.runner.graph()?.parameter_count(),
@@ -272,35 +261,40 @@ impl<'a> Trainer<'a> {
                 outcome = self.end_of_epoch(epoch, epoch_begun)?;
             }
             if outcome == Outcome::Interrupted {
-                let event = Event::Interrupted { step: self.runner.step(), run: self.folder.path() };
-                tell(self.observer, &mut self.untold, &event)?;
+                let event = Event::Interrupted { step: self.runner.step(), run: self.store.path() };
+                notify(self.observer, &mut self.observer_error, &event)?;
                 return self.end(Outcome::Interrupted);
             }
         }
         if self.profile.take().is_some() {
-            tell(
-                self.observer,
-                &mut self.untold,
-                &Event::Warning { message: "no profile: there was no step left to time" },
-            )?;
+            self.warn("no profile: there was no step left to time")?;
         }
-        tell(
+        notify(
             self.observer,
-            &mut self.untold,
+            &mut self.observer_error,
             &Event::Finished {
                 epochs: self.settings.epochs,
                 steps: self.runner.step(),
                 seconds: begun.elapsed().as_secs_f64(),
                 best: self.best,
-                run: self.folder.path(),
+                run: self.store.path(),
             },
         )?;
         self.end(Outcome::Finished)
     }
 
-    /// All is saved: only now an observer that had nowhere to write is a failure.
+    /// Returns the observer's error, if any, now that everything is saved.
     fn end(&mut self, outcome: Outcome) -> Result<Outcome> {
-        self.untold.take().map_or(Ok(outcome), Err)
+        self.observer_error.take().map_or(Ok(outcome), Err)
+    }
+
+    /// Sends an event to the observer. Keeps the first error for the end of the run.
+    fn notify(&mut self, event: &Event<'_>) -> Result<()> {
+        notify(self.observer, &mut self.observer_error, event)
+    }
+
+    fn warn(&mut self, message: &str) -> Result<()> {
+        self.notify(&Event::Warning { message })
     }
 
     fn epoch(&mut self, epoch: u64, steps: u64) -> Result<Outcome> {
@@ -318,7 +312,7 @@ impl<'a> Trainer<'a> {
                 if self.saved.elapsed() > CHECKPOINT_EVERY {
                     self.collect(true)?;
                     let saved = self.save_checkpoint();
-                    self.tolerate(saved)?;
+                    self.warn_on_io_error(saved)?;
                 }
             }
             self.collect(true)?;
@@ -356,13 +350,11 @@ impl<'a> Trainer<'a> {
             span("wait", submitted, Instant::now()),
         ];
         let profile = Profile { step, device: self.runner.describe(), spans: self.runner.spans()?, host };
-        tell(self.observer, &mut self.untold, &Event::Profile(&profile.summary()))?;
+        self.notify(&Event::Profile(&profile.summary()))?;
         let Some(path) = trace else { return Ok(()) };
         // A trace that cannot be written is no reason to end a run.
-        match profile.save_trace(&path) {
-            Err(error) => {
-                tell(self.observer, &mut self.untold, &Event::Warning { message: &format!("no trace: {error}") })
-            }
+        match self.store.save_trace(&profile, &path) {
+            Err(error) => self.warn(&format!("no trace: {error}")),
             Ok(()) => Ok(()),
         }
     }
@@ -375,7 +367,7 @@ impl<'a> Trainer<'a> {
             return Ok(Some(profile));
         }
         let message = "no profile: the device has no timestamp queries";
-        tell(self.observer, &mut self.untold, &Event::Warning { message })?;
+        self.notify(&Event::Warning { message })?;
         Ok(None)
     }
 
@@ -410,9 +402,9 @@ impl<'a> Trainer<'a> {
                 lr: self.settings.lr_at(report.step, steps),
                 images_per_s: images_per_s as f32,
             };
-            tell(self.observer, &mut self.untold, &Event::Step(&row))?;
-            let pushed = self.metrics.push(&row);
-            self.tolerate(pushed)?;
+            self.notify(&Event::Step(&row))?;
+            let pushed = self.store.push_step(&row);
+            self.warn_on_io_error(pushed)?;
             self.steps.push(row);
         }
         Ok(())
@@ -449,9 +441,9 @@ impl<'a> Trainer<'a> {
             return Err(Error::NonFiniteOutput { what: "the validation loss".to_owned() });
         }
         let restored = self.restore();
-        self.tolerate(restored)?;
-        let pushed = self.epochs.push(&row);
-        self.tolerate(pushed)?;
+        self.warn_on_io_error(restored)?;
+        let pushed = self.store.push_epoch(&row);
+        self.warn_on_io_error(pushed)?;
         self.epoch_rows.push(row);
         self.finished = epoch;
         let better = self.best.is_none_or(|best| row.val_total < best);
@@ -460,26 +452,26 @@ impl<'a> Trainer<'a> {
         if best {
             self.best = Some(row.val_total);
         }
-        let drawn = self.pictures(epoch).and_then(|()| self.plots());
-        self.tolerate(drawn)?;
+        let drawn = self.images(epoch).and_then(|()| self.store.save_plots(&self.steps, &self.epoch_rows));
+        self.warn_on_io_error(drawn)?;
         // Last: what a kill before this leaves out is made again, to the same bytes, when the epoch is.
         let checkpoint = self.save_checkpoint();
         if epoch == self.settings.epochs {
             model.and(checkpoint)?;
         } else {
-            self.tolerate(model)?;
-            self.tolerate(checkpoint)?;
+            self.warn_on_io_error(model)?;
+            self.warn_on_io_error(checkpoint)?;
         }
-        tell(self.observer, &mut self.untold, &Event::Epoch { row: &row, best })?;
+        self.notify(&Event::Epoch { row: &row, best })?;
         Ok(Outcome::Finished)
     }
 }
 
 /// Tells the observer. That it has nowhere to write is kept for the end of the run.
-fn tell(observer: &mut dyn Observer, untold: &mut Option<Error>, event: &Event<'_>) -> Result<()> {
+fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event: &Event<'_>) -> Result<()> {
     match observer.observe(event) {
         Err(error @ Error::File { .. }) => {
-            untold.get_or_insert(error);
+            observer_error.get_or_insert(error);
             Ok(())
         }
         other => other,
@@ -523,12 +515,12 @@ fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u6
 
 /// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of
 /// the settings and becomes theirs.
-fn runner(settings: &mut Settings, stage: &TrainContext<'_>) -> Result<Runner> {
-    if !stage.plan.variants.is_empty() {
-        settings.variants.clone_from(&stage.plan.variants);
+fn runner(settings: &mut Settings, context: &TrainContext<'_>) -> Result<Runner> {
+    if !context.plan.variants.is_empty() {
+        settings.variants.clone_from(&context.plan.variants);
     }
-    let plan = plan::Options { variants: settings.variants.clone(), ..stage.plan.clone() };
-    let (train, test) = (stage.dataset.train.as_ref(), stage.dataset.test.as_ref());
+    let plan = plan::Options { variants: settings.variants.clone(), ..context.plan.clone() };
+    let (train, test) = (context.dataset.train.as_ref(), context.dataset.test.as_ref());
     let (c, h, w) = train.size();
     let model = &settings.model;
     if (c, h, w) != (model.image_channels, model.image_size, model.image_size) {
@@ -548,7 +540,7 @@ fn runner(settings: &mut Settings, stage: &TrainContext<'_>) -> Result<Runner> {
             programs.push(program);
         }
     }
-    Runner::new(*model, &programs, stage.device, &plan)
+    Runner::new(*model, &programs, context.device, &plan)
 }
 
 /// Noise for `count` pictures; a shorter batch gets the beginning of the same numbers.

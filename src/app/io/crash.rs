@@ -6,20 +6,25 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 
-use super::{Outcome, Settings, TrainContext, Trainer};
 use crate::app::io::atomic::fault;
 use crate::app::io::run_folder::RunFolder;
-use crate::app::io::tensor_file::TensorFile;
+use crate::app::io::run_store::FolderStore;
 use crate::error::Result;
 use crate::runtime::plan;
 use crate::vae::data::shapes;
 use crate::vae::model::VaeConfig;
 use crate::vae::runner::Device;
+use crate::vae::tensor_file::TensorFile;
 use crate::vae::train::events::{Event, Observer};
+use crate::vae::train::{Outcome, Settings, TrainContext, Trainer};
 
 /// Tells the child which run folder it writes to.
 const RUN: &str = "VAE_WGPU_TEST_RUN";
 const EPOCHS: u64 = 2;
+
+fn store(folder: Result<RunFolder>) -> Box<FolderStore> {
+    Box::new(FolderStore::new(folder.unwrap()))
+}
 
 fn settings() -> Settings {
     let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
@@ -47,9 +52,9 @@ fn run(folder: &Path, epochs: u64) -> Vec<u8> {
     let stage =
         TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut keeper, stop: &stop };
     let mut trainer = if folder.join("checkpoint.safetensors").exists() {
-        Trainer::resume(settings, RunFolder::resume(folder).unwrap(), stage).unwrap()
+        Trainer::resume(settings, store(RunFolder::resume(folder)), stage).unwrap()
     } else {
-        Trainer::new(settings, RunFolder::create(Some(folder), true).unwrap(), None, stage).unwrap()
+        Trainer::new(settings, store(RunFolder::create(Some(folder), true)), None, stage).unwrap()
     };
     assert_eq!(trainer.run().unwrap(), Outcome::Finished);
     keeper.0.pop().unwrap()

@@ -1,0 +1,148 @@
+//! Where a run keeps its results.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::error::Result;
+use crate::vae::tensor_file::TensorFile;
+use crate::vae::train::Settings;
+use crate::vae::train::profile::Profile;
+use crate::vae::train::rows::{EpochRow, StepRow};
+
+/// Description of a run, for people and for commands that use its model later.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// Device, driver and backend.
+    pub device: &'a str,
+    /// Variants in use, by kernel.
+    pub kernels: &'a BTreeMap<String, String>,
+    /// Settings of the run.
+    pub settings: &'a Settings,
+}
+
+/// Rows of an earlier part of a run, as far as its checkpoint counts on them.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    /// Rows of steps.
+    pub steps: Vec<StepRow>,
+    /// Rows of epochs.
+    pub epochs: Vec<EpochRow>,
+    /// Device that the earlier part ran on, if known.
+    pub device: Option<String>,
+}
+
+/// Images as the model returns them: `[n, c, h, w]` with values from -1 to 1.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodedImages<'a> {
+    /// Values.
+    pub values: &'a [f32],
+    /// Channels, height and width.
+    pub size: [usize; 3],
+}
+
+/// Storage of a run: rows, weights, checkpoints, images.
+///
+/// The trainer reports a failed write ([`Error::File`](crate::Error::File)) once and continues; a store keeps rows that it could not
+/// write and writes them with the next row.
+pub trait RunStore: fmt::Debug {
+    /// Path of the run, for messages and for `--resume`.
+    fn path(&self) -> &Path;
+
+    /// Paths of the tables of steps and epochs, for messages.
+    fn tables(&self) -> [PathBuf; 2];
+
+    /// Path of the checkpoint, for messages.
+    fn checkpoint(&self) -> PathBuf;
+
+    /// Starts a new run. Replaces an earlier run, of which nothing was touched before.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if the store cannot be written.
+    fn begin(&mut self, about: &About<'_>) -> Result<()>;
+
+    /// Reads the checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if it cannot be read.
+    fn load_checkpoint(&self) -> Result<TensorFile>;
+
+    /// Opens the tables of an earlier part, without the rows from `step` (from 0) and those after `epoch` (from 1) on.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if a table cannot be read or contains an invalid row.
+    fn resume(&mut self, step: u64, epoch: u64) -> Result<Recorded>;
+
+    /// Writes the description of the run.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if it cannot be written.
+    fn save_about(&mut self, about: &About<'_>) -> Result<()>;
+
+    /// Checks that the store still exists, and recreates it with all rows and the description if it is gone. Returns whether it was
+    /// recreated.
+    ///
+    /// # Errors
+    /// [`Error::RunFolderLost`](crate::Error::RunFolderLost) if another run has taken over the store.
+    fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow], about: &About<'_>) -> Result<bool>;
+
+    /// Appends a row to the table of steps.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if it cannot be written now.
+    fn push_step(&mut self, row: &StepRow) -> Result<()>;
+
+    /// Appends a row to the table of epochs.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if it cannot be written now.
+    fn push_epoch(&mut self, row: &EpochRow) -> Result<()>;
+
+    /// Syncs the rows, before a checkpoint that counts on them is saved.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if they cannot be written or synced.
+    fn sync_rows(&mut self) -> Result<()>;
+
+    /// Replaces the checkpoint atomically.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if it cannot be written; the previous one remains.
+    fn save_checkpoint(&mut self, file: &TensorFile) -> Result<()>;
+
+    /// Replaces the weights atomically.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if they cannot be written; the previous ones remain.
+    fn save_model(&mut self, file: &TensorFile) -> Result<()>;
+
+    /// Saves the images whose reconstructions follow: bytes, `[n, c, h, w]`.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if they cannot be written.
+    fn save_originals(&mut self, pixels: &[u8], size: [usize; 3]) -> Result<()>;
+
+    /// Saves the reconstructions after an epoch.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if they cannot be written.
+    fn save_reconstructions(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()>;
+
+    /// Saves the samples after an epoch.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if they cannot be written.
+    fn save_samples(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()>;
+
+    /// Draws the curves of the run.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if they cannot be written.
+    fn save_plots(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<()>;
+
+    /// Writes the trace of a profiled step to a file.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if it cannot be written.
+    fn save_trace(&mut self, profile: &Profile, path: &Path) -> Result<()>;
+}
