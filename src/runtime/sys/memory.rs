@@ -8,6 +8,7 @@ pub(crate) fn available() -> Option<u64> {
 }
 
 /// Returns the peak resident size of this process in bytes; `None` on other systems than Linux.
+#[cfg(any(feature = "cli", test))]
 pub(crate) fn peak_resident() -> Option<u64> {
     bytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
 }
