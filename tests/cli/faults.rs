@@ -176,7 +176,7 @@ fn full_disk_keeps_the_last_checkpoint_and_training_continues() {
     let filler = disk.fill(8 << 10);
     let (code, said) = ends(&mut command(&resume(&run, "cpu", "3")));
     assert_eq!((code, warnings(&said)), (Some(1), 1), "{said}");
-    assert!(said.contains("No space left on device") && said.contains("training goes on"), "{said}");
+    assert!(said.contains("No space left on device") && said.contains("training continues"), "{said}");
     let last = said.lines().last().unwrap();
     assert!(last.starts_with("error: cannot write ") && last.contains("No space left"), "{said}");
     assert!(fs::read(Path::new(&run).join(CHECKPOINT)).unwrap() == checkpoint, "the checkpoint is another");
@@ -231,7 +231,7 @@ fn missing_run_folder_is_recreated() {
     while fs::remove_dir_all(&run).is_err() && Path::new(&run).exists() {}
     let (code, events, words) = watched.end();
     assert_eq!(code, Some(0), "{events}{words}");
-    assert!(events.contains("was gone and has been made again") && warnings(&events) <= 2, "{events}");
+    assert!(events.contains("was missing and has been recreated") && warnings(&events) <= 2, "{events}");
     assert_same_end(&run, &whole);
     assert!(Path::new(&run).join("model.safetensors").exists());
     // It can be gone on with, by one process at a time.
@@ -363,7 +363,7 @@ fn unwritable_table_warns_and_training_continues() {
     disk.fill(0);
     let (code, said) = ends(&mut command(&resume(&run, "cpu", "70")));
     assert_eq!((code, warnings(&said)), (Some(0), 1), "{said}");
-    assert!(said.contains("metrics.csv") && said.contains("training goes on"), "{said}");
+    assert!(said.contains("metrics.csv") && said.contains("training continues"), "{said}");
     for file in ["model.safetensors", CHECKPOINT] {
         let [a, b] = [&run, &whole].map(|run| tensor_file::load(&Path::new(run).join(file)).unwrap().tensors);
         assert!(a == b, "{file} differs");
