@@ -267,7 +267,7 @@ impl<'a> Trainer<'a> {
             }
         }
         if self.profile.take().is_some() {
-            self.warn("no profile: there was no step left to time")?;
+            self.warn("cannot profile: there is no step left to time")?;
         }
         notify(
             self.observer,
@@ -354,7 +354,7 @@ impl<'a> Trainer<'a> {
         let Some(path) = trace else { return Ok(()) };
         // A trace that cannot be written is no reason to end a run.
         match self.store.save_trace(&profile, &path) {
-            Err(error) => self.warn(&format!("no trace: {error}")),
+            Err(error) => self.warn(&format!("no trace was written: {error}")),
             Ok(()) => Ok(()),
         }
     }
@@ -509,7 +509,7 @@ fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u6
         return Err(Error::malformed("parse", path, "its rows are not in order"));
     }
     let missing = all.saturating_sub(numbers.count() as u64);
-    let message = || format!("{}: {missing} of {all} rows are missing: means and plots do without", path.display());
+    let message = || format!("{}: {missing} of {all} rows are missing; averages and plots will omit them", path.display());
     Ok((missing > 0).then(message))
 }
 
