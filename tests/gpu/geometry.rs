@@ -32,7 +32,7 @@ fn agrees(gpu: &Gpu, case: Case, ran: &RefCell<BTreeMap<String, u32>>) -> Result
         .collect();
     let (family, name, subject) = (case.op.kind(), case.name.clone(), PreparedCase::new(case));
     for (pass, variant) in kernels {
-        match subject.gpu_vs_reference(gpu, pass, variant, None) {
+        match subject.gpu_stores_reference(gpu, pass, variant, None) {
             Ok(CheckOutcome::Ran(lines)) => {
                 for line in lines {
                     prop_assert!(line.passed(), "{family} {name}: {pass}/{variant}: {line}");

@@ -26,6 +26,19 @@ pub struct Patch<'a> {
 }
 
 impl PreparedCase {
+    /// Runs `pass` in `variant` on a device, storing its results, and compares all that it writes with the reference.
+    pub fn gpu_stores_reference(
+        &self,
+        gpu: &Gpu,
+        pass: &str,
+        variant: &str,
+        patch: Option<&Patch<'_>>,
+    ) -> Result<CheckOutcome> {
+        let passes = self.op().passes();
+        let pass = passes.get(pass)?;
+        self.run_on(gpu, pass, variant, &vec![false; pass.writes.len()], patch)
+    }
+
     /// Runs `pass` in `variant` on a device and compares all tensors that it writes with the reference. Backward passes run three times:
     /// storing, accumulating into all tensors, and accumulating into every second one.
     ///
