@@ -1,4 +1,5 @@
-//! Kills at every write point of a checkpoint: the test starts itself again as a run, which ends there as `kill -9` would end it.
+//! Crash test: kills a run at every write point of a checkpoint and resumes it. The test starts its own executable as the run, which aborts
+//! at the write point like a process under `kill -9`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +19,7 @@ use crate::vae::tensor_file::TensorFile;
 use crate::vae::train::events::{Event, Observer};
 use crate::vae::train::{Outcome, Settings, TrainContext, Trainer};
 
-/// Tells the child which run folder it writes to.
+/// Environment variable with the run folder of the child.
 const RUN: &str = "VAE_WGPU_TEST_RUN";
 const EPOCHS: u64 = 2;
 
@@ -31,7 +32,7 @@ fn settings() -> Settings {
     Settings { model, batch_size: 4, epochs: EPOCHS, warmup: 2, ..Settings::default() }
 }
 
-/// Keeps the bytes of every checkpoint.
+/// Records the bytes of the checkpoint that a run starts from.
 #[derive(Default)]
 struct Keeper(Vec<Vec<u8>>);
 
@@ -44,7 +45,7 @@ impl Observer for Keeper {
     }
 }
 
-/// Trains `epochs` in all in `folder`, from the checkpoint that is there or else from nothing; the checkpoint that it began with.
+/// Trains for `epochs` in total in `folder`, resuming a checkpoint if there is one. Returns the checkpoint that the run started from.
 fn run(folder: &Path, epochs: u64) -> Vec<u8> {
     let dataset = shapes::dataset().unwrap().limited(Some(6), Some(4)).unwrap();
     let (plan, stop, mut keeper) = (plan::Options::default(), AtomicBool::new(false), Keeper::default());
@@ -60,33 +61,33 @@ fn run(folder: &Path, epochs: u64) -> Vec<u8> {
     keeper.0.pop().unwrap()
 }
 
-/// Not a test by itself: what the child does.
+/// Not a test by itself, but the run of the child process.
 #[test]
-fn run_that_may_be_killed() {
+fn child_run() {
     let Some(folder) = std::env::var_os(RUN) else { return };
     run(Path::new(&folder), EPOCHS);
 }
 
-/// Runs a child up to a write point of a file; whether it was killed there.
+/// Runs a child until a write point of a file. Returns whether it was killed there.
 fn killed(folder: &Path, file: &str, point: usize) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    let test = format!("{}::run_that_may_be_killed", module_path!().split_once("::").unwrap().1);
+    let test = format!("{}::child_run", module_path!().split_once("::").unwrap().1);
     child.args(["--exact", &test]).stdout(Stdio::null()).stderr(Stdio::null());
     let status = child.env(RUN, folder).env(fault::VARIABLE, format!("{file}:{point}")).status().unwrap();
     assert_eq!(status.code().is_some(), status.success(), "{file}:{point}: {status}");
     !status.success()
 }
 
-/// All that a run leaves but for times; settings of a resumed run are those of the run.
+/// Returns the output files that do not depend on time.
 fn results(folder: &Path) -> BTreeMap<&'static str, Vec<u8>> {
     let files = ["checkpoint.safetensors", "model.safetensors", "reconstruction_history.png", "samples/epoch_02.png"];
     files.map(|file| (file, fs::read(folder.join(file)).unwrap())).into()
 }
 
 #[test]
-fn a_kill_at_any_write_point_of_a_checkpoint_leaves_the_previous_or_the_new_one() {
+fn kill_at_any_write_point_leaves_the_previous_or_the_new_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    // The same run one epoch at a time: every checkpoint that there ever is, but for the total number of epochs in its settings.
+    // The same run one epoch at a time gives all possible checkpoints, except for the total number of epochs in their settings.
     let whole = dir.path().join("whole");
     let first = run(&whole, EPOCHS);
     let expected = results(&whole);

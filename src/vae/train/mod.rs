@@ -366,7 +366,7 @@ impl<'a> Trainer<'a> {
         if self.runner.time_next()? {
             return Ok(Some(profile));
         }
-        let message = "no profile: the device has no timestamp queries";
+        let message = "cannot profile: the device has no timestamp queries";
         self.notify(&Event::Warning { message })?;
         Ok(None)
     }
