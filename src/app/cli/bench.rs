@@ -85,6 +85,15 @@ impl BenchArgs {
     }
 }
 
+/// Measurements of a training step.
+struct TimedStep {
+    /// Milliseconds until the loss was read back.
+    ms: f64,
+    /// Milliseconds to encode and submit.
+    encode_ms: f64,
+    loss: f32,
+}
+
 impl StepArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
         let (started, batch) = (Instant::now(), self.batch.get());
@@ -101,36 +110,28 @@ impl StepArgs {
         let mut step = |runner: &mut Runner| {
             let eps = rng::normals(&mut noise, batch * config.latent_dim);
             let input = StepInput { images: &images, eps: &eps, lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
-            let begun = Instant::now();
+            let started = Instant::now();
             runner.train(batch, &input)?;
-            let encode_ms = begun.elapsed().as_secs_f64() * 1e3;
+            let encode_ms = started.elapsed().as_secs_f64() * 1e3;
             let report = runner.reports(true)?.pop();
             let report = report.ok_or_else(|| anyhow::anyhow!("the step returned no report"))?;
-            anyhow::Ok((begun.elapsed().as_secs_f64() * 1e3, encode_ms, report.total))
+            anyhow::Ok(TimedStep { ms: started.elapsed().as_secs_f64() * 1e3, encode_ms, loss: report.total })
         };
-        let mut first = None;
-        for _ in 0..self.warmup {
-            let (_, _, loss) = step(&mut runner)?;
-            first.get_or_insert(loss);
-        }
+        let warmup = (0..self.warmup).map(|_| step(&mut runner)).collect::<anyhow::Result<Vec<_>>>()?;
         let warmup_s = started.elapsed().as_secs_f64();
-        let mut timed = Vec::new();
-        for _ in 0..self.steps {
-            timed.push(step(&mut runner)?);
-        }
-        let (Some(&(_, _, last)), Some(&(_, _, first_timed))) = (timed.last(), timed.first()) else {
+        let timed = (0..self.steps).map(|_| step(&mut runner)).collect::<anyhow::Result<Vec<_>>>()?;
+        let (Some(first), Some(last)) = (warmup.iter().chain(&timed).next(), timed.last()) else {
             anyhow::bail!("no step was timed")
         };
-        let first = first.unwrap_or(first_timed);
-        let middle = |part: fn(&(f64, f64, f32)) -> f64| {
+        let median_of = |part: fn(&TimedStep) -> f64| {
             let mut values: Vec<f64> = timed.iter().map(part).collect();
             values.sort_by(f64::total_cmp);
             median(&values).unwrap_or(f64::NAN)
         };
-        let ms = middle(|t| t.0);
-        let min = timed.iter().map(|t| t.0).fold(f64::INFINITY, f64::min);
-        let encode = middle(|t| t.1);
+        let (ms, encode_ms) = (median_of(|step| step.ms), median_of(|step| step.encode_ms));
+        let min_ms = timed.iter().map(|step| step.ms).fold(f64::INFINITY, f64::min);
         let gflops = runner.graph()?.cost()?.flop / ms / 1e6;
+        let images_per_s = batch as f64 / ms * 1e3;
         let dispatches = runner.dispatches();
         let peak_rss_mb = memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 20));
         // Measured last, because its buffers are large and it heats up the device.
@@ -141,19 +142,19 @@ impl StepArgs {
         if self.json {
             print(serde_json::json!({
                 "peer": "vae-wgpu", "version": env!("CARGO_PKG_VERSION"), "backend": runner.describe(), "batch": batch,
-                "warmup_s": warmup_s, "step_ms_median": ms, "step_ms_min": min,
-                "images_per_s": batch as f64 / ms * 1e3, "peak_rss_mb": peak_rss_mb,
-                "loss_first": first, "loss_last": last, "steps": self.steps,
-                "dispatches": dispatches, "encode_ms": encode, "gflops": gflops, "roof_pct": roof_pct,
+                "warmup_s": warmup_s, "step_ms_median": ms, "step_ms_min": min_ms,
+                "images_per_s": images_per_s, "peak_rss_mb": peak_rss_mb,
+                "loss_first": first.loss, "loss_last": last.loss, "steps": self.steps,
+                "dispatches": dispatches, "encode_ms": encode_ms, "gflops": gflops, "roof_pct": roof_pct,
             }))?;
         } else {
             let roof =
                 roof_pct.map(|pct| format!(" ({pct:.1} % of the measured multiply-add rate)")).unwrap_or_default();
             print(format_args!(
-                "{}: batch {}, step median {ms:.1} ms, min {min:.1} ms, {:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {first:.4} -> {last:.4}",
+                "{}: batch {batch}, step median {ms:.1} ms, min {min_ms:.1} ms, {images_per_s:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode_ms:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {:.4} -> {:.4}",
                 runner.describe(),
-                batch,
-                batch as f64 / ms * 1e3
+                first.loss,
+                last.loss
             ))?;
         }
         Ok(ExitCode::SUCCESS)

@@ -509,7 +509,8 @@ fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u6
         return Err(Error::malformed("parse", path, "its rows are not in order"));
     }
     let missing = all.saturating_sub(numbers.count() as u64);
-    let message = || format!("{}: {missing} of {all} rows are missing; averages and plots will omit them", path.display());
+    let message =
+        || format!("{}: {missing} of {all} rows are missing; averages and plots will omit them", path.display());
     Ok((missing > 0).then(message))
 }
 
