@@ -1,30 +1,33 @@
-//! The backward graph: a reverse walk over the forward nodes.
+//! Reverse-mode differentiation: a backward walk over the forward nodes appends the nodes of the backward pass.
 //!
-//! The first contribution to a gradient stores, later ones accumulate, in the fixed order of the walk, so nothing has to be
-//! cleared and nothing can be forgotten. Where an operation says that a gradient equals another value (the residual add), the
-//! value is shared until somebody has to add to it.
+//! The first contribution to a gradient overwrites it and later ones accumulate, in the fixed order of the walk, so no gradient needs
+//! to be cleared. If a gradient equals another value, as in a residual add, both share one value until something is added to it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Arena, Graph, Node, Storage, ValueId};
 use crate::error::{Error, Result};
+use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
 use crate::runtime::kernel::Arg;
-use crate::runtime::op::basic::add::Add;
-use crate::runtime::op::{ChannelShift, Operand, Pass, Role};
+use crate::runtime::op::{Add, ChannelShift, Operand, Pass, Role};
 
-/// Where a gradient starts.
+/// A value at which the backward pass starts.
 #[derive(Clone, Copy, Debug)]
 pub enum Root {
-    /// The loss: its operation holds the gradients of its inputs itself (`elbo`).
+    /// A loss whose operation computes the gradients of its inputs in its forward pass, like `elbo`.
     Loss(ValueId),
-    /// A value and the input that holds its gradient.
+    /// A value, and the input with its gradient.
     Seeded(ValueId, ValueId),
 }
 
 impl Graph {
-    /// Appends the nodes that compute the gradients of all parameters (and of every input named in `wanted`, kept as output
-    /// `d` + name). Every parameter must get one, unless it is exactly zero: see [`Graph::zero_grad_params`].
+    /// Appends the nodes that compute the gradients of all parameters, and of the inputs in `wanted`. The gradient of input `x`
+    /// becomes the output `dx`.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if a parameter or wanted input has no gradient, unless that is exactly zero
+    /// ([`Graph::zero_grad_params`]), or if a seed has another shape than its value; [`Error::Unknown`] if a wanted input does not
+    /// exist.
     pub fn with_gradients(self, roots: &[Root], wanted: &[&str]) -> Result<Self> {
         let mut walk = Walk::new(self, roots, wanted)?;
         let forward = walk.graph.nodes.clone();
@@ -40,12 +43,14 @@ struct Walk {
     graph: Graph,
     /// Gradient of each forward value that has one so far.
     grads: HashMap<ValueId, ValueId>,
-    /// For each gradient, the forward values it stands for whose producers have yet to read it.
+    /// For each gradient, the forward values that it belongs to and whose producers have not read it yet.
     sharers: HashMap<ValueId, HashSet<ValueId>>,
     losses: HashSet<ValueId>,
     /// Forward values that depend on a parameter or on a wanted input.
     differentiable: HashSet<ValueId>,
-    null: HashSet<usize>,
+    /// Parameters with an exactly zero gradient.
+    zero: HashSet<usize>,
+    /// Parameters whose gradient has a contribution.
     written: HashSet<usize>,
 }
 
@@ -66,14 +71,14 @@ impl Walk {
                 differentiable.extend(outputs(node, &operands)?);
             }
         }
-        let null = zero_grad_params(&graph, roots)?;
+        let zero = zero_grad_params(&graph, roots)?;
         let mut walk = Self {
             graph,
             grads: HashMap::new(),
             sharers: HashMap::new(),
             losses: HashSet::new(),
             differentiable,
-            null,
+            zero,
             written: HashSet::new(),
         };
         for root in roots {
@@ -115,7 +120,7 @@ impl Walk {
             }
         }
         for pass in &passes.backward {
-            self.entry(node, &operands, pass)?;
+            self.backward(node, &operands, pass)?;
         }
         for output in outputs {
             if let Some(sharers) = self.grads.get(&output).and_then(|grad| self.sharers.get_mut(grad)) {
@@ -125,7 +130,8 @@ impl Walk {
         Ok(())
     }
 
-    fn entry(&mut self, node: &Node, operands: &[Operand], pass: &Pass) -> Result<()> {
+    /// Appends a backward pass of `node`, if a gradient that it writes is wanted.
+    fn backward(&mut self, node: &Node, operands: &[Operand], pass: &Pass) -> Result<()> {
         let mut wanted = false;
         for arg in &pass.writes {
             wanted |= self.wants(operand(node, operands, *arg)?, node.operand(arg.name())?);
@@ -169,21 +175,21 @@ impl Walk {
         Ok(())
     }
 
-    /// Whether the gradient of this operand is asked for.
+    /// Returns whether the gradient of this operand is wanted.
     fn wants(&self, operand: &Operand, value: ValueId) -> bool {
         match (operand.role, self.graph.value(value).storage) {
-            (Role::Param(_), Storage::Tensor(_, i)) => !self.null.contains(&i),
+            (Role::Param(_), Storage::Tensor(_, i)) => !self.zero.contains(&i),
             _ => self.differentiable.contains(&value),
         }
     }
 
     fn is_only_for(&self, grad: ValueId, value: ValueId) -> bool {
-        // A root's seed belongs to the host and is never written.
+        // The seed of a root is an input, which nodes never write.
         self.graph.value(grad).storage == Storage::Local
             && self.sharers.get(&grad).is_some_and(|s| s.len() == 1 && s.contains(&value))
     }
 
-    /// Adds `grad`, as it is, to the gradient of `value`.
+    /// Adds the existing value `grad` to the gradient of `value`.
     fn contribute(&mut self, node: &Node, value: ValueId, grad: ValueId) -> Result<()> {
         let Some(old) = self.grads.get(&value).copied() else {
             self.share(value, grad);
@@ -200,7 +206,7 @@ impl Walk {
         Ok(())
     }
 
-    /// The value of an operand of `node`, or of the gradient with respect to it.
+    /// Returns the value of an operand of `node`, or its gradient.
     fn source(&self, node: &Node, arg: Arg) -> Result<ValueId> {
         let value = node.operand(arg.name())?;
         if !arg.is_grad() {
@@ -208,26 +214,26 @@ impl Walk {
         }
         self.grads.get(&value).copied().ok_or_else(|| {
             let value = &self.graph.value(value).name;
-            Error::Graph(format!("{}: nothing depends on `{value}`, so it has no gradient", node.name))
+            Error::Graph(format!("{}: no loss depends on `{value}`, so it has no gradient", node.name))
         })
     }
 
     fn finish(mut self, wanted: &[&str]) -> Result<Graph> {
         for (i, param) in self.graph.params.iter().enumerate() {
-            if !self.written.contains(&i) && !self.null.contains(&i) {
+            if !self.written.contains(&i) && !self.zero.contains(&i) {
                 return Err(Error::Graph(format!(
-                    "parameter `{}` gets no gradient: nothing that leads to the loss depends on it",
+                    "parameter `{}` has no gradient: the loss does not depend on it",
                     param.name
                 )));
             }
         }
         for name in wanted {
             let value = self.graph.input(name)?;
-            let missing = || Error::Graph(format!("input `{name}` gets no gradient"));
+            let missing = || Error::Graph(format!("input `{name}` has no gradient"));
             let grad = *self.grads.get(&value).ok_or_else(missing)?;
             self.graph.outputs.insert(format!("d{name}"), grad);
         }
-        self.graph.zero_grad_params = self.null.into_iter().collect();
+        self.graph.zero_grad_params = self.zero.into_iter().collect();
         self.graph.zero_grad_params.sort_unstable();
         Ok(self.graph)
     }
@@ -237,50 +243,40 @@ fn outputs(node: &Node, operands: &[Operand]) -> Result<Vec<ValueId>> {
     operands.iter().filter(|o| o.role == Role::Output).map(|o| node.operand(o.name)).collect()
 }
 
-/// The operand of a gradient.
+/// Returns the operand that a gradient belongs to.
 fn operand<'a>(node: &Node, operands: &'a [Operand], gradient: Arg) -> Result<&'a Operand> {
     let found = operands.iter().find(|o| gradient.is_grad() && o.name == gradient.name());
-    found.ok_or_else(|| Error::bug(format!("{}: `{gradient}` is no gradient of an operand", node.label())))
+    found.ok_or_else(|| Error::bug(format!("{}: `{gradient}` is not the gradient of an operand", node.label())))
 }
 
-/// Parameters that add a per-channel constant to a value from which every path leads into an operation that removes it.
+/// Finds the parameters whose gradient is exactly zero: they add a per-channel constant to a value, and all paths from there lead
+/// into an operation that removes it.
 fn zero_grad_params(graph: &Graph, roots: &[Root]) -> Result<HashSet<usize>> {
-    let mut seen: HashSet<ValueId> = graph.outputs.values().copied().collect();
-    seen.extend(roots.iter().map(|r| match *r {
-        Root::Loss(v) | Root::Seeded(v, _) => v,
+    let mut visible: HashSet<ValueId> = graph.outputs.values().copied().collect();
+    visible.extend(roots.iter().map(|root| match *root {
+        Root::Loss(value) | Root::Seeded(value, _) => value,
     }));
-    let mut absorbed: HashMap<ValueId, bool> = HashMap::new();
-    // Consumers come after producers, so a reverse walk knows them all.
+    // Whether all consumers so far of a value remove a constant. Consumers come after producers, so the walk is backwards.
+    let mut removed: HashMap<ValueId, bool> = HashMap::new();
+    let mut zero = HashSet::new();
     for node in graph.nodes.iter().rev() {
-        for output in outputs(node, &node.op.operands())? {
-            let mut consumers = 0;
-            let mut all = !seen.contains(&output);
-            for consumer in &graph.nodes {
-                for operand in consumer.op.operands().iter().filter(|o| matches!(o.role, Role::Input | Role::Constant))
-                {
-                    if consumer.operand(operand.name)? != output {
-                        continue;
-                    }
-                    consumers += 1;
-                    all &= match consumer.op.channel_shift(operand.name) {
-                        ChannelShift::Absorbs => true,
-                        ChannelShift::Depends => false,
-                        ChannelShift::Forwards => outputs(consumer, &consumer.op.operands())?
-                            .iter()
-                            .all(|v| absorbed.get(v).copied().unwrap_or(false)),
-                    };
-                }
-            }
-            absorbed.insert(output, all && consumers > 0);
+        let operands = node.op.operands();
+        let is_removed = |value: &ValueId| !visible.contains(value) && removed.get(value) == Some(&true);
+        let all_removed = outputs(node, &operands)?.iter().all(is_removed);
+        if let Some(bias) = node.op.bias_param()
+            && let Storage::Tensor(_, i) = graph.value(node.operand(bias)?).storage
+            && all_removed
+        {
+            zero.insert(i);
+        }
+        for operand in operands.iter().filter(|o| matches!(o.role, Role::Input | Role::Constant)) {
+            let here = match node.op.channel_shift(operand.name) {
+                ChannelShift::Absorbs => true,
+                ChannelShift::Depends => false,
+                ChannelShift::Forwards => all_removed,
+            };
+            *removed.entry(node.operand(operand.name)?).or_insert(true) &= here;
         }
     }
-    let mut null = HashSet::new();
-    for node in &graph.nodes {
-        let Some(param) = node.op.bias_param() else { continue };
-        let all = outputs(node, &node.op.operands())?.iter().all(|v| absorbed.get(v).copied().unwrap_or(false));
-        if let (true, Storage::Tensor(_, i)) = (all, graph.value(node.operand(param)?).storage) {
-            null.insert(i);
-        }
-    }
-    Ok(null)
+    Ok(zero)
 }

@@ -1,35 +1,40 @@
-//! Fusion: fewer, fatter nodes that compute the same. A rewrite of the forward graph, before its gradients are made: the fused
-//! operations bring their own backward passes, so the backward pass is fused with it.
+//! Operator fusion: rewrites the forward graph, before differentiation. The fused operations have backward passes of their own, so
+//! the backward pass is fused, too.
 //!
 //! | rule | from | to |
 //! | --- | --- | --- |
-//! | norm and ReLU | norm -> ReLU | one norm that cuts |
-//! | load | norm with ReLU -> convolution | the convolution normalizes what it loads; the activation is never stored |
-//! | store | convolution -> residual add | the convolution adds before it stores |
-//! | statistics | convolution -> such convolutions | it sums what it stores; two consumers (`norm1`, `skip_norm`) share the sums |
+//! | norm and ReLU | norm -> ReLU | a norm with a ReLU |
+//! | prologue | norm with ReLU -> convolution | the convolution normalizes its input while loading it; the activation is never stored |
+//! | epilogue | convolution -> residual add | the convolution adds the residual before it stores its output |
+//! | statistics | convolution -> convolutions with a prologue | the first one sums its output for the norms of the others |
 //!
-//! The backward passes of such a convolution: the ReLU's mask and both sums of the norm's gradient in the store of backward-input,
-//! normalization in the load of backward-weight. The norm gradient itself needs the finished sums, so it is a pass of its own,
-//! which also adds the residual's gradient: applied in the loads of the next two kernels instead it would be computed 2 to 18
-//! times over, and those loads are what limits them.
+//! The statistics rule serves two norms of the same value, `norm1` and `skip_norm`, with the same sums.
 //!
-//! A rule applies where the value in between has no other consumer and is no output. Names, parameters and their order stay.
+//! In the backward passes of such a convolution, the epilogue of backward-input applies the ReLU mask and computes both sums of the
+//! norm's gradient, and the prologue of backward-weight normalizes. The gradient of the norm needs the complete sums, so it is a
+//! pass of its own, which also adds the gradient of the residual. In the prologues of the next two kernels it would be computed 2 to
+//! 18 times for each element, and their loads are what limits them.
+//!
+//! A rule applies if the value in between has no other consumer and is not an output. Names and parameters stay the same.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Bound, Graph, Node, Storage, ValueId};
 use crate::error::{Error, Result};
+use crate::runtime::graph::{Bound, Graph, Node, Storage, ValueId};
 use crate::runtime::kernel::operand;
 use crate::runtime::op::{Add, BatchNorm, Conv2d, ConvTranspose2d, FusedConv, Op, PositionNorm, Relu, spec_of};
 
 impl Graph {
-    /// The same forward graph with fused operations.
+    /// Fuses the operations of a forward graph.
+    ///
+    /// # Errors
+    /// Those of the constructors of fused operations.
     pub fn fused(self) -> Result<Self> {
         let mut fuse = Fuse { uses: HashMap::new(), graph: self };
         fuse.norm_and_relu()?;
-        fuse.loads()?;
-        fuse.stores()?;
+        fuse.prologues()?;
+        fuse.epilogues()?;
         fuse.statistics()?;
         Ok(fuse.graph)
     }
@@ -37,12 +42,12 @@ impl Graph {
 
 struct Fuse {
     graph: Graph,
-    /// How many nodes read a value; outputs count as read.
+    /// Number of nodes that read a value; being an output counts as one.
     uses: HashMap<ValueId, usize>,
 }
 
 impl Fuse {
-    fn count(&mut self) {
+    fn count_uses(&mut self) {
         self.uses.clear();
         let reads = self.graph.nodes.iter().flat_map(|node| &node.reads);
         for value in reads.chain(self.graph.outputs.values()) {
@@ -50,34 +55,34 @@ impl Fuse {
         }
     }
 
-    /// The node that writes `value`, where node `reader` is all that reads it.
+    /// Returns the node that writes `value`, if only node `reader` reads it.
     fn sole_producer(&self, value: ValueId, reader: usize) -> Option<usize> {
         let at = self.graph.nodes.iter().take(reader).position(|node| node.writes.contains(&value))?;
         (self.uses.get(&value) == Some(&1)).then_some(at)
     }
 
     fn node(&self, at: usize) -> Result<&Node> {
-        self.graph.nodes.get(at).ok_or_else(|| Error::bug("a node went missing"))
+        self.graph.nodes.get(at).ok_or_else(|| Error::bug("no such node"))
     }
 
-    /// A forward node of `op` in the place of node `at`.
+    /// Replaces node `at` by a forward call of `op`.
     fn replace(&mut self, at: usize, name: &str, op: impl Op + 'static, bound: Bound) -> Result<()> {
         let pass = op.passes().forward;
         let accumulate = vec![false; pass.writes.len()];
         let node = Node::new(name, Arc::new(op), pass, bound, accumulate)?;
-        *self.graph.nodes.get_mut(at).ok_or_else(|| Error::bug("a node went missing"))? = node;
+        *self.graph.nodes.get_mut(at).ok_or_else(|| Error::bug("no such node"))? = node;
         Ok(())
     }
 
-    /// Drops nodes, given from the last to the first.
-    fn drop_nodes(&mut self, nodes: Vec<usize>) {
+    /// Removes nodes, which must be in descending order.
+    fn remove_nodes(&mut self, nodes: Vec<usize>) {
         for at in nodes {
             self.graph.nodes.remove(at);
         }
     }
 
     fn norm_and_relu(&mut self) -> Result<()> {
-        self.count();
+        self.count_uses();
         let mut dead = Vec::new();
         for at in (0..self.graph.nodes.len()).rev() {
             let relu = self.node(at)?;
@@ -99,12 +104,12 @@ impl Fuse {
             }
             dead.push(at);
         }
-        self.drop_nodes(dead);
+        self.remove_nodes(dead);
         Ok(())
     }
 
-    fn loads(&mut self) -> Result<()> {
-        self.count();
+    fn prologues(&mut self) -> Result<()> {
+        self.count_uses();
         let mut dead = Vec::new();
         for at in (0..self.graph.nodes.len()).rev() {
             let node = self.node(at)?;
@@ -135,12 +140,12 @@ impl Fuse {
             dead.push(producer);
         }
         dead.sort_unstable_by(|a, b| b.cmp(a));
-        self.drop_nodes(dead);
+        self.remove_nodes(dead);
         Ok(())
     }
 
-    fn stores(&mut self) -> Result<()> {
-        self.count();
+    fn epilogues(&mut self) -> Result<()> {
+        self.count_uses();
         let mut dead = Vec::new();
         for at in 0..self.graph.nodes.len() {
             let add = self.node(at)?;
@@ -155,7 +160,7 @@ impl Fuse {
                 if conv.has_residual() || node.operand("y")? != sum {
                     continue;
                 }
-                // It moves to where the other branch has been computed.
+                // The fused node takes the place of the sum, where the other branch is available.
                 let mut bound = rebound(&node.bound, "y", y);
                 bound.push((operand("residual"), residual));
                 let name = node.name.clone();
@@ -165,7 +170,7 @@ impl Fuse {
             }
         }
         dead.sort_unstable_by(|a, b| b.cmp(a));
-        self.drop_nodes(dead);
+        self.remove_nodes(dead);
         Ok(())
     }
 
@@ -201,14 +206,14 @@ impl Fuse {
     }
 }
 
-/// The node's convolution, with what is fused with it already.
+/// Returns the convolution of a node, as a fused operation.
 fn convolution(node: &Node) -> Option<FusedConv> {
     let conv = node.op.downcast_ref::<Conv2d>().map(Conv2d::fusible);
     let transposed = || node.op.downcast_ref::<ConvTranspose2d>().map(ConvTranspose2d::fusible);
     conv.or_else(transposed).or_else(|| node.op.downcast_ref::<FusedConv>().copied())
 }
 
-/// `bound` with another value for one operand.
+/// Returns `bound` with another value for one operand.
 fn rebound(bound: &Bound, name: &'static str, value: ValueId) -> Bound {
     bound.iter().map(|&(arg, v)| (arg, if arg == operand(name) { value } else { v })).collect()
 }
