@@ -6,17 +6,17 @@ use std::sync::Arc;
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::{Gpu, Options};
 use vae_wgpu::runtime::graph::{Arena, Builder, Root};
-use vae_wgpu::runtime::op::{Conv2d, GlobalAvgPool, Linear, Relu};
+use vae_wgpu::runtime::op::{Conv, GlobalAvgPool, Relu};
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 
 fn main() -> vae_wgpu::Result<()> {
     // y = linear(pool(relu(conv(x)))), with the gradient of y as an input and that of x as an output.
     let mut b = Builder::new();
     let x = b.input("x", Spec::nhwc(Shape::new(2, 3, 8, 8)))?;
-    let h = b.apply("conv", &[x], |s| Conv2d::new(s[0], 8, 3, 1, 1))?;
+    let h = b.apply("conv", &[x], |s| Conv::conv2d(s[0], 8, 3, 1, 1))?;
     let h = b.apply("relu", &[h], |s| Relu::new(s[0]))?;
     let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
-    let y = b.apply("linear", &[h], |s| Linear::new(s[0], Shape::vector(4)))?;
+    let y = b.apply("linear", &[h], |s| Conv::linear(s[0], Shape::vector(4)))?;
     let dy = b.input("dy", Spec::nhwc(b.shape(y)))?;
     let graph = b.output("y", y).build().with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
     print!("{graph}");

@@ -1,25 +1,26 @@
-// Convolution as the formula says it, one vec4 of the result in an invocation: the second witness, and fast enough for
-// problems that are too small to fill a tile. Variant `naive`.
+// Convolution by its formula, one vec4 of the result per invocation. Variant `naive`: an independent check of the other variants, and
+// the fastest for problems that are too small to fill a tile.
 //
 //   forward           y[n, oy, ox, o]       = bias[o] + sum over ky, kx, i of x[n, oy S - P + ky, ox S - P + kx, i] w[ky, kx, i, o]
 //   backward_input    dx[n, iy, ix, i]      = bias[i] + sum over ky, kx, o of dy[n, oy, ox, o] w[ky, kx, i, o]
-//                                             where oy S - P + ky = iy and ox S - P + kx = ix
+//                                             with oy S - P + ky = iy and ox S - P + kx = ix
 //   backward_weight   dw[ky, kx, i, o]      = sum over n, oy, ox of x[n, oy S - P + ky, ox S - P + kx, i] dy[n, oy, ox, o]
 //
-// (the bias of the second is a transposed convolution's; what else happens to operands and sums is in lib/conv_fused.wgsl)
+// The bias in backward_input is that of a transposed convolution. lib/conv_fused.wgsl has the rest of prologue and epilogue.
 //
 // x, dx: [n][X_H][X_W][X_C4] vec4, y, dy: [n][Y_H][Y_W][Y_C4] vec4, weight, dweight: [KH][KW][4 * X_C4][Y_C4] vec4.
-// `rows` rows of C: pixels of y, pixels of dx, or KH * KW * 4 * X_C4. One workgroup: 64 vec4s, channels fastest.
-// Order of summation: as the sums are written, upwards.
+// C has `rows` rows: positions of y, positions of dx, or KH * KW * 4 * X_C4. One workgroup computes 64 vec4s, channels fastest, one
+// invocation computes one. Each sum is computed in the order in which it is written, indices rising.
 
 #import grid
 
 struct Params {
     rows: u32,
-    parts: u32,
-    pixels: u32, // of y in the batch
+    phases: u32, // 1
+    splits: u32, // 1
+    positions: u32, // of y, in the whole batch
     chunk: u32,
-    x_h: u32, // sizes: here the overrides of these names
+    x_h: u32, // sizes: this kernel uses the overrides of the same names
     x_w: u32,
     x_c4: u32,
     y_h: u32,
@@ -61,7 +62,7 @@ fn ld_stats(i: u32) -> vec4<f32> {
 
 #import conv_fused
 
-// Operand vec4 number i of channel group `channel` among `channels`.
+// Vec4 i of A, which is in channel group `channel` among `channels`, with the prologue applied.
 fn ld_a(i: u32, channel: u32, channels: u32) -> vec4<f32> {
 #if NORM
     return activated(a[i], affine(channel, channels));
@@ -102,7 +103,7 @@ fn forward(
     var sum = vec4<f32>();
     for (var ky = 0u; ky < KH; ky++) {
         for (var kx = 0u; kx < KW; kx++) {
-            // Wraps around below zero, and is then above every size.
+            // Coordinates below zero wrap around and are larger than every size.
             let iy = oy * STRIDE + ky - PAD;
             let ix = ox * STRIDE + kx - PAD;
             if iy < X_H && ix < X_W {
@@ -173,13 +174,13 @@ fn backward_weight(
     let kx = index / (Y_C4 * 4u * X_C4) % KW;
     let ky = index / (Y_C4 * 4u * X_C4 * KW);
     var sum = vec4<f32>();
-    for (var pixel = 0u; pixel < p.pixels; pixel++) {
-        let iy = pixel / Y_W % Y_H * STRIDE + ky - PAD;
-        let ix = pixel % Y_W * STRIDE + kx - PAD;
-        let n = pixel / (Y_W * Y_H);
+    for (var position = 0u; position < p.positions; position++) {
+        let iy = position / Y_W % Y_H * STRIDE + ky - PAD;
+        let ix = position % Y_W * STRIDE + kx - PAD;
+        let n = position / (Y_W * Y_H);
         if iy < X_H && ix < X_W {
             let x = ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i / 4u, i / 4u, X_C4)[i % 4u];
-            sum += x * ld_b(pixel * Y_C4 + o, o);
+            sum += x * ld_b(position * Y_C4 + o, o);
         }
     }
 #if ACC

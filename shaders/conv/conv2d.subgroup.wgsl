@@ -1,32 +1,30 @@
-// Convolution for devices on which the number of loads decides: software adapters. Variants `lanes` (operands staged in
-// textures), `lanes_buffers`, and `lanes_plain` (without subgroup operations).
+// Convolution for software drivers, where the number of load instructions decides. Variants `subgroup_tex` (operands in textures),
+// `subgroup` (operands in buffers) and `register_tiled` (without subgroup operations). C = A B with the operands of
+// lib/implicit_gemm.wgsl, tiled in registers.
 //
-// C = A B with the operands of lib/conv_product.wgsl.
+// One workgroup of WIDTH invocations computes a tile of C of GROUPS * WIDTH * ROWS rows by 4 * COLUMNS columns. One invocation computes ROWS
+// rows at a time (4 by 32 columns, or 8 by 16 or 4) in registers, GROUPS times. The values of a column (bias, norm, sums over
+// rows) are loaded and stored once for all groups. Without SHUFFLE there is one group: more would gain little, and SwiftShader's
+// compiler takes minutes and gigabytes for the loop over them.
 //
-// One workgroup: WIDTH invocations below each other and GROUPS times ROWS rows of C for each of them, by 4 * COLUMNS columns. One
-// invocation: ROWS rows at a time (4 by 32 columns, or 8 by 16 or 4), in registers; GROUPS times. What belongs to the columns and not
-// to the rows (bias, norm, sums over rows) is loaded and stored once for all of them. Without SHUFFLE there is one group: the loop over
-// them would be worth little, and SwiftShader's compiler takes minutes and gigabytes for it.
+// A step of the innermost loop adds 4 k: each invocation loads the ROWS vec4s of its block of A. The COLUMNS blocks of B are the same for
+// all invocations. With SHUFFLE, eight invocations load one vec4 each of two blocks and broadcast them. This works for subgroups of 8
+// and more, full or not, as invocations 0 to 7 always exist and never return before the others; rows are not exchanged. The values of
+// the columns are likewise loaded by one invocation per column and broadcast: on a software driver, a buffer load by all invocations costs as
+// much as six texture loads. Within a step the loop over columns is the outer one, so that the accumulators of a column stay in
+// registers for its multiply-adds.
 //
-// A step of the innermost loop adds 4 k: each lane loads the ROWS vec4s of its block of A. The COLUMNS blocks of B are the same for all
-// lanes; with SHUFFLE, eight lanes load one vec4 each of two blocks, and hand them round. That is right for subgroups of 8 and
-// more, full or not, as lanes 0 to 7 exist and never leave before the others; no data of the rows is exchanged. What belongs to the
-// columns is loaded by one lane for each column and handed round likewise: on a software driver a load from a buffer by all
-// lanes costs as much as six from a texture.
-// The columns are the outer loop within a step, so that the accumulators of a column stay in registers for its multiply-adds.
+// Order of summation: k rising, one by one.
 //
-// Order of summation: k upwards, one by one.
-//
-// PARTIALS (see lib/conv_partials.wgsl) takes subgroups of exactly eight: a lane sums its rows, group by group, then the lanes are summed
-// upwards.
+// PARTIALS (see lib/conv_partials.wgsl) needs subgroups of exactly eight: an invocation sums its rows, group by group, then the sums of
+// invocations 0 to 7 are added in that order.
 
 #import grid
-#import conv_product
-
+#import implicit_gemm
 #import conv_partials
 
 #if PARTIALS
-// The sum over the eight lanes, in all of them. Constant lanes: a software driver shuffles those in registers.
+// The sum over the eight invocations, in all of them. The indices are constants, because software drivers shuffle those in registers.
 fn sum8(v: vec4<f32>) -> vec4<f32> {
     return subgroupShuffle(v, 0u)
 #for l in 1..8
@@ -37,7 +35,7 @@ fn sum8(v: vec4<f32>) -> vec4<f32> {
 #endif
 
 #if !BACKWARD_WEIGHT && SHUFFLE
-// What lane `lane` has.
+// The values that invocation `lane` has loaded.
 fn column_of(lane: u32, mine: Column) -> Column {
     return Column(subgroupShuffle(mine.bias, lane), affine_of(lane, mine.norm));
 }
@@ -78,7 +76,7 @@ fn main(
     let last_column = columns() - 1u;
     let column = tile.columns * ${COLUMNS}u;
 #if SHUFFLE
-    // What the lane loads of B: vec4 number `part_b` of every second block.
+    // The invocation loads vec4 `part_b` of every second block of B.
     let part_b = subgroup_lane % 4u;
 #for v in 0..(COLUMNS + 1) / 2
     let column_b$v = min(column + ${2 * v}u + subgroup_lane % 8u / 4u, last_column);
@@ -87,7 +85,7 @@ fn main(
 
 #if !BACKWARD_WEIGHT
 #if SHUFFLE
-    // What belongs to columns: lane l of eight has that of column l.
+    // Invocation l of eight has the values of column l.
     let my_column = min(column + subgroup_lane % 8u, last_column);
     let mine = column_at(my_column, columns());
 #if PARTIALS == GRADIENT
@@ -256,7 +254,7 @@ fn main(
 #endif
 
 #if PARTIALS
-    // Lane l stores what belongs to column l.
+    // Invocation l stores the sums of column l.
     var all = Sum();
     var shift = vec4<f32>();
 #for v in 0..COLUMNS

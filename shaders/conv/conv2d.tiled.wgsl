@@ -1,20 +1,18 @@
-// Convolution for graphics processors: variant `tiled`.
+// Convolution for GPUs. Variant `tiled`: C = A B with the operands of lib/implicit_gemm.wgsl, tiled in workgroup memory.
 //
-// C = A B with the operands of lib/conv_product.wgsl.
+// One workgroup of ROWS * COLUMNS / 4 invocations computes a tile of C of 4 * ROWS rows by 4 * COLUMNS columns. One invocation computes
+// 2 row groups by 2 columns of it (8 x 8 values) in registers. For every 16 k the workgroup loads a tile of A and a tile of B into
+// workgroup memory: 16 * (ROWS + COLUMNS + 2) vec4s, at most 15 KiB together with the positions of the rows. Each value that is loaded from
+// there takes part in 16 multiply-adds. Loads are arranged so that neighbouring invocations read neighbouring vec4s, and the odd pitch
+// avoids bank conflicts when they store to workgroup memory.
 //
-// One workgroup, ROWS * COLUMNS / 4 invocations: a tile of 4 * ROWS rows by 4 * COLUMNS columns of C. One invocation: 2 row groups
-// by 2 columns of it (8 x 8 numbers) in registers. For each 16 k the workgroup loads a tile of A and one of B into workgroup memory
-// (16 * (ROWS + COLUMNS + 2) vec4s, at most 15 KiB with the list of pixels); 16 multiply-adds for each number loaded from there.
-// The part of a block that is loaded last in memory order is the fastest index of the loading invocations, so that they read
-// neighbouring vec4s; an odd pitch keeps their stores to workgroup memory off one another's banks.
+// Order of summation: k rising, one by one.
 //
-// Order of summation: k upwards, one by one.
-//
-// PARTIALS (see lib/conv_partials.wgsl): each invocation sums its 8 rows, then one for each column sums what the others found,
-// downwards, in the workgroup memory that has served A.
+// PARTIALS (see lib/conv_partials.wgsl): each invocation sums its 8 rows. Then one invocation per column sums these sums, in the order of the
+// rows, in the workgroup memory of A.
 
 #import grid
-#import conv_product
+#import implicit_gemm
 #import conv_partials
 
 #let ACROSS = COLUMNS / 2
@@ -23,11 +21,11 @@
 #let PITCH_A = ROWS + 1
 #let PITCH_B = COLUMNS + 1
 
-// Vec4 number i of the block at k group g and row group (column) r lies at (i * 4 + g) * PITCH + r.
+// Vec4 i of the block at k group g and row group (or column) r is at (i * 4 + g) * PITCH + r.
 var<workgroup> tile_a: array<vec4<f32>, ${16 * PITCH_A}>;
 var<workgroup> tile_b: array<vec4<f32>, ${16 * PITCH_B}>;
 #if !BACKWARD_WEIGHT
-// The pixels of the tile's rows: kept here for the sake of registers.
+// The positions of the tile's rows, kept here to save registers.
 var<workgroup> pixels: array<Pixel, ${4 * ROWS}>;
 #endif
 
@@ -56,7 +54,7 @@ fn main(
 #endfor
     workgroupBarrier();
 #endif
-    // Its place in the tile of C.
+    // The invocation's place in the tile of C.
     let down = lane / ${ACROSS}u;
     let across = lane % ${ACROSS}u;
 #for v in 0..2
@@ -68,7 +66,7 @@ fn main(
     let range = k_range(tile.part);
     for (var k = range.x; k < range.y; k += 4u) {
 #if BACKWARD_WEIGHT
-        // Loaded anew each time: kept, it would cost twelve registers where there are none to spare.
+        // Loaded in each round: keeping it would take twelve registers.
         let norm_a = affine_a(channel);
 #for j in 0..64 / COLUMNS
         {

@@ -1,26 +1,28 @@
-// What a convolution does to its operands on the way in and to its sums on the way out, so that no tensor in between is ever
-// stored. `a` and `b` are the operands of the product, `c` its result, and:
+// Prologue and epilogue of a convolution's matrix product: the operations around it, computed as operands are loaded and sums are
+// stored, so that no tensor in between is ever stored. `a` and `b` are the operands of the product, `c` is its result.
 //
-//   NORM       an operand is relu(norm(v)), computed as it is loaded: v is what is bound, `stats` describes the norm
-//   HAS_BIAS   bias[column] is added
-//   RESIDUAL   aux is added, of c's shape: the other branch of a residual block
-//   GATE       c is the gradient of relu(norm(aux)): it passes where that is above zero; `stats` describes the norm
-//   ACC        the result is added to what is there
+//   NORM       prologue: a is relu(norm(v)), v being the tensor that is bound; `stats` is the norm
+//   NORM_B     the same for b
+//   HAS_BIAS   epilogue: bias[column] is added
+//   RESIDUAL   epilogue: aux, of c's shape, is added: the other branch of a residual block
+//   RELU_MASK  epilogue: c is the gradient of relu(norm(aux)), so it is zeroed where norm(aux) <= 0; `stats` is the norm
+//   ACC        epilogue: the previous value of c is added
 //
-// stats: five rows of one number a channel, [5][groups] vec4: shift, offset, rstd, scale = rstd * weight, and
-// addend = bias - offset * scale. norm(v) = (v - shift) * scale + addend: near a mean far above the standard deviation v - shift is
-// exact, where v * scale would lose everything.
-// These flags are defines, not overrides: drivers keep a share of whatever text they were given. What a flag does not ask for has
-// something else bound.
+// stats: [5][channel groups] vec4: shift, offset, rstd, scale = rstd * weight, addend = bias - offset * scale. Then
+// norm(v) = (v - shift) * scale + addend. If the mean is much larger than the standard deviation, v - shift is exact while v * scale would
+// lose most digits.
+//
+// The flags are defines and not overrides, because drivers keep memory in proportion to the source. A binding that no flag uses holds
+// another tensor.
 
-// A norm's numbers for one channel group.
+// The norm of one channel group.
 struct Affine {
     shift: vec4<f32>,
     scale: vec4<f32>,
     addend: vec4<f32>,
 }
 
-// Of channel group `group` among `groups`.
+// The norm of channel group `group` among `groups`.
 fn affine(group: u32, groups: u32) -> Affine {
     return Affine(ld_stats(group), ld_stats(3u * groups + group), ld_stats(4u * groups + group));
 }
@@ -29,20 +31,20 @@ fn norm(v: vec4<f32>, n: Affine) -> vec4<f32> {
     return (v - n.shift) * n.scale + n.addend;
 }
 
-// relu(norm(v)). NaN passes.
+// relu(norm(v)). NaN stays NaN.
 fn activated(v: vec4<f32>, n: Affine) -> vec4<f32> {
     let y = norm(v, n);
     return select(y, vec4<f32>(), y <= vec4<f32>());
 }
 
 #if !BACKWARD_WEIGHT
-// What belongs to a column of c.
+// The values that the epilogue needs for a column of c.
 struct Column {
     bias: vec4<f32>,
     norm: Affine,
 }
 
-// Of channel group `column` of `columns`; anything for what no flag asks for.
+// The values of channel group `column` among `columns`; unspecified for flags that are not set.
 fn column_at(column: u32, columns: u32) -> Column {
     return Column(
 #if HAS_BIAS
@@ -50,7 +52,7 @@ fn column_at(column: u32, columns: u32) -> Column {
 #else
         vec4<f32>(),
 #endif
-#if GATE
+#if RELU_MASK
         affine(column, columns),
 #else
         Affine(),
@@ -58,16 +60,16 @@ fn column_at(column: u32, columns: u32) -> Column {
     );
 }
 
-// What of aux belongs to vec4 i of c.
+// aux at vec4 i of c.
 fn aux_at(i: u32) -> vec4<f32> {
-#if RESIDUAL || GATE
+#if RESIDUAL || RELU_MASK
     return ld_aux(i);
 #else
     return vec4<f32>();
 #endif
 }
 
-// What is to be stored at vec4 i of c for a sum of products; x is aux there.
+// The epilogue: the value of vec4 i of c for a sum of products, where x is aux there.
 fn finished(sum: vec4<f32>, i: u32, x: vec4<f32>, column: Column) -> vec4<f32> {
     let value = sum
 #if HAS_BIAS
@@ -77,12 +79,12 @@ fn finished(sum: vec4<f32>, i: u32, x: vec4<f32>, column: Column) -> vec4<f32> {
         + x
 #endif
         ;
-#if GATE
-    let gated = select(value, vec4<f32>(), norm(x, column.norm) <= vec4<f32>());
+#if RELU_MASK
+    let masked = select(value, vec4<f32>(), norm(x, column.norm) <= vec4<f32>());
 #else
-    let gated = value;
+    let masked = value;
 #endif
-    return gated
+    return masked
 #if ACC
         + c[i]
 #endif

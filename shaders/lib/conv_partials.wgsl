@@ -1,9 +1,9 @@
-// Sums over the rows of a tile, for each column, of what a convolution stored. PARTIALS asks for
+// Sums over the rows of a tile, per column, of the values that a convolution stores. PARTIALS selects them:
 //
-//   1  statistics, three rows of `partials` a tile: the tile's first value (shift), mean - shift, sum of squared deviations
-//   2  gradient of the norm, two rows a tile: sum of c, sum of c * xhat, where xhat is aux normalized
+//   1  STATISTICS  three rows of `partials` per tile: first value of the tile (shift), mean - shift, sum of squared deviations
+//   2  GRADIENT    two rows per tile, for the gradient of a norm: sum of c, sum of c * xhat, xhat being aux normalized
 //
-// partials: [tiles * parts][3 or 2][columns] vec4.
+// partials: [tiles * phases][3 or 2][columns] vec4.
 
 #let STATISTICS = 1
 #let GRADIENT = 2
@@ -14,7 +14,7 @@ struct Sum {
     b: vec4<f32>,
 }
 
-// What normalizes aux in a column: xhat = (aux - shift - offset) * rstd.
+// The normalization of aux in a column: xhat = (aux - shift - offset) * rstd.
 struct Normalized {
     shift: vec4<f32>,
     offset: vec4<f32>,
@@ -29,12 +29,12 @@ fn plus_gradient(sum: Sum, g: vec4<f32>, x: vec4<f32>, n: Normalized) -> Sum {
     return Sum(sum.a + g, sum.b + g * (((x - n.shift) - n.offset) * n.rstd));
 }
 
-// `d`: a value's difference from the shift.
+// d: difference of a value from the shift.
 fn plus_statistics(sum: Sum, d: vec4<f32>) -> Sum {
     return Sum(sum.a + d, sum.b + d * d);
 }
 
-// Mean and sum of squared deviations, from the sums of differences from the shift and of their squares.
+// Mean and sum of squared deviations, from the sums of the differences from the shift and of their squares.
 fn moments(sum: Sum, count: f32) -> Sum {
     let mean = sum.a / max(count, 1.0);
     return Sum(mean, max(sum.b - sum.a * mean, vec4<f32>()));
@@ -48,7 +48,7 @@ fn store_statistics(tile: Tile, column: u32, shift: vec4<f32>, mean: vec4<f32>, 
 }
 
 fn store_gradient(tile: Tile, column: u32, sum: Sum) {
-    let row = (tile.rows * p.parts + tile.part) * 2u * columns() + column;
+    let row = (tile.rows * parts() + tile.part) * 2u * columns() + column;
     partials[row] = sum.a;
     partials[row + columns()] = sum.b;
 }

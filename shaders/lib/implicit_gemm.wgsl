@@ -1,29 +1,28 @@
-// A convolution's three kernels as one matrix product C = A B, less the product itself.
+// A convolution's three matrix products C = A B, as an implicit GEMM: A is never built, its elements are found in the tensors.
 //
-//                      A    B        C         rows of C                 K, the length of its sums
-//   forward            x    weight   y         pixels of y               taps and channels of x
-//   backward_input     dy   weight   dx        pixels of dx, by phases   taps of the phase and channels of dy
-//   backward_weight    x    dy       dweight   taps and channels of x    pixels of y, by splits
+//                      A    B        C         rows of C                      k, the summation index
+//   forward            x    weight   y         positions of y                 taps and channels of x
+//   backward_input     dy   weight   dx        positions of dx, in phases     taps of the phase and channels of dy
+//   backward_weight    x    dy       dweight   taps and channels of x         positions of y, split
 //
-// x: [n][X_H][X_W][X_C4], y: [n][Y_H][Y_W][Y_C4] and weight: [KH * KW][4 * X_C4][Y_C4] are vec4s over channels, and so are
-// their gradients. A transposed convolution exchanges the first two kernels, a linear layer is a 1x1 convolution of pictures of
-// one pixel.
+// x: [n][X_H][X_W][X_C4], y: [n][Y_H][Y_W][Y_C4] and weight: [KH * KW][4 * X_C4][Y_C4] are arrays of vec4s over channels, and so are
+// their gradients. A transposed convolution exchanges the first two products. A linear layer is a 1x1 convolution of images of one
+// pixel.
 //
-// All indices count quadruples, as the product is done in blocks of 4 x 4: row groups, k groups and columns.
+// Products are computed in blocks of 4 x 4, so indices count groups of four: row groups, k groups, columns (channel groups of C).
 //
-// An element of A is found by a pixel and a tap: the pixel says where its window begins, the tap where in the window to
-// look. The first two kernels have pixels as rows and taps as k, the third has taps as rows and pixels as k. Hence a block of A
-// is four vec4s over k in the first two, four vec4s over rows in the third.
+// An element of A is found by a position and a tap: the position gives the place where its window begins, the tap a place in the
+// window. In the first two products rows are positions and k runs over taps; in the third, rows are taps and k runs over positions. So
+// a block of A is four vec4s along k in the first two, and four vec4s along the rows in the third.
 //
-// A phase of backward_input is the pixels of dx that are equal modulo the stride: they see the same taps, so a phase is a dense
-// convolution of stride 1. A split of backward_weight is a range of pixels; C is then one partial sum for each split.
-// Phases and splits are called parts.
+// A phase of backward_input consists of the positions of dx that are equal modulo the stride. They see the same taps, so a phase is a
+// dense convolution of stride 1. Split-K cuts the k of backward_weight into ranges of positions, and C is then one partial sum per split.
+// A part is a phase or a split.
 //
-// With TEXTURES the operands that are read often are staged in textures (see lib/texture.wgsl). What happens to operands and sums
-// beside the product is in lib/conv_fused.wgsl.
-
-// The window is known when the pipeline is made. Sizes are too, where SIZES is 0; otherwise they come with Params, so that one pipeline
-// serves all sizes: software drivers take long to compile and keep what they compiled.
+// With TEXTURES the tensors that are read most are textures: see lib/texture.wgsl. lib/conv_fused.wgsl has prologue and epilogue.
+//
+// The window (KH, KW, STRIDE, PAD) is fixed when the pipeline is created. So are the sizes, unless SIZES is set: then they are Params,
+// and one pipeline serves all sizes, because software drivers compile slowly and keep every pipeline's code in memory.
 
 override KH: u32;
 override KW: u32;
@@ -31,10 +30,11 @@ override STRIDE: u32;
 override PAD: u32;
 
 struct Params {
-    rows: u32,   // rows of C in one part
-    parts: u32,  // phases or splits
-    pixels: u32, // pixels of y in the batch
-    chunk: u32,  // k groups in a split
+    rows: u32,      // rows of C in a part
+    phases: u32,    // of backward_input, else 1
+    splits: u32,    // of backward_weight, else 1
+    positions: u32, // of y, in the whole batch
+    chunk: u32,     // k groups in a split
     x_h: u32,
     x_w: u32,
     x_c4: u32,
@@ -51,7 +51,7 @@ var<private> Y_H: u32;
 var<private> Y_W: u32;
 var<private> Y_C4: u32;
 
-// To be called first.
+// Must be called first.
 fn read_sizes() {
     X_H = p.x_h;
     X_W = p.x_w;
@@ -141,14 +141,14 @@ fn ld_aux(i: u32) -> vec4<f32> {
 
 #import conv_fused
 
-// Where the window of a pixel begins: the first row of its image, then row and column within the image.
+// Origin of the window of a position: number of the first row of its image, then row and column within the image.
 struct Pixel {
     image: u32,
     y: i32,
     x: i32,
 }
 
-// A pixel by its number and its place among those that are numbered; walking from one to the next takes no division.
+// A position by its number and its coordinates. Stepping to the next one takes no division.
 struct Position {
     number: u32,
     image: u32,
@@ -171,22 +171,22 @@ fn next(at: Position, height: u32, width: u32) -> Position {
     );
 }
 
-// Where in a window to look.
+// An offset within a window.
 struct Tap {
     y: i32,
     x: i32,
 }
 
-// Where in A to read, and whether there is anything but zero.
+// The first vec4 of A at a tap of a position's window. Outside of the image A is zero.
 struct Site {
     first: u32,
     inside: bool,
 }
 
-// A row outside every image.
+// A row outside of every image.
 const NOWHERE: i32 = -0x40000000;
 
-// A row of C: whether there is one, and its first vec4.
+// A row of C: whether it exists, and its first vec4.
 struct Row {
     exists: bool,
     first: u32,
@@ -198,7 +198,7 @@ fn columns() -> u32 {
     return X_C4;
 }
 
-// A phase: the first pixel, the first tap and the number of taps that its pixels see.
+// A phase: coordinates of its first position, of the first tap that its positions see, and the numbers of these taps.
 struct Phase {
     y: u32,
     x: u32,
@@ -222,7 +222,7 @@ fn k_range(part: u32) -> vec2<u32> {
     return vec2<u32>(0u, phase.taps_y * phase.taps_x * Y_C4);
 }
 
-// Pixels of a phase in an image.
+// Positions of a phase in an image.
 fn height() -> u32 {
     return (X_H + STRIDE - 1u) / STRIDE;
 }
@@ -231,7 +231,7 @@ fn width() -> u32 {
     return (X_W + STRIDE - 1u) / STRIDE;
 }
 
-// Tap number j of the phase is ky + j STRIDE, and meets dx at q STRIDE + y in dy at q + (y + PAD) / STRIDE - j.
+// Tap j of the phase is ky + j STRIDE. It connects dx at q STRIDE + y with dy at q + (y + PAD) / STRIDE - j.
 fn pixel_at(at: Position, part: u32) -> Pixel {
     let phase = phase_of(part);
     let y = i32(at.y + (phase.y + PAD) / STRIDE);
@@ -254,7 +254,7 @@ fn taps(part: u32) -> u32 {
     return phase.taps_y * phase.taps_x;
 }
 
-// First channel group of A at a tap of a pixel's window.
+// The first channel group of A at a tap of a window.
 fn site_of(pixel: Pixel, tap: Tap) -> Site {
     let y = u32(pixel.y + tap.y);
     let x = u32(pixel.x + tap.x);
@@ -262,7 +262,7 @@ fn site_of(pixel: Pixel, tap: Tap) -> Site {
     return Site(select(0u, ((pixel.image + y) * Y_W + x) * Y_C4, inside), inside);
 }
 
-// First vec4 of the weights of a tap.
+// The first vec4 of the weights of a tap.
 fn weights_at(tap: u32, part: u32) -> u32 {
     let phase = phase_of(part);
     let across = max(phase.taps_x, 1u);
@@ -271,8 +271,8 @@ fn weights_at(tap: u32, part: u32) -> u32 {
     return (ky * KW + kx) * X_C4 * 4u * Y_C4;
 }
 
-// Where vec4 number i of a column's blocks of B lies behind the first vec4 of a tap's weights, for the first channel group of A; and
-// from one channel group to the next. It lies along k and belongs to column i of the block.
+// Offset of vec4 i of a column's block of B from the first vec4 of a tap's weights, for the first channel group of A; then the step
+// from one channel group to the next. Vec4 i runs along k and is column i of the block.
 fn base_b(column: u32, i: u32) -> u32 {
     return (column * 4u + i) * Y_C4;
 }
@@ -304,7 +304,7 @@ fn taps(part: u32) -> u32 {
     return KH * KW;
 }
 
-// First channel group of A at a tap of a pixel's window.
+// The first channel group of A at a tap of a window.
 fn site_of(pixel: Pixel, tap: Tap) -> Site {
     let y = u32(pixel.y + tap.y);
     let x = u32(pixel.x + tap.x);
@@ -323,7 +323,7 @@ fn width() -> u32 {
 fn pixel_at(at: Position, part: u32) -> Pixel {
     let y = i32(at.y * STRIDE) - i32(PAD);
     let x = i32(at.x * STRIDE) - i32(PAD);
-    return Pixel(at.image * X_H, select(NOWHERE, y, at.number < p.pixels), x);
+    return Pixel(at.image * X_H, select(NOWHERE, y, at.number < p.positions), x);
 }
 
 fn tap_at(tap: u32, part: u32) -> Tap {
@@ -333,13 +333,13 @@ fn tap_at(tap: u32, part: u32) -> Tap {
 #if BACKWARD_WEIGHT
 
 fn k_range(part: u32) -> vec2<u32> {
-    return vec2<u32>(part * p.chunk, min((part + 1u) * p.chunk, (p.pixels + 3u) / 4u));
+    return vec2<u32>(part * p.chunk, min((part + 1u) * p.chunk, (p.positions + 3u) / 4u));
 }
 
-// Vec4 number i of a block of B is its row i: a pixel. Behind the last pixel, where A is zero, anything will do. A norm stands
-// before B in the weight gradient of a transposed convolution.
+// Vec4 i of a block of B is its row i, a position. After the last position A is zero, so any value of B will do. In the weight
+// gradient of a transposed convolution the norm applies to B.
 fn load_b(k: u32, column: u32, i: u32, n: Affine) -> vec4<f32> {
-    let v = ld_b(min(k * 4u + i, p.pixels - 1u) * Y_C4 + column);
+    let v = ld_b(min(k * 4u + i, p.positions - 1u) * Y_C4 + column);
 #if NORM_B
     return activated(v, n);
 #else
@@ -357,13 +357,13 @@ fn k_range(part: u32) -> vec2<u32> {
     return vec2<u32>(0u, KH * KW * X_C4);
 }
 
-// First vec4 of the weights of a tap.
+// The first vec4 of the weights of a tap.
 fn weights_at(tap: u32, part: u32) -> u32 {
     return tap * X_C4 * 4u * Y_C4;
 }
 
-// Where vec4 number i of a column's blocks of B lies behind the first vec4 of a tap's weights, for the first channel group of A; and
-// from one channel group to the next. It is row i of the block: a channel of x.
+// Offset of vec4 i of a column's block of B from the first vec4 of a tap's weights, for the first channel group of A; then the step
+// from one channel group to the next. Vec4 i is row i of the block, a channel of x.
 fn base_b(column: u32, i: u32) -> u32 {
     return i * Y_C4 + column;
 }
@@ -379,7 +379,7 @@ fn row_of(at: Position, part: u32) -> Row {
 #endif
 #endif
 
-// What the product multiplies: A at a site, activated where a norm stands before it.
+// A at a site, with the prologue applied.
 fn load_a(site: Site, channel: u32, n: Affine) -> vec4<f32> {
     let v = ld_a(site.first + channel);
 #if NORM
@@ -389,7 +389,7 @@ fn load_a(site: Site, channel: u32, n: Affine) -> vec4<f32> {
 #endif
 }
 
-// The norm before A in channel group `channel`; anything where there is none.
+// The norm of channel group `channel` of A; unspecified without NORM.
 fn affine_a(channel: u32) -> Affine {
 #if NORM
     return affine(channel, depth());
@@ -398,7 +398,7 @@ fn affine_a(channel: u32) -> Affine {
 #endif
 }
 
-// A block of B by its rows, from the vec4s that load_b gives.
+// A block of B by rows, from its four vec4s in memory order.
 fn block_b(b0: vec4<f32>, b1: vec4<f32>, b2: vec4<f32>, b3: vec4<f32>) -> mat4x4<f32> {
 #if BACKWARD_INPUT
     return transpose(mat4x4<f32>(b0, b1, b2, b3));
@@ -429,16 +429,24 @@ fn store(row: Row, column: u32, product: vec4<f32>) {
 }
 #endif
 
-// What a workgroup computes: a tile of C, in one part.
+// The tile of C that a workgroup computes, in one part.
 struct Tile {
     rows: u32,
     part: u32,
     columns: u32,
 }
 
-// Neighbours share rows of A.
+fn parts() -> u32 {
+#if BACKWARD_WEIGHT
+    return p.splits;
+#else
+    return p.phases;
+#endif
+}
+
+// Neighbouring workgroups share rows of A.
 fn tile_of(workgroup: u32, tile_columns: u32) -> Tile {
     let across = (columns() + tile_columns - 1u) / tile_columns;
     let row_part = workgroup / across;
-    return Tile(row_part / p.parts, row_part % p.parts, workgroup % across);
+    return Tile(row_part / parts(), row_part % parts(), workgroup % across);
 }

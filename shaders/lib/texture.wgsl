@@ -1,5 +1,5 @@
-// Tensors staged in textures: vec4 number i of a tensor lies at (i % 512, i / 512). The host's side is TEXTURE_WIDTH in
-// src/op/kernel.rs and the copies in src/gpu/program.rs.
+// Tensors as textures: vec4 i of a tensor is texel (i % 512, i / 512). On the host: TEXTURE_WIDTH in src/runtime/kernel/mod.rs, and the
+// copies in src/runtime/gpu/program.rs.
 
 fn texel(i: u32) -> vec2<u32> {
     return vec2<u32>(i & 511u, i >> 9u);

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::runtime::graph::{Builder, Graph, Root, ValueId};
 use crate::runtime::kernel::Profile;
 use crate::runtime::op::{
-    AdamConfig, Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, ImageDecode, Linear,
-    PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
+    AdamConfig, Add, BatchNorm, BatchNormConfig, Conv, Elbo, GlobalAvgPool, ImageDecode, PositionNorm,
+    PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use crate::runtime::plan;
 use crate::runtime::plan::Plan;
@@ -262,7 +262,7 @@ pub fn residual_block(
     let h = conv(b, "conv1", h, middle, 1, 1)?;
     let h = norm_relu(b, "norm2", h, norm, training)?;
     let h = match scale {
-        Scale::Up => b.apply("conv2", &[h], |s| ConvTranspose2d::new(s[0], middle, 4, 2, 1))?,
+        Scale::Up => b.apply("conv2", &[h], |s| Conv::conv_transpose2d(s[0], middle, 4, 2, 1))?,
         _ => conv(b, "conv2", h, middle, 3, stride)?,
     };
     let h = norm_relu(b, "norm3", h, norm, training)?;
@@ -278,7 +278,7 @@ pub fn residual_block(
 }
 
 fn conv(b: &mut Builder, name: &str, x: ValueId, out: usize, kernel: usize, stride: usize) -> Result<ValueId> {
-    b.apply(name, &[x], |s| Conv2d::new(s[0], out, kernel, stride, kernel / 2))
+    b.apply(name, &[x], |s| Conv::conv2d(s[0], out, kernel, stride, kernel / 2))
 }
 
 impl VaeConfig {
@@ -302,13 +302,13 @@ impl VaeConfig {
         let h = norm_relu(b, "norm", h, self.norm, training)?;
         let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
         let out = Shape::vector(2 * self.latent_dim);
-        b.apply("fc", &[h], |s| Linear::new(s[0], out))
+        b.apply("fc", &[h], |s| Conv::linear(s[0], out))
     }
 
     fn decoder(&self, b: &mut Builder, z: ValueId, training: bool) -> Result<ValueId> {
         let size = self.image_size >> self.groups;
         let out = Shape::new(1, self.channels << self.groups, size, size);
-        let h = b.apply("fc", &[z], |s| Linear::new(s[0], out))?;
+        let h = b.apply("fc", &[z], |s| Conv::linear(s[0], out))?;
         let h = self.groups(b, h, Scale::Up, training)?;
         let h = norm_relu(b, "norm", h, self.norm, training)?;
         conv(b, "out", h, self.image_channels, 3, 1)

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use vae_wgpu::runtime::op::{BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Distribution};
+use vae_wgpu::runtime::op::{BatchNorm, BatchNormConfig, Case, Conv, Distribution};
 use vae_wgpu::runtime::tensor::shape::Shape;
 
 /// The same cases in every run.
@@ -22,9 +22,9 @@ pub(crate) fn case(
 ) -> Option<Case> {
     let name = format!("{x} to {out}, {kernel}, {stride}, {padding}, {transposed}");
     if transposed {
-        ConvTranspose2d::new(x, out, kernel, stride, padding).ok().map(|op| Case::new(name, op))
+        Conv::conv_transpose2d(x, out, kernel, stride, padding).ok().map(|op| Case::new(name, op))
     } else {
-        Conv2d::new(x, out, kernel, stride, padding).ok().map(|op| Case::new(name, op))
+        Conv::conv2d(x, out, kernel, stride, padding).ok().map(|op| Case::new(name, op))
     }
 }
 
@@ -38,8 +38,7 @@ pub(crate) fn parts() -> impl Strategy<Value = Parts> {
 
 /// The convolution with its parts, where there is one.
 pub(crate) fn fused(conv: &Case, (training, residual, given, handed_on): Parts) -> Option<Case> {
-    let plain = conv.op.downcast_ref().map(Conv2d::fusible);
-    let mut op = plain.or_else(|| conv.op.downcast_ref().map(ConvTranspose2d::fusible))?;
+    let mut op = *conv.op.downcast_ref::<Conv>()?;
     if let Some(training) = training {
         let x = conv.op.operands().first()?.spec.shape;
         let config = BatchNormConfig { training, relu: true, ..BatchNormConfig::default() };
@@ -47,7 +46,7 @@ pub(crate) fn fused(conv: &Case, (training, residual, given, handed_on): Parts) 
     }
     let given = given && training == Some(true);
     op = if residual { op.with_residual() } else { op };
-    op = if given { op.with_partials().ok()? } else { op };
+    op = if given { op.with_partials()? } else { op };
     op = if handed_on { op.with_y_partials() } else { op };
     let name = format!("{} with norm {training:?}, {residual}, {given}, {handed_on}", conv.name);
     let case = Case::new(name, op)

@@ -11,7 +11,7 @@ use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::graph::{Arena, Graph};
 use vae_wgpu::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Case, Distribution, Elbo, GlobalAvgPool, ImageDecode, Linear, PositionNorm,
+    Add, BatchNorm, BatchNormConfig, Case, Conv, Distribution, Elbo, GlobalAvgPool, ImageDecode, PositionNorm,
     PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use vae_wgpu::runtime::plan;
@@ -89,7 +89,7 @@ fn other((kind, x, y, flag): (u8, Shape, Shape, bool)) -> Option<Case> {
     let name = format!("{x} and {y}, {flag}");
     let vector = |n, c| Shape::new(n, c, 1, 1);
     Some(match kind {
-        0 => Case::new(name, Linear::new(x, y.with_n(1)).ok()?),
+        0 => Case::new(name, Conv::linear(x, y.with_n(1)).ok()?),
         1 => Case::new(name, Add::new(x, x).ok()?),
         2 => Case::new(name, Relu::new(x).ok()?),
         3 => Case::new(name, Upsample::new(x).ok()?),

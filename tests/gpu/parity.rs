@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use libtest_mimic::Failed;
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::op::{
-    Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, Elbo, GlobalAvgPool, Linear, Op, Pass,
-    PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
+    Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv, Elbo, GlobalAvgPool, Op, Pass, PositionNorm,
+    PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use vae_wgpu::runtime::tensor::shape::Shape;
 
@@ -88,7 +88,7 @@ impl Plan {
         let layer_results = ["y", "dx", "dweight", "dbias"];
         match case.op.as_str() {
             "conv2d" => {
-                let op = Conv2d::new(
+                let op = Conv::conv2d(
                     picture(case, "in_c")?,
                     case.size("out_c")?,
                     case.size("kernel")?,
@@ -98,7 +98,7 @@ impl Plan {
                 Self::simple(case, op, &layer, &layer_results)
             }
             "conv_transpose2d" => {
-                let op = ConvTranspose2d::new(
+                let op = Conv::conv_transpose2d(
                     picture(case, "in_c")?,
                     case.size("out_c")?,
                     case.size("kernel")?,
@@ -110,7 +110,7 @@ impl Plan {
             "linear" => {
                 let row =
                     |features| Ok::<_, anyhow::Error>(Shape::new(case.size("batch")?, case.size(features)?, 1, 1));
-                Self::simple(case, Linear::new(row("in_f")?, row("out_f")?)?, &layer, &layer_results)
+                Self::simple(case, Conv::linear(row("in_f")?, row("out_f")?)?, &layer, &layer_results)
             }
             "batch_norm_train" | "batch_norm_eval" => Self::batch_norm(case),
             "position_norm" => {

@@ -9,8 +9,8 @@ use vae_wgpu::Error;
 use vae_wgpu::app::check::PreparedCase;
 use vae_wgpu::runtime::kernel::Profile;
 use vae_wgpu::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Case, Conv2d, ConvTranspose2d, Elbo, FusedConv, GlobalAvgPool, ImageDecode,
-    Linear, Op, PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
+    Add, BatchNorm, BatchNormConfig, Case, Conv, Elbo, GlobalAvgPool, ImageDecode, Op, PositionNorm,
+    PositionNormConfig, Relu, Reparameterize, Target, Upsample,
 };
 use vae_wgpu::runtime::tensor::shape::{MAX_ELEMENTS, Shape};
 
@@ -90,7 +90,7 @@ fn arbitrary_convolutions_are_valid_or_rejected() {
     let (made, others, whole) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let window = (size(), size(), size(), size());
     let result = runner(20_000).run(&(shape(), window), |(x, (out, kernel, stride, padding))| {
-        let conv = Conv2d::new(x, out, kernel, stride, padding);
+        let conv = Conv::conv2d(x, out, kernel, stride, padding);
         if let Ok(conv) = &conv {
             let y = conv.operands().pop().unwrap().spec.shape;
             let formula = |size: usize| {
@@ -100,20 +100,20 @@ fn arbitrary_convolutions_are_valid_or_rejected() {
             prop_assert_eq!((y.n, y.c), (x.n, out));
             prop_assert_eq!((y.h as i128, y.w as i128), (formula(x.h), formula(x.w)));
         }
-        let transposed = ConvTranspose2d::new(x, out, kernel, stride, padding);
+        let transposed = Conv::conv_transpose2d(x, out, kernel, stride, padding);
         if let Ok(transposed) = &transposed {
             let y = transposed.operands().pop().unwrap().spec.shape;
             let formula = |size: usize| (size as i128 - 1) * stride as i128 + kernel as i128 - 2 * padding as i128;
             prop_assert_eq!((y.n, y.c), (x.n, out));
             prop_assert_eq!((y.h as i128, y.w as i128), (formula(x.h), formula(x.w)));
         }
-        let fused = |fused: FusedConv| -> Result<FusedConv, Error> {
+        let fused = |fused: Conv| -> Result<Conv, Error> {
             let config = BatchNormConfig { training: true, relu: true, ..BatchNormConfig::default() };
             Ok(fused.with_norm(BatchNorm::new(x, config)?)?.with_residual().with_y_partials())
         };
-        for conv in [conv.as_ref().ok().map(Conv2d::fusible), transposed.as_ref().ok().map(ConvTranspose2d::fusible)] {
+        for conv in [conv.as_ref().ok(), transposed.as_ref().ok()] {
             let Some(conv) = conv else { continue };
-            whole.set(whole.get() + u32::from(check(fused(conv))?));
+            whole.set(whole.get() + u32::from(check(fused(*conv))?));
         }
         for verdict in [check(conv)?, check(transposed)?] {
             let counter = if verdict { &made } else { &others };
@@ -133,7 +133,7 @@ fn arbitrary_operations_are_valid_or_rejected() {
     let result = runner(4_000).run(&(shape(), shape()), |(x, y)| {
         let twice = |size: usize| size.saturating_mul(2);
         for (name, made) in [
-            ("linear", check(Linear::new(x, y))?),
+            ("linear", check(Conv::linear(x, y))?),
             ("add of two", check(Add::new(x, y))?),
             ("add", check(Add::new(x, x))?),
             ("relu", check(Relu::new(x))?),

@@ -6,9 +6,7 @@ use proptest::prelude::*;
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor};
 use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::kernel::{DeviceKind, Profile};
-use vae_wgpu::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Conv2d, ConvTranspose2d, PositionNorm, PositionNormConfig, Relu, Upsample,
-};
+use vae_wgpu::runtime::op::{Add, BatchNorm, BatchNormConfig, Conv, PositionNorm, PositionNormConfig, Relu, Upsample};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
@@ -72,7 +70,7 @@ fn shape_errors_name_the_node() {
     let mut b = Builder::new();
     let x = b.input("x", Spec::nhwc(Shape::new(1, 3, 8, 8))).unwrap();
     b.scope("encoder", |b| {
-        let error = b.apply("stem", &[x], |s| Conv2d::new(s[0], 8, 11, 1, 1)).unwrap_err().to_string();
+        let error = b.apply("stem", &[x], |s| Conv::conv2d(s[0], 8, 11, 1, 1)).unwrap_err().to_string();
         assert!(error.contains("encoder.stem") && error.contains("conv2d"), "{error}");
         let y = b.apply("up", &[x], |s| Upsample::new(s[0])).unwrap();
         let error = b.apply("add", &[x, y], |s| Add::new(s[0], s[1])).unwrap_err().to_string();
@@ -87,8 +85,8 @@ fn a_parameter_without_gradient_is_a_build_error() {
     let mut b = Builder::new();
     let x = b.input("x", Spec::nhwc(Shape::new(2, 4, 4, 4))).unwrap();
     let dy = b.input("dy", Spec::nhwc(Shape::new(2, 4, 4, 4))).unwrap();
-    let _dead = b.apply("dead", &[x], |s| Conv2d::new(s[0], 4, 1, 1, 0)).unwrap();
-    let y = b.apply("alive", &[x], |s| Conv2d::new(s[0], 4, 1, 1, 0)).unwrap();
+    let _dead = b.apply("dead", &[x], |s| Conv::conv2d(s[0], 4, 1, 1, 0)).unwrap();
+    let y = b.apply("alive", &[x], |s| Conv::conv2d(s[0], 4, 1, 1, 0)).unwrap();
     let error = b.build().with_gradients(&[Root::Seeded(y, dy)], &[]).unwrap_err().to_string();
     assert!(error.contains("`dead.weight` gets no gradient"), "{error}");
 }
@@ -238,7 +236,7 @@ const RULES: &[Rule] = &[
             let (mut b, x) = of_input()?;
             let y = b.apply("norm", &[x], |s| BatchNorm::new(s[0], norm(true)))?;
             let y = b.apply("relu", &[y], |s| Relu::new(s[0]))?;
-            let y = b.apply("conv", &[y], |s| Conv2d::new(s[0], 5, 3, 2, 1))?;
+            let y = b.apply("conv", &[y], |s| Conv::conv2d(s[0], 5, 3, 2, 1))?;
             Ok((b, y))
         },
         &[("fused_conv", 1)],
@@ -249,7 +247,7 @@ const RULES: &[Rule] = &[
             let (mut b, x) = of_input()?;
             let y = b.apply("norm", &[x], |s| BatchNorm::new(s[0], norm(false)))?;
             let y = b.apply("relu", &[y], |s| Relu::new(s[0]))?;
-            let y = b.apply("conv", &[y], |s| ConvTranspose2d::new(s[0], 5, 4, 2, 1))?;
+            let y = b.apply("conv", &[y], |s| Conv::conv_transpose2d(s[0], 5, 4, 2, 1))?;
             Ok((b, y))
         },
         &[("fused_conv", 1)],
@@ -258,7 +256,7 @@ const RULES: &[Rule] = &[
         "store",
         || {
             let (mut b, x) = of_input()?;
-            let y = b.apply("conv", &[x], |s| Conv2d::new(s[0], 6, 3, 1, 1))?;
+            let y = b.apply("conv", &[x], |s| Conv::conv2d(s[0], 6, 3, 1, 1))?;
             let y = b.apply("add", &[x, y], |s| Add::new(s[0], s[1]))?;
             Ok((b, y))
         },
@@ -268,12 +266,12 @@ const RULES: &[Rule] = &[
         "statistics, shared by two norms",
         || {
             let (mut b, x) = of_input()?;
-            let stem = b.apply("stem", &[x], |s| Conv2d::new(s[0], 7, 3, 1, 1))?;
+            let stem = b.apply("stem", &[x], |s| Conv::conv2d(s[0], 7, 3, 1, 1))?;
             let mut branches = Vec::new();
             for name in ["left", "right"] {
                 branches.push(b.scope(name, |b| {
                     let h = norm_relu(b, "norm", stem, Norm::Batch, true)?;
-                    b.apply("conv", &[h], |s| Conv2d::new(s[0], 4, 1, 1, 0))
+                    b.apply("conv", &[h], |s| Conv::conv2d(s[0], 4, 1, 1, 0))
                 })?);
             }
             let y = b.apply("add", &branches, |s| Add::new(s[0], s[1]))?;
@@ -286,7 +284,7 @@ const RULES: &[Rule] = &[
         || {
             let (mut b, x) = of_input()?;
             let h = norm_relu(&mut b, "norm", x, Norm::Batch, true)?;
-            let y = b.apply("conv", &[h], |s| Conv2d::new(s[0], 6, 3, 1, 1))?;
+            let y = b.apply("conv", &[h], |s| Conv::conv2d(s[0], 6, 3, 1, 1))?;
             let y = b.apply("again", &[y, h], |s| Add::new(s[0], s[1]))?;
             Ok((b, y))
         },
@@ -298,7 +296,7 @@ const RULES: &[Rule] = &[
             let (mut b, x) = of_input()?;
             let h = norm_relu(&mut b, "first", x, Norm::Batch, true)?;
             let h = norm_relu(&mut b, "second", h, Norm::Batch, true)?;
-            let y = b.apply("conv", &[h], |s| Conv2d::new(s[0], 6, 3, 1, 1))?;
+            let y = b.apply("conv", &[h], |s| Conv::conv2d(s[0], 6, 3, 1, 1))?;
             Ok((b, y))
         },
         &[("batch_norm", 1), ("fused_conv", 1)],

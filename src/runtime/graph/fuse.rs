@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Bound, Graph, Node, Storage, ValueId};
 use crate::runtime::kernel::operand;
-use crate::runtime::op::{Add, BatchNorm, Conv2d, ConvTranspose2d, FusedConv, Op, PositionNorm, Relu, spec_of};
+use crate::runtime::op::{Add, BatchNorm, Conv, Op, PositionNorm, Relu, spec_of};
 
 impl Graph {
     /// Fuses the operations of a forward graph.
@@ -181,8 +181,7 @@ impl Fuse {
             let y = node.operand("y")?;
             let mut consumers = Vec::new();
             for (i, consumer) in self.graph.nodes.iter().enumerate() {
-                if let Some(next) = convolution(consumer)
-                    && next.takes_statistics()
+                if let Some(next) = convolution(consumer).and_then(Conv::with_partials)
                     && consumer.operand("x")? == y
                 {
                     consumers.push((i, next, consumer.name.clone(), consumer.bound.clone()));
@@ -199,18 +198,16 @@ impl Fuse {
             self.replace(at, &name, fused, bound)?;
             for (i, next, name, mut bound) in consumers {
                 bound.push((operand("partials"), partials));
-                self.replace(i, &name, next.with_partials()?, bound)?;
+                self.replace(i, &name, next, bound)?;
             }
         }
         Ok(())
     }
 }
 
-/// Returns the convolution of a node, as a fused operation.
-fn convolution(node: &Node) -> Option<FusedConv> {
-    let conv = node.op.downcast_ref::<Conv2d>().map(Conv2d::fusible);
-    let transposed = || node.op.downcast_ref::<ConvTranspose2d>().map(ConvTranspose2d::fusible);
-    conv.or_else(transposed).or_else(|| node.op.downcast_ref::<FusedConv>().copied())
+/// Returns the convolution of a node, unless it is a linear layer.
+fn convolution(node: &Node) -> Option<Conv> {
+    node.op.downcast_ref::<Conv>().copied().filter(|conv| !conv.is_linear())
 }
 
 /// Returns `bound` with another value for one operand.

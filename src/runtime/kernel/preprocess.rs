@@ -23,7 +23,7 @@ const LIBRARY: &[(&str, &str)] = &[
     ("columns", include_str!("../../../shaders/lib/channel_reduce.wgsl")),
     ("conv_fused", include_str!("../../../shaders/lib/conv_fused.wgsl")),
     ("conv_partials", include_str!("../../../shaders/lib/conv_partials.wgsl")),
-    ("conv_product", include_str!("../../../shaders/lib/implicit_gemm.wgsl")),
+    ("implicit_gemm", include_str!("../../../shaders/lib/implicit_gemm.wgsl")),
     ("grid", include_str!("../../../shaders/lib/grid.wgsl")),
     ("moments", include_str!("../../../shaders/lib/moments.wgsl")),
     ("texture", include_str!("../../../shaders/lib/texture.wgsl")),

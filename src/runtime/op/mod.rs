@@ -20,7 +20,7 @@ mod registry;
 pub mod vae;
 
 pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
-pub use self::conv::{Conv2d, ConvTranspose2d, FusedConv, Linear};
+pub use self::conv::Conv;
 pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};
 pub use self::optim::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars};
 pub use self::pass::{Cost, Pass, Passes};

@@ -84,10 +84,10 @@ impl fmt::Debug for OpInfo {
 
 /// The table of operations.
 pub static OPS: &[&OpInfo] = &[
-    &conv::conv2d::INFO,
-    &conv::conv_transpose2d::INFO,
-    &conv::linear::INFO,
-    &conv::fused_conv::INFO,
+    &conv::CONV2D,
+    &conv::CONV_TRANSPOSE2D,
+    &conv::LINEAR,
+    &conv::FUSED_CONV,
     &norm::batch::INFO,
     &norm::position::INFO,
     &basic::relu::INFO,

@@ -1,15 +1,18 @@
-//! The kernels of the convolution family: a table for each product, by variant and width of the result.
+//! The table of kernels: one for each matrix product, variant and width of tile.
 
-use crate::runtime::kernel::{Access, Kernel, KernelRole};
+use std::sync::LazyLock;
+
+use crate::runtime::kernel::{Access, Kernel, kernel_params};
 use crate::runtime::op::basic::column_sum;
-use crate::runtime::op::conv::core::{CHUNK, Gemm, Variant};
+use crate::runtime::op::conv::geometry::{CHUNK, Gemm, Variant};
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/lib/conv_product.wgsl`.
+kernel_params! {
+    /// See `shaders/lib/implicit_gemm.wgsl`.
     Params {
         rows: u32,
-        parts: u32,
-        pixels: u32,
+        phases: u32,
+        splits: u32,
+        positions: u32,
         chunk: u32,
         x_h: u32,
         x_w: u32,
@@ -20,232 +23,188 @@ crate::runtime::kernel::kernel_params! {
     }
 }
 
-/// The kernels of a product: naive, tiled and tiled narrow, then three widths each of `lanes`, `lanes_buffers` and `lanes_plain`.
-type Kernels = [Kernel; 12];
-
-/// Writes the table of a product's kernels. TILE_ROWS and COLUMNS are the size of a workgroup's tile of C, in rows and quadruples.
-macro_rules! kernels {
-    ($name:literal, $pass:literal, input $input:literal, weight $weight:literal, $interface:expr) => {
-        kernels!(@table $name, $pass, $input, $weight, $interface;
-            16, 8;
-            "lanes", 1 1, 8 4 1;
-            "lanes_buffers", 0 1, 8 4 1;
-            "lanes_plain", 0 0, 8 4 1)
-    };
-    (@table $name:literal, $pass:literal, $input:literal, $weight:literal, $interface:expr;
-     $square:literal, $narrow:literal;
-     $($variant:literal, $textures:literal $shuffle:literal, $w1:literal $w2:literal $w3:literal);+) => {
-        [
-            Kernel {
-                name: $name,
-                variant: "naive",
-                role: KernelRole::Main,
-                file: "conv/conv2d.naive.wgsl",
-                source: include_str!("../../../../shaders/conv/conv2d.naive.wgsl"),
-                entry: $pass,
-                defines: &[("BACKWARD_WEIGHT", $weight)],
-                flags: $interface.flags,
-                bindings: $interface.bindings,
-                params: Params::FIELDS,
-                overrides: $interface.overrides,
-                workgroup: [64, 1, 1],
-                subgroups: false,
-            },
-            kernels!(@tiled $name, $input, $weight, $square, $interface),
-            kernels!(@tiled $name, $input, $weight, $narrow, $interface),
-            $(
-                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w1, $interface),
-                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w2, $interface),
-                kernels!(@lanes $name, $variant, $input, $weight, $textures, $shuffle, $w3, $interface)
-            ),+
-        ]
-    };
-    (@tiled $name:literal, $input:literal, $weight:literal, $columns:literal, $interface:expr) => {
-        Kernel {
-            name: $name,
-            variant: concat!("tiled_", $columns),
-            role: KernelRole::Main,
-            file: "conv/conv2d.tiled.wgsl",
-            source: include_str!("../../../../shaders/conv/conv2d.tiled.wgsl"),
-            entry: "main",
-            defines: &[
-                ("BACKWARD_INPUT", $input),
-                ("BACKWARD_WEIGHT", $weight),
-                ("TEXTURES", 0),
-                ("SIZES", 0),
-                ("SUMS", 1),
-                ("PARTIALS", 0),
-                ("ROWS", tiled_rows($weight, $columns)),
-                ("TILE_ROWS", 4 * tiled_rows($weight, $columns)),
-                ("COLUMNS", $columns),
-            ],
-            flags: $interface.partials_flags,
-            bindings: $interface.partials,
-            params: Params::FIELDS,
-            overrides: $interface.overrides,
-            workgroup: [(tiled_rows($weight, $columns) * $columns / 4) as u32, 1, 1],
-            subgroups: false,
-        }
-    };
-    (@lanes $name:literal, $variant:literal, $input:literal, $weight:literal, $textures:literal, $shuffle:literal,
-     $columns:literal, $interface:expr) => {
-        Kernel {
-            name: $name,
-            variant: concat!($variant, "_", $columns),
-            role: KernelRole::Main,
-            file: "conv/conv2d.subgroup.wgsl",
-            source: include_str!("../../../../shaders/conv/conv2d.subgroup.wgsl"),
-            entry: "main",
-            defines: &[
-                ("BACKWARD_INPUT", $input),
-                ("BACKWARD_WEIGHT", $weight),
-                ("TEXTURES", $textures),
-                ("SUMS", $shuffle),
-                ("PARTIALS", 0),
-                ("SHUFFLE", $shuffle),
-                ("SIZES", 1),
-                ("WIDTH", lanes_width($shuffle, $weight, $columns)),
-                ("ROWS", lanes_rows($weight, $columns)),
-                ("GROUPS", lanes_groups($shuffle, $weight, $columns)),
-                 ("TILE_ROWS", lanes_groups($shuffle, $weight, $columns) * lanes_rows($weight, $columns) * lanes_width($shuffle, $weight, $columns)),
-                ("COLUMNS", $columns),
-            ],
-            flags: if $shuffle == 1 { $interface.partials_flags } else { $interface.flags },
-            bindings: match ($textures, $shuffle) {
-                (1, _) => $interface.textures,
-                (_, 1) => $interface.partials,
-                _ => $interface.bindings,
-            },
-            params: Params::FIELDS,
-            overrides: $interface.window,
-            workgroup: [lanes_width($shuffle, $weight, $columns) as u32, 1, 1],
-            subgroups: $shuffle == 1,
-        }
-    };
+/// A kernel for a matrix product.
+#[derive(Debug)]
+pub(crate) struct ConvKernel {
+    pub(crate) kernel: Kernel,
+    gemm: Gemm,
+    variant: Variant,
+    /// What a workgroup computes; `None` for one vec4 per invocation.
+    pub(crate) tile: Option<Tile>,
+    /// Whether it can sum the rows of its tiles for a fused norm.
+    pub(crate) sums_rows: bool,
 }
 
-/// Row groups in a tile of a `tiled` kernel: [`CHUNK`] rows. A weight gradient, which has few rows, takes half where the columns
-/// are many.
-const fn tiled_rows(weight: i64, columns: i64) -> i64 {
-    if weight == 1 && columns == 16 { 16 } else { CHUNK as i64 / 4 }
+/// The part of C that a workgroup computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tile {
+    pub(crate) rows: usize,
+    /// In vec4s.
+    pub(crate) columns: usize,
 }
 
-/// Rows of C in an invocation of a `lanes` kernel: with few columns more of them share what is loaded of B. A weight gradient's four
-/// are the channels of a vec4.
-const fn lanes_rows(weight: i64, columns: i64) -> i64 {
-    if weight == 1 || columns == 8 { 4 } else { 8 }
+/// Returns the kernel for a product with `columns` columns (vec4s): the one with the narrowest tile that has them, or the widest.
+#[expect(clippy::expect_used, reason = "the table has every product in every variant")]
+pub(crate) fn kernel(gemm: Gemm, variant: Variant, columns: usize) -> &'static ConvKernel {
+    let mut kernels = KERNELS.iter().filter(|k| (k.gemm, k.variant) == (gemm, variant));
+    let widest = kernels.next_back();
+    let fits = |k: &&ConvKernel| k.tile.is_none_or(|tile| columns <= tile.columns);
+    kernels.find(fits).or(widest).expect("each product has each variant")
 }
 
-/// Invocations of a workgroup of a `lanes` kernel. With shuffles a software adapter's subgroup: it runs the subgroups of a workgroup one
-/// after the other, and keeps all that is between two of them. A weight gradient has few rows, so that no more would have work.
-const fn lanes_width(shuffle: i64, weight: i64, columns: i64) -> i64 {
-    if shuffle == 1 || weight == 1 { 8 } else { CHUNK as i64 / lanes_rows(weight, columns) }
-}
-
-/// Times that an invocation of a `lanes` kernel has rows of C, below each other: tiles of [`CHUNK`] rows. A weight gradient has few rows.
-const fn lanes_groups(shuffle: i64, weight: i64, columns: i64) -> i64 {
-    if weight == 1 { 1 } else { CHUNK as i64 / (lanes_rows(weight, columns) * lanes_width(shuffle, weight, columns)) }
-}
-
-/// Overrides and bindings of the kernels of a product: of all, of those that make partial sums, and of those with textures, which
-/// make them too.
-struct Interface {
-    bindings: &'static [(&'static str, Access)],
-    partials: &'static [(&'static str, Access)],
-    textures: &'static [(&'static str, Access)],
-    overrides: &'static [&'static str],
-    /// Overrides of the `lanes` kernels, which get the sizes otherwise.
-    window: &'static [&'static str],
-    /// What happens to operands and sums (see `shaders/lib/conv_fused.wgsl`): of all, and of those that make partial sums.
-    flags: &'static [&'static str],
-    partials_flags: &'static [&'static str],
-}
-
-const PRODUCT: Interface = Interface {
-    bindings: &[
-        ("a", Access::Read),
-        ("b", Access::Read),
-        ("stats", Access::Read),
-        ("aux", Access::Read),
-        ("bias", Access::Read),
-        ("c", Access::ReadWrite),
-    ],
-    partials: &[
-        ("a", Access::Read),
-        ("b", Access::Read),
-        ("stats", Access::Read),
-        ("aux", Access::Read),
-        ("bias", Access::Read),
-        ("c", Access::ReadWrite),
-        ("partials", Access::ReadWrite),
-    ],
-    textures: &[
-        ("a", Access::Texture),
-        ("b", Access::Texture),
-        ("stats", Access::Texture),
-        ("aux", Access::Texture),
-        ("bias", Access::Read),
-        ("c", Access::ReadWrite),
-        ("partials", Access::ReadWrite),
-    ],
-    overrides: &["KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4", "KH"],
-    window: &["KW", "STRIDE", "PAD", "KH"],
-    flags: &["NORM", "HAS_BIAS", "RESIDUAL", "GATE", "ACC"],
-    partials_flags: &["NORM", "HAS_BIAS", "RESIDUAL", "GATE", "ACC", "PARTIALS"],
-};
-
-const WEIGHT: Interface = Interface {
-    bindings: &[("a", Access::Read), ("b", Access::Read), ("stats", Access::Read), ("c", Access::ReadWrite)],
-    partials: &[("a", Access::Read), ("b", Access::Read), ("stats", Access::Read), ("c", Access::ReadWrite)],
-    textures: &[("a", Access::Texture), ("b", Access::Texture), ("stats", Access::Texture), ("c", Access::ReadWrite)],
-    overrides: &["KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4"],
-    window: &["KW", "STRIDE", "PAD"],
-    flags: &["NORM", "NORM_B", "ACC"],
-    partials_flags: &["NORM", "NORM_B", "ACC"],
-};
-
-static FORWARD: Kernels = kernels!("conv2d.forward", "forward", input 0, weight 0, PRODUCT);
-static BACKWARD_INPUT: Kernels = kernels!("conv2d.backward_input", "backward_input", input 1, weight 0, PRODUCT);
-static BACKWARD_WEIGHT: Kernels = kernels!("conv2d.backward_weight", "backward_weight", input 0, weight 1, WEIGHT);
-
-/// All kernels of the convolution family.
+/// All kernels that a convolution dispatches.
 pub(crate) fn all_kernels() -> Vec<&'static Kernel> {
-    [&FORWARD, &BACKWARD_INPUT, &BACKWARD_WEIGHT].into_iter().flatten().chain([&column_sum::KERNEL]).collect()
+    KERNELS.iter().map(|k| &k.kernel).chain([&column_sum::KERNEL]).collect()
 }
 
-/// The kernel of a variant for a result of `columns` quadruples.
-pub(crate) fn kernel_for(product: Gemm, variant: Variant, columns: usize) -> &'static Kernel {
-    let [naive, square, narrow, lanes @ ..] = match product {
-        Gemm::Forward => &FORWARD,
-        Gemm::BackwardInput => &BACKWARD_INPUT,
-        Gemm::BackwardWeight => &BACKWARD_WEIGHT,
+/// Sorted by width within a product and variant.
+static KERNELS: LazyLock<Vec<ConvKernel>> = LazyLock::new(|| {
+    let mut kernels = Vec::new();
+    for gemm in Gemm::ALL {
+        kernels.push(naive(gemm));
+        kernels.extend([8, 16].map(|columns| tiled(gemm, columns)));
+        for variant in [Variant::SubgroupTex, Variant::Subgroup, Variant::RegisterTiled] {
+            kernels.extend([1, 4, 8].map(|columns| register_tiled(gemm, variant, columns)));
+        }
+    }
+    kernels
+});
+
+fn naive(gemm: Gemm) -> ConvKernel {
+    let kernel = Kernel {
+        variant: Variant::Naive.name(),
+        file: "conv/conv2d.naive.wgsl",
+        source: include_str!("../../../../shaders/conv/conv2d.naive.wgsl"),
+        entry: gemm.name(),
+        defines: vec![("BACKWARD_WEIGHT", i64::from(gemm == Gemm::BackwardWeight))].leak(),
+        ..interface(gemm, Variant::Naive)
     };
-    let [textures8, textures4, textures1, buffers8, buffers4, buffers1, plain8, plain4, plain1] = lanes;
-    let by_width = |eight: &'static Kernel, four, one| match columns {
-        0..=1 => one,
-        2..=4 => four,
-        _ => eight,
+    ConvKernel { kernel, gemm, variant: Variant::Naive, tile: None, sums_rows: sums_rows(gemm, Variant::Naive) }
+}
+
+fn tiled(gemm: Gemm, columns: usize) -> ConvKernel {
+    // A weight gradient has few rows: with many columns it takes tiles of half the height.
+    let halved = gemm == Gemm::BackwardWeight && columns == 16;
+    let tile = Tile { rows: if halved { CHUNK / 2 } else { CHUNK }, columns };
+    let kernel = Kernel {
+        file: "conv/conv2d.tiled.wgsl",
+        source: include_str!("../../../../shaders/conv/conv2d.tiled.wgsl"),
+        workgroup: [(tile.rows * columns / 16) as u32, 1, 1],
+        ..interface(gemm, Variant::Tiled)
     };
-    match variant {
-        Variant::Naive => naive,
-        Variant::Tiled if columns <= 8 => narrow,
-        Variant::Tiled => square,
-        Variant::Lanes => by_width(textures8, textures4, textures1),
-        Variant::LanesBuffers => by_width(buffers8, buffers4, buffers1),
-        Variant::LanesPlain => by_width(plain8, plain4, plain1),
+    ConvKernel::new(kernel, gemm, Variant::Tiled, tile, &[("SIZES", 0), ("ROWS", tile.rows / 4)])
+}
+
+fn register_tiled(gemm: Gemm, variant: Variant, columns: usize) -> ConvKernel {
+    let weight = gemm == Gemm::BackwardWeight;
+    let shuffle = variant != Variant::RegisterTiled;
+    // With few columns, more rows share what an invocation loads of B. The four rows of a weight gradient are the channels of a vec4.
+    let rows = if weight || columns == 8 { 4 } else { 8 };
+    // With shuffles a workgroup is one subgroup: a software driver runs the subgroups of a workgroup one after the other and keeps
+    // all state in between. A weight gradient has too few rows for more invocations.
+    let width = if shuffle || weight { 8 } else { CHUNK / rows };
+    // Each invocation computes this many groups of rows, one after the other.
+    let groups = if weight { 1 } else { CHUNK / (rows * width) };
+    let kernel = Kernel {
+        file: "conv/conv2d.subgroup.wgsl",
+        source: include_str!("../../../../shaders/conv/conv2d.subgroup.wgsl"),
+        workgroup: [width as u32, 1, 1],
+        subgroups: shuffle,
+        ..interface(gemm, variant)
+    };
+    let tile = Tile { rows: groups * rows * width, columns };
+    let defines = [
+        ("SIZES", 1),
+        ("SHUFFLE", usize::from(shuffle)),
+        ("WIDTH", width),
+        ("ROWS", rows),
+        ("GROUPS", groups),
+        ("TILE_ROWS", tile.rows),
+    ];
+    ConvKernel::new(kernel, gemm, variant, tile, &defines)
+}
+
+impl ConvKernel {
+    fn new(kernel: Kernel, gemm: Gemm, variant: Variant, tile: Tile, defines: &[(&'static str, usize)]) -> Self {
+        let sums_rows = sums_rows(gemm, variant);
+        let common = [
+            ("BACKWARD_INPUT", usize::from(gemm == Gemm::BackwardInput)),
+            ("BACKWARD_WEIGHT", usize::from(gemm == Gemm::BackwardWeight)),
+            ("TEXTURES", usize::from(variant == Variant::SubgroupTex)),
+            ("SUMS", usize::from(sums_rows)),
+            ("PARTIALS", 0),
+            ("COLUMNS", tile.columns),
+        ];
+        let defines = common.iter().chain(defines).map(|&(name, value)| (name, value as i64)).collect::<Vec<_>>();
+        let name = format!("{}_{}", variant.name(), tile.columns);
+        // The table is never freed.
+        let kernel = Kernel { variant: name.leak(), defines: defines.leak(), ..kernel };
+        Self { kernel, gemm, variant, tile: Some(tile), sums_rows }
+    }
+}
+
+/// Whether the kernels of a product and variant can sum the rows of their tiles.
+fn sums_rows(gemm: Gemm, variant: Variant) -> bool {
+    gemm != Gemm::BackwardWeight && matches!(variant, Variant::Tiled | Variant::SubgroupTex | Variant::Subgroup)
+}
+
+/// The fields of a kernel that follow from its product and variant.
+fn interface(gemm: Gemm, variant: Variant) -> Kernel {
+    let weight = gemm == Gemm::BackwardWeight;
+    let operand = if variant == Variant::SubgroupTex { Access::Texture } else { Access::Read };
+    let mut bindings = vec![("a", operand), ("b", operand), ("stats", operand)];
+    let mut flags = vec!["NORM", "ACC"];
+    if weight {
+        flags.push("NORM_B");
+    } else {
+        bindings.extend([("aux", operand), ("bias", Access::Read)]);
+        flags.extend(["HAS_BIAS", "RESIDUAL", "RELU_MASK"]);
+    }
+    bindings.push(("c", Access::ReadWrite));
+    if sums_rows(gemm, variant) {
+        bindings.push(("partials", Access::ReadWrite));
+        flags.push("PARTIALS");
+    }
+    // The kernels for software drivers get all sizes but the window's as Params. A weight gradient does not need the height of the window.
+    const OVERRIDES: [&str; 10] = ["KH", "KW", "STRIDE", "PAD", "X_H", "X_W", "X_C4", "Y_H", "Y_W", "Y_C4"];
+    let used = if matches!(variant, Variant::Naive | Variant::Tiled) { 10 } else { 4 };
+    Kernel {
+        name: match gemm {
+            Gemm::Forward => "conv2d.forward",
+            Gemm::BackwardInput => "conv2d.backward_input",
+            Gemm::BackwardWeight => "conv2d.backward_weight",
+        },
+        bindings: bindings.leak(),
+        flags: flags.leak(),
+        params: Params::FIELDS,
+        overrides: &OVERRIDES[usize::from(weight)..used],
+        ..Kernel::DEFAULT
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
-    fn kernels_expand_and_differ() {
-        let mut seen = std::collections::BTreeSet::new();
+    fn kernels_expand_and_have_distinct_names() {
+        let mut seen = BTreeSet::new();
         for kernel in all_kernels() {
             kernel.wgsl(&[]).unwrap();
             assert!(seen.insert((kernel.name, kernel.variant)), "{} {} twice", kernel.name, kernel.variant);
         }
+    }
+
+    #[test]
+    fn tiles_are_as_wide_as_needed() {
+        let chosen = |variant, columns| kernel(Gemm::Forward, variant, columns).kernel.variant;
+        assert_eq!([1, 8, 9, 64].map(|n| chosen(Variant::Tiled, n)), ["tiled_8", "tiled_8", "tiled_16", "tiled_16"]);
+        assert_eq!(
+            [1, 2, 4, 5].map(|n| chosen(Variant::Subgroup, n)),
+            ["subgroup_1", "subgroup_4", "subgroup_4", "subgroup_8"]
+        );
+        assert_eq!(chosen(Variant::Naive, 5), "naive");
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, KernelRole, Lowered, Profile, grad, operand};
 use crate::runtime::op::BatchNormConfig;
-use crate::runtime::op::conv::core::CHUNK;
+use crate::runtime::op::conv::geometry::CHUNK;
 use crate::runtime::op::norm::channel_reduce::{Columns, Params};
 use crate::runtime::tensor::shape::Shape;
 
