@@ -66,7 +66,7 @@ fn agree<T: std::fmt::Debug>(
 fn every_product_ran(ran: &BTreeMap<String, u32>, families: &[&str]) {
     for family in families {
         for pass in ["forward", "backward_input", "backward_weight"] {
-            for variant in ["naive", "tiled", "lanes_plain"] {
+            for variant in ["naive", "tiled", "register_tiled"] {
                 let kernel = format!("{family}.{pass}/{variant}");
                 assert!(ran.get(&kernel).is_some_and(|times| *times > 0), "{kernel}: {ran:?}");
             }

@@ -107,7 +107,7 @@ fn at_width(bits: u32, program: &Path, arguments: &[&str]) -> Result<String, Fai
 /// Cases that run on lavapipe's real subgroups: tails and partial sums.
 const REAL: [&str; 2] = ["kernels::conv2d/3x3_stride2_odd/", "kernels::fused_conv/all_tails/"];
 /// Variants with subgroup operations.
-const VARIANTS: [&str; 2] = ["/lanes", "/lanes_buffers"];
+const VARIANTS: [&str; 2] = ["/subgroup_tex", "/subgroup"];
 
 /// Runs the checks of this program at a vector width: those of kernels with subgroup operations pass, or are not applicable where
 /// subgroups are too small.
@@ -122,7 +122,7 @@ fn real(adapter: &str, bits: u32) -> Result<(), Failed> {
     }
     for case in REAL {
         // Kernels without subgroup operations do not depend on the width.
-        let others = ["/naive", "/tiled", "/lanes_plain", "/column_sum", "/finite_differences", " folded"];
+        let others = ["/naive", "/tiled", "/register_tiled", "/column_sum", "/finite_differences", " folded"];
         let skipped = others.iter().flat_map(|other| ["--skip", other]);
         let arguments: Vec<&str> = [case].into_iter().chain(skipped).collect();
         let text = at_width(bits, &std::env::current_exe()?, &arguments)?;

@@ -115,7 +115,7 @@ fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>) {
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
     let size = |a: &[f32]| a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt();
     for norm in [Norm::Batch, Norm::Position] {
-        for variant in [None, Some("naive"), Some("tiled"), Some("lanes_plain")] {
+        for variant in [None, Some("naive"), Some("tiled"), Some("register_tiled")] {
             let (defined, grads, params) = run(model(norm, variant), false, None);
             let largest = grads.iter().map(|g| size(g)).fold(0.0, f64::max);
             let (fused, fused_grads, fused_params) = run(model(norm, variant), true, variant);
@@ -213,7 +213,7 @@ fn workgroup_order_does_not_change_any_bit(device: &Arc<Gpu>) {
         (Norm::Batch, None),
         (Norm::Batch, Some("naive")),
         (Norm::Batch, Some("tiled")),
-        (Norm::Batch, Some("lanes_plain")),
+        (Norm::Batch, Some("register_tiled")),
         (Norm::Position, None),
     ] {
         let run = |device: &Arc<Gpu>| {
@@ -361,7 +361,7 @@ fn variants_agree_in_training(device: &Arc<Gpu>) {
         let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
         train(&mut runner, BATCH, 2)
     };
-    for variant in ["naive", "tiled", "lanes_plain"] {
+    for variant in ["naive", "tiled", "register_tiled"] {
         let variants = ["conv2d", "conv_transpose2d", "linear"].map(|op| (op.to_owned(), variant.to_owned()));
         let options = Options { variants: variants.into(), ..Options::default() };
         let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &options);

@@ -407,7 +407,7 @@ mod tests {
     }
 
     fn config() -> RunConfig<Settings> {
-        let kernels = [("conv2d.forward".to_owned(), "lanes".to_owned())].into();
+        let kernels = [("conv2d.forward".to_owned(), "subgroup_tex_8".to_owned())].into();
         RunConfig::new("llvmpipe".to_owned(), kernels, Settings { lr: 0.1 + 0.2, flip: true })
     }
 

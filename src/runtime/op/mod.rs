@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::runtime::tensor::real::{Real, Tracked};
 use crate::runtime::tensor::shape::Spec;
 
+mod aliases;
 pub mod basic;
 pub mod conv;
 pub mod norm;
@@ -19,6 +20,7 @@ mod pass;
 mod registry;
 pub mod vae;
 
+pub use self::aliases::{current_key, current_name};
 pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
 pub use self::conv::Conv;
 pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};

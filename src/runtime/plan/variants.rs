@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Arg;
-use crate::runtime::op::{Op, Pass, spec_of};
+use crate::runtime::op::{Op, Pass, current_key, current_name, spec_of};
 use crate::runtime::plan::Options;
 
 impl Options {
@@ -16,16 +16,20 @@ impl Options {
         if self.variants.is_empty() {
             return Ok(None);
         }
-        let kinds = [op.kind(), op.unfused_kind()];
-        let by_pass = kinds.iter().find_map(|kind| self.variants.get(&format!("{kind}.{}", pass.name)));
-        // Not all passes of an operation have the same variants.
-        let has = |variant: &&String| op.variants(pass.name).contains(&variant.as_str());
-        let by_op = || kinds.iter().find_map(|kind| self.variants.get(*kind).filter(has));
-        let found = match by_pass.or_else(by_op) {
-            Some(variant) => Some(variant),
-            None => self.variants.get(&key(op, pass)?),
+        // Keys and variants may be names of earlier releases.
+        let get = |wanted: &str| {
+            let named = self.variants.iter().find(|(key, _)| current_key(key) == wanted);
+            named.map(|(_, variant)| current_name(variant))
         };
-        Ok(found.map(String::as_str))
+        let kinds = [op.kind(), op.unfused_kind()];
+        let by_pass = kinds.iter().find_map(|kind| get(&format!("{kind}.{}", pass.name)));
+        // Not all passes of an operation have the same variants.
+        let has = |variant: &&str| op.variants(pass.name).contains(variant);
+        let by_op = || kinds.iter().find_map(|kind| get(kind).filter(has));
+        match by_pass.or_else(by_op) {
+            Some(variant) => Ok(Some(variant)),
+            None => Ok(get(&key(op, pass)?)),
+        }
     }
 }
 

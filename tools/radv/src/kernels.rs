@@ -30,6 +30,9 @@ pub struct Specialised {
 /// Subgroup sizes as wgpu reports them for AMD GPUs, with WebGPU's default limits.
 const PROFILE: Profile = Profile { subgroup: Some((32, 64)), ..Profile::WEBGPU };
 
+/// Variants for software drivers.
+const SOFTWARE: [&str; 3] = ["subgroup_tex", "subgroup", "register_tiled"];
+
 /// Returns all specializations, sorted by name, variant, flags and overrides.
 pub fn all() -> Result<Vec<Specialised>> {
     let mut found: BTreeMap<(&str, &str, Vec<i64>, Vec<u64>), Specialised> = BTreeMap::new();
@@ -49,7 +52,7 @@ pub fn all() -> Result<Vec<Specialised>> {
         for graph in [config.graph(BATCH, mode)?, config.fused_graph(BATCH, mode)?] {
             for node in graph.nodes() {
                 let variants = node.op.variants(node.pass.name).iter().copied();
-                for variant in variants.filter(|variant| !variant.starts_with("lanes")) {
+                for variant in variants.filter(|variant| !SOFTWARE.contains(variant)) {
                     let target = Target { profile: &PROFILE, variant: Some(variant), accumulate: &node.accumulate };
                     match node.op.lower(node.pass.name, &target) {
                         Ok(lowered) => lowered.dispatches.into_iter().for_each(|dispatch| add(dispatch, false)),
