@@ -78,7 +78,7 @@ const MAX_WINDOW: usize = 1 << 15;
 impl Geometry {
     /// Multiply-adds of each of the three products. Windows that reach into the padding count in full.
     pub(crate) fn macs(&self) -> f64 {
-        (self.y.pixels() * self.y.c) as f64 * (self.x.c * self.kernel.0 * self.kernel.1) as f64
+        (self.y.positions() * self.y.c) as f64 * (self.x.c * self.kernel.0 * self.kernel.1) as f64
     }
 
     /// Columns of C in vec4s: channel groups of the result.
@@ -92,8 +92,8 @@ impl Geometry {
     /// Rows of C in one phase, and the number of phases: see `shaders/lib/implicit_gemm.wgsl`. The naive kernels have a single phase.
     pub(crate) fn rows(&self, gemm: Gemm, variant: Variant) -> (usize, usize) {
         match (gemm, variant) {
-            (Gemm::Forward, _) => (self.y.pixels(), 1),
-            (Gemm::BackwardInput, Variant::Naive) => (self.x.pixels(), 1),
+            (Gemm::Forward, _) => (self.y.positions(), 1),
+            (Gemm::BackwardInput, Variant::Naive) => (self.x.positions(), 1),
             (Gemm::BackwardInput, _) => (
                 self.x.n * self.x.h.div_ceil(self.stride) * self.x.w.div_ceil(self.stride),
                 self.stride.min(self.x.h) * self.stride.min(self.x.w),

@@ -65,7 +65,7 @@ impl Product {
             None => workgroups(rows * columns, 64),
             Some(tile) => rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns),
         };
-        let steps = geometry.y.pixels().div_ceil(4);
+        let steps = geometry.y.positions().div_ceil(4);
         let (splits, chunk) = match (self.gemm, variant) {
             (Gemm::BackwardWeight, Variant::Naive) | (Gemm::Forward | Gemm::BackwardInput, _) => (1, steps),
             (Gemm::BackwardWeight, _) => select::split_k(steps, tiles, 16 * rows * columns, target.profile),
@@ -74,7 +74,7 @@ impl Product {
             rows: rows as u32,
             phases: phases as u32,
             splits: splits as u32,
-            positions: geometry.y.pixels() as u32,
+            positions: geometry.y.positions() as u32,
             chunk: chunk as u32,
             x_h: geometry.x.h as u32,
             x_w: geometry.x.w as u32,
@@ -169,7 +169,7 @@ impl Conv {
                 let geometry = &self.layer.geometry;
                 let y = if self.layer.is_transposed() { geometry.x } else { geometry.y };
                 let (dy, dbias) = (grad("y").into(), grad("bias").into());
-                column_sum(&mut lowered, dy, dbias, y.pixels(), y.c.div_ceil(4), target.acc(0));
+                column_sum(&mut lowered, dy, dbias, y.positions(), y.c.div_ceil(4), target.acc(0));
             }
             _ => return Err(no_such_pass(self, pass)),
         }

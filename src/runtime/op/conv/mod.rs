@@ -189,7 +189,7 @@ impl Conv {
 
     /// Shape and layout of the statistics of a tensor.
     fn partials_of(x: Shape) -> Spec {
-        Spec::nhwc(Shape::new(x.pixels().div_ceil(CHUNK) * STATISTICS_ROWS, x.c, 1, 1))
+        Spec::nhwc(Shape::new(x.positions().div_ceil(CHUNK) * STATISTICS_ROWS, x.c, 1, 1))
     }
 
     fn forward_pass(&self) -> Pass {

@@ -65,7 +65,7 @@ impl Conv {
                         stats[row * c + i] = value;
                     }
                     if let Some((running_mean, running_var)) = &mut updates {
-                        let unbiased = squares / T::from_usize(self.layer.x.pixels() - 1);
+                        let unbiased = squares / T::from_usize(self.layer.x.positions() - 1);
                         norm.update(&mut running_mean[i], shift + offset);
                         norm.update(&mut running_var[i], unbiased);
                     }
@@ -85,7 +85,7 @@ impl Conv {
 
     /// [`BatchNorm::moments`] of a channel of x from the statistics of its chunks.
     fn merged<T: Real>(&self, norm: &BatchNorm, channel: usize, partials: &[T]) -> (T, T, T, T) {
-        let (c, positions) = (self.layer.x.c, self.layer.x.pixels());
+        let (c, positions) = (self.layer.x.c, self.layer.x.positions());
         let row = |chunk: usize, row: usize| partials[(chunk * STATISTICS_ROWS + row) * c + channel];
         let chunks = positions.div_ceil(CHUNK);
         let count = |chunk: usize| T::from_usize(CHUNK.min(positions - chunk * CHUNK));
@@ -126,7 +126,7 @@ impl Conv {
             dw[i % c] += sum_gx;
             db[i % c] += sum_g;
         }
-        let count = T::from_usize(self.layer.x.pixels());
+        let count = T::from_usize(self.layer.x.positions());
         let planes = dx.chunks_exact_mut(plane).zip(g.chunks_exact(plane)).zip(x.chunks_exact(plane));
         for (i, ((dx, g), x)) in planes.enumerate() {
             let channel = Affine::new(stats, c, i % c);

@@ -57,7 +57,7 @@ fn has_subgroups(profile: &Profile) -> bool {
 
 /// Whether every operand fits in a texture.
 fn fits_textures(geometry: &Geometry, profile: &Profile) -> bool {
-    let bytes = |s: Shape| 16 * s.pixels() * s.c.div_ceil(4);
+    let bytes = |s: Shape| 16 * s.positions() * s.c.div_ceil(4);
     let (kh, kw) = geometry.kernel;
     let weight = 64 * kh * kw * geometry.x.c.div_ceil(4) * geometry.y.c.div_ceil(4);
     [bytes(geometry.x), bytes(geometry.y), weight].iter().all(|&bytes| bytes as u64 <= profile.max_texture)
