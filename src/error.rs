@@ -293,7 +293,8 @@ mod tests {
                 hint: String::new(),
             },
         ] {
-            let message = format!("{:#}", anyhow::Error::from(error));
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            let message = format!("{error}{source}");
             assert!(!message.chars().any(char::is_control) && message.len() < 2000, "{message:?}");
         }
     }

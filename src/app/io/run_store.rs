@@ -160,7 +160,7 @@ mod tests {
     use crate::vae::train::events::{Event, Observer};
     use crate::vae::train::{Outcome, TrainContext, Trainer};
 
-    /// Ends the run once this step is done.
+    /// Stops the run after a step.
     struct Stopper(u64, Arc<AtomicBool>);
 
     impl Observer for Stopper {
@@ -170,7 +170,7 @@ mod tests {
         }
     }
 
-    /// Three epochs of two steps, or what comes until `step` is done.
+    /// Trains three epochs of two steps, or until `step` is done.
     fn run(folder: &Path, step: u64) -> Outcome {
         let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
         let settings = Settings { model, batch_size: 4, epochs: 3, ..Settings::default() };
@@ -207,7 +207,7 @@ mod tests {
         }
         assert_eq!(run(&parts, u64::MAX), Outcome::Finished);
         assert_eq!(epochs(&parts), epochs(&whole));
-        // Rows before the checkpoint that counts on them.
+        // Rows are synced before the checkpoint that depends on them.
         let notes = trace::take();
         assert_eq!(notes.split_last_chunk().unwrap().1, &["sync rows", "sync rows", "sync", "rename", "sync folder"]);
         for file in ["checkpoint.safetensors", "model.safetensors", "samples/epoch_01.png", "samples/epoch_03.png"] {
