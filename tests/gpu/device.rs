@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use vae_wgpu::Error;
 use vae_wgpu::runtime::exec::entry::{PassProgram, run_pass};
+use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::{Compiled, Gpu, Options, Ring, Timer, roofline};
-use vae_wgpu::runtime::op::{Add, Op, Target, operand};
-use vae_wgpu::runtime::tensor::shape::Shape;
+use vae_wgpu::runtime::graph::{Arena, Builder, initial};
+use vae_wgpu::runtime::op::{Add, Conv2d, Op, Relu, Target, operand};
+use vae_wgpu::runtime::plan;
+use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 
 use crate::harness::{self, Suite};
 
@@ -39,10 +42,7 @@ fn program_runs_with_timings_and_frees_its_objects(_: &Arc<Gpu>) {
         assert_eq!(gpu.read(y, 16, 8).unwrap(), bytemuck::cast_slice::<f32, u8>(&[3.0, 3.0]));
         if let Some(mut timer) = timer {
             let spans = timer.read(&gpu).unwrap();
-            assert_eq!(
-                (spans.len(), spans[0].kernel, spans[0].label.as_str()),
-                (1, "add.forward", "add.forward/add.forward")
-            );
+            assert_eq!((spans.len(), spans[0].kernel, spans[0].label.as_str()), (1, "add.forward", "add.forward"));
             assert!(spans[0].ns.is_none_or(|ns| ns > 0.0 && ns < 1e9));
         }
         drop(sum);
@@ -74,7 +74,7 @@ fn readback_ring_returns_copies_in_order(gpu: &Arc<Gpu>) {
         let mut encoder = gpu.encoder("copy");
         let slot = ring.encode_copy(&mut encoder, &[(&buffer, 4, 4), (&buffer, 0, 4)]).unwrap();
         gpu.submit(encoder).unwrap();
-        ring.map(slot).unwrap();
+        ring.map(slot);
         got.extend(ring.poll(gpu).unwrap());
     }
     got.extend(ring.drain(gpu).unwrap());
@@ -120,6 +120,41 @@ fn roofline_probes_measure_positive_rates(gpu: &Arc<Gpu>) {
     assert!(roof.gflops > 0.1 && roof.copy_gb_s > 0.1, "{roof:?}");
 }
 
+/// Small programs first: the larger ones replace buffers that they use.
+fn larger_programs_can_be_added_later(gpu: &Arc<Gpu>) {
+    let graph = |n| {
+        let mut b = Builder::new();
+        let x = b.input("x", Spec::nhwc(Shape::new(n, 4, 8, 8))).unwrap();
+        let h = b.apply("conv", &[x], |s| Conv2d::new(s[0], 8, 3, 1, 1)).unwrap();
+        let y = b.apply("relu", &[h], |s| Relu::new(s[0])).unwrap();
+        b.output("y", y).build()
+    };
+    let run = |exec: &mut dyn Executor| {
+        let small = exec.add(graph(1)).unwrap();
+        exec.upload(Arena::Params, &initial(&graph(1), Arena::Params, 3).unwrap()).unwrap();
+        let mut results = Vec::new();
+        let mut check = |exec: &mut dyn Executor, program, n: usize| {
+            let values: Vec<f32> = (0..n * 256).map(|i| (i as f32).sin()).collect();
+            let (x, y) = (exec.input(program, "x").unwrap(), exec.output(program, "y").unwrap());
+            exec.write(x, Data::F32(&values)).unwrap();
+            exec.run(program, &[]).unwrap();
+            results.extend(exec.read(y).unwrap());
+        };
+        check(exec, small, 1);
+        let large = exec.add(graph(8)).unwrap();
+        check(exec, small, 1);
+        check(exec, large, 8);
+        check(exec, small, 1);
+        results
+    };
+    let found = run(&mut GpuExecutor::new(Arc::clone(gpu), &plan::Options::default()).unwrap());
+    let expected = run(&mut CpuExecutor::<f32>::new());
+    assert_eq!(found.len(), 11 * 512);
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert!((found - expected).abs() <= 1e-5, "{i}: {found} instead of {expected}");
+    }
+}
+
 fn check_command_passes_and_prints_json(_: &Arc<Gpu>) {
     let output = Command::new(env!("CARGO_BIN_EXE_vae-wgpu")).args(["check", "relu/odd", "--json"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -140,6 +175,7 @@ pub(crate) fn register(tests: &mut Suite) {
         invalid_accesses_and_oversized_buffers_are_errors,
         readback_ring_returns_copies_in_order,
         roofline_probes_measure_positive_rates,
+        larger_programs_can_be_added_later,
         check_command_passes_and_prints_json,
     );
 }

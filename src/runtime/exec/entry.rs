@@ -48,7 +48,7 @@ impl PassProgram {
                 Ok(Binding { buffer, offset: 0, size: buffer.size() })
             };
             let bindings = dispatch.bindings.iter().map(binding).collect::<Result<Vec<_>>>()?;
-            Ok(Step { label: format!("{label}/{}", dispatch.kernel.name), dispatch, bindings })
+            Ok(Step { label: label.clone(), dispatch, bindings })
         });
         let steps = steps.collect::<Result<Vec<_>>>()?;
         let bound = steps.iter().map(|step| (step.dispatch.kernel, step.bindings.iter().map(range).collect()));

@@ -60,7 +60,7 @@ pub struct GpuExecutor {
 }
 
 /// Buffers that all programs use, because only one runs at a time.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Shared {
     slots: Vec<wgpu::Buffer>,
     arenas: BTreeMap<Arena, wgpu::Buffer>,
@@ -102,18 +102,22 @@ impl GpuExecutor {
             check_same_tensors(&first.graph, &graph)?;
         }
         let number = self.programs.len();
-        let reallocated = self.buffers.grow(&self.gpu, &graph, &plan)?;
+        // All or nothing: an error below leaves the executor as it is.
+        let mut buffers = self.buffers.clone();
+        let reallocated = buffers.grow(&self.gpu, &graph, &plan)?;
         let input = |(name, id): (&String, &ValueId)| {
             self.gpu.buffer(&format!("input {name} {number}"), graph.value(*id).spec.device_bytes() as u64)
         };
         let inputs = graph.inputs().iter().map(input).collect::<Result<Vec<_>>>()?;
-        let program = self.buffers.program(&self.gpu, number, &plan, &inputs)?;
+        let program = buffers.program(&self.gpu, number, &plan, &inputs)?;
         if reallocated {
-            for (number, compiled) in self.programs.iter_mut().enumerate() {
-                compiled.program = self.buffers.program(&self.gpu, number, &compiled.plan, &compiled.inputs)?;
-            }
+            let earlier = self.programs.iter().enumerate();
+            let rebound = earlier.map(|(i, old)| buffers.program(&self.gpu, i, &old.plan, &old.inputs));
+            let rebound = rebound.collect::<Result<Vec<_>>>()?;
+            self.programs.iter_mut().zip(rebound).for_each(|(compiled, program)| compiled.program = program);
             self.last = None;
         }
+        self.buffers = buffers;
         self.programs.push(Compiled { graph, plan, inputs, program });
         Ok(ProgramId(number))
     }
@@ -301,12 +305,12 @@ impl Executor for GpuExecutor {
             timer.resolve(&mut encoder);
             *timed = Some(timer);
         }
-        let slot = self.ring.encode_copy(&mut encoder, &sources)?;
+        let copy = self.ring.encode_copy(&mut encoder, &sources)?;
         self.gpu.submit(encoder)?;
-        self.pending.push((slot.ticket(), specs));
+        self.pending.push((copy.ticket(), specs));
         self.last = Some(program);
-        let ticket = slot.ticket();
-        self.ring.map(slot)?;
+        let ticket = copy.ticket();
+        self.ring.map(copy);
         Ok(ticket)
     }
 

@@ -25,7 +25,7 @@ pub use adapter::{AdapterInfo, Select, adapters};
 pub use pipeline_cache::Compiled;
 pub use pipelines::Rewrite;
 pub use program::{Binding, Program, Step};
-pub use readback::{Ring, Slot};
+pub use readback::{Ring, StagedCopy};
 pub use roofline::{Roofline, probes, roofline};
 pub use timing::{Span, Timer};
 // Types of wgpu are part of this interface.
@@ -218,9 +218,9 @@ impl Gpu {
     pub fn read(&self, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
         let mut ring = Ring::new(self, len, 1)?;
         let mut encoder = self.encoder("read");
-        let slot = ring.encode_copy(&mut encoder, &[(buffer, offset, len)])?;
+        let copy = ring.encode_copy(&mut encoder, &[(buffer, offset, len)])?;
         self.submit(encoder)?;
-        ring.map(slot)?;
+        ring.map(copy);
         match ring.drain(self)?.pop() {
             Some((_, bytes)) => Ok(bytes),
             None => Err(Error::bug("a read returned no bytes")),

@@ -25,13 +25,13 @@ pub struct Ring {
 /// A staging buffer with an encoded copy, for [`Ring::map`] after the submission. Dropping it removes the buffer from the ring.
 #[derive(Debug)]
 #[must_use]
-pub struct Slot {
+pub struct StagedCopy {
     buffer: wgpu::Buffer,
     len: u64,
     ticket: u64,
 }
 
-impl Slot {
+impl StagedCopy {
     /// Returns the number of the copy, counted from 0 in each ring.
     #[must_use]
     pub fn ticket(&self) -> u64 {
@@ -41,7 +41,7 @@ impl Slot {
 
 #[derive(Debug)]
 struct Pending {
-    slot: Slot,
+    copy: StagedCopy,
     mapped: Arc<OnceLock<Result<(), wgpu::BufferAsyncError>>>,
 }
 
@@ -71,7 +71,7 @@ impl Ring {
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
         sources: &[(&wgpu::Buffer, u64, u64)],
-    ) -> Result<Slot> {
+    ) -> Result<StagedCopy> {
         let len = sources.iter().map(|(_, _, size)| size).sum();
         if len > self.bytes {
             return Err(Error::bug(format!("{len} bytes exceed a staging buffer of {} bytes", self.bytes)));
@@ -84,21 +84,17 @@ impl Ring {
         }
         let ticket = self.next;
         self.next += 1;
-        Ok(Slot { buffer, len, ticket })
+        Ok(StagedCopy { buffer, len, ticket })
     }
 
-    /// Requests the bytes of a copy after its submission.
-    ///
-    /// # Errors
-    /// None at present; a failure to map shows in [`Ring::poll`] and [`Ring::drain`].
-    pub fn map(&mut self, slot: Slot) -> Result<()> {
+    /// Requests the bytes of a copy after its submission. [`Ring::poll`] and [`Ring::drain`] report a failure.
+    pub fn map(&mut self, copy: StagedCopy) {
         let mapped = Arc::new(OnceLock::new());
         let done = Arc::clone(&mapped);
-        slot.buffer.map_async(wgpu::MapMode::Read, 0..slot.len.max(4), move |result| {
+        copy.buffer.map_async(wgpu::MapMode::Read, 0..copy.len.max(4), move |result| {
             let _ = done.set(result);
         });
-        self.pending.push_back(Pending { slot, mapped });
-        Ok(())
+        self.pending.push_back(Pending { copy, mapped });
     }
 
     /// Returns finished copies as (ticket, bytes), oldest first. Does not wait.
@@ -134,7 +130,9 @@ impl Ring {
     fn collect(&mut self) -> Result<Vec<(u64, Vec<u8>)>> {
         let mut done = Vec::new();
         while let Some(result) = self.pending.front().and_then(|p| p.mapped.get().cloned()) {
-            let Some(Pending { slot: Slot { buffer, len, ticket }, .. }) = self.pending.pop_front() else { break };
+            let Some(Pending { copy: StagedCopy { buffer, len, ticket }, .. }) = self.pending.pop_front() else {
+                break;
+            };
             let failed = |e: &dyn std::fmt::Display| Error::device("reading back", e);
             result.map_err(|e| failed(&e))?;
             let bytes = buffer.get_mapped_range(0..len.max(4)).map_err(|e| failed(&e))?;
