@@ -8,7 +8,7 @@ use vae_wgpu::runtime::exec::entry::{PassProgram, run_pass};
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::{Compiled, Gpu, Options, Ring, Timer, roofline};
 use vae_wgpu::runtime::graph::{Arena, Builder, initial};
-use vae_wgpu::runtime::op::{Add, Conv2d, Op, Relu, Target, operand};
+use vae_wgpu::runtime::op::{Add, Conv, Op, Relu, Target, operand};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 
@@ -125,7 +125,7 @@ fn larger_programs_can_be_added_later(gpu: &Arc<Gpu>) {
     let graph = |n| {
         let mut b = Builder::new();
         let x = b.input("x", Spec::nhwc(Shape::new(n, 4, 8, 8))).unwrap();
-        let h = b.apply("conv", &[x], |s| Conv2d::new(s[0], 8, 3, 1, 1)).unwrap();
+        let h = b.apply("conv", &[x], |s| Conv::conv2d(s[0], 8, 3, 1, 1)).unwrap();
         let y = b.apply("relu", &[h], |s| Relu::new(s[0])).unwrap();
         b.output("y", y).build()
     };
