@@ -1,17 +1,16 @@
-// Sums of columns, in a fixed order: one stage of a bias gradient, or of a sum split into partial sums.
+// Sums of the columns of a matrix in a fixed order: one stage of a bias gradient, or of any sum that is split into partial sums.
 //
-//   out[s][j] = sum over i = s, s + splits, s + 2 splits ... < rows of rows_of[i][j]        (+ what is there, where ACC is set)
+//   out[s][j] = sum of x[i][j] over i = s, s + splits, s + 2 splits, ...        (+ out[s][j] where ACC is set)
 //
-// x: [rows][columns] vec4, out: [splits][columns] vec4. A large sum takes two dispatches: the first with as many splits as
-// each of them then has rows, the second with one split.
-// One invocation: one vec4 of out, four rows at a time (each of the four has its own sum). One workgroup: 64, columns fastest.
+// x: [rows][columns] vec4, `end` vec4s in all. out: [splits][columns] vec4, `len` in all. A long sum takes two dispatches: the first
+// with about sqrt(rows) splits, the second with one.
+// One invocation: one vec4 of out, with four running sums over every fourth term, which are added at the end.
 
-#import grid
+#import elementwise
 
 struct Params {
-    rows: u32,
-    columns: u32,
-    splits: u32,
+    len: u32, // splits * columns
+    end: u32, // rows * columns
 }
 
 override ACC: bool;
@@ -20,32 +19,22 @@ override ACC: bool;
 @group(0) @binding(1) var<storage, read_write> out: array<vec4<f32>>;
 @group(0) @binding(2) var<uniform> p: Params;
 
-@compute @workgroup_size(64)
-fn column_sum(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let index = flat_workgroup(wid, wgs) * 64u + lane;
-    let stride = p.splits * p.columns;
-    let end = p.rows * p.columns;
-    if index >= stride {
-        return;
-    }
+fn element(index: u32) {
+    let stride = p.len;
     var sum0 = vec4<f32>();
     var sum1 = vec4<f32>();
     var sum2 = vec4<f32>();
     var sum3 = vec4<f32>();
     var i = index;
-    // Index arithmetic cannot wrap: a tensor has at most 2^30 numbers, and a stride is at most as long as the tensor.
-    while i + 3u * stride < end {
+    // The index arithmetic cannot wrap: a tensor has at most 2^30 elements, and a stride is at most as long as the tensor.
+    while i + 3u * stride < p.end {
         sum0 += x[i];
         sum1 += x[i + stride];
         sum2 += x[i + 2u * stride];
         sum3 += x[i + 3u * stride];
         i += 4u * stride;
     }
-    while i < end {
+    while i < p.end {
         sum0 += x[i];
         i += stride;
     }

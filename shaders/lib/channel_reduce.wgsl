@@ -1,34 +1,41 @@
-// Columns: reductions over all pixels, for each channel. The host's side is src/op/columns.rs.
+// Reductions over the positions of each channel, in a fixed order. The host side is src/runtime/op/norm/channel_reduce.rs.
 //
-// A tensor [pixels][groups] vec4 is cut into chunks of `span` pixels and tiles of GROUPS channel groups; a workgroup of 64 has
-// one chunk of one tile. Its invocations are ROWS = 64 / GROUPS rows of GROUPS: neighbours have neighbouring channels. On a GPU a
-// row takes every ROWS-th pixel of the chunk, so that the workgroup reads one piece of memory at a time. A software driver runs
-// the rows one after the other, so there each row takes pixels in succession: with a stride they wait for memory.
-// The workgroup merges its rows in order and leaves a partial result for its chunk; the dispatch after it merges the chunks,
-// again row by row: every workgroup of a tile does the same in the same order.
+// A tensor [positions][groups] vec4 is cut into chunks of `span` positions and tiles of GROUPS channel groups. A workgroup of 64
+// invocations has one chunk of one tile. Its invocations form 64 / GROUPS rows of GROUPS; neighbours in a row have neighbouring
+// channels. On a GPU a row takes every (64 / GROUPS)th position of the chunk, so that the loads of a workgroup are contiguous. A
+// software driver runs the rows one after the other; there each row takes consecutive positions, because a stride costs cache misses.
+//
+// The workgroup merges its rows in order and stores a partial result of its chunk. The next dispatch merges the chunks, again row by
+// row, in the same order in each workgroup of a tile.
+//
+// This file contains the entry point. The importing kernel defines `fn run(here: Place)` and the uniform `p`.
+
+#import grid
 
 struct Params {
-    pixels: u32,
+    positions: u32,
     channels: u32,
     groups: u32,
     tiles: u32,
     chunks: u32,
     span: u32,
-    apart: u32, // from the first pixel of a row to that of the next
-    step: u32,  // from a pixel of a row to the next
+    apart: u32, // from the first position of a row to that of the next
+    step: u32,  // from a position of a row to the next
+    workgroups: u32,
 }
 
 override GROUPS: u32;
 
-// What an invocation works on. Without a channel group of its own (the last tile's surplus) it has no pixels and must not
-// store; `group` is then some group that may be read.
+// The work of an invocation. In the last tile there may be invocations without a channel group: they have no positions and store
+// nothing, and their `group` is one that they may read.
 struct Place {
+    lane: u32,
     chunk: u32,
     row: u32,
     group: u32,
-    // Whether it stores what belongs to the chunk: one row does.
+    // Whether it stores the results of its chunk: true in one row.
     stores: bool,
-    // Pixels first, first + step, ... below end.
+    // Its positions are first, first + step, ... below end.
     first: u32,
     end: u32,
 }
@@ -37,15 +44,20 @@ fn rows() -> u32 {
     return 64u / GROUPS;
 }
 
-fn place(workgroup: u32, lane: u32, p: Params) -> Place {
+fn place(workgroup: u32, lane: u32) -> Place {
     let chunk = workgroup / p.tiles;
     let row = lane / GROUPS;
     let group = workgroup % p.tiles * GROUPS + lane % GROUPS;
     let live = group < p.groups;
     let first = chunk * p.span + row * p.apart;
-    let last = min(chunk * p.span + p.span, p.pixels);
+    let last = min(chunk * p.span + p.span, p.positions);
     let end = select(0u, select(last, min(last, first + p.apart), p.apart > 1u), live);
-    return Place(chunk, row, min(group, p.groups - 1u), live && row == 0u, first, end);
+    return Place(lane, chunk, row, min(group, p.groups - 1u), live && row == 0u, first, end);
+}
+
+// Number of positions of a chunk: `span`, or fewer in the last one.
+fn chunk_len(chunk: u32) -> u32 {
+    return min(p.span, p.positions - chunk * p.span);
 }
 
 // Two sums for each channel of a group.
@@ -56,18 +68,30 @@ struct Sums {
 
 var<workgroup> row_sums: array<Sums, 64>;
 
-// The sums over all rows, valid in all invocations. To be called in uniform control flow, a second time behind a barrier.
-fn sum_rows(lane: u32, mine: Sums) -> Sums {
-    row_sums[lane] = mine;
+// The sums over all rows, valid in all invocations. Requires uniform control flow, and a barrier before a second call.
+fn sum_rows(here: Place, mine: Sums) -> Sums {
+    row_sums[here.lane] = mine;
     workgroupBarrier();
-    if lane < GROUPS {
+    if here.lane < GROUPS {
         var all = mine;
-        for (var other = lane + GROUPS; other < 64u; other += GROUPS) {
+        for (var other = here.lane + GROUPS; other < 64u; other += GROUPS) {
             all.a += row_sums[other].a;
             all.b += row_sums[other].b;
         }
-        row_sums[lane] = all;
+        row_sums[here.lane] = all;
     }
     workgroupBarrier();
-    return row_sums[lane % GROUPS];
+    return row_sums[here.lane % GROUPS];
+}
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) wgs: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let workgroup = flat_workgroup(wid, wgs);
+    if workgroup < p.workgroups {
+        run(place(workgroup, lane));
+    }
 }

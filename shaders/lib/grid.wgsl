@@ -1,7 +1,7 @@
-// The grid: a dispatch of `count` workgroups is folded into x and y, as no dimension may have more than 65,535.
-// The host's side is `fold_grid` in src/op/kernel.rs.
+// Unfolding of the grid. No dimension of a dispatch may have more than 65,535 workgroups, so a dispatch is folded into x and y by
+// `fold_grid` in src/runtime/kernel/profile.rs. Surplus workgroups have indices at or above the unfolded count.
 
-// Number of this workgroup in the order x fastest.
+// Index of a workgroup in the unfolded grid: x is the fastest dimension.
 fn flat_workgroup(workgroup: vec3<u32>, workgroups: vec3<u32>) -> u32 {
     return workgroup.y * workgroups.x + workgroup.x;
 }

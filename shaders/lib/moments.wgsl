@@ -1,14 +1,14 @@
-// Moments of columns: what the rows of a workgroup (see lib/columns.wgsl) found, merged in a tree of fixed shape, the second
-// half onto the first: its rounding grows with the depth and not with the number of rows.
+// Mean and squared deviations of each channel over the rows of a workgroup (see lib/channel_reduce.wgsl), merged in a tree that folds
+// the second half onto the first. Rounding errors grow with the depth of the tree, not with the number of rows.
 
-// Count, mean and sum of squared deviations from the mean of some pixels.
+// Count, mean, and sum of squared deviations from the mean of some positions.
 struct Moments {
     count: f32,
     mean: vec4<f32>,
     squares: vec4<f32>,
 }
 
-// Chan, Golub and LeVeque's merge. Either may be empty.
+// The parallel update of Chan, Golub and LeVeque. Either argument may be empty.
 fn merge(a: Moments, b: Moments) -> Moments {
     let count = a.count + b.count;
     let share = b.count / max(count, 1.0);
@@ -18,15 +18,15 @@ fn merge(a: Moments, b: Moments) -> Moments {
 
 var<workgroup> row_moments: array<Moments, 64>;
 
-// The moments of all rows, valid in all invocations.
-fn merge_rows(lane: u32, mine: Moments) -> Moments {
-    row_moments[lane] = mine;
+// The moments of all rows, valid in all invocations. Requires uniform control flow.
+fn merge_rows(here: Place, mine: Moments) -> Moments {
+    row_moments[here.lane] = mine;
     workgroupBarrier();
     for (var half = 32u; half >= GROUPS; half /= 2u) {
-        if lane < half {
-            row_moments[lane] = merge(row_moments[lane], row_moments[lane + half]);
+        if here.lane < half {
+            row_moments[here.lane] = merge(row_moments[here.lane], row_moments[here.lane + half]);
         }
         workgroupBarrier();
     }
-    return row_moments[lane % GROUPS];
+    return row_moments[here.lane % GROUPS];
 }

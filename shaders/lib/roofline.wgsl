@@ -1,10 +1,10 @@
-// Two probes of what a device can do at most.
+// Two probes of a device's peak rates.
 //
-//   multiply_add   eight independent chains a = a * factor + addend in registers, four steps of each a round
+//   multiply_add   eight independent chains a = a * factor + addend in registers, four steps of each in a round
 //   copy           copied = source
 //
-// sums: one vec4 an invocation. source, copied: `len` vec4s. One workgroup: 64 invocations.
-// Start and step of the chains are known only at run time and their sum is stored, so that nothing can be left out.
+// sums: one vec4 for each invocation. source, copied: `len` vec4s. One workgroup: 64 invocations.
+// The chains start from run-time values and their sum is stored, so that the compiler cannot remove any of the work.
 
 #import grid
 

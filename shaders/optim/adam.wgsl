@@ -1,4 +1,4 @@
-// AdamW, as PyTorch has it, with the gradients clipped to a global norm.
+// AdamW as in PyTorch, with the gradients clipped to a global norm.
 //
 //   g      = grads * min(clip / (norm + 1e-6), 1)              where clip > 0
 //   params = params * (1 - lr * weight_decay)
@@ -6,13 +6,14 @@
 //   v      = beta2 * v + (1 - beta2) * g^2
 //   params = params - lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps)
 //
-// Nothing is touched unless the finite flag, norm[1], is 1.
+// Nothing is written unless the finite flag, norm[1], is 1.
 //
-// grads, params, m, v: flat, `len` vec4s. norm: (global norm, finite flag, 0, 0). hyperparams: see src/runtime/op/optim/step_scalars.rs.
-// One invocation: one vec4. One workgroup: 64. Padding stays zero: without gradient nothing moves away from zero.
+// grads, params, m, v: flat, `len` vec4s. norm: (global norm, finite flag, 0, 0). One invocation: one vec4.
+// Padding stays zero, because its gradients are zero.
 
-#import grid
+#import elementwise
 
+// The fields of src/runtime/op/optim/step_scalars.rs, in the same order.
 struct StepScalars {
     lr: f32,
     bias_correction1: f32,
@@ -25,8 +26,8 @@ struct Params {
     len: u32,
     beta1: f32,
     beta2: f32,
-    rest1: f32, // 1 - beta1 and 1 - beta2, rounded once
-    rest2: f32,
+    rest1: f32, // 1 - beta1, rounded once
+    rest2: f32, // 1 - beta2, rounded once
     eps: f32,
 }
 
@@ -38,14 +39,8 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> v: array<vec4<f32>>;
 @group(0) @binding(6) var<uniform> p: Params;
 
-@compute @workgroup_size(64)
-fn forward(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) wgs: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = flat_workgroup(wid, wgs) * 64u + lane;
-    if i >= p.len || norm[1] != 1.0 {
+fn element(i: u32) {
+    if norm[1] != 1.0 {
         return;
     }
     let clip = hyperparams.clip;

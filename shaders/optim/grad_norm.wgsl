@@ -1,16 +1,16 @@
-// Global norm of all gradients, and whether everything is finite.
+// Global norm of all gradients, and the finite flag of the step.
 //
 //   norm = (sqrt(sum grads^2), 1 if every gradient, every loss term and the sum are finite else 0, 0, 0)
 //
-// Finite is read off the exponent bits, as compilers may assume that comparisons never see NaN: both buffers are loaded as whole
-// numbers. The flag looks at every number, as a driver may lose a NaN in the sum, and at the sum: finite gradients whose squares
-// overflow would make Adam's second moments infinite.
+// Finiteness is read from the exponent bits, because compilers may assume that comparisons never see NaN; therefore both buffers are
+// loaded as integers. The flag covers every value, because a driver may lose a NaN in the sum. It also covers the sum: finite
+// gradients whose squares overflow would make Adam's second moments infinite.
 //
-// grads: flat, `len` vec4s, zero behind the last gradient. terms: (total, recon, kl, 0).
+// grads: flat, `len` vec4s, zero after the last gradient. terms: (total, recon, kl, 0).
 //
-// Two dispatches. `partial`: one workgroup takes SPAN vec4s, an invocation every SUM_WIDTH-th of them; its squares are summed along
-// the invocation, then over the workgroup as a tree. `finish`: one workgroup does the same with the partials.
-// A partial is (sum of squares, number of invocations that met a number that is not finite).
+// Two dispatches. `partial`: one workgroup has SPAN vec4s, of which each invocation has every SUM_WIDTH-th. The squares are summed
+// along the invocation, then over the workgroup in a tree. `finish`: one workgroup sums the partial results in the same way.
+// A partial result is (sum of squares, number of invocations that found a value that is not finite).
 
 #import grid
 #import tree_sum
@@ -21,12 +21,12 @@ struct Params {
     partials: u32,
 }
 
-// Not zero where a lane is infinite or NaN.
+// 1 in each component that is infinite or NaN.
 fn not_finite(bits: vec4<u32>) -> vec4<u32> {
     return select(vec4<u32>(), vec4<u32>(1u), (bits & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
 }
 
-fn any_lane(flags: vec4<u32>) -> f32 {
+fn any_component(flags: vec4<u32>) -> f32 {
     return f32((flags.x | flags.y) | (flags.z | flags.w));
 }
 
@@ -55,7 +55,7 @@ fn partial(
         bad |= not_finite(bits);
     }
     let lane_sum = (squares.x + squares.y) + (squares.z + squares.w);
-    let sum = tree_sum(lane, vec4<f32>(lane_sum, any_lane(bad), 0.0, 0.0));
+    let sum = tree_sum(lane, vec4<f32>(lane_sum, any_component(bad), 0.0, 0.0));
     if lane == 0u {
         sums[group] = sum.xy;
     }
@@ -75,7 +75,7 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
     let total = tree_sum(lane, vec4<f32>(sum, 0.0, 0.0));
     if lane == 0u {
         let square = bitcast<vec4<u32>>(vec4<f32>(total.x, 0.0, 0.0, 0.0));
-        let bad = total.y + any_lane(not_finite(terms[0]) | not_finite(square));
+        let bad = total.y + any_component(not_finite(terms[0]) | not_finite(square));
         norm[0] = vec4<f32>(sqrt(total.x), select(0.0, 1.0, bad == 0.0), 0.0, 0.0);
     }
 }

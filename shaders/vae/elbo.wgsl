@@ -1,4 +1,4 @@
-// Evidence lower bound of the VAE, per dimension, and the gradients that start the backward pass.
+// Negative evidence lower bound of the VAE per dimension, and its gradients, from which the backward pass starts.
 //
 //   recon = (0.5 * sum |x - mean|^2 + 0.5 * ln(2 pi) * N * D) / (N * D)            D = c * h * w
 //   kl    = 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std) / (N * D)
@@ -10,9 +10,9 @@
 // x, mean, seed_mean: [n][h][w][c/4] vec4, `len` vec4s in all. h, seed_h: [n][stride] with stride = pad4(2 * latent): mu, then
 // log_std, then zeros; `elements` = n * stride. beta: one value. terms: (total, recon, kl, 0).
 //
-// Two dispatches. `pixels`: one workgroup takes SPAN vec4s, an invocation every SUM_WIDTH-th of them; its squares are summed along
-// the invocation, then over the workgroup as a tree, into one partial. `finish`: one workgroup; the partials and the terms of the
-// KL are summed the same way. SEEDS = 0 leaves the gradients out.
+// Two dispatches. `recon`: one workgroup has SPAN vec4s, of which each invocation has every SUM_WIDTH-th. The squares are summed along
+// the invocation, then over the workgroup in a tree, into one partial sum. `finish`: one workgroup sums the partial sums and the terms
+// of the KL divergence in the same way. The gradients are computed if SEEDS is 1.
 
 #import grid
 #import tree_sum
@@ -36,7 +36,7 @@ struct Params {
 @group(0) @binding(${3 + SEEDS}) var<uniform> p: Params;
 
 @compute @workgroup_size(${SUM_WIDTH})
-fn pixels(
+fn recon(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,

@@ -20,12 +20,17 @@ use crate::error::{Error, Result};
 
 /// The library files that `#import` knows.
 const LIBRARY: &[(&str, &str)] = &[
-    ("columns", include_str!("../../../shaders/lib/channel_reduce.wgsl")),
+    ("channel_reduce", include_str!("../../../shaders/lib/channel_reduce.wgsl")),
     ("conv_fused", include_str!("../../../shaders/lib/conv_fused.wgsl")),
     ("conv_partials", include_str!("../../../shaders/lib/conv_partials.wgsl")),
-    ("implicit_gemm", include_str!("../../../shaders/lib/implicit_gemm.wgsl")),
+    ("elementwise", include_str!("../../../shaders/lib/elementwise.wgsl")),
     ("grid", include_str!("../../../shaders/lib/grid.wgsl")),
+    ("implicit_gemm", include_str!("../../../shaders/lib/implicit_gemm.wgsl")),
     ("moments", include_str!("../../../shaders/lib/moments.wgsl")),
+    ("norm", include_str!("../../../shaders/lib/norm.wgsl")),
+    ("norm_grads", include_str!("../../../shaders/lib/norm_grads.wgsl")),
+    ("norm_partials", include_str!("../../../shaders/lib/norm_partials.wgsl")),
+    ("norm_running", include_str!("../../../shaders/lib/norm_running.wgsl")),
     ("texture", include_str!("../../../shaders/lib/texture.wgsl")),
     ("tree_sum", include_str!("../../../shaders/lib/tree_sum.wgsl")),
 ];

@@ -201,6 +201,11 @@ impl dyn Op {
     }
 }
 
+/// Returns an error unless `pass` is the forward pass, for operations that have no other.
+pub(crate) fn expect_forward(op: &dyn Op, pass: &str) -> Result<()> {
+    if pass == "forward" { Ok(()) } else { Err(no_such_pass(op, pass)) }
+}
+
 /// The error of a reference that is called with operands that its pass does not have.
 pub(crate) fn no_such_pass(op: &dyn Op, pass: &str) -> Error {
     Error::bug(format!("{}: no pass `{pass}` with these operands", op.kind()))

@@ -1,9 +1,11 @@
-//! Residual add: y = a + b. Its gradient is dy on both sides, which costs nothing.
+//! Residual add. Its gradients are aliases of dy and need no computation.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
+use crate::runtime::op::basic::{cases, elementwise};
 use crate::runtime::op::{
-    Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+    ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -15,26 +17,22 @@ pub struct Add {
 }
 
 impl Add {
-    /// For two inputs of the same shape.
+    /// Creates the sum of two inputs of the same shape.
     pub fn new(a: Shape, b: Shape) -> Result<Self> {
         if a != b {
-            return Err(Error::shape("add", "b", a, b));
+            return Err(Error::shape(INFO.name, "b", a, b));
         }
-        Ok(Self { shape: a.checked("add", "a")? })
+        Ok(Self { shape: a.checked(INFO.name, "a")? })
     }
 }
 
 impl Reference for Add {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {
-        match (pass, reads, writes) {
-            ("forward", [a, b], [y]) => {
-                for ((y, a), b) in y.iter_mut().zip(*a).zip(*b) {
-                    *y = *a + *b;
-                }
-                Ok(())
-            }
-            _ => Err(no_such_pass(self, pass)),
+        let ("forward", [a, b], [y]) = (pass, reads, writes) else { return Err(no_such_pass(self, pass)) };
+        for ((y, a), b) in y.iter_mut().zip(*a).zip(*b) {
+            *y = *a + *b;
         }
+        Ok(())
     }
 }
 
@@ -53,11 +51,8 @@ impl Op for Add {
     }
 
     fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass::forward(["a", "b"], ["y"]),
-            backward: vec![],
-            aliases: vec![(grad("a"), grad("y")), (grad("b"), grad("y"))],
-        }
+        let aliases = vec![(grad("a"), grad("y")), (grad("b"), grad("y"))];
+        Passes { aliases, ..Passes::only(Pass::forward(["a", "b"], ["y"])) }
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
@@ -65,15 +60,11 @@ impl Op for Add {
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
-        if pass != "forward" {
-            return Err(no_such_pass(self, pass));
-        }
+        expect_forward(self, pass)?;
         let len = Spec::nhwc(self.shape).device_bytes() / 16;
-        Ok(Lowered::one(Dispatch {
-            params: Params { len: len as u32 }.bytes(),
-            workgroups: workgroups(len, 64),
-            ..Dispatch::new(&FORWARD, [operand("a"), operand("b"), operand("y")]).accumulate("ACC", target.acc(0))
-        }))
+        let params = Params { len: len as u32 }.bytes();
+        let dispatch = elementwise(&FORWARD, ["a", "b", "y"].map(operand), len, params);
+        Ok(Lowered::one(dispatch.accumulate("ACC", target.acc(0))))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
@@ -85,8 +76,8 @@ impl Op for Add {
     }
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/add.wgsl`.
+kernel_params! {
+    /// See `shaders/basic/add.wgsl`.
     Params { len: u32 }
 }
 
@@ -95,23 +86,11 @@ static FORWARD: Kernel = Kernel {
     variant: "vec4",
     file: "basic/add.wgsl",
     source: include_str!("../../../../shaders/basic/add.wgsl"),
-    entry: "forward",
-    bindings: &[("a", Access::Read), ("b", Access::Read), ("y", Access::ReadWrite)],
+    bindings: &[("a", Read), ("b", Read), ("y", ReadWrite)],
     params: Params::FIELDS,
     overrides: &["ACC"],
     ..Kernel::DEFAULT
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "add",
-    kernels: || vec![&FORWARD],
-    cases: || {
-        let mut cases = vec![];
-        for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 9), ("wide", 2, 64, 8, 8)] {
-            let shape = Shape::new(n, c, h, w);
-            cases.push(Case::new(name, Add::new(shape, shape)?));
-        }
-        Ok(cases)
-    },
-};
+/// The entry in the table of operations.
+pub static INFO: OpInfo = OpInfo { name: "add", kernels: || vec![&FORWARD], cases: cases::add };

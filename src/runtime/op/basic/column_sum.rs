@@ -1,6 +1,8 @@
-//! Sums over the rows of a matrix in a fixed order: bias gradients, and the second half of sums that are split into partial sums.
+//! Sums of the columns of a matrix in a fixed order: bias gradients, and sums that are split into partial sums.
 
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, workgroups};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, kernel_params};
+use crate::runtime::op::basic::elementwise;
 
 /// Up to this many rows are summed by one dispatch.
 const ONE_STAGE: usize = 128;
@@ -19,16 +21,14 @@ pub(crate) fn column_sum(lowered: &mut Lowered, from: Bind, to: Bind, rows: usiz
 }
 
 fn stage(from: Bind, to: Bind, rows: usize, columns: usize, splits: usize, acc: bool) -> Dispatch {
-    Dispatch {
-        params: Params { rows: rows as u32, columns: columns as u32, splits: splits as u32 }.bytes(),
-        workgroups: workgroups(splits * columns, 64),
-        ..Dispatch::new(&KERNEL, [from, to]).accumulate("ACC", acc)
-    }
+    let len = splits * columns;
+    let params = Params { len: len as u32, end: (rows * columns) as u32 }.bytes();
+    elementwise(&KERNEL, [from, to], len, params).accumulate("ACC", acc)
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/column_sum.wgsl`.
-    Params { rows: u32, columns: u32, splits: u32 }
+kernel_params! {
+    /// See `shaders/basic/column_sum.wgsl`.
+    Params { len: u32, end: u32 }
 }
 
 /// The kernel of every stage.
@@ -37,8 +37,7 @@ pub(crate) static KERNEL: Kernel = Kernel {
     variant: "vec4",
     file: "basic/column_sum.wgsl",
     source: include_str!("../../../../shaders/basic/column_sum.wgsl"),
-    entry: "column_sum",
-    bindings: &[("x", Access::Read), ("out", Access::ReadWrite)],
+    bindings: &[("x", Read), ("out", ReadWrite)],
     params: Params::FIELDS,
     overrides: &["ACC"],
     ..Kernel::DEFAULT

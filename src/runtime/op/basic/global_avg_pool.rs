@@ -1,9 +1,11 @@
-//! Global average pooling: the mean of each channel over all pixels of an image.
+//! Global average pooling.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
+use crate::runtime::op::basic::{cases, elementwise};
 use crate::runtime::op::{
-    Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+    ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -15,7 +17,7 @@ pub struct GlobalAvgPool {
 }
 
 impl GlobalAvgPool {
-    /// For an input of this shape.
+    /// Creates the pooling of an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
         Ok(Self { x: x.checked(INFO.name, "x")? })
     }
@@ -33,16 +35,15 @@ impl Reference for GlobalAvgPool {
                 for (y, x) in y.iter_mut().zip(x.chunks_exact(self.area())) {
                     *y = x.iter().copied().sum::<T>() / area;
                 }
-                Ok(())
             }
             ("backward", [dy], [dx]) => {
                 for (dx, dy) in dx.chunks_exact_mut(self.area()).zip(*dy) {
                     dx.fill(*dy / area);
                 }
-                Ok(())
             }
-            _ => Err(no_such_pass(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
+        Ok(())
     }
 }
 
@@ -57,11 +58,8 @@ impl Op for GlobalAvgPool {
     }
 
     fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass::forward(["x"], ["y"]),
-            backward: vec![Pass::new("backward", [grad("y")], [grad("x")])],
-            aliases: vec![],
-        }
+        let backward = vec![Pass::new("backward", [grad("y")], [grad("x")])];
+        Passes { backward, ..Passes::only(Pass::forward(["x"], ["y"])) }
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
@@ -69,17 +67,13 @@ impl Op for GlobalAvgPool {
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
-        let dispatch = match pass {
-            "forward" => Dispatch::new(&FORWARD, [operand("x"), operand("y")]),
-            "backward" => Dispatch::new(&BACKWARD, [grad("y"), grad("x")]).accumulate("ACC", target.acc(0)),
-            _ => return Err(no_such_pass(self, pass)),
-        };
         let groups = self.x.c.div_ceil(4);
         let len = self.x.n * groups;
-        Ok(Lowered::one(Dispatch {
-            params: Params { len: len as u32, groups: groups as u32, area: self.area() as u32 }.bytes(),
-            workgroups: workgroups(len, 64),
-            ..dispatch
+        let params = Params { len: len as u32, groups: groups as u32, area: self.area() as u32 }.bytes();
+        Ok(Lowered::one(match pass {
+            "forward" => elementwise(&FORWARD, [operand("x"), operand("y")], len, params),
+            "backward" => elementwise(&BACKWARD, [grad("y"), grad("x")], len, params).accumulate("ACC", target.acc(0)),
+            _ => return Err(no_such_pass(self, pass)),
         }))
     }
 
@@ -93,8 +87,8 @@ impl Op for GlobalAvgPool {
     }
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/global_avg_pool.wgsl`.
+kernel_params! {
+    /// See `shaders/basic/global_avg_pool.wgsl`.
     Params { len: u32, groups: u32, area: u32 }
 }
 
@@ -103,29 +97,20 @@ static FORWARD: Kernel = Kernel {
     variant: "vec4",
     file: "basic/global_avg_pool.wgsl",
     source: include_str!("../../../../shaders/basic/global_avg_pool.wgsl"),
-    entry: "forward",
-    bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
+    defines: &[("BACKWARD", 0)],
+    bindings: &[("x", Read), ("y", ReadWrite)],
     params: Params::FIELDS,
     ..Kernel::DEFAULT
 };
 
 static BACKWARD: Kernel = Kernel {
     name: "global_avg_pool.backward",
-    entry: "backward",
-    bindings: &[("dy", Access::Read), ("dx", Access::ReadWrite)],
+    defines: &[("BACKWARD", 1)],
+    bindings: &[("dy", Read), ("dx", ReadWrite)],
     overrides: &["ACC"],
     ..FORWARD
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "global_avg_pool",
-    kernels: || vec![&FORWARD, &BACKWARD],
-    cases: || {
-        let mut cases = vec![];
-        for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 3), ("head", 5, 256, 4, 4)] {
-            cases.push(Case::new(name, GlobalAvgPool::new(Shape::new(n, c, h, w))?));
-        }
-        Ok(cases)
-    },
-};
+/// The entry in the table of operations.
+pub static INFO: OpInfo =
+    OpInfo { name: "global_avg_pool", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::global_avg_pool };

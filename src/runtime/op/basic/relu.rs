@@ -1,23 +1,23 @@
-//! Rectified linear unit: y = max(x, 0); the gradient at 0 is 0, as PyTorch has it.
+//! Rectified linear unit.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
-use crate::runtime::op::{
-    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
-};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
+use crate::runtime::op::basic::{cases, elementwise};
+use crate::runtime::op::{Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
-/// y = max(x, 0), elementwise. `x`, `y`: `[n, c, h, w]`.
+/// y = max(x, 0), elementwise; as in PyTorch, the gradient at 0 is 0. `x`, `y`: `[n, c, h, w]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Relu {
     shape: Shape,
 }
 
 impl Relu {
-    /// For an input of this shape.
+    /// Creates the ReLU of an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
-        Ok(Self { shape: x.checked("relu", "x")? })
+        Ok(Self { shape: x.checked(INFO.name, "x")? })
     }
 }
 
@@ -51,11 +51,8 @@ impl Op for Relu {
     }
 
     fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass::forward(["x"], ["y"]),
-            backward: vec![Pass::new("backward", [operand("x"), grad("y")], [grad("x")])],
-            aliases: vec![],
-        }
+        let backward = vec![Pass::new("backward", [operand("x"), grad("y")], [grad("x")])];
+        Passes { backward, ..Passes::only(Pass::forward(["x"], ["y"])) }
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
@@ -64,17 +61,12 @@ impl Op for Relu {
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let len = Spec::nhwc(self.shape).device_bytes() / 16;
-        let dispatch = match pass {
-            "forward" => Dispatch::new(&FORWARD, [operand("x"), operand("y")]),
-            "backward" => {
-                Dispatch::new(&BACKWARD, [operand("x"), grad("y"), grad("x")]).accumulate("ACC", target.acc(0))
-            }
+        let params = Params { len: len as u32 }.bytes();
+        Ok(Lowered::one(match pass {
+            "forward" => elementwise(&FORWARD, [operand("x"), operand("y")], len, params),
+            "backward" => elementwise(&BACKWARD, [operand("x"), grad("y"), grad("x")], len, params)
+                .accumulate("ACC", target.acc(0)),
             _ => return Err(no_such_pass(self, pass)),
-        };
-        Ok(Lowered::one(Dispatch {
-            params: Params { len: len as u32 }.bytes(),
-            workgroups: workgroups(len, 64),
-            ..dispatch
         }))
     }
 
@@ -83,8 +75,8 @@ impl Op for Relu {
     }
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/relu.wgsl`.
+kernel_params! {
+    /// See `shaders/basic/relu.wgsl`.
     Params { len: u32 }
 }
 
@@ -93,31 +85,19 @@ static FORWARD: Kernel = Kernel {
     variant: "vec4",
     file: "basic/relu.wgsl",
     source: include_str!("../../../../shaders/basic/relu.wgsl"),
-    entry: "forward",
-    bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
+    defines: &[("BACKWARD", 0)],
+    bindings: &[("x", Read), ("y", ReadWrite)],
     params: Params::FIELDS,
     ..Kernel::DEFAULT
 };
 
 static BACKWARD: Kernel = Kernel {
     name: "relu.backward",
-    entry: "backward",
-    bindings: &[("x", Access::Read), ("dy", Access::Read), ("dx", Access::ReadWrite)],
+    defines: &[("BACKWARD", 1)],
+    bindings: &[("x", Read), ("dy", Read), ("dx", ReadWrite)],
     overrides: &["ACC"],
     ..FORWARD
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "relu",
-    kernels: || vec![&FORWARD, &BACKWARD],
-    cases: || {
-        let mut cases = vec![];
-        for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 9), ("wide", 2, 64, 8, 8)] {
-            cases.push(Case::new(name, Relu::new(Shape::new(n, c, h, w))?).fill("x", Distribution::AwayFromZero(1e-3)));
-        }
-        // 65,540 workgroups of 64 vec4s: one more than a dimension of the grid may have.
-        cases.push(Case::new("folded_grid", Relu::new(Shape::new(1, 4, 65_540, 64))?).not_differentiated());
-        Ok(cases)
-    },
-};
+/// The entry in the table of operations.
+pub static INFO: OpInfo = OpInfo { name: "relu", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::relu };

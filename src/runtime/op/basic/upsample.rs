@@ -1,9 +1,11 @@
-//! Nearest-neighbour upsampling by two; its gradient sums each square of four pixels.
+//! Nearest-neighbour upsampling by two. Its gradient sums each square of four positions.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
+use crate::runtime::op::basic::{cases, elementwise};
 use crate::runtime::op::{
-    Case, ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+    ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
@@ -16,7 +18,7 @@ pub struct Upsample {
 }
 
 impl Upsample {
-    /// For an input of this shape.
+    /// Creates the upsampling of an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
         let x = x.checked(INFO.name, "x")?;
         let y = Shape::new(x.n, x.c, 2 * x.h, 2 * x.w).checked(INFO.name, "y")?;
@@ -36,7 +38,6 @@ impl Reference for Upsample {
                         }
                     }
                 }
-                Ok(())
             }
             ("backward", [dy], [dx]) => {
                 for (pair, dx) in dy.chunks_exact(2 * wide).zip(dx.chunks_exact_mut(w)) {
@@ -45,10 +46,10 @@ impl Reference for Upsample {
                         *dx = (t[0] + t[1]) + (b[0] + b[1]);
                     }
                 }
-                Ok(())
             }
-            _ => Err(no_such_pass(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
+        Ok(())
     }
 }
 
@@ -62,11 +63,8 @@ impl Op for Upsample {
     }
 
     fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass::forward(["x"], ["y"]),
-            backward: vec![Pass::new("backward", [grad("y")], [grad("x")])],
-            aliases: vec![],
-        }
+        let backward = vec![Pass::new("backward", [grad("y")], [grad("x")])];
+        Passes { backward, ..Passes::only(Pass::forward(["x"], ["y"])) }
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
@@ -74,17 +72,13 @@ impl Op for Upsample {
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
-        let dispatch = match pass {
-            "forward" => Dispatch::new(&FORWARD, [operand("x"), operand("y")]),
-            "backward" => Dispatch::new(&BACKWARD, [grad("y"), grad("x")]).accumulate("ACC", target.acc(0)),
-            _ => return Err(no_such_pass(self, pass)),
-        };
         let groups = self.x.c.div_ceil(4);
-        let len = self.x.pixels() * groups;
-        Ok(Lowered::one(Dispatch {
-            params: Params { len: len as u32, groups: groups as u32, width: self.x.w as u32 }.bytes(),
-            workgroups: workgroups(len, 64),
-            ..dispatch
+        let len = self.x.positions() * groups;
+        let params = Params { len: len as u32, groups: groups as u32, width: self.x.w as u32 }.bytes();
+        Ok(Lowered::one(match pass {
+            "forward" => elementwise(&FORWARD, [operand("x"), operand("y")], len, params),
+            "backward" => elementwise(&BACKWARD, [grad("y"), grad("x")], len, params).accumulate("ACC", target.acc(0)),
+            _ => return Err(no_such_pass(self, pass)),
         }))
     }
 
@@ -98,8 +92,8 @@ impl Op for Upsample {
     }
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/upsample.wgsl`.
+kernel_params! {
+    /// See `shaders/basic/upsample.wgsl`.
     Params { len: u32, groups: u32, width: u32 }
 }
 
@@ -108,29 +102,19 @@ static FORWARD: Kernel = Kernel {
     variant: "vec4",
     file: "basic/upsample.wgsl",
     source: include_str!("../../../../shaders/basic/upsample.wgsl"),
-    entry: "forward",
-    bindings: &[("x", Access::Read), ("y", Access::ReadWrite)],
+    defines: &[("BACKWARD", 0)],
+    bindings: &[("x", Read), ("y", ReadWrite)],
     params: Params::FIELDS,
     ..Kernel::DEFAULT
 };
 
 static BACKWARD: Kernel = Kernel {
     name: "upsample.backward",
-    entry: "backward",
-    bindings: &[("dy", Access::Read), ("dx", Access::ReadWrite)],
+    defines: &[("BACKWARD", 1)],
+    bindings: &[("dy", Read), ("dx", ReadWrite)],
     overrides: &["ACC"],
     ..FORWARD
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "upsample",
-    kernels: || vec![&FORWARD, &BACKWARD],
-    cases: || {
-        let mut cases = vec![];
-        for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 3, 5), ("wide", 2, 64, 4, 4)] {
-            cases.push(Case::new(name, Upsample::new(Shape::new(n, c, h, w))?));
-        }
-        Ok(cases)
-    },
-};
+/// The entry in the table of operations.
+pub static INFO: OpInfo = OpInfo { name: "upsample", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::upsample };

@@ -6,7 +6,7 @@ use crate::runtime::op::basic::column_sum::column_sum;
 use crate::runtime::op::conv::geometry::{Gemm, Geometry, Variant};
 use crate::runtime::op::conv::kernels::{Params, kernel};
 use crate::runtime::op::conv::{Conv, Statistics, select};
-use crate::runtime::op::norm::fused::NormParts;
+use crate::runtime::op::norm::fused::FusedNorm;
 use crate::runtime::op::{BatchNormConfig, Target, no_such_pass};
 use crate::runtime::tensor::shape::Spec;
 
@@ -181,8 +181,8 @@ impl Conv {
         self.prologue.map(|_| operand("stats").into())
     }
 
-    fn norm_parts(&self, target: &Target<'_>) -> Option<NormParts> {
-        self.prologue.map(|prologue| NormParts::new(self.layer.x, prologue.norm.config(), target.profile))
+    fn norm_parts(&self, target: &Target<'_>) -> Option<FusedNorm> {
+        self.prologue.map(|prologue| FusedNorm::new(self.layer.x, prologue.norm.config(), target.profile))
     }
 
     fn lower_forward(&self, target: &Target<'_>, lowered: &mut Lowered) -> Result<()> {
@@ -216,7 +216,7 @@ impl Conv {
         };
         product.lower(&layer.geometry, target, target.acc(0), lowered)?;
         if epilogue.emit_statistics && !in_epilogue {
-            let of_y = NormParts::new(layer.y, BatchNormConfig::default(), target.profile);
+            let of_y = FusedNorm::new(layer.y, BatchNormConfig::default(), target.profile);
             of_y.statistics(lowered, operand("y").into(), y_partials);
         }
         Ok(())

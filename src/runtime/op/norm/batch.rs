@@ -1,27 +1,30 @@
-//! Batch normalization, with the ReLU behind it where one follows.
+//! Batch normalization, with the ReLU that follows it if there is one.
 
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, grad, operand};
-use crate::runtime::op::norm::channel_reduce::{Columns, Params};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Bind, Kernel, Lowered, grad, operand};
+use crate::runtime::op::norm::cases;
+use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params};
+use crate::runtime::op::norm::normalize::Normalize;
 use crate::runtime::op::{
-    Case, ChannelShift, Cost, Distribution, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target,
-    no_such_pass,
+    ChannelShift, Cost, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::shape::{Shape, Spec};
 
-/// How a [`BatchNorm`] normalizes.
+/// Settings of a [`BatchNorm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BatchNormConfig {
-    /// Added to the variance: 1e-5.
+    /// Added to the variance. Default: 1e-5.
     pub eps: f64,
-    /// Share of the batch in the new running statistics: 0.1.
+    /// Weight of the batch in the new running statistics, from 0 to 1. Default: 0.1.
     pub momentum: f64,
-    /// Whether to normalize with the batch's own statistics (and to update the running ones), or with the running ones: true.
+    /// Whether to normalize with the statistics of the batch and to update the running ones, or to normalize with the running ones.
+    /// Default: true.
     pub training: bool,
-    /// Whether a ReLU follows: false.
+    /// Whether a ReLU follows. Default: false.
     pub relu: bool,
 }
 
@@ -31,12 +34,15 @@ impl Default for BatchNormConfig {
     }
 }
 
-/// y = (x - mean) / sqrt(variance + eps) * weight + bias, for each channel; then max(y, 0) where asked for.
+/// y = (x - mean) / sqrt(variance + eps) * weight + bias for each channel, followed by max(y, 0) if [`BatchNormConfig::relu`] is set.
 ///
-/// `x`, `y`: `[n, c, h, w]`; `weight`, `bias`, `running_mean`, `running_var`: `c` numbers. In training mean and (biased) variance
-/// are the batch's, and the running statistics move towards its mean and unbiased variance, as PyTorch has it. `stats` keeps for
-/// the gradient the rows shift (the channel's first element), mean - shift, and 1 / sqrt(variance + eps). In evaluation they
-/// are the running ones, which the gradient takes as constants.
+/// `x`, `y`: `[n, c, h, w]`; `weight`, `bias`, `running_mean`, `running_var`: `[c]`. In training, mean and (biased) variance are those
+/// of the batch, and as in PyTorch the running statistics move towards the mean and the unbiased variance of the batch. In evaluation
+/// they are the running statistics, which the gradient treats as constants.
+///
+/// `stats`, `[3, c]`, keeps for the gradient the rows pivot (the first value of the channel), mean - pivot, and
+/// 1 / sqrt(variance + eps). Deviations are computed from x - pivot, because sums of x and x^2 cancel when the mean is far above the
+/// standard deviation.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchNorm {
     shape: Shape,
@@ -44,17 +50,20 @@ pub struct BatchNorm {
 }
 
 impl BatchNorm {
-    /// For an input of this shape. Refuses an `eps` that is not above zero, a `momentum` outside 0 to 1, and training with one
-    /// value a channel, which has no variance.
+    /// Creates the norm of an input of this shape.
+    ///
+    /// # Errors
+    ///
+    /// If `eps` is not above zero, `momentum` is not from 0 to 1, or a channel has only one value in training, and so no variance.
     pub fn new(x: Shape, config: BatchNormConfig) -> Result<Self> {
         let x = x.checked(INFO.name, "x")?;
         if !(config.eps > 0.0 && config.eps.is_finite()) {
-            return Err(Error::argument(format_args!("eps of {}", INFO.name), "a finite number above 0", config.eps));
+            return Err(Error::argument("eps of batch_norm", "a finite number above 0", config.eps));
         }
         if !(0.0..=1.0).contains(&config.momentum) {
             return Err(Error::argument("momentum of batch_norm", "0 to 1", config.momentum));
         }
-        if config.training && x.pixels() == 1 {
+        if config.training && x.positions() == 1 {
             return Err(Error::argument("shape of x of batch_norm in training", "more than one value per channel", x));
         }
         Ok(Self { shape: x, config })
@@ -65,18 +74,17 @@ impl BatchNorm {
         self.shape
     }
 
-    /// How it normalizes.
     pub(crate) fn config(&self) -> BatchNormConfig {
         self.config
     }
 
-    /// The same with the ReLU behind it.
+    /// The same norm, followed by a ReLU.
     #[must_use]
     pub(crate) fn with_relu(self) -> Self {
         Self { config: BatchNormConfig { relu: true, ..self.config }, ..self }
     }
 
-    /// Moves a running statistic towards the batch's.
+    /// Moves a running statistic towards that of the batch.
     pub(crate) fn update<T: Real>(&self, running: &mut T, batch: T) {
         let momentum = T::from_f64(self.config.momentum);
         *running = (T::from_f64(1.0) - momentum) * *running + momentum * batch;
@@ -88,59 +96,59 @@ impl BatchNorm {
         (0..n).map(move |image| (image * c + channel) * h * w).map(move |first| first..first + h * w)
     }
 
-    /// ChannelShift, offset and 1 / sqrt(variance + eps) of a channel in training, and its sum of squared deviations.
+    /// Pivot, offset, 1 / sqrt(variance + eps) and sum of squared deviations of a channel of the batch.
     pub(crate) fn moments<T: Real>(&self, x: &[T], channel: usize) -> (T, T, T, T) {
-        let count = T::from_usize(self.shape.pixels());
+        let count = T::from_usize(self.shape.positions());
         let planes = || self.planes(channel).filter_map(|plane| x.get(plane)).flatten();
-        let shift = planes().next().copied().unwrap_or_default();
-        let rough = blocked_sum(planes().map(|x| *x - shift)) / count;
-        // What the first pass rounded away, which is as large as the rounding of an outlying shift.
-        let offset = rough + blocked_sum(planes().map(|x| *x - shift - rough)) / count;
-        let squares = blocked_sum(planes().map(|x| (*x - shift - offset).squared()));
-        (shift, offset, self.inverse_std(squares / count), squares)
+        let pivot = planes().next().copied().unwrap_or_default();
+        let rough = blocked_sum(planes().map(|x| *x - pivot)) / count;
+        // The second pass corrects the rounding of the first, which is large if the pivot is an outlier.
+        let offset = rough + blocked_sum(planes().map(|x| *x - pivot - rough)) / count;
+        let squares = blocked_sum(planes().map(|x| (*x - pivot - offset).squared()));
+        (pivot, offset, self.inverse_std(squares / count), squares)
     }
 
     pub(crate) fn inverse_std<T: Real>(&self, variance: T) -> T {
         T::from_f64(1.0) / (variance + T::from_f64(self.config.eps)).sqrt()
     }
 
-    fn apply<T: Real>(&self, channel: usize, a: &Channel<T>, x: &[T], y: &mut [T]) {
+    fn apply<T: Real>(&self, channel: usize, map: &Normalize<T>, x: &[T], y: &mut [T]) {
         for plane in self.planes(channel) {
             for (y, x) in y[plane.clone()].iter_mut().zip(&x[plane]) {
-                *y = a.output(*x);
+                *y = map.output(*x);
             }
         }
     }
 
-    /// Writes the gradients of one channel; `dx` of all.
-    fn gradient<T: Real>(&self, channel: usize, a: &Channel<T>, x: &[T], dy: &[T], dx: &mut [T]) -> (T, T) {
+    /// Writes `dx` of one channel and returns its `dweight` and `dbias`.
+    fn gradient<T: Real>(&self, channel: usize, map: &Normalize<T>, x: &[T], dy: &[T], dx: &mut [T]) -> (T, T) {
         let (mut dweight, mut dbias) = (T::zero(), T::zero());
         for plane in self.planes(channel) {
-            // Image by image: rounds less than one running sum.
+            // Sums of the images are added at the end, which rounds less than one running sum.
             let (mut dw, mut db) = (T::zero(), T::zero());
             for (x, dy) in x[plane.clone()].iter().zip(&dy[plane]) {
-                let (xhat, g) = a.masked(*x, *dy);
+                let (xhat, g) = map.masked(*x, *dy);
                 db += g;
                 dw += g * xhat;
             }
             dweight += dw;
             dbias += db;
         }
-        let count = T::from_usize(self.shape.pixels());
+        let count = T::from_usize(self.shape.positions());
         let (mean_g, mean_gx) = (dbias / count, dweight / count);
-        let scale = a.weight * a.rstd;
+        let scale = map.weight * map.rstd;
         for plane in self.planes(channel) {
             for ((dx, x), dy) in dx[plane.clone()].iter_mut().zip(&x[plane.clone()]).zip(&dy[plane]) {
-                let (xhat, g) = a.masked(*x, *dy);
+                let (xhat, g) = map.masked(*x, *dy);
                 *dx = if self.config.training { (g - mean_g - xhat * mean_gx) * scale } else { g * scale };
             }
         }
         (dweight, dbias)
     }
 
-    fn running<T: Real>(&self, mean: T, variance: T, weight: T, bias: T) -> Channel<T> {
+    fn running<T: Real>(&self, mean: T, variance: T, weight: T, bias: T) -> Normalize<T> {
         let rstd = self.inverse_std(variance);
-        Channel { shift: mean, offset: T::zero(), rstd, weight, bias, relu: self.config.relu }
+        Normalize { pivot: mean, offset: T::zero(), rstd, weight, bias, relu: self.config.relu }
     }
 }
 
@@ -150,64 +158,36 @@ impl Reference for BatchNorm {
         match (pass, reads, writes) {
             ("forward", [x, weight, bias], [y, stats, running_mean, running_var]) => {
                 for i in 0..c {
-                    let (shift, offset, rstd, squares) = self.moments(x, i);
-                    self.apply(i, &Channel { shift, offset, rstd, weight: weight[i], bias: bias[i], relu }, x, y);
-                    (stats[i], stats[c + i], stats[2 * c + i]) = (shift, offset, rstd);
-                    let unbiased = squares / T::from_usize(self.shape.pixels() - 1);
-                    self.update(&mut running_mean[i], shift + offset);
+                    let (pivot, offset, rstd, squares) = self.moments(x, i);
+                    self.apply(i, &Normalize { pivot, offset, rstd, weight: weight[i], bias: bias[i], relu }, x, y);
+                    (stats[i], stats[c + i], stats[2 * c + i]) = (pivot, offset, rstd);
+                    let unbiased = squares / T::from_usize(self.shape.positions() - 1);
+                    self.update(&mut running_mean[i], pivot + offset);
                     self.update(&mut running_var[i], unbiased);
                 }
             }
             ("forward", [x, weight, bias, mean, variance], [y]) => {
                 for i in 0..c {
-                    let a = self.running(mean[i], variance[i], weight[i], bias[i]);
-                    self.apply(i, &a, x, y);
+                    let map = self.running(mean[i], variance[i], weight[i], bias[i]);
+                    self.apply(i, &map, x, y);
                 }
             }
             ("backward", [x, weight, bias, stats, dy], [dx, dweight, dbias]) => {
                 for i in 0..c {
-                    let (shift, offset, rstd) = (stats[i], stats[c + i], stats[2 * c + i]);
-                    let a = Channel { shift, offset, rstd, weight: weight[i], bias: bias[i], relu };
-                    (dweight[i], dbias[i]) = self.gradient(i, &a, x, dy, dx);
+                    let (pivot, offset, rstd) = (stats[i], stats[c + i], stats[2 * c + i]);
+                    let map = Normalize { pivot, offset, rstd, weight: weight[i], bias: bias[i], relu };
+                    (dweight[i], dbias[i]) = self.gradient(i, &map, x, dy, dx);
                 }
             }
             ("backward", [x, weight, bias, mean, variance, dy], [dx, dweight, dbias]) => {
                 for i in 0..c {
-                    let a = self.running(mean[i], variance[i], weight[i], bias[i]);
-                    (dweight[i], dbias[i]) = self.gradient(i, &a, x, dy, dx);
+                    let map = self.running(mean[i], variance[i], weight[i], bias[i]);
+                    (dweight[i], dbias[i]) = self.gradient(i, &map, x, dy, dx);
                 }
             }
             _ => return Err(no_such_pass(self, pass)),
         }
         Ok(())
-    }
-}
-
-/// The map of one channel: y = ((x - shift) - offset) * rstd * weight + bias, then the ReLU.
-struct Channel<T> {
-    shift: T,
-    offset: T,
-    rstd: T,
-    weight: T,
-    bias: T,
-    relu: bool,
-}
-
-impl<T: Real> Channel<T> {
-    fn normalized(&self, x: T) -> T {
-        (x - self.shift - self.offset) * self.rstd
-    }
-
-    fn output(&self, x: T) -> T {
-        let y = self.normalized(x) * self.weight + self.bias;
-        if self.relu { y.relu() } else { y }
-    }
-
-    /// The normalized x, and dy as it arrives before the ReLU.
-    fn masked(&self, x: T, dy: T) -> (T, T) {
-        let xhat = self.normalized(x);
-        let cut = self.relu && xhat * self.weight + self.bias <= T::zero();
-        (xhat, if cut { T::zero() } else { dy })
     }
 }
 
@@ -233,92 +213,63 @@ impl Op for BatchNorm {
     }
 
     fn passes(&self) -> Passes {
-        if self.config.training {
-            Passes {
-                forward: Pass::forward(["x", "weight", "bias"], ["y", "stats"])
-                    .updating(["running_mean", "running_var"]),
-                backward: vec![Pass::new(
-                    "backward",
-                    [operand("x"), operand("weight"), operand("bias"), operand("stats"), grad("y")],
-                    [grad("x"), grad("weight"), grad("bias")],
-                )],
-                aliases: vec![],
-            }
+        let (inputs, running) = (["x", "weight", "bias"], ["running_mean", "running_var"]);
+        let (forward, constants) = if self.config.training {
+            (Pass::forward(inputs, ["y", "stats"]).updating(running), vec!["stats"])
         } else {
-            Passes {
-                forward: Pass::forward(["x", "weight", "bias", "running_mean", "running_var"], ["y"]),
-                backward: vec![Pass::new(
-                    "backward",
-                    [
-                        operand("x"),
-                        operand("weight"),
-                        operand("bias"),
-                        operand("running_mean"),
-                        operand("running_var"),
-                        grad("y"),
-                    ],
-                    [grad("x"), grad("weight"), grad("bias")],
-                )],
-                aliases: vec![],
-            }
-        }
+            (Pass::forward(inputs.into_iter().chain(running), ["y"]), running.to_vec())
+        };
+        let reads = inputs.into_iter().chain(constants).map(operand).chain([grad("y")]);
+        let backward = vec![Pass::new("backward", reads, inputs.map(grad))];
+        Passes { backward, ..Passes::only(forward) }
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
-        &["columns"]
+        &["channel_reduce"]
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
-        let columns = Columns::new(self.shape, target.profile);
+        let reduce = ChannelReduce::new(self.shape, target.profile);
         let training = self.config.training;
         let eps = ("EPS", self.config.eps);
         let relu = ("RELU", f64::from(self.config.relu));
-        let dispatch = |kernel, bindings: &[Bind], mut overrides: Vec<(&'static str, f64)>| {
-            overrides.push(columns.lanes());
-            Dispatch {
-                overrides,
-                params: columns.params().bytes(),
-                workgroups: columns.workgroups(),
-                ..Dispatch::new(kernel, bindings.iter().copied())
-            }
-        };
-        let [x, weight, bias, mean, var] =
-            ["x", "weight", "bias", "running_mean", "running_var"].map(|name| operand(name).into());
-        let (y, stats, dy) = (operand("y").into(), operand("stats").into(), grad("y").into());
-        let scratch = Bind::Scratch(0);
-        Ok(match (pass, training) {
+        let [x, weight, bias, mean, var, y, stats] =
+            ["x", "weight", "bias", "running_mean", "running_var", "y", "stats"].map(|name| operand(name).into());
+        let [dy, dx, dweight, dbias] = ["y", "x", "weight", "bias"].map(|name| grad(name).into());
+        let partials = Bind::Scratch(0);
+        let (dispatches, rows) = match (pass, training) {
             ("forward", true) => {
-                let overrides = vec![eps, relu, ("MOMENTUM", self.config.momentum)];
-                Lowered {
-                    dispatches: vec![
-                        dispatch(&STATISTICS, &[x, scratch], vec![]),
-                        dispatch(&NORMALIZE, &[x, weight, bias, scratch, y, stats, mean, var], overrides),
-                    ],
-                    scratch: vec![columns.row_bytes(2 * columns.chunks)],
-                }
+                let statistics = reduce.dispatch(&STATISTICS, &[x, partials], &[]);
+                let bindings = [x, weight, bias, partials, y, stats, mean, var];
+                let overrides = [eps, relu, ("MOMENTUM", self.config.momentum)];
+                (vec![statistics, reduce.dispatch(&NORMALIZE, &bindings, &overrides)], 2 * reduce.chunks)
             }
-            ("forward", false) => Lowered::one(dispatch(&EVALUATE, &[x, weight, bias, mean, var, y], vec![eps, relu])),
+            ("forward", false) => {
+                let bindings = [x, weight, bias, mean, var, y];
+                return Ok(Lowered::one(reduce.dispatch(&EVALUATE, &bindings, &[eps, relu])));
+            }
             ("backward", _) => {
                 let sums = if training {
-                    dispatch(&SUMS, &[x, weight, bias, dy, scratch, stats], vec![relu])
+                    reduce.dispatch(&SUMS, &[x, weight, bias, stats, dy, partials], &[relu])
                 } else {
-                    dispatch(&SUMS_EVALUATION, &[x, weight, bias, dy, scratch, mean, var], vec![eps, relu])
+                    reduce.dispatch(&SUMS_EVALUATION, &[x, weight, bias, mean, var, dy, partials], &[eps, relu])
                 };
-                let [dx, dweight, dbias] = ["x", "weight", "bias"].map(|name| grad(name).into());
-                let overrides = vec![relu, ("TRAINING", f64::from(training))];
-                let gradient = dispatch(&GRADIENT, &[x, dy, scratch, dx, dweight, dbias], overrides)
+                let overrides = [relu, ("TRAINING", f64::from(training))];
+                let gradient = reduce
+                    .dispatch(&GRADIENT, &[x, dy, partials, dx, dweight, dbias], &overrides)
                     .accumulate("ACC_DX", target.acc(0))
                     .accumulate("ACC_DWEIGHT", target.acc(1))
                     .accumulate("ACC_DBIAS", target.acc(2));
-                Lowered { dispatches: vec![sums, gradient], scratch: vec![columns.row_bytes(5 + 2 * columns.chunks)] }
+                (vec![sums, gradient], HEADER_ROWS + 2 * reduce.chunks)
             }
             _ => return Err(no_such_pass(self, pass)),
-        })
+        };
+        Ok(Lowered { dispatches, scratch: vec![reduce.row_bytes(rows)] })
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
         let per_element = match (pass.name, self.config.training) {
-            ("forward", true) => 9.0, // difference, mean, squared deviation; normalize, scale and shift
+            ("forward", true) => 9.0, // difference, mean, squared deviation; normalize, weight, bias
             ("forward", false) => 4.0,
             (_, true) => 13.0,
             (_, false) => 9.0,
@@ -331,14 +282,16 @@ impl Op for BatchNorm {
     }
 }
 
+/// Rows of `partials` before the sums of the chunks, in the backward pass: `HEADER` in the shader.
+const HEADER_ROWS: usize = 5;
+
 static STATISTICS: Kernel = Kernel {
     name: "batch_norm.forward.statistics",
-    variant: "columns",
+    variant: "channel_reduce",
     file: "norm/batch_norm.wgsl",
     source: include_str!("../../../../shaders/norm/batch_norm.wgsl"),
-    entry: "statistics",
     defines: &[("STAGE", 0)],
-    bindings: &[("x", Access::Read), ("partials", Access::ReadWrite)],
+    bindings: &[("x", Read), ("partials", ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],
     ..Kernel::DEFAULT
@@ -346,17 +299,16 @@ static STATISTICS: Kernel = Kernel {
 
 static NORMALIZE: Kernel = Kernel {
     name: "batch_norm.forward.normalize",
-    entry: "normalize_batch",
     defines: &[("STAGE", 1)],
     bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("partials", Access::Read),
-        ("y", Access::ReadWrite),
-        ("stats", Access::ReadWrite),
-        ("running_mean", Access::ReadWrite),
-        ("running_var", Access::ReadWrite),
+        ("x", Read),
+        ("weight", Read),
+        ("bias", Read),
+        ("partials", Read),
+        ("y", ReadWrite),
+        ("stats", ReadWrite),
+        ("running_mean", ReadWrite),
+        ("running_var", ReadWrite),
     ],
     overrides: &["GROUPS", "EPS", "MOMENTUM", "RELU"],
     ..STATISTICS
@@ -364,15 +316,14 @@ static NORMALIZE: Kernel = Kernel {
 
 static EVALUATE: Kernel = Kernel {
     name: "batch_norm.forward.evaluate",
-    entry: "evaluate",
     defines: &[("STAGE", 2)],
     bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("running_mean", Access::Read),
-        ("running_var", Access::Read),
-        ("y", Access::ReadWrite),
+        ("x", Read),
+        ("weight", Read),
+        ("bias", Read),
+        ("running_mean", Read),
+        ("running_var", Read),
+        ("y", ReadWrite),
     ],
     overrides: &["GROUPS", "EPS", "RELU"],
     ..STATISTICS
@@ -380,16 +331,8 @@ static EVALUATE: Kernel = Kernel {
 
 static SUMS: Kernel = Kernel {
     name: "batch_norm.backward.sums",
-    entry: "sums",
     defines: &[("STAGE", 3)],
-    bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("dy", Access::Read),
-        ("scratch", Access::ReadWrite),
-        ("stats", Access::Read),
-    ],
+    bindings: &[("x", Read), ("weight", Read), ("bias", Read), ("stats", Read), ("dy", Read), ("partials", ReadWrite)],
     overrides: &["GROUPS", "RELU"],
     ..STATISTICS
 };
@@ -398,67 +341,38 @@ static SUMS_EVALUATION: Kernel = Kernel {
     name: "batch_norm.backward.sums_evaluation",
     defines: &[("STAGE", 4)],
     bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("dy", Access::Read),
-        ("scratch", Access::ReadWrite),
-        ("running_mean", Access::Read),
-        ("running_var", Access::Read),
+        ("x", Read),
+        ("weight", Read),
+        ("bias", Read),
+        ("running_mean", Read),
+        ("running_var", Read),
+        ("dy", Read),
+        ("partials", ReadWrite),
     ],
     overrides: &["GROUPS", "EPS", "RELU"],
-    ..SUMS
+    ..STATISTICS
 };
 
 static GRADIENT: Kernel = Kernel {
     name: "batch_norm.backward.gradient",
-    entry: "gradient",
     defines: &[("STAGE", 5)],
     bindings: &[
-        ("x", Access::Read),
-        ("dy", Access::Read),
-        ("scratch", Access::Read),
-        ("dx", Access::ReadWrite),
-        ("dweight", Access::ReadWrite),
-        ("dbias", Access::ReadWrite),
+        ("x", Read),
+        ("dy", Read),
+        ("partials", Read),
+        ("dx", ReadWrite),
+        ("dweight", ReadWrite),
+        ("dbias", ReadWrite),
     ],
     overrides: &["GROUPS", "RELU", "TRAINING", "ACC_DX", "ACC_DWEIGHT", "ACC_DBIAS"],
     ..STATISTICS
 };
 
-/// The line of the table of operations.
+/// The entry in the table of operations.
 pub static INFO: OpInfo = OpInfo {
     name: "batch_norm",
     kernels: || vec![&STATISTICS, &NORMALIZE, &EVALUATE, &SUMS, &SUMS_EVALUATION, &GRADIENT],
-    cases: || {
-        let mut cases = vec![];
-        let mut add = |name: &str, shape: Shape, training: bool, relu: bool, x: Distribution| -> Result<()> {
-            let op = BatchNorm::new(shape, BatchNormConfig { training, relu, ..BatchNormConfig::default() })?;
-            let mode = if training { "training" } else { "evaluation" };
-            let name = format!("{name}_{mode}{}", if relu { "_relu" } else { "" });
-            let case = Case::new(name, op).fill("x", x).fill("running_var", Distribution::Uniform(0.5, 2.0));
-            // Differences quotients need x of order one and few elements near the ReLU's kink.
-            let smooth = x == Distribution::Normal(0.0, 1.0) && shape.len() < 2000;
-            cases.push(if smooth { case } else { case.not_differentiated() });
-            Ok(())
-        };
-        let standard = Distribution::Normal(0.0, 1.0);
-        for training in [true, false] {
-            for relu in [false, true] {
-                add("odd", Shape::new(3, 5, 7, 3), training, relu, standard)?;
-                add("group_of_tiles", Shape::new(2, 35, 3, 5), training, relu, standard)?;
-            }
-        }
-        add("two_values", Shape::new(2, 1, 1, 1), true, false, standard)?;
-        add("one", Shape::new(1, 1, 1, 1), false, true, standard)?;
-        add("many_chunks", Shape::new(5, 3, 29, 31), true, true, standard)?;
-        add("model", Shape::new(8, 64, 16, 16), true, true, standard)?;
-        // A one-pass variance in f32 would be lost in each of these.
-        add("mean_100_std_half", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(100.0, 0.5))?;
-        add("mean_1000_std_hundredth", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(1000.0, 0.01))?;
-        add("std_thousandth", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(0.0, 0.001))?;
-        Ok(cases)
-    },
+    cases: cases::batch_norm,
 };
 
 #[cfg(test)]
@@ -466,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_value_a_channel_has_no_variance() {
+    fn invalid_settings_and_shapes_are_rejected() {
         let config = BatchNormConfig::default();
         assert!(BatchNorm::new(Shape::new(1, 8, 1, 1), config).is_err());
         assert!(BatchNorm::new(Shape::new(1, 8, 1, 1), BatchNormConfig { training: false, ..config }).is_ok());
@@ -475,12 +389,12 @@ mod tests {
     }
 
     #[test]
-    fn running_statistics_are_pytorchs() {
+    fn running_statistics_match_pytorch() {
         let op = BatchNorm::new(Shape::new(4, 1, 1, 1), BatchNormConfig::default()).unwrap();
         let (mut y, mut stats, mut mean, mut var) = ([0.0; 4], [0.0; 3], [10.0], [1.0]);
         let reads: [&[f64]; 3] = [&[1.0, 2.0, 3.0, 6.0], &[1.0], &[0.0]];
         op.reference("forward", &reads, &mut [&mut y, &mut stats, &mut mean, &mut var]).unwrap();
-        assert!((mean[0] - (9.0 + 0.3)).abs() < 1e-12); // the batch's mean is 3
-        assert!((var[0] - (0.9 + 0.1 * 14.0 / 3.0)).abs() < 1e-12); // its unbiased variance 14/3
+        assert!((mean[0] - (9.0 + 0.3)).abs() < 1e-12); // the mean of the batch is 3
+        assert!((var[0] - (0.9 + 0.1 * 14.0 / 3.0)).abs() < 1e-12); // its unbiased variance is 14/3
     }
 }

@@ -1,76 +1,63 @@
-//! The dispatches of a batch norm whose normalization, ReLU and gradient sums have moved into the convolutions around it:
-//! `shaders/norm_parts.wgsl` has the formulas.
+//! The dispatches of a batch norm whose normalization, ReLU and gradient sums are fused into the convolutions before and after it.
+//! The formulas are in `shaders/norm/fused_norm.wgsl`.
 
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, KernelRole, Lowered, Profile, grad, operand};
+use crate::runtime::kernel::Access::{Read, ReadWrite, Texture};
+use crate::runtime::kernel::{Bind, Kernel, KernelRole, Lowered, Profile, grad, operand};
 use crate::runtime::op::BatchNormConfig;
 use crate::runtime::op::conv::geometry::CHUNK;
-use crate::runtime::op::norm::channel_reduce::{Columns, Params};
+use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params};
 use crate::runtime::tensor::shape::Shape;
 
-/// Rows of `stats`: shift, offset, rstd, scale, addend.
+/// Rows of `stats`: pivot, offset, rstd, scale, addend.
 pub(crate) const STATS_ROWS: usize = 5;
-/// Rows of statistics a chunk: shift, mean - shift, squared deviations.
+/// Rows of statistics for each chunk: pivot, mean - pivot, squared deviations.
 pub(crate) const STATISTICS_ROWS: usize = 3;
 
-/// The norm of a tensor on a device.
+/// A fused batch norm of a tensor on a device.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct NormParts {
+pub(crate) struct FusedNorm {
     config: BatchNormConfig,
-    /// Cut into chunks of [`CHUNK`] pixels, whose statistics or sums are merged.
-    chunked: Columns,
-    /// Cut as suits the device.
-    whole: Columns,
+    /// Chunks of [`CHUNK`] positions, whose statistics or sums are merged.
+    chunked: ChannelReduce,
+    /// Chunks as they suit the device.
+    whole: ChannelReduce,
 }
 
-impl NormParts {
+impl FusedNorm {
     pub(crate) fn new(x: Shape, config: BatchNormConfig, profile: &Profile) -> Self {
-        Self { config, chunked: Columns::spanning(x, CHUNK, profile), whole: Columns::new(x, profile) }
+        Self { config, chunked: ChannelReduce::with_span(x, CHUNK, profile), whole: ChannelReduce::new(x, profile) }
     }
 
-    /// Appends the statistics of the chunks of `x`.
+    /// Appends the dispatch that computes the statistics of the chunks of `x`.
     pub(crate) fn statistics(&self, lowered: &mut Lowered, x: Bind, partials: Bind) {
-        lowered.dispatches.push(dispatch(
-            &STATISTICS,
-            &self.chunked,
-            vec![x, partials],
-            vec![],
-            self.chunked.workgroups(),
-        ));
+        lowered.dispatches.push(self.chunked.dispatch(&STATISTICS, &[x, partials], &[]));
     }
 
-    /// A scratch buffer for the statistics of the chunks.
+    /// Adds a scratch buffer for the statistics of the chunks.
     pub(crate) fn statistics_scratch(&self, lowered: &mut Lowered) -> Bind {
         lowered.new_scratch(self.chunked.row_bytes(STATISTICS_ROWS * self.chunked.chunks))
     }
 
-    /// Appends `stats` and the new running statistics from the chunks, or from the running statistics in evaluation (`partials`
-    /// is `None`).
+    /// Appends the dispatch that computes `stats`. In training it merges the statistics of the chunks and updates the running
+    /// statistics. In evaluation, where `partials` is `None`, it reads the running statistics.
     pub(crate) fn stats(&self, lowered: &mut Lowered, partials: Option<Bind>) {
         let [weight, bias, stats, mean, var] =
             ["norm_weight", "norm_bias", "stats", "running_mean", "running_var"].map(|name| operand(name).into());
         let eps = ("EPS", self.config.eps);
-        let tiles = self.chunked.tiles();
-        match partials {
+        lowered.dispatches.push(match partials {
             Some(partials) => {
-                let bindings = vec![partials, weight, bias, stats, mean, var];
-                let overrides = vec![eps, ("MOMENTUM", self.config.momentum)];
-                lowered.dispatches.push(dispatch(&MERGE, &self.chunked, bindings, overrides, tiles));
+                let overrides = [eps, ("MOMENTUM", self.config.momentum)];
+                self.chunked.merge(&MERGE, &[partials, weight, bias, stats, mean, var], &overrides)
             }
-            None => {
-                lowered.dispatches.push(dispatch(
-                    &RUNNING,
-                    &self.chunked,
-                    vec![mean, var, weight, bias, stats],
-                    vec![eps],
-                    tiles,
-                ));
-            }
-        }
+            None => self.chunked.merge(&RUNNING, &[mean, var, weight, bias, stats], &[eps]),
+        });
     }
 
-    /// Appends the gradients of `x` and of the norm's parameters from `g`, the gradient behind the norm where the ReLU passes it.
-    /// `sums`: those of g's chunks, with their number, where a convolution has made them. `acc`: whether to add to `dx`,
-    /// `dnorm_weight`, `dnorm_bias`. `texture`: whether to read x from one.
+    /// Appends the dispatches that compute the gradients of `x` and of the norm's parameters.
+    ///
+    /// `g`: the gradient before the ReLU that follows the norm. `sums`: the sums of the chunks and their number, if a convolution
+    /// computed them. `acc`: whether to add to the gradients of `x`, `norm_weight`, `norm_bias`. `texture`: whether to read `x` from
+    /// its texture copy.
     pub(crate) fn gradient(
         &self,
         lowered: &mut Lowered,
@@ -80,34 +67,20 @@ impl NormParts {
         texture: bool,
     ) {
         let (x, stats) = (operand("x").into(), operand("stats").into());
+        let [dx, dweight, dbias] = ["x", "norm_weight", "norm_bias"].map(|name| grad(name).into());
         let (sums, chunks) = sums.unwrap_or_else(|| {
             let partials = lowered.new_scratch(self.chunked.row_bytes(2 * self.chunked.chunks));
-            let bindings = vec![x, g, stats, partials];
-            lowered.dispatches.push(dispatch(&SUMS, &self.chunked, bindings, vec![], self.chunked.workgroups()));
+            lowered.dispatches.push(self.chunked.dispatch(&SUMS, &[x, g, stats, partials], &[]));
             (partials, self.chunked.chunks)
         });
         let totals = lowered.new_scratch(self.chunked.row_bytes(2));
-        let merged = self.chunked.with_chunks(chunks);
-        let bindings = vec![sums, totals, grad("norm_weight").into(), grad("norm_bias").into()];
-        let merge = dispatch(&MERGE_SUMS, &merged, bindings, vec![], merged.tiles());
+        let merge = self.chunked.with_chunks(chunks).merge(&MERGE_SUMS, &[sums, totals, dweight, dbias], &[]);
         lowered.dispatches.push(merge.accumulate("ACC_DWEIGHT", acc[1]).accumulate("ACC_DBIAS", acc[2]));
         let kernel = if texture { &GRADIENT_TEXTURE } else { &GRADIENT };
-        let overrides = vec![("TRAINING", f64::from(self.config.training))];
-        let bindings = vec![x, g, stats, totals, grad("x").into()];
-        let gradient = dispatch(kernel, &self.whole, bindings, overrides, self.whole.workgroups());
+        let overrides = [("TRAINING", f64::from(self.config.training))];
+        let gradient = self.whole.dispatch(kernel, &[x, g, stats, totals, dx], &overrides);
         lowered.dispatches.push(gradient.accumulate("ACC_DX", acc[0]));
     }
-}
-
-fn dispatch(
-    kernel: &'static Kernel,
-    columns: &Columns,
-    bindings: Vec<Bind>,
-    mut overrides: Vec<(&'static str, f64)>,
-    workgroups: usize,
-) -> Dispatch {
-    overrides.push(columns.lanes());
-    Dispatch { overrides, params: columns.params().bytes(), workgroups, ..Dispatch::new(kernel, bindings) }
 }
 
 /// All kernels.
@@ -116,96 +89,67 @@ pub(crate) fn kernels() -> [&'static Kernel; 7] {
 }
 
 static STATISTICS: Kernel = Kernel {
-    name: "norm_parts.statistics",
-    variant: "columns",
+    name: "fused_norm.statistics",
+    variant: "channel_reduce",
     role: KernelRole::FusedNorm,
     file: "norm/fused_norm.wgsl",
     source: include_str!("../../../../shaders/norm/fused_norm.wgsl"),
-    entry: "statistics",
-    defines: &[("STAGE", 0), ("TEXTURES", 0)],
-    bindings: &[("x", Access::Read), ("partials", Access::ReadWrite)],
+    defines: &[("STAGE", 0)],
+    bindings: &[("x", Read), ("partials", ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],
     ..Kernel::DEFAULT
 };
 
 static MERGE: Kernel = Kernel {
-    name: "norm_parts.merge",
-    entry: "merge_statistics",
-    defines: &[("STAGE", 1), ("TEXTURES", 0)],
+    name: "fused_norm.merge",
+    defines: &[("STAGE", 1)],
     bindings: &[
-        ("partials", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("stats", Access::ReadWrite),
-        ("running_mean", Access::ReadWrite),
-        ("running_var", Access::ReadWrite),
+        ("partials", Read),
+        ("weight", Read),
+        ("bias", Read),
+        ("stats", ReadWrite),
+        ("running_mean", ReadWrite),
+        ("running_var", ReadWrite),
     ],
     overrides: &["GROUPS", "EPS", "MOMENTUM"],
     ..STATISTICS
 };
 
 static RUNNING: Kernel = Kernel {
-    name: "norm_parts.running",
-    entry: "running",
-    defines: &[("STAGE", 2), ("TEXTURES", 0)],
-    bindings: &[
-        ("running_mean", Access::Read),
-        ("running_var", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("stats", Access::ReadWrite),
-    ],
+    name: "fused_norm.running",
+    defines: &[("STAGE", 2)],
+    bindings: &[("running_mean", Read), ("running_var", Read), ("weight", Read), ("bias", Read), ("stats", ReadWrite)],
     overrides: &["GROUPS", "EPS"],
     ..STATISTICS
 };
 
 static SUMS: Kernel = Kernel {
-    name: "norm_parts.sums",
-    entry: "sums",
-    defines: &[("STAGE", 3), ("TEXTURES", 0)],
-    bindings: &[("x", Access::Read), ("g", Access::Read), ("stats", Access::Read), ("partials", Access::ReadWrite)],
+    name: "fused_norm.sums",
+    defines: &[("STAGE", 3)],
+    bindings: &[("x", Read), ("g", Read), ("stats", Read), ("partials", ReadWrite)],
     ..STATISTICS
 };
 
 static MERGE_SUMS: Kernel = Kernel {
-    name: "norm_parts.merge_sums",
-    entry: "merge_sums",
-    defines: &[("STAGE", 4), ("TEXTURES", 0)],
-    bindings: &[
-        ("partials", Access::Read),
-        ("totals", Access::ReadWrite),
-        ("dweight", Access::ReadWrite),
-        ("dbias", Access::ReadWrite),
-    ],
+    name: "fused_norm.merge_sums",
+    defines: &[("STAGE", 4)],
+    bindings: &[("partials", Read), ("totals", ReadWrite), ("dweight", ReadWrite), ("dbias", ReadWrite)],
     overrides: &["GROUPS", "ACC_DWEIGHT", "ACC_DBIAS"],
     ..STATISTICS
 };
 
 static GRADIENT: Kernel = Kernel {
-    name: "norm_parts.gradient",
-    entry: "gradient",
+    name: "fused_norm.gradient",
     defines: &[("STAGE", 5), ("TEXTURES", 0)],
-    bindings: &[
-        ("x", Access::Read),
-        ("g", Access::Read),
-        ("stats", Access::Read),
-        ("totals", Access::Read),
-        ("dx", Access::ReadWrite),
-    ],
+    bindings: &[("x", Read), ("g", Read), ("stats", Read), ("totals", Read), ("dx", ReadWrite)],
     overrides: &["GROUPS", "TRAINING", "ACC_DX"],
     ..STATISTICS
 };
 
 static GRADIENT_TEXTURE: Kernel = Kernel {
-    variant: "columns_texture",
+    variant: "channel_reduce_tex",
     defines: &[("STAGE", 5), ("TEXTURES", 1)],
-    bindings: &[
-        ("x", Access::Texture),
-        ("g", Access::Read),
-        ("stats", Access::Read),
-        ("totals", Access::Read),
-        ("dx", Access::ReadWrite),
-    ],
+    bindings: &[("x", Texture), ("g", Read), ("stats", Read), ("totals", Read), ("dx", ReadWrite)],
     ..GRADIENT
 };

@@ -1,8 +1,10 @@
 //! Batch norm and position norm.
 
 pub mod batch;
-pub mod channel_reduce;
+mod cases;
+mod channel_reduce;
 pub(crate) mod fused;
+mod normalize;
 pub mod position;
 
 pub use batch::{BatchNorm, BatchNormConfig};

@@ -1,20 +1,22 @@
-//! Layer normalization over the channels of each pixel, with the ReLU behind it where one follows.
+//! Position normalization, with the ReLU that follows it if there is one.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Kernel, Lowered, grad, operand, workgroups};
-use crate::runtime::op::norm::channel_reduce::{Columns, Params};
-use crate::runtime::op::{
-    Case, Cost, Distribution, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
-};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, grad, kernel_params, operand};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::norm::cases;
+use crate::runtime::op::norm::channel_reduce::{self, ChannelReduce};
+use crate::runtime::op::norm::normalize::Normalize;
+use crate::runtime::op::{Cost, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
-/// How a [`PositionNorm`] normalizes.
+/// Settings of a [`PositionNorm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PositionNormConfig {
-    /// Added to the variance: 1e-5.
+    /// Added to the variance. Default: 1e-5.
     pub eps: f64,
-    /// Whether a ReLU follows: false.
+    /// Whether a ReLU follows. Default: false.
     pub relu: bool,
 }
 
@@ -24,11 +26,11 @@ impl Default for PositionNormConfig {
     }
 }
 
-/// y = (x - mean) / sqrt(variance + eps) * weight + bias, with mean and (biased) variance over the channels of each pixel; then
-/// max(y, 0) where asked for.
+/// Layer normalization over the channels at each position (image, row and column):
+/// y = (x - mean) / sqrt(variance + eps) * weight + bias, followed by max(y, 0) if [`PositionNormConfig::relu`] is set.
 ///
-/// `x`, `y`: `[n, c, h, w]`; `weight`, `bias`: `c` numbers. `stats`, `[n, 3, h, w]`, keeps for the gradient shift (the pixel's first
-/// channel), mean - shift, and 1 / sqrt(variance + eps).
+/// `x`, `y`: `[n, c, h, w]`; `weight`, `bias`: `[c]`. Mean and (biased) variance are those of the `c` values at a position. `stats`,
+/// `[n, 3, h, w]`, keeps for the gradient pivot (the first channel of the position), mean - pivot, and 1 / sqrt(variance + eps).
 #[derive(Clone, Copy, Debug)]
 pub struct PositionNorm {
     shape: Shape,
@@ -36,50 +38,55 @@ pub struct PositionNorm {
 }
 
 impl PositionNorm {
-    /// The same with the ReLU behind it.
+    /// Creates the norm of an input of this shape.
+    ///
+    /// # Errors
+    ///
+    /// If `eps` is not above zero.
+    pub fn new(x: Shape, config: PositionNormConfig) -> Result<Self> {
+        let x = x.checked(INFO.name, "x")?;
+        x.with_c(3).checked(INFO.name, "statistics of x")?;
+        if !(config.eps > 0.0 && config.eps.is_finite()) {
+            return Err(Error::argument("eps of position_norm", "a finite number above 0", config.eps));
+        }
+        Ok(Self { shape: x, config })
+    }
+
+    /// The same norm, followed by a ReLU.
     #[must_use]
     pub(crate) fn with_relu(self) -> Self {
         Self { config: PositionNormConfig { relu: true, ..self.config }, ..self }
     }
 
-    /// For an input of this shape. Refuses an `eps` that is not above zero.
-    pub fn new(x: Shape, config: PositionNormConfig) -> Result<Self> {
-        let x = x.checked(INFO.name, "x")?;
-        x.with_c(3).checked(INFO.name, "statistics of x")?;
-        if !(config.eps > 0.0 && config.eps.is_finite()) {
-            return Err(Error::argument(format_args!("eps of {}", INFO.name), "a finite number above 0", config.eps));
-        }
-        Ok(Self { shape: x, config })
-    }
-
     fn forward<T: Real>(&self, x: &[T], weight: &[T], bias: &[T], y: &mut [T], stats: &mut [T]) {
+        let relu = self.config.relu;
         let area = self.shape.h * self.shape.w;
         let channels = T::from_usize(self.shape.c);
         let images = x.chunks_exact(self.shape.c * area).zip(y.chunks_exact_mut(self.shape.c * area));
         for ((x, y), stats) in images.zip(stats.chunks_exact_mut(3 * area)) {
-            let (shift, rest) = stats.split_at_mut(area);
+            let (pivot, rest) = stats.split_at_mut(area);
             let (offset, rstd) = rest.split_at_mut(area);
-            shift.copy_from_slice(&x[..area]);
+            pivot.copy_from_slice(&x[..area]);
             offset.fill(T::zero());
             rstd.fill(T::zero());
             for x in x.chunks_exact(area) {
-                for ((offset, x), shift) in offset.iter_mut().zip(x).zip(&*shift) {
-                    *offset += *x - *shift;
+                for ((offset, x), pivot) in offset.iter_mut().zip(x).zip(&*pivot) {
+                    *offset += *x - *pivot;
                 }
             }
             offset.iter_mut().for_each(|sum| *sum = *sum / channels);
             for x in x.chunks_exact(area) {
-                for (((rstd, x), shift), offset) in rstd.iter_mut().zip(x).zip(&*shift).zip(&*offset) {
-                    *rstd += (*x - *shift - *offset).squared();
+                for (((rstd, x), pivot), offset) in rstd.iter_mut().zip(x).zip(&*pivot).zip(&*offset) {
+                    *rstd += (*x - *pivot - *offset).squared();
                 }
             }
             let eps = T::from_f64(self.config.eps);
             rstd.iter_mut().for_each(|squares| *squares = T::from_f64(1.0) / (*squares / channels + eps).sqrt());
             let planes = x.chunks_exact(area).zip(y.chunks_exact_mut(area)).zip(weight.iter().zip(bias));
-            for ((x, y), (weight, bias)) in planes {
+            for ((x, y), (&weight, &bias)) in planes {
                 for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
-                    let v = (*x - shift[i] - offset[i]) * rstd[i] * *weight + *bias;
-                    *y = if self.config.relu { v.relu() } else { v };
+                    let map = Normalize { pivot: pivot[i], offset: offset[i], rstd: rstd[i], weight, bias, relu };
+                    *y = map.output(*x);
                 }
             }
         }
@@ -94,14 +101,16 @@ impl PositionNorm {
         let (mut mean_g, mut mean_gx) = (vec![T::zero(); area], vec![T::zero(); area]);
         let images = x.chunks_exact(size).zip(dy.chunks_exact(size)).zip(dx.chunks_exact_mut(size));
         for (((x, dy), dx), stats) in images.zip(stats.chunks_exact(3 * area)) {
-            let (shift, rest) = stats.split_at(area);
-            let (offset, rstd) = rest.split_at(area);
-            // The normalized x and dy as it arrives before the ReLU, of one element.
             let masked = |channel: usize, i: usize| {
-                let at = channel * area + i;
-                let xhat = (x[at] - shift[i] - offset[i]) * rstd[i];
-                let cut = self.config.relu && xhat * weight[channel] + bias[channel] <= T::zero();
-                (xhat, if cut { T::zero() } else { dy[at] })
+                let map = Normalize {
+                    pivot: stats[i],
+                    offset: stats[area + i],
+                    rstd: stats[2 * area + i],
+                    weight: weight[channel],
+                    bias: bias[channel],
+                    relu: self.config.relu,
+                };
+                map.masked(x[channel * area + i], dy[channel * area + i])
             };
             mean_g.fill(T::zero());
             mean_gx.fill(T::zero());
@@ -118,10 +127,18 @@ impl PositionNorm {
             for (channel, dx) in dx.chunks_exact_mut(area).enumerate() {
                 for (i, dx) in dx.iter_mut().enumerate() {
                     let (xhat, g) = masked(channel, i);
-                    *dx = (g * weight[channel] - mean_g[i] - xhat * mean_gx[i]) * rstd[i];
+                    *dx = (g * weight[channel] - mean_g[i] - xhat * mean_gx[i]) * stats[2 * area + i];
                 }
             }
         }
+    }
+
+    /// A dispatch of one invocation for each position.
+    fn by_position(&self, kernel: &'static Kernel, bindings: &[Bind], overrides: &[(&'static str, f64)]) -> Dispatch {
+        let (len, Shape { c, .. }) = (self.shape.positions(), self.shape);
+        let params = Params { len: len as u32, channels: c as u32, groups: c.div_ceil(4) as u32 }.bytes();
+        let dispatch = elementwise(kernel, bindings.iter().copied(), len, params);
+        Dispatch { overrides: overrides.to_vec(), ..dispatch }
     }
 }
 
@@ -155,80 +172,60 @@ impl Op for PositionNorm {
     }
 
     fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass::forward(["x", "weight", "bias"], ["y", "stats"]),
-            backward: vec![Pass::new(
-                "backward",
-                [operand("x"), operand("weight"), operand("bias"), operand("stats"), grad("y")],
-                [grad("x"), grad("weight"), grad("bias")],
-            )],
-            aliases: vec![],
-        }
+        let inputs = ["x", "weight", "bias"];
+        let reads = inputs.into_iter().chain(["stats"]).map(operand).chain([grad("y")]);
+        let backward = vec![Pass::new("backward", reads, inputs.map(grad))];
+        Passes { backward, ..Passes::only(Pass::forward(inputs, ["y", "stats"])) }
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
-        &["columns"]
+        &["channel_reduce"]
     }
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
-        let columns = Columns::new(self.shape, target.profile);
         let relu = ("RELU", f64::from(self.config.relu));
-        let dispatch = |kernel, bindings: &[Bind], overrides, workgroups| Dispatch {
-            overrides,
-            params: columns.params().bytes(),
-            workgroups,
-            ..Dispatch::new(kernel, bindings.iter().copied())
-        };
         let [x, weight, bias, y, stats] = ["x", "weight", "bias", "y", "stats"].map(|name| operand(name).into());
-        let [dx, dy, dweight, dbias] = ["x", "y", "weight", "bias"].map(|name| grad(name).into());
+        if pass == "forward" {
+            let overrides = [relu, ("EPS", self.config.eps)];
+            return Ok(Lowered::one(self.by_position(&FORWARD, &[x, weight, bias, y, stats], &overrides)));
+        }
+        if pass != "backward" {
+            return Err(no_such_pass(self, pass));
+        }
+        let [dy, dx, dweight, dbias] = ["y", "x", "weight", "bias"].map(|name| grad(name).into());
         let partials = Bind::Scratch(0);
-        let by_pixel = workgroups(self.shape.pixels(), 64);
-        Ok(match pass {
-            "forward" => {
-                let overrides = vec![relu, ("EPS", self.config.eps)];
-                Lowered::one(dispatch(&FORWARD, &[x, weight, bias, y, stats], overrides, by_pixel))
-            }
-            "backward" => Lowered {
-                dispatches: vec![
-                    dispatch(&GRADIENT, &[x, weight, bias, stats, dy, dx], vec![relu], by_pixel)
-                        .accumulate("ACC_DX", target.acc(0)),
-                    dispatch(
-                        &SUMS,
-                        &[x, weight, bias, stats, dy, partials],
-                        vec![relu, columns.lanes()],
-                        columns.workgroups(),
-                    ),
-                    dispatch(&MERGE, &[partials, dweight, dbias], vec![columns.lanes()], columns.tiles())
-                        .accumulate("ACC_DWEIGHT", target.acc(1))
-                        .accumulate("ACC_DBIAS", target.acc(2)),
-                ],
-                scratch: vec![columns.row_bytes(2 * columns.chunks)],
-            },
-            _ => return Err(no_such_pass(self, pass)),
+        let reduce = ChannelReduce::new(self.shape, target.profile);
+        let gradient = self.by_position(&GRADIENT, &[x, weight, bias, stats, dy, dx], &[relu]);
+        let merge = reduce.merge(&MERGE, &[partials, dweight, dbias], &[]);
+        Ok(Lowered {
+            dispatches: vec![
+                gradient.accumulate("ACC_DX", target.acc(0)),
+                reduce.dispatch(&SUMS, &[x, weight, bias, stats, dy, partials], &[relu]),
+                merge.accumulate("ACC_DWEIGHT", target.acc(1)).accumulate("ACC_DBIAS", target.acc(2)),
+            ],
+            scratch: vec![reduce.row_bytes(2 * reduce.chunks)],
         })
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
-        // Forward: difference, mean, squared deviation; normalize, scale and shift.
+        // Forward: difference, mean, squared deviation; normalize, weight, bias.
         let per_element = if pass.name == "forward" { 9.0 } else { 16.0 };
         Cost::of(self, pass, per_element * self.shape.len() as f64)
     }
 }
 
+kernel_params! {
+    /// See `shaders/norm/position_norm.wgsl`: the params of the kernels that have one invocation for each position.
+    Params { len: u32, channels: u32, groups: u32 }
+}
+
 static FORWARD: Kernel = Kernel {
     name: "position_norm.forward",
-    variant: "columns",
+    variant: "channel_reduce",
     file: "norm/position_norm.wgsl",
     source: include_str!("../../../../shaders/norm/position_norm.wgsl"),
-    entry: "forward",
     defines: &[("STAGE", 0)],
-    bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("y", Access::ReadWrite),
-        ("stats", Access::ReadWrite),
-    ],
+    bindings: &[("x", Read), ("weight", Read), ("bias", Read), ("y", ReadWrite), ("stats", ReadWrite)],
     params: Params::FIELDS,
     overrides: &["RELU", "EPS"],
     ..Kernel::DEFAULT
@@ -236,74 +233,32 @@ static FORWARD: Kernel = Kernel {
 
 static GRADIENT: Kernel = Kernel {
     name: "position_norm.backward.gradient",
-    entry: "gradient",
     defines: &[("STAGE", 1)],
-    bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("stats", Access::Read),
-        ("dy", Access::Read),
-        ("dx", Access::ReadWrite),
-    ],
+    bindings: &[("x", Read), ("weight", Read), ("bias", Read), ("stats", Read), ("dy", Read), ("dx", ReadWrite)],
     overrides: &["RELU", "ACC_DX"],
     ..FORWARD
 };
 
 static SUMS: Kernel = Kernel {
     name: "position_norm.backward.sums",
-    entry: "sums",
     defines: &[("STAGE", 2)],
-    bindings: &[
-        ("x", Access::Read),
-        ("weight", Access::Read),
-        ("bias", Access::Read),
-        ("stats", Access::Read),
-        ("dy", Access::Read),
-        ("partials", Access::ReadWrite),
-    ],
+    bindings: &[("x", Read), ("weight", Read), ("bias", Read), ("stats", Read), ("dy", Read), ("partials", ReadWrite)],
+    params: channel_reduce::Params::FIELDS,
     overrides: &["RELU", "GROUPS"],
     ..FORWARD
 };
 
 static MERGE: Kernel = Kernel {
     name: "position_norm.backward.merge",
-    entry: "merge",
     defines: &[("STAGE", 3)],
-    bindings: &[("partials", Access::Read), ("dweight", Access::ReadWrite), ("dbias", Access::ReadWrite)],
+    bindings: &[("partials", Read), ("dweight", ReadWrite), ("dbias", ReadWrite)],
     overrides: &["GROUPS", "ACC_DWEIGHT", "ACC_DBIAS"],
-    ..FORWARD
+    ..SUMS
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "position_norm",
-    kernels: || vec![&FORWARD, &GRADIENT, &SUMS, &MERGE],
-    cases: || {
-        let standard = Distribution::Normal(0.0, 1.0);
-        let mut cases = vec![];
-        for (name, shape, relu, x) in [
-            ("odd", Shape::new(3, 5, 7, 3), false, standard),
-            ("odd_relu", Shape::new(3, 5, 7, 3), true, standard),
-            ("group_of_tiles", Shape::new(2, 35, 3, 5), false, standard),
-            ("group_of_tiles_relu", Shape::new(2, 35, 3, 5), true, standard),
-            ("two_channels", Shape::new(1, 2, 1, 1), false, standard),
-            ("one", Shape::new(1, 1, 1, 1), false, standard),
-            ("many_chunks", Shape::new(5, 3, 29, 31), true, standard),
-            ("model", Shape::new(2, 64, 16, 16), true, standard),
-            ("mean_100_std_half", Shape::new(2, 30, 9, 9), false, Distribution::Normal(100.0, 0.5)),
-            ("mean_1000_std_hundredth", Shape::new(2, 30, 9, 9), false, Distribution::Normal(1000.0, 0.01)),
-            ("std_thousandth", Shape::new(2, 30, 9, 9), false, Distribution::Normal(0.0, 0.001)),
-        ] {
-            let op = PositionNorm::new(shape, PositionNormConfig { relu, ..PositionNormConfig::default() })?;
-            let case = Case::new(name, op).fill("x", x);
-            // Difference quotients need x of order one and few elements near the ReLU's kink.
-            let smooth = x == standard && shape.len() < 2000;
-            cases.push(if smooth { case } else { case.not_differentiated() });
-        }
-        Ok(cases)
-    },
-};
+/// The entry in the table of operations.
+pub static INFO: OpInfo =
+    OpInfo { name: "position_norm", kernels: || vec![&FORWARD, &GRADIENT, &SUMS, &MERGE], cases: cases::position_norm };
 
 #[cfg(test)]
 mod tests {

@@ -1,15 +1,17 @@
 //! AdamW: the update of all parameters in one dispatch.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, operand, workgroups};
-use crate::runtime::op::optim::StepScalars;
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Kernel, Lowered, kernel_params, operand};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::optim::{StepScalars, cases};
 use crate::runtime::op::{
-    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+    Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
-/// The numbers of Adam that stay the same through a run.
+/// The hyperparameters of Adam that do not change during a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamConfig {
     /// Decay of the first moment.
@@ -21,14 +23,14 @@ pub struct AdamConfig {
 }
 
 impl Default for AdamConfig {
-    /// PyTorch's: 0.9, 0.999, 1e-8.
+    /// PyTorch's defaults: 0.9, 0.999, 1e-8.
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, eps: 1e-8 }
     }
 }
 
 impl AdamConfig {
-    /// `1 - beta1^t` and `1 - beta2^t` for [`StepScalars`]; `step` counts from 0, so t is `step + 1`.
+    /// Returns `1 - beta1^t` and `1 - beta2^t` for [`StepScalars`]. `step` counts from 0, so t is `step + 1`.
     #[must_use]
     pub fn bias_corrections(&self, step: u64) -> (f32, f32) {
         let t = (step + 1) as f64;
@@ -36,7 +38,7 @@ impl AdamConfig {
     }
 }
 
-/// One step of PyTorch's AdamW with `clip_grad_norm_` before it:
+/// One step of PyTorch's AdamW, with `clip_grad_norm_` before it:
 ///
 /// - g = grads * min(clip / (norm + 1e-6), 1) where clip > 0,
 /// - params *= 1 - lr * weight_decay,
@@ -44,10 +46,11 @@ impl AdamConfig {
 /// - v = beta2 * v + (1 - beta2) * g^2,
 /// - params -= lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps).
 ///
-/// Nothing changes at all unless the finite flag, the second number of `norm`, is 1.
+/// Nothing changes unless the finite flag, the second value of `norm`, is 1.
 ///
 /// `grads`, `params`, `m`, `v`: flat buffers of all parameters, padding included. `norm`: from
-/// [`GradNorm`](crate::runtime::op::optim::grad_norm::GradNorm). `hyperparams`: [`StepScalars`].
+/// [`GradNorm`](crate::runtime::op::GradNorm). `hyperparams`: [`StepScalars`], whose bias corrections must be computed from
+/// [`Adam::config`].
 #[derive(Clone, Copy, Debug)]
 pub struct Adam {
     len: usize,
@@ -55,9 +58,13 @@ pub struct Adam {
 }
 
 impl Adam {
-    /// For `len` parameters.
+    /// Creates the update of `len` parameters.
+    ///
+    /// # Errors
+    ///
+    /// If a beta is not from 0 to below 1, or `eps` is not above zero.
     pub fn new(len: usize, config: AdamConfig) -> Result<Self> {
-        Shape::vector(len).checked("adam", "params")?;
+        Shape::vector(len).checked(INFO.name, "params")?;
         for (what, beta) in [("beta1", config.beta1), ("beta2", config.beta2)] {
             if !(0.0..1.0).contains(&beta) {
                 return Err(Error::argument(format!("{what} of adam"), "a number from 0 to below 1", beta));
@@ -69,7 +76,7 @@ impl Adam {
         Ok(Self { len, config })
     }
 
-    /// The constants that this step was made with.
+    /// The hyperparameters that it was created with.
     #[must_use]
     pub const fn config(&self) -> AdamConfig {
         self.config
@@ -131,9 +138,7 @@ impl Op for Adam {
     }
 
     fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
-        if pass != "forward" {
-            return Err(no_such_pass(self, pass));
-        }
+        expect_forward(self, pass)?;
         let len = Spec::flat(self.len).device_bytes() / 16;
         let AdamConfig { beta1, beta2, eps } = self.config;
         let params = Params {
@@ -143,12 +148,10 @@ impl Op for Adam {
             rest1: (1.0 - beta1) as f32,
             rest2: (1.0 - beta2) as f32,
             eps: eps as f32,
-        };
-        Ok(Lowered::one(Dispatch {
-            params: params.bytes(),
-            workgroups: workgroups(len, 64),
-            ..Dispatch::new(&FORWARD, ["grads", "norm", "hyperparams", "params", "m", "v"].map(operand))
-        }))
+        }
+        .bytes();
+        let bindings = ["grads", "norm", "hyperparams", "params", "m", "v"].map(operand);
+        Ok(Lowered::one(elementwise(&FORWARD, bindings, len, params)))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
@@ -156,8 +159,8 @@ impl Op for Adam {
     }
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/adam.wgsl`.
+kernel_params! {
+    /// See `shaders/optim/adam.wgsl`.
     Params { len: u32, beta1: f32, beta2: f32, rest1: f32, rest2: f32, eps: f32 }
 }
 
@@ -166,60 +169,28 @@ static FORWARD: Kernel = Kernel {
     variant: "vec4",
     file: "optim/adam.wgsl",
     source: include_str!("../../../../shaders/optim/adam.wgsl"),
-    entry: "forward",
     bindings: &[
-        ("grads", Access::Read),
-        ("norm", Access::Read),
-        ("hyperparams", Access::Read),
-        ("params", Access::ReadWrite),
-        ("m", Access::ReadWrite),
-        ("v", Access::ReadWrite),
+        ("grads", Read),
+        ("norm", Read),
+        ("hyperparams", Read),
+        ("params", ReadWrite),
+        ("m", ReadWrite),
+        ("v", ReadWrite),
     ],
     params: Params::FIELDS,
     ..Kernel::DEFAULT
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "adam",
-    kernels: || vec![&FORWARD],
-    cases: || {
-        let case = |name: &str, len: usize, norm: &'static [f32], step: &'static [f32]| {
-            let case =
-                Case::new(name, Adam::new(len, AdamConfig::default())?).fill("v", Distribution::Uniform(0.0, 1.0));
-            Ok(case
-                .fill("norm", Distribution::Values(norm))
-                .fill("hyperparams", Distribution::Values(step))
-                .not_differentiated())
-        };
-        Ok(vec![
-            case("one", 1, &[9.0, 1.0, 0.0, 0.0], &UNCLIPPED)?,
-            case("odd", 259, &[9.0, 1.0, 0.0, 0.0], &UNCLIPPED)?,
-            case("clipped", 259, &[9.0, 1.0, 0.0, 0.0], &CLIPPED)?,
-            case("below_the_clip", 259, &[1.5, 1.0, 0.0, 0.0], &CLIPPED)?,
-            case("first_step", 259, &[9.0, 1.0, 0.0, 0.0], &UNCLIPPED)?.fill("m", ZERO).fill("v", ZERO),
-            case("refused", 259, &[9.0, 0.0, 0.0, 0.0], &CLIPPED)?,
-            case("model", 1_721_891, &[9.0, 1.0, 0.0, 0.0], &CLIPPED)?,
-        ])
-    },
-};
-
-const ZERO: Distribution = Distribution::Constant(0.0);
-
-/// The third step of a run.
-const STEP: StepScalars =
-    StepScalars { lr: 1e-2, bias_correction1: 0.271, bias_correction2: 0.002_997_001, weight_decay: 0.1, clip: 0.0 };
-const UNCLIPPED: [f32; StepScalars::LEN] = STEP.to_array();
-
-const CLIPPED: [f32; StepScalars::LEN] = StepScalars { clip: 2.0, ..STEP }.to_array();
+/// The entry in the table of operations.
+pub static INFO: OpInfo = OpInfo { name: "adam", kernels: || vec![&FORWARD], cases: cases::adam };
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// One parameter, by hand: the first step of Adam is lr against the sign of the gradient, whatever its size.
+    /// From zero moments the first step is lr against the sign of the gradient, whatever its magnitude.
     #[test]
-    fn the_first_step_is_the_learning_rate() {
+    fn first_step_is_the_learning_rate() {
         let config = AdamConfig::default();
         let (bias_correction1, bias_correction2) = config.bias_corrections(0);
         let step = StepScalars { lr: 0.01, bias_correction1, bias_correction2, ..StepScalars::default() }.to_array();
@@ -232,16 +203,16 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_flag_changes_nothing() {
+    fn rejected_step_changes_nothing() {
         let op = Adam::new(1, AdamConfig::default()).unwrap();
         let (mut p, mut m, mut v) = ([2.0f32], [3.0f32], [4.0f32]);
         let norm = [f32::NAN, 0.0, 0.0, 0.0];
-        op.reference("forward", &[&[f32::NAN], &norm, &UNCLIPPED], &mut [&mut p, &mut m, &mut v]).unwrap();
+        op.reference("forward", &[&[f32::NAN], &norm, &cases::UNCLIPPED], &mut [&mut p, &mut m, &mut v]).unwrap();
         assert_eq!((p, m, v), ([2.0], [3.0], [4.0]));
     }
 
     #[test]
-    fn impossible_settings_are_refused() {
+    fn invalid_settings_are_rejected() {
         for (beta1, beta2, eps) in [(1.0, 0.9, 1e-8), (0.9, -0.1, 1e-8), (0.9, f64::NAN, 1e-8), (0.9, 0.9, 0.0)] {
             assert!(Adam::new(4, AdamConfig { beta1, beta2, eps }).is_err());
         }

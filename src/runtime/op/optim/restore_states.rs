@@ -1,29 +1,32 @@
-//! Running statistics of a step that was refused: back to what they were.
+//! Restores the running statistics after a rejected step.
 //!
-//! Batch norm moves the running statistics in the forward pass, before anybody knows whether loss and gradients are finite. At the
-//! end of the step the finite flag decides, as it does for Adam.
+//! Batch norm updates its running statistics in the forward pass, before it is known whether loss and gradients are finite. At the end
+//! of the step the finite flag decides whether the update stays, as it does for Adam.
 
 use crate::error::Result;
-use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, operand, workgroups};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Kernel, Lowered, kernel_params, operand};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::optim::cases;
 use crate::runtime::op::{
-    Case, Cost, Distribution, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
+    Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec};
 
-/// accepted = states where the finite flag, the second number of `norm`, is 1; states = accepted where it is not.
+/// accepted = states where the finite flag, the second value of `norm`, is 1; states = accepted where it is not.
 ///
 /// `states`, `accepted`: flat buffers of all running statistics, padding included. `norm`: from
-/// [`GradNorm`](crate::runtime::op::optim::grad_norm::GradNorm).
+/// [`GradNorm`](crate::runtime::op::GradNorm).
 #[derive(Clone, Copy, Debug)]
 pub struct RestoreStates {
     len: usize,
 }
 
 impl RestoreStates {
-    /// For `len` numbers.
+    /// Creates the operation for buffers of `len` values.
     pub fn new(len: usize) -> Result<Self> {
-        Shape::vector(len).checked("restore_states", "states")?;
+        Shape::vector(len).checked(INFO.name, "states")?;
         Ok(Self { len })
     }
 }
@@ -57,8 +60,7 @@ impl Op for RestoreStates {
     }
 
     fn passes(&self) -> Passes {
-        let forward = Pass::forward(["norm"], []).updating(["states", "accepted"]);
-        Passes::only(forward)
+        Passes::only(Pass::forward(["norm"], []).updating(["states", "accepted"]))
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
@@ -66,15 +68,10 @@ impl Op for RestoreStates {
     }
 
     fn lower(&self, pass: &str, _target: &Target<'_>) -> Result<Lowered> {
-        if pass != "forward" {
-            return Err(no_such_pass(self, pass));
-        }
+        expect_forward(self, pass)?;
         let len = Spec::flat(self.len).device_bytes() / 16;
-        Ok(Lowered::one(Dispatch {
-            params: Params { len: len as u32 }.bytes(),
-            workgroups: workgroups(len, 64),
-            ..Dispatch::new(&FORWARD, ["norm", "states", "accepted"].map(operand))
-        }))
+        let params = Params { len: len as u32 }.bytes();
+        Ok(Lowered::one(elementwise(&FORWARD, ["norm", "states", "accepted"].map(operand), len, params)))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
@@ -82,8 +79,8 @@ impl Op for RestoreStates {
     }
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/rollback.wgsl`.
+kernel_params! {
+    /// See `shaders/optim/restore_states.wgsl`.
     Params { len: u32 }
 }
 
@@ -92,24 +89,10 @@ static FORWARD: Kernel = Kernel {
     variant: "vec4",
     file: "optim/restore_states.wgsl",
     source: include_str!("../../../../shaders/optim/restore_states.wgsl"),
-    entry: "forward",
-    bindings: &[("norm", Access::Read), ("states", Access::ReadWrite), ("accepted", Access::ReadWrite)],
+    bindings: &[("norm", Read), ("states", ReadWrite), ("accepted", ReadWrite)],
     params: Params::FIELDS,
     ..Kernel::DEFAULT
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "restore_states",
-    kernels: || vec![&FORWARD],
-    cases: || {
-        let case = |name: &str, len, norm: &'static [f32]| {
-            Ok(Case::new(name, RestoreStates::new(len)?).fill("norm", Distribution::Values(norm)).not_differentiated())
-        };
-        Ok(vec![
-            case("one", 1, &[9.0, 1.0, 0.0, 0.0])?,
-            case("accepted", 259, &[9.0, 1.0, 0.0, 0.0])?,
-            case("refused", 259, &[9.0, 0.0, 0.0, 0.0])?,
-        ])
-    },
-};
+/// The entry in the table of operations.
+pub static INFO: OpInfo = OpInfo { name: "restore_states", kernels: || vec![&FORWARD], cases: cases::restore_states };

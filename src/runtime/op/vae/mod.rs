@@ -1,5 +1,6 @@
-//! The operations that only a variational autoencoder needs.
+//! The operations that are specific to a variational autoencoder.
 
+mod cases;
 pub mod elbo;
 pub mod reparameterize;
 

@@ -1,8 +1,11 @@
-//! The reparameterization trick: a draw from N(mu, exp(log_std)^2) that is differentiable in mu and log_std.
+//! The reparameterization trick: a sample from N(mu, exp(log_std)^2) that is differentiable in mu and log_std.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Access, Dispatch, Kernel, Lowered, grad, operand, workgroups};
-use crate::runtime::op::{Case, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
+use crate::runtime::kernel::Access::{Read, ReadWrite};
+use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::vae::cases;
+use crate::runtime::op::{Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
 use crate::runtime::tensor::shape::{Shape, Spec, pad4};
 
@@ -15,7 +18,11 @@ pub struct Reparameterize {
 }
 
 impl Reparameterize {
-    /// For an encoder output and noise of these shapes. Refuses an odd number of channels, pictures, and noise that does not fit.
+    /// Creates the sampling for an encoder output and noise of these shapes.
+    ///
+    /// # Errors
+    ///
+    /// If `h` has an odd number of channels or more than one position, or `eps` does not have half its channels.
     pub fn new(h: Shape, eps: Shape) -> Result<Self> {
         let h = h.checked(INFO.name, "h")?;
         if h.c % 2 != 0 || h.h != 1 || h.w != 1 {
@@ -41,7 +48,6 @@ impl Reference for Reparameterize {
                         *z = *mu + log_std.exp() * *eps;
                     }
                 }
-                Ok(())
             }
             ("backward", [h, eps, dz], [dh]) => {
                 let rows = h.chunks_exact(2 * latent).zip(eps.chunks_exact(latent)).zip(dz.chunks_exact(latent));
@@ -52,10 +58,10 @@ impl Reference for Reparameterize {
                         *d = *dz * (log_std.exp() * *eps);
                     }
                 }
-                Ok(())
             }
-            _ => Err(no_such_pass(self, pass)),
+            _ => return Err(no_such_pass(self, pass)),
         }
+        Ok(())
     }
 }
 
@@ -73,11 +79,8 @@ impl Op for Reparameterize {
     }
 
     fn passes(&self) -> Passes {
-        Passes {
-            forward: Pass::forward(["h", "eps"], ["z"]),
-            backward: vec![Pass::new("backward", [operand("h"), operand("eps"), grad("z")], [grad("h")])],
-            aliases: vec![],
-        }
+        let backward = vec![Pass::new("backward", [operand("h"), operand("eps"), grad("z")], [grad("h")])];
+        Passes { backward, ..Passes::only(Pass::forward(["h", "eps"], ["z"])) }
     }
 
     fn variants(&self, _pass: &str) -> &'static [&'static str] {
@@ -86,18 +89,17 @@ impl Op for Reparameterize {
 
     fn lower(&self, pass: &str, target: &Target<'_>) -> Result<Lowered> {
         let (wide, narrow) = (pad4(self.h.c), pad4(self.z.c));
-        let (dispatch, columns) = match pass {
-            "forward" => (Dispatch::new(&FORWARD, [operand("h"), operand("eps"), operand("z")]), narrow),
-            "backward" => {
-                let bindings = [operand("h"), operand("eps"), grad("z"), grad("h")];
-                (Dispatch::new(&BACKWARD, bindings).accumulate("ACC", target.acc(0)), wide)
-            }
-            _ => return Err(no_such_pass(self, pass)),
-        };
-        let len = self.h.n * columns;
+        let len = self.h.n * if pass == "forward" { narrow } else { wide };
         let params =
             Params { len: len as u32, latent: self.z.c as u32, wide: wide as u32, narrow: narrow as u32 }.bytes();
-        Ok(Lowered::one(Dispatch { params, workgroups: workgroups(len, 64), ..dispatch }))
+        let [h, eps, z] = ["h", "eps", "z"].map(operand);
+        Ok(Lowered::one(match pass {
+            "forward" => elementwise(&FORWARD, [h, eps, z], len, params),
+            "backward" => {
+                elementwise(&BACKWARD, [h, eps, grad("z"), grad("h")], len, params).accumulate("ACC", target.acc(0))
+            }
+            _ => return Err(no_such_pass(self, pass)),
+        }))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {
@@ -105,8 +107,8 @@ impl Op for Reparameterize {
     }
 }
 
-crate::runtime::kernel::kernel_params! {
-    /// See `shaders/reparameterize.wgsl`.
+kernel_params! {
+    /// See `shaders/vae/reparameterize.wgsl`.
     Params { len: u32, latent: u32, wide: u32, narrow: u32 }
 }
 
@@ -115,40 +117,30 @@ static FORWARD: Kernel = Kernel {
     variant: "scalar",
     file: "vae/reparameterize.wgsl",
     source: include_str!("../../../../shaders/vae/reparameterize.wgsl"),
-    entry: "forward",
-    bindings: &[("h", Access::Read), ("eps", Access::Read), ("z", Access::ReadWrite)],
+    defines: &[("BACKWARD", 0)],
+    bindings: &[("h", Read), ("eps", Read), ("z", ReadWrite)],
     params: Params::FIELDS,
     ..Kernel::DEFAULT
 };
 
 static BACKWARD: Kernel = Kernel {
     name: "reparameterize.backward",
-    entry: "backward",
-    bindings: &[("h", Access::Read), ("eps", Access::Read), ("dz", Access::Read), ("dh", Access::ReadWrite)],
+    defines: &[("BACKWARD", 1)],
+    bindings: &[("h", Read), ("eps", Read), ("dz", Read), ("dh", ReadWrite)],
     overrides: &["ACC"],
     ..FORWARD
 };
 
-/// The line of the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "reparameterize",
-    kernels: || vec![&FORWARD, &BACKWARD],
-    cases: || {
-        let mut cases = vec![];
-        for (name, n, latent) in [("one", 1, 1), ("odd", 7, 5), ("even_padded", 3, 6), ("model", 32, 16)] {
-            let z = Shape::new(n, latent, 1, 1);
-            cases.push(Case::new(name, Reparameterize::new(z.with_c(2 * latent), z)?));
-        }
-        Ok(cases)
-    },
-};
+/// The entry in the table of operations.
+pub static INFO: OpInfo =
+    OpInfo { name: "reparameterize", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::reparameterize };
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn wrong_shapes_are_refused() {
+    fn mismatched_shapes_are_rejected() {
         let z = Shape::new(2, 5, 1, 1);
         assert!(Reparameterize::new(z.with_c(10), z).is_ok());
         assert!(Reparameterize::new(z.with_c(11), z).is_err());

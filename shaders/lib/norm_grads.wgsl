@@ -1,0 +1,28 @@
+// Gradients of the parameters of a norm: dbias = sum of g, dweight = sum of g * xhat (+ dbias, dweight where ACC_* is set).
+
+override ACC_DWEIGHT: bool;
+override ACC_DBIAS: bool;
+
+// Merges the chunks' sums of g and g * xhat, which lib/norm_partials.wgsl stored after `header` rows. Requires uniform control flow.
+fn merge_partials(here: Place, header: u32) -> Sums {
+    var mine = Sums();
+    for (var chunk = here.row; chunk < p.chunks; chunk += rows()) {
+        let row = (header + 2u * chunk) * p.groups + here.group;
+        mine.a += partials[row];
+        mine.b += partials[row + p.groups];
+    }
+    return sum_rows(here, mine);
+}
+
+fn store_grads(g: u32, all: Sums) {
+    var dw = all.b;
+    var db = all.a;
+    if ACC_DWEIGHT {
+        dw += dweight[g];
+    }
+    if ACC_DBIAS {
+        db += dbias[g];
+    }
+    dweight[g] = dw;
+    dbias[g] = db;
+}
