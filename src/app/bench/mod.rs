@@ -236,7 +236,7 @@ impl RooflineRow {
     #[must_use]
     pub fn heading() -> String {
         format!(
-            "{:<74} {:<12} {:>5} {:>9} {:>9} {:>8} {:>6} {:<7} {:>10} {:>9}",
+            "{:<74} {:<14} {:>5} {:>9} {:>9} {:>8} {:>6} {:<7} {:>10} {:>9}",
             "kernel", "variant", "count", "ms", "GFLOP/s", "GB/s", "roof%", "bound", "product ms", "GFLOP/s"
         )
     }
@@ -246,7 +246,7 @@ impl std::fmt::Display for RooflineRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{:<74} {:<12} {:>5} {:>9.3} {:>9.2} {:>8.2} {:>6.1} {:<7}",
+            "{:<74} {:<14} {:>5} {:>9.3} {:>9.2} {:>8.2} {:>6.1} {:<7}",
             self.name, self.variant, self.count, self.ms, self.gflops, self.gb_s, self.roof_pct, self.bound
         )?;
         match &self.product {

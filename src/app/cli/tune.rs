@@ -58,7 +58,7 @@ impl TuneArgs {
         }
         print(format_args!("adapter: {}", gpu.adapter_info()))?;
         print(format_args!(
-            "{:<78} {:>5} {:<10} {:>9} {:<10} {:>9} {:>7}",
+            "{:<78} {:>5} {:<14} {:>9} {:<14} {:>9} {:>7}",
             "kernel", "count", "default", "ms", "best", "ms", "gain"
         ))?;
         let (mut tuned, mut before, mut after, mut better) = (Vec::new(), 0.0, 0.0, 0);
@@ -69,7 +69,7 @@ impl TuneArgs {
             after += best * row.count as f64;
             better += usize::from(row.best != row.default);
             print(format_args!(
-                "{:<78} {:>5} {:<10} {default:>9.3} {:<10} {best:>9.3} {:>5.1} %",
+                "{:<78} {:>5} {:<14} {default:>9.3} {:<14} {best:>9.3} {:>5.1} %",
                 workload.name,
                 row.count,
                 row.default,
