@@ -16,6 +16,7 @@ use crate::app::bench::workloads;
 use crate::app::io::atomic;
 use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select};
 use crate::runtime::kernel::Profile;
+use crate::runtime::op::current_key;
 use crate::runtime::plan;
 use crate::vae::model::{Mode, Norm, VaeConfig};
 use crate::vae::runner::Device;
@@ -287,7 +288,8 @@ impl PlanArgs {
         if let Some(mismatch) = adapter.and_then(|info| table.adapter_mismatch(info)) {
             warn(&format!("{mismatch}; other variants may be faster here"));
         }
-        let variants: BTreeMap<_, _> = table.entries.into_iter().map(|choice| (choice.key, choice.variant)).collect();
+        let variants: BTreeMap<_, _> =
+            table.entries.into_iter().map(|entry| (current_key(&entry.key).into_owned(), entry.variant)).collect();
         let profile = adapter.map_or(Profile::WEBGPU, |info| info.profile);
         let mut used = false;
         for &(batch, mode) in programs {
