@@ -4,7 +4,7 @@
 //! this module as batches; scaling to `[-1, 1]` is the model's business. Everything random here (order, flips, crops, shapes) is a
 //! pure function of seed and position, so a run can be resumed at any step.
 //!
-//! [`cifar`], [`shapes`] and [`augment`] are pure; [`archive`], [`cache`] and [`download`] touch files and the network.
+//! Nothing here touches files or the network; the application reads CIFAR-10 from them.
 
 use std::fmt::{self, Debug};
 

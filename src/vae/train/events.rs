@@ -90,7 +90,7 @@ pub trait Observer {
     /// Takes notice of an event.
     ///
     /// # Errors
-    /// [`Error::File`] where it cannot be written. That nobody reads any more (a broken pipe) is not an error.
+    /// [`Error::File`](crate::Error::File) if it cannot be written. A broken pipe is not an error.
     fn observe(&mut self, event: &Event<'_>) -> Result<()>;
 }
 
