@@ -15,7 +15,7 @@ use vae_wgpu::runtime::plan;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 fn main() {
-    let gpu = match Gpu::open(&Options::default()) {
+    let gpu = match Gpu::open(&Options { pin_driver_threads: true, ..Options::default() }) {
         Ok(gpu) => gpu,
         Err(error) => {
             eprintln!("{error}");

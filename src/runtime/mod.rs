@@ -10,7 +10,7 @@
 //! | [`plan`] | buffers, kernel variants and submissions of a graph for a device |
 //! | [`gpu`] | devices, buffers, compiled dispatch lists, timing |
 //! | [`exec`] | executors that run graphs |
-//! | [`sys`] | threads, processor affinity, free memory |
+//! | `sys` (private) | threads, processor affinity, free memory |
 //!
 //! The runtime knows no model and no run folders.
 
@@ -20,5 +20,5 @@ pub mod graph;
 pub mod kernel;
 pub mod op;
 pub mod plan;
-pub mod sys;
+pub(crate) mod sys;
 pub mod tensor;
