@@ -71,12 +71,6 @@ impl Shape {
         self.n * self.h * self.w
     }
 
-    #[doc(hidden)]
-    #[must_use]
-    pub const fn pixels(&self) -> usize {
-        self.positions()
-    }
-
     /// Returns the shape with another batch size.
     #[must_use]
     pub const fn with_n(self, n: usize) -> Self {
