@@ -74,6 +74,7 @@ const HALF_LN_2PI = 0.9189385332046727;
 
 @compute @workgroup_size(${SUM_WIDTH})
 fn finish(@builtin(local_invocation_index) lane: u32) {
+    let kl_weight = beta[0];
     var sum = vec2<f32>(); // squares, KL
     for (var i = lane; i < q.partials; i += ${SUM_WIDTH}u) {
         sum.x += partials[i];
@@ -93,13 +94,13 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
         }
         sum.y += term;
 #if SEEDS
-        seed_h[i] = beta[0] * seed * q.scale;
+        seed_h[i] = kl_weight * seed * q.scale;
 #endif
     }
     let total = tree_sum(lane, vec4<f32>(sum, 0.0, 0.0));
     if lane == 0u {
         let recon = 0.5 * total.x * q.scale + HALF_LN_2PI;
         let kl = 0.5 * total.y * q.scale;
-        terms[0] = vec4<f32>(recon + beta[0] * kl, recon, kl, 0.0);
+        terms[0] = vec4<f32>(recon + kl_weight * kl, recon, kl, 0.0);
     }
 }

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 #[must_use]
 pub fn current_name(name: &str) -> &str {
     match name {
+        "columns" => "channel_reduce",
         "lanes" => "subgroup_tex",
         "lanes_buffers" => "subgroup",
         "lanes_plain" => "register_tiled",
