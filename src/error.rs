@@ -41,7 +41,7 @@ pub enum Error {
     #[error("invalid graph: {0}")]
     Graph(String),
     /// A buffer, plan or dispatch that exceeds a limit.
-    #[error("{what} needs {needed} {unit} but the limit is {limit}. {}", batch_hint(*.largest_batch))]
+    #[error("{what} needs {}. {}", excess(*.needed, *.limit, .unit), batch_hint(*.largest_batch))]
     DoesNotFit {
         /// The largest thing that does not fit, e.g. `the largest tensor of batch 4096`.
         what: String,
@@ -243,6 +243,15 @@ impl Error {
     }
 }
 
+/// `3 workgroups but the limit is 2`; large numbers of bytes in MiB, if that shows the difference.
+fn excess(needed: u64, limit: u64, unit: &str) -> String {
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    if unit == "bytes" && limit >= 1 << 20 && mib(needed) != mib(limit) {
+        return format!("{} but the limit is {}", mib(needed), mib(limit));
+    }
+    format!("{needed} {unit} but the limit is {limit}")
+}
+
 /// The way out of [`Error::DoesNotFit`].
 fn batch_hint(largest: Option<usize>) -> String {
     match largest {
@@ -312,6 +321,9 @@ mod tests {
             fit(None).to_string(),
             "the plan needs 2 bytes but the limit is 1. Use a smaller batch or fewer channels"
         );
+        let mib = |needed| Error::does_not_fit("the plan", needed, 3 << 20).to_string();
+        assert!(mib(5 << 20).starts_with("the plan needs 5.0 MiB but the limit is 3.0 MiB. "));
+        assert!(mib((3 << 20) + 4).starts_with("the plan needs 3145732 bytes but the limit is 3145728. "));
         assert!(fit(Some(7)).to_string().ends_with(". The largest batch that fits is 7"));
         let data = Error::data("a.bin", "3 bytes, expected 4", "download it again");
         assert_eq!(data.to_string(), "cannot use a.bin: 3 bytes, expected 4. Download it again");

@@ -69,8 +69,8 @@ impl TensorFile {
     /// # Errors
     /// [`Error::File`] for a malformed file, [`Error::Checkpoint`] for a type other than `f32`, NaN or infinity.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let malformed = |why| Error::malformed("parse", path, why);
-        let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| malformed(Box::new(e)))?;
+        let malformed = |error| Error::malformed("parse", path, format!("not a valid safetensors file: {error}"));
+        let (length, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
         let data = bytes.get(8 + length..).unwrap_or_default();
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         let mut tensors = BTreeMap::new();

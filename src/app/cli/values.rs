@@ -1,12 +1,13 @@
 //! Parsers of option values. A rejected value is a usage error that names its option, reported before any work starts.
 
-use std::error::Error;
+use std::error;
 use std::str::FromStr;
 
 use crate::app::bench::tune::KnownVariants;
+use crate::error::Error;
 use crate::vae::model::VaeConfig;
 
-type ParseError = Box<dyn Error + Send + Sync>;
+type ParseError = Box<dyn error::Error + Send + Sync>;
 
 /// Returns a parser of a model size that [`VaeConfig::check`] accepts.
 pub(super) fn size(
@@ -15,8 +16,11 @@ pub(super) fn size(
     move |text| {
         let (size, mut config) = (text.parse()?, VaeConfig::default());
         set(&mut config, size);
-        config.check()?;
-        Ok(size)
+        match config.check() {
+            // The option is already named in the message of the parser.
+            Err(Error::InvalidArgument { expected, .. }) => Err(format!("expected {expected}").into()),
+            other => Ok(other.map(|()| size)?),
+        }
     }
 }
 

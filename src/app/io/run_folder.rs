@@ -246,7 +246,8 @@ impl RunFolder {
         match fs::metadata(run.config()) {
             Ok(_) => Ok(run),
             Err(error) => {
-                let why = format!("it has no config.json ({error}). Create a run with `vae-wgpu train --out`");
+                let cause = if error.kind() == ErrorKind::NotFound { String::new() } else { format!(": {error}") };
+                let why = format!("it has no readable config.json{cause}. Create a run with `vae-wgpu train --out`");
                 Err(Error::file("find a run in", path)(io::Error::new(error.kind(), why)))
             }
         }
