@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{DeviceArgs, print};
-use crate::app::check::{Check, CheckOutcome, bisect, suite};
+use crate::app::check::{Check, CheckOutcome, Comparison, bisect, suite};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::plan;
 use crate::vae::model::VaeConfig;
@@ -38,67 +38,72 @@ impl CheckArgs {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu),
         };
-        if self.bisect && gpu.is_none() {
-            anyhow::bail!(
-                "cannot bisect: --bisect compares a GPU with the CPU reference. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
-            );
-        }
-        let wanted = |check: &Check| {
-            self.filter.as_ref().is_none_or(|f| check.to_string().contains(f.as_str()))
-                && (gpu.is_some() || !check.needs_gpu())
-        };
-        let checks: Vec<_> = if self.bisect { Vec::new() } else { suite()?.into_iter().filter(wanted).collect() };
-        if checks.is_empty() && !self.bisect {
-            anyhow::bail!("no check matches `{}`", self.filter.as_deref().unwrap_or_default());
-        }
-        if !self.json {
-            match &gpu {
-                Some(gpu) => print(format_args!("adapter: {}", gpu.adapter_info()))?,
-                None => print("adapter: none, checking only the CPU reference")?,
-            }
-        }
-        if let (true, Some(gpu)) = (self.bisect, &gpu) {
+        if self.bisect {
+            let Some(gpu) = &gpu else {
+                anyhow::bail!(
+                    "cannot bisect: --bisect compares a GPU with the CPU reference. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
+                );
+            };
+            self.print_adapter(Some(gpu))?;
             return self.bisect(gpu);
         }
+        let filter = self.filter.as_deref().unwrap_or_default();
+        let wanted = |check: &Check| check.to_string().contains(filter) && (gpu.is_some() || !check.needs_gpu());
+        let checks: Vec<_> = suite()?.into_iter().filter(wanted).collect();
+        if checks.is_empty() {
+            anyhow::bail!("no check matches `{filter}`");
+        }
+        self.print_adapter(gpu.as_deref())?;
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for check in checks {
-            let name = check.to_string();
-            let (verdict, lines, why) = match check.run(gpu.as_deref()) {
-                Ok(CheckOutcome::Ran(lines)) => {
-                    let good = !lines.is_empty() && lines.iter().all(crate::app::check::Comparison::passed);
-                    (if good { "ok" } else { "FAILED" }, lines, None)
-                }
-                Ok(CheckOutcome::NotApplicable(why)) => ("not applicable", Vec::new(), Some(why)),
-                Err(error) => ("FAILED", Vec::new(), Some(error.to_string())),
-            };
-            match verdict {
-                "ok" => passed += 1,
-                "FAILED" => failed += 1,
-                _ => skipped += 1,
-            }
-            if self.json {
-                print(json!({ "check": name, "verdict": verdict, "why": why, "tensors": lines }))?;
-                continue;
-            }
-            let worst = lines.iter().map(|l| l.share).fold(0.0, f64::max);
-            match why {
-                Some(why) => print(format_args!("{verdict:<14} {name}: {why}"))?,
-                None => print(format_args!("{verdict:<14} {name} ({worst:.0} % of the error limit)"))?,
-            }
-            for line in lines.iter().filter(|l| self.verbose || !l.passed()) {
-                print(format_args!("    {line}"))?;
+            match self.run_check(&check, gpu.as_deref())? {
+                Verdict::Passed => passed += 1,
+                Verdict::Failed => failed += 1,
+                Verdict::NotApplicable => skipped += 1,
             }
         }
         if !self.json {
             print(format_args!("{passed} passed, {failed} failed, {skipped} not applicable"))?;
         }
         if passed + failed == 0 {
-            anyhow::bail!(
-                "no check that matches `{}` can run on this device",
-                self.filter.as_deref().unwrap_or_default()
-            );
+            anyhow::bail!("no check that matches `{filter}` can run on this device");
         }
         Ok(ExitCode::from(u8::from(failed > 0)))
+    }
+
+    fn print_adapter(&self, gpu: Option<&Gpu>) -> anyhow::Result<()> {
+        match gpu {
+            _ if self.json => Ok(()),
+            Some(gpu) => print(format_args!("adapter: {}", gpu.adapter_info())),
+            None => print("adapter: none, checking only the CPU reference"),
+        }
+    }
+
+    /// Runs a check and prints its result.
+    fn run_check(&self, check: &Check, gpu: Option<&Gpu>) -> anyhow::Result<Verdict> {
+        let (verdict, tensors, why) = match check.run(gpu) {
+            Ok(CheckOutcome::Ran(tensors)) if !tensors.is_empty() && tensors.iter().all(Comparison::passed) => {
+                (Verdict::Passed, tensors, None)
+            }
+            Ok(CheckOutcome::Ran(tensors)) => (Verdict::Failed, tensors, None),
+            Ok(CheckOutcome::NotApplicable(why)) => (Verdict::NotApplicable, Vec::new(), Some(why)),
+            Err(error) => (Verdict::Failed, Vec::new(), Some(error.to_string())),
+        };
+        if self.json {
+            print(json!({ "check": check.to_string(), "verdict": verdict.name(), "why": why, "tensors": tensors }))?;
+            return Ok(verdict);
+        }
+        match why {
+            Some(why) => print(format_args!("{:<14} {check}: {why}", verdict.name()))?,
+            None => {
+                let worst = tensors.iter().map(|tensor| tensor.share).fold(0.0, f64::max);
+                print(format_args!("{:<14} {check} ({worst:.0} % of the error limit)", verdict.name()))?;
+            }
+        }
+        for tensor in tensors.iter().filter(|tensor| self.verbose || !tensor.passed()) {
+            print(format_args!("    {tensor}"))?;
+        }
+        Ok(verdict)
     }
 
     fn bisect(&self, gpu: &Arc<Gpu>) -> anyhow::Result<ExitCode> {
@@ -116,6 +121,23 @@ impl CheckArgs {
             }
         }
         Ok(ExitCode::from(u8::from(first.is_some() || distances.is_empty())))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Verdict {
+    Passed,
+    Failed,
+    NotApplicable,
+}
+
+impl Verdict {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "ok",
+            Self::Failed => "FAILED",
+            Self::NotApplicable => "not applicable",
+        }
     }
 }
 
