@@ -16,7 +16,7 @@ use vae_wgpu::vae::weights::{TensorSchema, Weights};
 use vae_wgpu::vae::data::cifar10::{FILES, RECORD};
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
-use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::run_config::RunConfig;
 use vae_wgpu::vae::train::Settings;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

@@ -10,7 +10,7 @@ use vae_wgpu::Error;
 use vae_wgpu::app::bench::tune;
 use vae_wgpu::app::data::archive;
 use vae_wgpu::app::io::csv;
-use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::run_config::RunConfig;
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::app::viz::plots;
 use vae_wgpu::runtime::kernel::preprocess;

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tempfile::TempDir;
-use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::run_config::RunConfig;
 use vae_wgpu::app::io::{model, tensor_file};
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::runtime::graph::Arena;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
-use vae_wgpu::app::io::run_folder::RunConfig;
+use vae_wgpu::app::io::run_config::RunConfig;
 use vae_wgpu::app::io::tensor_file;
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::vae::model::{Mode, VaeConfig};

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::app::io::csv::Table;
-use crate::app::io::run_folder::{RunConfig, RunFolder};
+use crate::app::io::run_config::RunConfig;
+use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensor_file;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
