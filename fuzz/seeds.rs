@@ -46,7 +46,6 @@ fn main() -> Result<()> {
     save("weights", "plain", &plain()?)?;
     configs()?;
     pictures()?;
-    shaders()?;
     tables()
 }
 
@@ -195,19 +194,6 @@ fn pictures() -> Result<()> {
         save("picture", &format!("{name}_large"), &large)?;
     }
     save("picture", "text", b"hello")
-}
-
-fn shaders() -> Result<()> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shaders");
-    for name in ["relu", "conv2d.lanes", "adam"] {
-        save("shader", name, &fs::read(folder.join(format!("{name}.wgsl")))?)?;
-    }
-    save("shader", "all", b"#import grid\n#let A = TM * 2\n#if A > 1 && !ACC\nx$A[${A % 3}]\n#else\ny\n#endif\n#for r in 0..A\nz${r}_$r\n#endfor\n")?;
-    save("shader", "rounds", &[b"#for i in 0..4096\n".repeat(9), b"#endfor\n".repeat(9)].concat())?;
-    save("shader", "deep", &[b"#if 1\n".repeat(900), b"#endif\n".repeat(900)].concat())?;
-    save("shader", "brackets", format!("${{{}}}", "(".repeat(500)).as_bytes())?;
-    save("shader", "overflow", b"${9223372036854775807 * 2}")?;
-    save("shader", "lowest", b"${(-9223372036854775807 - 1) / -1}")
 }
 
 fn tables() -> Result<()> {

@@ -13,7 +13,6 @@ use vae_wgpu::app::io::csv;
 use vae_wgpu::app::io::run_config::RunConfig;
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::app::viz::plots;
-use vae_wgpu::runtime::kernel::preprocess;
 use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
 use vae_wgpu::vae::data::{Dataset, cifar10 as cifar};
 use vae_wgpu::vae::inference::Model;
@@ -27,13 +26,12 @@ use vae_wgpu::vae::weights::TensorSchema;
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 8] = [
+pub(crate) const TARGETS: [Target; 7] = [
     ("archive", archive),
     ("checkpoint", checkpoint),
     ("cifar", cifar),
     ("config", config),
     ("picture", picture),
-    ("shader", shader),
     ("table", table),
     ("weights", weights),
 ];
@@ -166,13 +164,5 @@ pub(crate) fn picture(bytes: &[u8]) {
     match ImageBatch::from_file(bytes, path(), 32) {
         Ok(picture) => assert_eq!(picture.to_bytes().len(), 3 * 32 * 32),
         Err(error) => clear(&error),
-    }
-}
-
-/// A kernel's source, with the names that kernels have.
-pub(crate) fn shader(bytes: &[u8]) {
-    let Ok(source) = std::str::from_utf8(bytes) else { return };
-    if let Err(error) = preprocess::expand("outside", source, &[("TM", 4), ("TN", 8), ("ACC", 0)]) {
-        assert!(matches!(error, Error::Shader { .. }), "{error:?}");
     }
 }

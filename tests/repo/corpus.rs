@@ -137,8 +137,6 @@ fn bombs() -> Vec<(&'static str, Vec<u8>)> {
         ("picture", png(1, 4_000_000, &vec![0; 16_000_000])),
         ("picture", png(4_000_000, 1, &vec![0; 12_000_001])),
         ("config", [&b"{\"format\":1,\"kernels\":"[..], &[b'['; 4 << 20]].concat()),
-        ("shader", b"#for i in 0..4096\n".repeat(12).into_iter().chain(b"#endfor\n".repeat(12)).collect()),
-        ("shader", b"#for i in 0..4096\n#for j in 0..4096\nlong line of text\n#endfor\n#endfor\n".to_vec()),
     ]
 }
 

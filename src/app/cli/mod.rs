@@ -31,6 +31,7 @@ mod eval;
 mod inference;
 mod info;
 mod interpolate;
+mod kernels;
 mod output;
 mod pipeline_cache;
 mod progress;
@@ -76,6 +77,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Print the layers, parameters, compute cost and memory plan of a model.
     Info(info::InfoArgs),
+    /// List the kernels of a training step, or print one of them as WGSL, SPIR-V, MSL or HLSL.
+    Kernels(kernels::KernelsArgs),
     /// Measure the speed of the training step or of its kernels.
     Bench(bench::BenchArgs),
     /// Time every variant of every kernel of a training step and write a table of the fastest.
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Data(args) => args.run(),
         Command::Check(args) => args.run(),
         Command::Info(args) => args.run(),
+        Command::Kernels(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Tune(args) => args.run(),
         Command::Completions(args) => args.run(),

@@ -92,17 +92,20 @@ pub(super) fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>
 
 fn module(gpu: &Gpu, dispatch: &Dispatch, rewrite: Option<Rewrite<'_>>) -> Result<wgpu::ShaderModule> {
     let kernel = dispatch.kernel;
-    let mut wgsl = kernel.wgsl(&dispatch.flags)?;
+    let mut expanded = kernel.expand(&dispatch.flags)?;
     if let Some(rewrite) = rewrite {
-        wgsl = rewrite(kernel, wgsl)?;
+        expanded.wgsl = rewrite(kernel, expanded.wgsl)?;
     }
     if gpu.hooks.reverse_workgroups {
-        wgsl = reversed(&wgsl).ok_or_else(|| Error::bug(format!("{} does not use lib/grid.wgsl", kernel.file)))?;
+        let reversed = reversed(&expanded.wgsl);
+        expanded.wgsl = reversed.ok_or_else(|| Error::bug(format!("{} does not use lib/grid.wgsl", kernel.file)))?;
     }
-    let source = wgpu::ShaderSource::Wgsl(wgsl.into());
+    let source = wgpu::ShaderSource::Wgsl(expanded.wgsl.as_str().into());
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel.file), source };
     let context = format!("compiling shaders/{} for {}/{}", kernel.file, kernel.name, kernel.variant);
+    // wgpu validates before the driver compiles. Its message names lines of the expanded source, ours the line in `shaders/`.
     gpu.scoped(context, || gpu.device().create_shader_module(descriptor))
+        .map_err(|error| kernel.validate(&expanded).err().unwrap_or(error))
 }
 
 /// Reverses the order of workgroups in shaders that compute it with `lib/grid.wgsl`; `None` for others.

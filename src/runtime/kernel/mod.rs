@@ -1,13 +1,17 @@
 //! Kernels and their dispatches as plain data: what operations hand to the planner and to a device. Nothing here needs a device.
 
+#[cfg(feature = "emit")]
+pub mod emit;
 pub mod params;
 pub mod preprocess;
 pub mod profile;
+mod validate;
 
 use std::fmt;
 
 pub use self::params::Field;
 pub(crate) use self::params::kernel_params;
+use self::preprocess::Expanded;
 pub use self::profile::{DeviceKind, Profile, fold_grid};
 use crate::error::Result;
 
@@ -88,14 +92,25 @@ impl Kernel {
         subgroups: false,
     };
 
-    /// Returns the expanded WGSL source. Flags that are not given are 0.
-    pub fn wgsl(&self, flags: &[(&'static str, i64)]) -> Result<String> {
+    /// Expands the source. Flags that are not given are 0.
+    ///
+    /// # Errors
+    /// [`Error::Shader`](crate::error::Error::Shader).
+    pub fn expand(&self, flags: &[(&'static str, i64)]) -> Result<Expanded> {
         let mut defines = self.defines.to_vec();
         for name in self.flags {
             let given = flags.iter().find(|(n, _)| n == name);
             defines.push((name, given.map_or(0, |(_, value)| *value)));
         }
         preprocess::expand(self.file, self.source, &defines)
+    }
+
+    /// Returns the expanded WGSL source.
+    ///
+    /// # Errors
+    /// As [`Kernel::expand`].
+    pub fn wgsl(&self, flags: &[(&'static str, i64)]) -> Result<String> {
+        Ok(self.expand(flags)?.wgsl)
     }
 }
 

@@ -1,61 +1,72 @@
-//! The shader expander: WGSL plus four line directives, enough to keep every kernel a readable file.
+//! The shader preprocessor: WGSL with four kinds of line directives.
 //!
 //! ```text
-//! #import grid                  the text of shaders/lib/grid.wgsl, once
-//! #let TN4 = TN / 4             a name for a whole number
+//! #import grid                  the contents of shaders/lib/grid.wgsl, once
+//! #let TN4 = TN / 4             a name for an integer
 //! #if HAS_BIAS && TN4 > 1       also #else and #endif
 //! #for r in 0..TM               also #endfor; the lines between, once for each r
 //!     acc${r}_$v += a$r[${q % 4}] * b$v;
 //! #endfor
 //! ```
 //!
-//! `$name` and `${expression}` put a whole number into the text. Names come from the kernel's defines, `#let` and `#for`.
-//! Anything else that starts with `#`, an unknown name, or an unclosed block is an [`Error::Shader`] with file and line.
-//! The textual repeat exists because drivers keep an array indexed by a loop variable in memory, and register tiles
-//! must be registers.
+//! `$name` and `${expression}` insert an integer. Names come from the kernel's defines, `#let` and `#for`. Any other line that starts
+//! with `#`, an unknown name, or an unclosed block is an [`Error::Shader`] with file and line.
+//!
+//! Loops are expanded as text because drivers keep an array that is indexed by a loop variable in memory, and the tiles of the
+//! convolutions must be in registers. Sources are those that are compiled into the crate, so expansion has no limits.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 
-/// The library files that `#import` knows.
-const LIBRARY: &[(&str, &str)] = &[
-    ("channel_reduce", include_str!("../../../shaders/lib/channel_reduce.wgsl")),
-    ("conv_fused", include_str!("../../../shaders/lib/conv_fused.wgsl")),
-    ("conv_partials", include_str!("../../../shaders/lib/conv_partials.wgsl")),
-    ("elementwise", include_str!("../../../shaders/lib/elementwise.wgsl")),
-    ("grid", include_str!("../../../shaders/lib/grid.wgsl")),
-    ("implicit_gemm", include_str!("../../../shaders/lib/implicit_gemm.wgsl")),
-    ("moments", include_str!("../../../shaders/lib/moments.wgsl")),
-    ("norm", include_str!("../../../shaders/lib/norm.wgsl")),
-    ("norm_grads", include_str!("../../../shaders/lib/norm_grads.wgsl")),
-    ("norm_partials", include_str!("../../../shaders/lib/norm_partials.wgsl")),
-    ("norm_running", include_str!("../../../shaders/lib/norm_running.wgsl")),
-    ("texture", include_str!("../../../shaders/lib/texture.wgsl")),
-    ("tree_sum", include_str!("../../../shaders/lib/tree_sum.wgsl")),
-];
+macro_rules! library {
+    ($($name:literal),+ $(,)?) => {
+        &[$(($name, concat!("lib/", $name, ".wgsl"), include_str!(concat!("../../../shaders/lib/", $name, ".wgsl")))),+]
+    };
+}
 
-/// Expands `source` (named `file` in errors) with the given defines.
-pub fn expand(file: &str, source: &str, defines: &[(&str, i64)]) -> Result<String> {
+/// The files that `#import` knows: name, path below `shaders/`, contents.
+const LIBRARY: &[(&str, &str, &str)] = library!(
+    "channel_reduce",
+    "conv_fused",
+    "conv_partials",
+    "elementwise",
+    "grid",
+    "implicit_gemm",
+    "moments",
+    "norm",
+    "norm_grads",
+    "norm_partials",
+    "norm_running",
+    "texture",
+    "tree_sum",
+);
+
+/// An expanded shader.
+#[derive(Clone, Debug, Default)]
+pub struct Expanded {
+    /// The WGSL source.
+    pub wgsl: String,
+    /// File and line, from 1, that each line of `wgsl` was expanded from.
+    pub origins: Vec<(&'static str, usize)>,
+}
+
+/// Expands `source`, the contents of `file`, with the given defines.
+///
+/// # Errors
+/// [`Error::Shader`] for a directive or an expression that is malformed.
+pub fn expand(file: &'static str, source: &str, defines: &[(&str, i64)]) -> Result<Expanded> {
     let mut expander = Expander::default();
     for &(name, value) in defines {
         expander.names.0.insert(name.to_owned(), value);
     }
-    let lines = number_lines(file, source);
-    expander.block(&lines)?;
+    expander.block(&number_lines(file, source))?;
     Ok(expander.out)
 }
 
-/// Longest text that a shader may expand to, most lines to look at on the way, most rounds of a repeat, and deepest nesting: all far
-/// above what any kernel needs.
-const MAX_TEXT: usize = 4 << 20;
-const MAX_LINES: usize = 1 << 18;
-const MAX_REPEAT: i64 = 4096;
-const MAX_DEPTH: usize = 64;
-
 #[derive(Clone)]
 struct Line<'a> {
-    file: &'a str,
+    file: &'static str,
     number: usize,
     text: &'a str,
 }
@@ -71,29 +82,22 @@ impl Line<'_> {
     }
 }
 
-fn number_lines<'a>(file: &'a str, source: &'a str) -> Vec<Line<'a>> {
+fn number_lines<'a>(file: &'static str, source: &'a str) -> Vec<Line<'a>> {
     source.lines().enumerate().map(|(i, text)| Line { file, number: i + 1, text }).collect()
 }
 
 #[derive(Default)]
 struct Expander {
     names: Scope,
-    imported: Vec<String>,
-    out: String,
-    lines: usize,
-    depth: usize,
+    imported: Vec<&'static str>,
+    out: Expanded,
 }
 
 impl Expander {
     fn block(&mut self, lines: &[Line<'_>]) -> Result<()> {
-        self.depth += 1;
         let mut at = 0;
         while let Some(line) = lines.get(at) {
             at += 1;
-            self.count(line)?;
-            if self.depth > MAX_DEPTH {
-                return Err(line.error(format!("blocks nested more than {MAX_DEPTH} deep")));
-            }
             let Some((word, rest)) = line.directive() else {
                 self.text(line)?;
                 continue;
@@ -107,7 +111,7 @@ impl Expander {
                     self.names.0.insert(identifier(line, name)?, value);
                 }
                 "if" => {
-                    let (end, middle) = self.matching(lines, at, line, "if", "endif")?;
+                    let (end, middle) = matching(lines, at, line, "if", "endif")?;
                     let (yes, no) = match middle {
                         Some(middle) => (&lines[at..middle], &lines[middle + 1..end]),
                         None => (&lines[at..end], &lines[end..end]),
@@ -117,63 +121,26 @@ impl Expander {
                     at = end + 1;
                 }
                 "for" => {
-                    let (end, _) = self.matching(lines, at, line, "for", "endfor")?;
+                    let (end, _) = matching(lines, at, line, "for", "endfor")?;
                     self.repeat(line, rest, &lines[at..end])?;
                     at = end + 1;
                 }
                 other => return Err(line.error(format!("unknown directive `#{other}`"))),
             }
         }
-        self.depth -= 1;
-        Ok(())
-    }
-
-    /// Index of the line that closes the block opened before `at`, and of its `#else`.
-    fn matching(
-        &mut self,
-        lines: &[Line<'_>],
-        at: usize,
-        open: &Line<'_>,
-        word: &str,
-        close: &str,
-    ) -> Result<(usize, Option<usize>)> {
-        let (mut depth, mut middle) = (0, None);
-        for (i, line) in lines.iter().enumerate().skip(at) {
-            self.count(line)?;
-            match line.directive() {
-                Some((w, _)) if w == word => depth += 1,
-                Some((w, _)) if w == close && depth == 0 => return Ok((i, middle)),
-                Some((w, _)) if w == close => depth -= 1,
-                Some(("else", _)) if depth == 0 && word == "if" => match middle {
-                    Some(_) => return Err(line.error("a second `#else`")),
-                    None => middle = Some(i),
-                },
-                _ => {}
-            }
-        }
-        Err(open.error(format!("`#{word}` without `#{close}`")))
-    }
-
-    /// Lines that are looked at, again or in search of an end too, and rounds of repeats are counted, so that there is an end.
-    fn count(&mut self, line: &Line<'_>) -> Result<()> {
-        self.lines += 1;
-        if self.lines > MAX_LINES {
-            return Err(line.error(format!("expanding takes more than {MAX_LINES} lines")));
-        }
         Ok(())
     }
 
     fn import(&mut self, line: &Line<'_>, name: &str) -> Result<()> {
-        if self.imported.iter().any(|n| n == name) {
-            return Ok(());
-        }
-        let (_, source) = LIBRARY.iter().find(|(n, _)| *n == name).ok_or_else(|| {
-            let known: Vec<_> = LIBRARY.iter().map(|(n, _)| *n).collect();
+        let &(name, file, source) = LIBRARY.iter().find(|(n, ..)| *n == name).ok_or_else(|| {
+            let known: Vec<_> = LIBRARY.iter().map(|(n, ..)| *n).collect();
             line.error(format!("no library file `{name}`; there are: {}", known.join(", ")))
         })?;
-        self.imported.push(name.to_owned());
-        let file = format!("lib/{name}.wgsl");
-        self.block(&number_lines(&file, source))
+        if self.imported.contains(&name) {
+            return Ok(());
+        }
+        self.imported.push(name);
+        self.block(&number_lines(file, source))
     }
 
     fn repeat(&mut self, line: &Line<'_>, rest: &str, body: &[Line<'_>]) -> Result<()> {
@@ -182,12 +149,8 @@ impl Expander {
         let (first, end) = range.split_once("..").ok_or_else(usage)?;
         let name = identifier(line, name)?;
         let (first, end) = (self.names.eval(line, first)?, self.names.eval(line, end)?);
-        if end.saturating_sub(first) > MAX_REPEAT {
-            return Err(line.error(format!("{first}..{end} repeats more than {MAX_REPEAT} times")));
-        }
         let outer = self.names.0.get(&name).copied();
         for value in first..end {
-            self.count(line)?;
             self.names.0.insert(name.clone(), value);
             self.block(body)?;
         }
@@ -202,7 +165,7 @@ impl Expander {
     fn text(&mut self, line: &Line<'_>) -> Result<()> {
         let mut rest = line.text;
         while let Some((before, after)) = rest.split_once('$') {
-            self.out.push_str(before);
+            self.out.wgsl.push_str(before);
             let (expression, tail) = if let Some(inner) = after.strip_prefix('{') {
                 inner.split_once('}').ok_or_else(|| line.error("`${` without `}`"))?
             } else {
@@ -210,16 +173,32 @@ impl Expander {
                 after.split_at(end)
             };
             let value = self.names.eval(line, expression)?;
-            self.out.push_str(&value.to_string());
+            self.out.wgsl.push_str(&value.to_string());
             rest = tail;
         }
-        self.out.push_str(rest);
-        self.out.push('\n');
-        if self.out.len() > MAX_TEXT {
-            return Err(line.error(format!("the expanded shader is longer than {MAX_TEXT} bytes")));
-        }
+        self.out.wgsl.push_str(rest);
+        self.out.wgsl.push('\n');
+        self.out.origins.push((line.file, line.number));
         Ok(())
     }
+}
+
+/// Returns the index of the line that closes the block opened before `at`, and that of its `#else`.
+fn matching(lines: &[Line<'_>], at: usize, open: &Line<'_>, word: &str, close: &str) -> Result<(usize, Option<usize>)> {
+    let (mut depth, mut middle) = (0, None);
+    for (i, line) in lines.iter().enumerate().skip(at) {
+        match line.directive() {
+            Some((w, _)) if w == word => depth += 1,
+            Some((w, _)) if w == close && depth == 0 => return Ok((i, middle)),
+            Some((w, _)) if w == close => depth -= 1,
+            Some(("else", _)) if depth == 0 && word == "if" => match middle {
+                Some(_) => return Err(line.error("a second `#else`")),
+                None => middle = Some(i),
+            },
+            _ => {}
+        }
+    }
+    Err(open.error(format!("`#{word}` without `#{close}`")))
 }
 
 fn identifier(line: &Line<'_>, name: &str) -> Result<String> {
@@ -234,7 +213,7 @@ struct Scope(BTreeMap<String, i64>);
 
 impl Scope {
     fn eval(&self, line: &Line<'_>, text: &str) -> Result<i64> {
-        let mut parser = Parser { names: &self.0, line, rest: text.trim(), depth: 0 };
+        let mut parser = Parser { names: &self.0, line, rest: text.trim() };
         let value = parser.binary(0)?;
         if parser.rest.is_empty() {
             Ok(value)
@@ -251,7 +230,6 @@ struct Parser<'a> {
     names: &'a BTreeMap<String, i64>,
     line: &'a Line<'a>,
     rest: &'a str,
-    depth: usize,
 }
 
 impl Parser<'_> {
@@ -292,25 +270,19 @@ impl Parser<'_> {
     }
 
     fn unary(&mut self) -> Result<i64> {
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return Err(self.line.error(format!("an expression nested more than {MAX_DEPTH} deep")));
-        }
-        let value = if self.take("!") {
-            i64::from(self.unary()? == 0)
+        if self.take("!") {
+            Ok(i64::from(self.unary()? == 0))
         } else if self.take("-") {
-            self.unary()?.checked_neg().ok_or_else(|| self.line.error("a number out of range"))?
+            self.unary()?.checked_neg().ok_or_else(|| self.line.error("a number out of range"))
         } else if self.take("(") {
             let value = self.binary(0)?;
             if !self.take(")") {
                 return Err(self.line.error("`(` without `)`"));
             }
-            value
+            Ok(value)
         } else {
-            self.atom()?
-        };
-        self.depth -= 1;
-        Ok(value)
+            self.atom()
+        }
     }
 
     fn atom(&mut self) -> Result<i64> {
@@ -332,7 +304,7 @@ mod tests {
     use super::*;
 
     fn ok(source: &str, defines: &[(&str, i64)]) -> String {
-        expand("t.wgsl", source, defines).unwrap()
+        expand("t.wgsl", source, defines).unwrap().wgsl
     }
 
     fn err(source: &str) -> String {
@@ -387,21 +359,19 @@ mod tests {
             ("${(1}", "`(` without `)`"),
             ("${1", "without `}`"),
             ("${9223372036854775807 + 1}", "has no value"),
-            ("#for i in 0..999999999\n#endfor", "repeats more than"),
-            // The end of each block is looked for in each round.
-            (
-                &format!("#for i in 0..4096\n{}{}#endfor", "#if 1\n".repeat(50), "#endif\n".repeat(50)),
-                "takes more than",
-            ),
         ] {
             let message = err(source);
             assert!(message.contains(part), "{source:?}: {message}");
         }
-        assert!(err(&format!("${{{}1}}", "(".repeat(100))).contains("nested"));
-        let (open, close) = ("#if 1\n".repeat(100), "#endif\n".repeat(100));
-        assert!(err(&(open + &close)).contains("nested"));
-        // Rounds that leave no text.
-        let rounds = |depth| "#for i in 0..4096\n".repeat(depth) + &"#endfor\n".repeat(depth);
-        assert!(err(&rounds(10)).contains("lines"));
+    }
+
+    #[test]
+    fn lines_know_where_they_come_from() {
+        let expanded = expand("t.wgsl", "#import texture\n#for i in 0..2\nx$i\n#endfor\ny", &[]).unwrap();
+        let mut lines = expanded.wgsl.lines().zip(&expanded.origins).collect::<Vec<_>>();
+        assert_eq!(lines.len(), expanded.origins.len());
+        assert!(lines[0].0.starts_with("//") && *lines[0].1 == ("lib/texture.wgsl", 1));
+        let last = lines.split_off(lines.len() - 3);
+        assert_eq!(last, [("x0", &("t.wgsl", 3)), ("x1", &("t.wgsl", 3)), ("y", &("t.wgsl", 5))]);
     }
 }
