@@ -13,77 +13,17 @@
 // invocation computes one. Each sum is computed in the order in which it is written, indices rising.
 
 #import grid
-
-struct Params {
-    rows: u32,
-    phases: u32, // 1
-    splits: u32, // 1
-    positions: u32, // of y, in the whole batch
-    chunk: u32,
-    x_h: u32, // sizes: this kernel uses the overrides of the same names
-    x_w: u32,
-    x_c4: u32,
-    y_h: u32,
-    y_w: u32,
-    y_c4: u32,
-}
-
-override KH: u32;
-override KW: u32;
-override STRIDE: u32;
-override PAD: u32;
-override X_H: u32;
-override X_W: u32;
-override X_C4: u32;
-override Y_H: u32;
-override Y_W: u32;
-override Y_C4: u32;
-
-@group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> stats: array<vec4<f32>>;
-#if BACKWARD_WEIGHT
-@group(0) @binding(3) var<storage, read_write> c: array<vec4<f32>>;
-@group(0) @binding(4) var<uniform> p: Params;
-#else
-@group(0) @binding(3) var<storage, read> aux: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> c: array<vec4<f32>>;
-@group(0) @binding(6) var<uniform> p: Params;
-
-fn ld_aux(i: u32) -> vec4<f32> {
-    return aux[i];
-}
-#endif
-
-fn ld_stats(i: u32) -> vec4<f32> {
-    return stats[i];
-}
-
+#import conv_interface
 #import conv_fused
 
 // Vec4 i of A, which is in channel group `channel` among `channels`, with the prologue applied.
-fn ld_a(i: u32, channel: u32, channels: u32) -> vec4<f32> {
+fn operand_a(i: u32, channel: u32, channels: u32) -> vec4<f32> {
 #if NORM
-    return activated(a[i], affine(channel, channels));
+    return activated(ld_a(i), affine(channel, channels));
 #else
-    return a[i];
+    return ld_a(i);
 #endif
 }
-
-#if BACKWARD_WEIGHT
-fn ld_b(i: u32, channel: u32) -> vec4<f32> {
-#if NORM_B
-    return activated(b[i], affine(channel, Y_C4));
-#else
-    return b[i];
-#endif
-}
-#else
-fn ld_b(i: u32) -> vec4<f32> {
-    return b[i];
-}
-#endif
 
 #if !BACKWARD_WEIGHT
 @compute @workgroup_size(64)
@@ -108,7 +48,7 @@ fn forward(
             let ix = ox * STRIDE + kx - PAD;
             if iy < X_H && ix < X_W {
                 for (var i = 0u; i < X_C4; i++) {
-                    let x = ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i, i, X_C4);
+                    let x = operand_a(((n * X_H + iy) * X_W + ix) * X_C4 + i, i, X_C4);
                     let w = ((ky * KW + kx) * X_C4 + i) * 4u * Y_C4 + o;
                     sum += x.x * ld_b(w);
                     sum += x.y * ld_b(w + Y_C4);
@@ -142,7 +82,7 @@ fn backward_input(
             let ox = (ix + PAD - kx) / STRIDE;
             if oy < Y_H && ox < Y_W && oy * STRIDE + ky == iy + PAD && ox * STRIDE + kx == ix + PAD {
                 for (var o = 0u; o < Y_C4; o++) {
-                    let dy = ld_a(((n * Y_H + oy) * Y_W + ox) * Y_C4 + o, o, Y_C4);
+                    let dy = operand_a(((n * Y_H + oy) * Y_W + ox) * Y_C4 + o, o, Y_C4);
                     let w = ((ky * KW + kx) * X_C4 + i) * 4u * Y_C4 + o;
                     sum += vec4<f32>(
                         dot(dy, ld_b(w)),
@@ -158,6 +98,15 @@ fn backward_input(
 }
 
 #else
+
+// Vec4 i of B, which is in channel group `channel`, with the prologue applied.
+fn operand_b(i: u32, channel: u32) -> vec4<f32> {
+#if NORM_B
+    return activated(ld_b(i), affine(channel, Y_C4));
+#else
+    return ld_b(i);
+#endif
+}
 
 @compute @workgroup_size(64)
 fn backward_weight(
@@ -179,8 +128,8 @@ fn backward_weight(
         let ix = position % Y_W * STRIDE + kx - PAD;
         let n = position / (Y_W * Y_H);
         if iy < X_H && ix < X_W {
-            let x = ld_a(((n * X_H + iy) * X_W + ix) * X_C4 + i / 4u, i / 4u, X_C4)[i % 4u];
-            sum += x * ld_b(position * Y_C4 + o, o);
+            let x = operand_a(((n * X_H + iy) * X_W + ix) * X_C4 + i / 4u, i / 4u, X_C4)[i % 4u];
+            sum += x * operand_b(position * Y_C4 + o, o);
         }
     }
 #if ACC

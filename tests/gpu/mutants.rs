@@ -111,7 +111,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("statistics of rows that are not there", "fused_conv/all_tails/forward/subgroup_tex", "conv2d.forward/subgroup_tex_8", "vec4<bool>(row3.exists)", "vec4<bool>(true)"),
     mutant("statistics from another value in each group", "fused_conv/all_tails/forward/subgroup_tex", "conv2d.forward/subgroup_tex_8", "vec4<bool>(g == 0u)", "vec4<bool>(true)"),
     mutant("a column's bias for the next", "fused_conv/all_tails/forward/subgroup_tex", "conv2d.forward/subgroup_tex_8", "column_of(1u, mine)", "column_of(0u, mine)"),
-    mutant("weight gradient of what was not normalized", "fused_conv/norm_up/backward_weight/naive", "conv2d.backward_weight", "return activated(b[i], affine(channel, Y_C4));", "return b[i];"),
+    mutant("weight gradient of what was not normalized", "fused_conv/norm_up/backward_weight/naive", "conv2d.backward_weight", "return activated(ld_b(i), affine(channel, Y_C4));", "return ld_b(i);"),
     mutant("one texel off", "fused_conv/all_tails/forward/subgroup_tex", "conv2d.forward/subgroup_tex_8", "i & 511u", "i & 255u"),
     mutant("means of the gradient forgotten", "fused_conv/norm_3x3/backward_input/naive", "fused_norm.gradient/channel_reduce", "(d - mean_g)", "d"),
     mutant("a row of each invocation unwritten", "linear/tails/forward/tiled", "conv2d.forward/tiled_16", "c[i] = acc0_0;", ""),

@@ -29,6 +29,7 @@ macro_rules! library {
 const LIBRARY: &[(&str, &str, &str)] = library!(
     "channel_reduce",
     "conv_fused",
+    "conv_interface",
     "conv_partials",
     "elementwise",
     "grid",

@@ -71,15 +71,16 @@ static KERNELS: LazyLock<Vec<ConvKernel>> = LazyLock::new(|| {
 });
 
 fn naive(gemm: Gemm) -> ConvKernel {
+    let weight = i64::from(gemm == Gemm::BackwardWeight);
     let kernel = Kernel {
         variant: Variant::Naive.name(),
         file: "conv/conv2d.naive.wgsl",
         source: include_str!("../../../../shaders/conv/conv2d.naive.wgsl"),
         entry: gemm.name(),
-        defines: vec![("BACKWARD_WEIGHT", i64::from(gemm == Gemm::BackwardWeight))].leak(),
+        defines: vec![("BACKWARD_WEIGHT", weight), ("SIZES", 0), ("TEXTURES", 0), ("SUMS", 0)].leak(),
         ..interface(gemm, Variant::Naive)
     };
-    ConvKernel { kernel, gemm, variant: Variant::Naive, tile: None, sums_rows: sums_rows(gemm, Variant::Naive) }
+    ConvKernel { kernel, gemm, variant: Variant::Naive, tile: None, sums_rows: false }
 }
 
 fn tiled(gemm: Gemm, columns: usize) -> ConvKernel {
