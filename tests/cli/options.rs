@@ -43,6 +43,7 @@ fn bases() -> Vec<Base> {
         base("data", "", ""),
         base("check", "relu", ""),
         base("info", "", "--batch 2"),
+        base("kernels", "", "--batch 2"),
         base("bench step", "", "--batch 2 --steps 1 --warmup 0"),
         Base { gpu: true, ..base("bench kernels", "", "--batch 2") },
         Base { gpu: true, ..base("tune", "", "--batch 2") },
@@ -85,6 +86,7 @@ const NONSENSE: &[(&str, u8, &[&str])] = &[
     ("--latent-dim", 2, &["", "0", "-1", "65537", "some", "18446744073709551615"]),
     ("--norm", 2, &["", "group", "1"]),
     ("--schedule", 2, &["", "wavy", "1"]),
+    ("--emit", 2, &["", "glsl"]),
     ("--split", 2, &["", "validation", "1"]),
     ("--iwae", 2, &["", "-1", "1.5", "100001", "all"]),
     ("--from", 2, &[""]),
@@ -128,6 +130,7 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("tune", "--out new.txt", 2, "new.txt"),
     ("tune", "--out folder.json", 1, "folder.json"),
     ("check", "nonesuch", 1, "nonesuch"),
+    ("kernels", "nonesuch", 1, "nonesuch"),
     ("check", "--bisect", 1, "--bisect"),
     ("info", "run --channels 8", 2, "--channels"),
     ("completions", "tcl", 2, "tcl"),
@@ -256,7 +259,7 @@ fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<
         let value = defaults.next_if(|next| !next.starts_with('-'));
         let long = if name == "-n" { "--count" } else { name };
         let known = options.contains_key(long);
-        let planned_for_no_device = base.command == "info" && long == "--device";
+        let planned_for_no_device = matches!(base.command, "info" | "kernels") && long == "--device";
         let excluded = resumes && !matches!(long, "--device" | "--data" | "--quiet")
             || files && ["--data", "--train-limit", "--val-limit", "--count"].contains(&long)
             || trained && ["--channels", "--blocks", "--latent-dim"].contains(&long);

@@ -229,6 +229,24 @@ fn closed_pipe_ends_bench_kernels_silently() {
 }
 
 #[test]
+fn kernels_are_listed_and_printed_in_every_language() {
+    let listed = run(&[["kernels"].as_slice(), &TINY].concat());
+    let list = stdout(&listed);
+    let name = list.lines().filter_map(|line| line.split(' ').next()).find(|name| name.starts_with("conv2d.forward/"));
+    let name = name.expect("a convolution");
+    for (language, part) in
+        [("wgsl", "@compute"), ("spirv", "\u{3}\u{2}#\u{7}"), ("msl", "kernel void"), ("hlsl", "[numthreads(")]
+    {
+        let output = run(&[["kernels", name, "--emit", language].as_slice(), &TINY].concat());
+        assert!(output.status.success(), "{language}: {}", stderr(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains(part), "{language}");
+    }
+    let unknown = run(&[["kernels", "nonesuch"].as_slice(), &TINY].concat());
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("`nonesuch`") && stderr(&unknown).contains(name), "{}", stderr(&unknown));
+}
+
+#[test]
 fn tune_writes_a_table_that_is_used_only_on_request() {
     let none = run(&[["tune", "--device", "cpu"].as_slice(), &TINY].concat());
     assert_eq!(none.status.code(), Some(1));
