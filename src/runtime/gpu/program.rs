@@ -107,7 +107,7 @@ impl Program {
         Self::build(gpu, label, steps, submissions, cache, None)
     }
 
-    /// Compiles kernels that `rewrite` edits, for one submission and past the pipeline caches.
+    /// Compiles kernels that `rewrite` edits, for one submission. Does not use cached pipelines.
     ///
     /// # Errors
     /// As [`Program::planned`], and those of `rewrite`.

@@ -58,3 +58,42 @@ impl Graph {
 fn by_name<const N: usize>(operands: [(&'static str, ValueId); N]) -> Bound {
     operands.map(|(name, value)| (operand(name), value)).to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::exec::{CpuExecutor, Data, Executor};
+    use crate::runtime::graph::{Builder, Root, initial};
+    use crate::runtime::op::Conv;
+    use crate::runtime::tensor::shape::Shape;
+
+    #[test]
+    fn any_graph_can_be_trained_and_skips_steps_that_are_not_finite() {
+        let config = AdamConfig { beta1: 0.5, ..AdamConfig::default() };
+        let mut b = Builder::new();
+        let x = b.input("x", Spec::nhwc(Shape::new(1, 2, 1, 1))).unwrap();
+        let y = b.apply("linear", &[x], |s| Conv::linear(s[0], Shape::vector(1))).unwrap();
+        let dy = b.input("dy", Spec::nhwc(b.shape(y))).unwrap();
+        let losses = b.input("losses", Spec::flat(3)).unwrap();
+        let graph = b.build().with_gradients(&[Root::Seeded(y, dy)], &[]).unwrap();
+        let graph = graph.with_adam(config, losses).unwrap();
+        assert_eq!(graph.optimizer(), Some(config));
+
+        let mut exec = CpuExecutor::<f64>::new();
+        let params = initial(&graph, Arena::Params, 1).unwrap();
+        let program = exec.add(graph).unwrap();
+        exec.upload(Arena::Params, &params).unwrap();
+        let (bias_correction1, bias_correction2) = config.bias_corrections(0);
+        let step = StepScalars { lr: 0.1, bias_correction1, bias_correction2, ..StepScalars::default() };
+        for (name, values) in [("x", &[1.0, 2.0][..]), ("dy", &[1.0]), ("hyperparams", &step.to_array())] {
+            exec.write(exec.input(program, name).unwrap(), Data::F32(values)).unwrap();
+        }
+        for (loss, applied) in [(f32::NAN, false), (1.0, true)] {
+            exec.write(exec.input(program, "losses").unwrap(), Data::F32(&[loss; 3])).unwrap();
+            exec.run(program, &[]).unwrap();
+            assert_eq!(exec.download(Arena::Params).unwrap() != params, applied, "loss {loss}");
+            let flag = exec.read(exec.output(program, "norm").unwrap()).unwrap()[1];
+            assert_eq!(flag == 1.0, applied, "loss {loss}");
+        }
+    }
+}
