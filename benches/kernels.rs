@@ -1,7 +1,7 @@
-//! Every distinct operation, direction and shape of the default model, against the adapter's measured roof.
+//! Every distinct operation, direction and shape of the default model, relative to the measured roofline of the adapter.
 //!
-//! `cargo bench` runs batch 32 and 128; `cargo bench -- conv2d` only what matches; `VAE_WGPU_BENCH_SHORT=1` a few seconds' worth.
-//! After criterion's own lines comes one table with GFLOP/s, GB/s and the share of the roof.
+//! `cargo bench` runs batch 32 and 128, `cargo bench -- conv2d` the benches that match, `VAE_WGPU_BENCH_SHORT=1` a few seconds of them.
+//! After criterion's output comes a table with GFLOP/s, GB/s and the share of the roofline.
 
 #![expect(clippy::expect_used, reason = "a bench stops where it fails")]
 
@@ -39,7 +39,7 @@ fn main() {
         let planned = VaeConfig::default().plan(batch, Mode::Train, gpu.profile(), &options);
         let (graph, _) = planned.expect("the default model");
         let all = workloads(&graph).expect("its kernels");
-        // The short mode only shows that everything runs: one shape of each pass.
+        // The short mode only shows that everything runs, with one shape of each pass.
         let mut seen = Vec::new();
         let mut wanted = |s: &&Workload| {
             let key = (s.op.kind(), s.pass.name);
@@ -50,7 +50,7 @@ fn main() {
         let mut group = criterion.benchmark_group(format!("batch {batch}"));
         for workload in all.iter().filter(|s| wanted(s)) {
             group.throughput(Throughput::Elements(workload.cost.flop as u64));
-            // Made once, and only for what the filter lets through; criterion calls the closure for every sample.
+            // Created once, and only if the filter matches; criterion calls the closure for every sample.
             let bench = OnceCell::new();
             let best = Cell::new(f64::INFINITY);
             group.bench_function(&workload.name, |b| {

@@ -1,4 +1,4 @@
-//! Writes the first files of every corpus: good ones, and one each of what was once thought of. `cargo run --release --example seeds`
+//! Writes the first files of every corpus, valid and invalid ones: `cargo run --release --example seeds`.
 
 use std::error::Error;
 use std::fs;

@@ -1,5 +1,5 @@
-//! What every parser of bytes from outside must bear: whatever comes, it returns, and what it takes is sound. The fuzzer calls these
-//! functions with what it makes up, `tests/repo/corpus.rs` with what it has found worth keeping.
+//! Fuzz targets: every parser of external bytes must return, and whatever it accepts must be valid. The fuzzer calls these functions with
+//! generated input, `tests/repo/corpus.rs` with the corpus.
 
 use std::io::Write;
 use std::path::Path;
@@ -22,7 +22,7 @@ use vae_wgpu::vae::train::Settings;
 use vae_wgpu::vae::train::rows::{EpochRow, StepRow};
 use vae_wgpu::vae::weights::TensorSchema;
 
-/// A target by its name, which is that of its corpus.
+/// A target and its name, which is also that of its corpus.
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
@@ -36,12 +36,12 @@ pub(crate) const TARGETS: [Target; 7] = [
     ("weights", weights),
 ];
 
-/// A name for messages.
+/// The path in error messages.
 fn path() -> &'static Path {
     Path::new("outside")
 }
 
-/// An error that a person gets to see says something, on one line that can be read; a bug of the crate is none.
+/// Asserts that an error is one readable line, and not a bug of the crate.
 fn clear(error: &Error) {
     assert!(!matches!(error, Error::Bug(_)), "{error:?}");
     let mut cause: Option<&dyn std::error::Error> = Some(error);
@@ -60,7 +60,7 @@ fn sound(dataset: &Dataset) {
     }
 }
 
-/// An archive: as it is where it starts as gzip does, else packed first, so that the tar inside can be reached.
+/// An archive. Input without the gzip magic is compressed first, so that the fuzzer reaches the tar format.
 pub(crate) fn archive(bytes: &[u8]) {
     let mut packed = GzEncoder::new(Vec::new(), Compression::none());
     let packed = match bytes.starts_with(&[0x1f, 0x8b]) {
@@ -73,7 +73,7 @@ pub(crate) fn archive(bytes: &[u8]) {
     }
 }
 
-/// One of a data set's files, which the first byte chooses; the others are good.
+/// One file of a data set, chosen by the first byte; the other files are valid.
 pub(crate) fn cifar(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else { return };
     let mut contents: cifar::Contents = cifar::FILES[..6].iter().map(|name| (*name, vec![1; cifar::RECORD])).collect();
@@ -84,7 +84,7 @@ pub(crate) fn cifar(bytes: &[u8]) {
     }
 }
 
-/// Tensors in a file; what is read is finite and comes back from its own bytes.
+/// Tensors in a file. Accepted tensors are finite and survive a round trip.
 fn tensors(bytes: &[u8]) -> Option<TensorFile> {
     let file = TensorFile::from_bytes(bytes, path()).map_err(|error| clear(&error)).ok()?;
     for (name, array) in &file.tensors {
@@ -105,7 +105,7 @@ pub(crate) fn weights(bytes: &[u8]) {
     }
 }
 
-/// `checkpoint.safetensors`, as a run that goes on reads it.
+/// `checkpoint.safetensors`, as `--resume` reads it.
 pub(crate) fn checkpoint(bytes: &[u8]) {
     let Some(file) = tensors(bytes) else { return };
     let read = || {
@@ -136,7 +136,7 @@ pub(crate) fn config(bytes: &[u8]) {
     let _ = tune::VariantTable::from_json(bytes).map_err(|error| assert!(!error.to_string().is_empty()));
 }
 
-/// `metrics.csv` and `epochs.csv`. To draw them takes long: only some are.
+/// `metrics.csv` and `epochs.csv`. Plotting is slow, so only some are plotted.
 pub(crate) fn table(bytes: &[u8]) {
     let steps = csv::parse::<StepRow>(bytes, path(), |_| true).map_err(|error| clear(&error));
     let epochs = csv::parse::<EpochRow>(bytes, path(), |row| row.epoch < 7).map_err(|error| clear(&error));
@@ -148,14 +148,14 @@ pub(crate) fn table(bytes: &[u8]) {
         plots::learning_rate(steps).expect("a plot of any rows");
     }
     if let Ok((epochs, _)) = epochs {
-        // A step for each epoch, so that there is a place for it.
+        // A step for each epoch.
         let step = |row: &EpochRow| StepRow { step: row.epoch, epoch: row.epoch, ..StepRow::default() };
         let steps: Vec<_> = epochs.iter().map(step).collect();
         plots::training_loss(&steps, &epochs).expect("a plot of any rows");
     }
 }
 
-/// A picture of the user's, and a strip of those that a run wrote.
+/// An image from the user, and a strip of images that a run wrote.
 pub(crate) fn picture(bytes: &[u8]) {
     match ImageBatch::from_strip(bytes, path()) {
         Ok(strip) => assert!((1..=256).contains(&strip.len())),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts SwiftShader, a second software Vulkan driver, into target/swiftshader and prints the path of its manifest, for VK_DRIVER_FILES.
-# Debian's chromium-common carries it; it needs nothing but libc, so it is taken out of the package and nothing is installed.
+# It comes from Debian's package chromium-common. It needs only libc, so it is extracted and nothing is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$PWD/target/swiftshader
@@ -23,7 +23,7 @@ if [ ! -f "$folder/$manifest" ]; then
     dpkg-deb --fsys-tarfile "$temporary"/chromium-common_*.deb |
         tar -x -C "$temporary" --strip-components=4 "./usr/lib/chromium/$manifest" ./usr/lib/chromium/libvk_swiftshader.so
     mkdir -p "$folder"
-    # The manifest last: it says that the driver is there.
+    # The manifest comes last, because its presence means that the driver is complete.
     mv "$temporary/libvk_swiftshader.so" "$temporary/$manifest" "$folder"
 fi
 echo "$folder/$manifest"

@@ -1,5 +1,5 @@
-//! Faults of the file system under a run of the real binary: two runs in one folder, a full disk, folders that are read-only or vanish,
-//! a table that cannot be written. Training goes on where it can, warns once, and loses no checkpoint.
+//! File system faults during a run: two runs in one folder, a full disk, read-only and missing folders, a table that cannot be written.
+//! Training continues where it can, warns once, and loses no checkpoint.
 
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Lines, Read, Write};
@@ -14,10 +14,10 @@ use vae_wgpu::app::io::tensor_file;
 use crate::runs::{command, device, ok, resume, rows, run_in, signal, start, text};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
-/// Epochs of a run that is disturbed: enough for the test to take its time.
+/// Epochs of a run with a fault: long enough for the test to act.
 const LONG: &str = "40";
 
-/// Arguments of a run of two steps an epoch.
+/// Arguments of a run with two steps per epoch.
 fn tiny<'a>(out: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
     let mut args = vec!["train", "--data", "shapes", "--train-limit", "8", "--val-limit", "4", "--batch-size", "4"];
     args.extend(["--channels", "2", "--blocks", "1", "--latent-dim", "2", "--warmup", "4"]);
@@ -25,16 +25,16 @@ fn tiny<'a>(out: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
     args
 }
 
-/// Runs have computed the same: all that goes on from here does, too.
+/// Asserts that two runs have the same tables and the same checkpoint.
 fn assert_same_end(a: &str, b: &str) {
     for table in ["metrics.csv", "epochs.csv"] {
         assert_eq!(rows(a, table), rows(b, table));
     }
     let [a, b] = [a, b].map(|run| tensor_file::load(&Path::new(run).join(CHECKPOINT)).unwrap().tensors);
-    assert!(a == b, "another end");
+    assert!(a == b, "the checkpoints differ");
 }
 
-/// Code and words of a run to its end.
+/// Runs a command; returns its exit code and stderr.
 fn ends(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     let said = text(&output.stderr);
@@ -46,7 +46,7 @@ fn warnings(said: &str) -> usize {
     said.matches("warning").count()
 }
 
-/// A run of which the test reads the events.
+/// A run whose events the test reads.
 struct Watched {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -60,7 +60,7 @@ impl Watched {
         Self { child, lines, said: String::new() }
     }
 
-    /// Reads on until an event of this kind.
+    /// Reads until an event of this kind.
     fn wait_for(&mut self, event: &str) {
         let event = format!("\"event\":\"{event}\"");
         loop {
@@ -73,7 +73,7 @@ impl Watched {
         }
     }
 
-    /// Reads all that remains: code, events, words.
+    /// Reads the rest; returns exit code, events and stderr.
     fn end(mut self) -> (Option<i32>, String, String) {
         for line in self.lines {
             self.said.push_str(&line.unwrap());
@@ -87,10 +87,10 @@ impl Watched {
     }
 }
 
-/// User and group.
+/// User and group id.
 const NOBODY: u32 = 65_534;
 
-/// The tests must not be root for permissions to count; where they are, the run is somebody else.
+/// Permissions do not apply to root, so if the tests run as root, the run uses another user.
 fn as_somebody(dir: &TempDir, args: &[&str]) -> Command {
     let owner = fs::metadata(dir.path()).unwrap().uid();
     if owner != 0 {
@@ -111,11 +111,11 @@ fn mode(path: &Path, bits: u32) {
     fs::set_permissions(path, Permissions::from_mode(bits)).unwrap();
 }
 
-/// A small file system in memory.
+/// A small tmpfs.
 struct Disk(PathBuf);
 
 impl Disk {
-    /// None, and loud, where the system does not let us; `VAE_WGPU_REQUIRE_TOOLS=1` makes that a failure.
+    /// Returns `None` with a message if mounting is not permitted; `VAE_WGPU_REQUIRE_TOOLS=1` makes that a failure.
     fn mount(at: PathBuf, kib: u32) -> Option<Self> {
         fs::create_dir(&at).unwrap();
         let options = format!("size={kib}k,mode=777");
@@ -125,12 +125,12 @@ impl Disk {
         }
         let required = std::env::var_os("VAE_WGPU_REQUIRE_TOOLS").is_some_and(|v| v != "0");
         assert!(!required, "VAE_WGPU_REQUIRE_TOOLS is set and a tmpfs cannot be mounted: {mounted:?}");
-        // Past the capture of output.
+        // Not captured by the test harness.
         let _ = writeln!(std::io::stderr(), "*** SKIPPED: a full disk needs a tmpfs, which only root can mount ***");
         None
     }
 
-    /// Fills it but for `left` bytes; returns what to remove to free it.
+    /// Fills it except for `left` bytes; returns the file to remove to free it.
     fn fill(&self, left: u64) -> PathBuf {
         let path = self.0.join("filler");
         let mut file = File::create(&path).unwrap();
@@ -172,7 +172,7 @@ fn full_disk_keeps_the_last_checkpoint_and_training_continues() {
     ok(&tiny(&whole, "cpu", LONG));
     ok(&tiny(&run, "cpu", "1"));
     let checkpoint = fs::read(Path::new(&run).join(CHECKPOINT)).unwrap();
-    // Enough for the settings, not for a checkpoint.
+    // Enough space for the settings, not for a checkpoint.
     let filler = disk.fill(8 << 10);
     let (code, said) = ends(&mut command(&resume(&run, "cpu", "3")));
     assert_eq!((code, warnings(&said)), (Some(1), 1), "{said}");
@@ -180,7 +180,7 @@ fn full_disk_keeps_the_last_checkpoint_and_training_continues() {
     let last = said.lines().last().unwrap();
     assert!(last.starts_with("error: cannot write ") && last.contains("No space left"), "{said}");
     assert!(fs::read(Path::new(&run).join(CHECKPOINT)).unwrap() == checkpoint, "the checkpoint is another");
-    // Space comes back in the middle of a run. What was written so far may have taken the room for the settings.
+    // Space is freed during a run. Earlier files may have taken the space for the settings.
     fs::remove_file(filler).unwrap();
     let filler = disk.fill(8 << 10);
     let mut watched = Watched::new(&mut command(&resume(&run, "cpu", LONG)));
@@ -227,14 +227,14 @@ fn missing_run_folder_is_recreated() {
     ok(&tiny(&whole, "cpu", LONG));
     let mut watched = Watched::new(&mut command(&tiny(&run, "cpu", LONG)));
     watched.wait_for("epoch");
-    // The run may be writing to it at this moment.
+    // The run may be writing to it.
     while fs::remove_dir_all(&run).is_err() && Path::new(&run).exists() {}
     let (code, events, words) = watched.end();
     assert_eq!(code, Some(0), "{events}{words}");
     assert!(events.contains("was missing and has been recreated") && warnings(&events) <= 2, "{events}");
     assert_same_end(&run, &whole);
     assert!(Path::new(&run).join("model.safetensors").exists());
-    // It can be gone on with, by one process at a time.
+    // It can be resumed.
     ok(&resume(&run, "cpu", "41"));
 }
 
@@ -261,7 +261,7 @@ fn failed_start_leaves_the_existing_run_unchanged() {
     let run = run_in(&dir, "run");
     ok(&tiny(&run, "cpu", "1"));
     let checkpoint = fs::read(Path::new(&run).join(CHECKPOINT)).unwrap();
-    // Of 32 channels and latent numbers.
+    // 32 channels and latent dimensions.
     fn large(out: &str) -> Vec<&str> {
         let args = tiny(out, "cpu", "1").into_iter().map(|arg| if arg == "2" { "32" } else { arg });
         args.chain(["--memory-limit", "1"]).collect()
@@ -272,7 +272,7 @@ fn failed_start_leaves_the_existing_run_unchanged() {
     let new = run_in(&dir, "new");
     assert_eq!(ends(&mut command(&large(&new))).0, Some(1));
     assert!(!Path::new(&new).exists(), "a run that did not start left its folder");
-    // A folder that is no run's is nobody's to empty.
+    // A folder that holds no run is not emptied.
     let own = dir.path().join("own");
     fs::create_dir_all(own.join("samples")).unwrap();
     for name in ["config.json", "metrics.csv", "samples/epoch_01.png"] {
@@ -304,11 +304,11 @@ fn file_size_limit_is_reported() {
 fn device_out_of_memory_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let run = run_in(&dir, "run");
-    // Three gigabytes of activations where one may be had.
+    // 3 GB of activations with a limit of 1 GB.
     let mut args = vec!["train", "--data", "shapes", "--train-limit", "512", "--batch-size", "512", "--epochs", "1"];
     args.extend(["--device", device(), "--quiet", "--out", &run]);
     let (code, said) = ends(&mut limited(&dir, "-v 1000000", &args));
-    // The driver may have words of its own.
+    // The driver may print messages, too.
     assert!(code == Some(1) && said.lines().filter(|line| line.starts_with("error: ")).count() == 1, "{code:?} {said}");
     assert!(!Path::new(&run).exists(), "a run that did not start left its folder");
 }
@@ -321,7 +321,7 @@ fn failure_to_start_a_thread_is_reported() {
     assert!(code == Some(1) && said.contains("starting a thread") && said.lines().count() == 1, "{code:?} {said}");
 }
 
-/// The program as somebody under a limit of the shell's.
+/// The program under a `ulimit` of the shell.
 fn limited(dir: &TempDir, limit: &str, args: &[&str]) -> Command {
     let somebody = as_somebody(dir, args);
     let mut shell = Command::new("bash");

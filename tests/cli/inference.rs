@@ -1,4 +1,4 @@
-//! The commands that use a trained model, on the real binary: files, numbers held against the library, and mistakes.
+//! The commands that use a trained model: their files, results compared with the library, invalid arguments.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ impl TrainContext {
         let graph = config.graph(1, Mode::Encode).unwrap();
         let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
         let mut weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
-        // Codes that differ from picture to picture, pictures that differ from code to code.
+        // Different images have different codes, and different codes different images.
         for (tensor, numbers) in graph.params().iter().zip(&mut weights.params) {
             if tensor.name.ends_with("fc.weight") || tensor.name == "decoder.out.weight" {
                 numbers.iter_mut().for_each(|v| *v *= 4.0);
@@ -60,7 +60,7 @@ impl TrainContext {
         self.path("run/model.safetensors")
     }
 
-    /// A command in the folder, on the CPU unless told otherwise.
+    /// A command in the folder, on the CPU by default.
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
         command.args(line.split_whitespace()).current_dir(self.dir.path()).stdin(Stdio::null());
@@ -80,7 +80,7 @@ impl TrainContext {
         output
     }
 
-    /// Runs a command that must fail with this code and say this.
+    /// Runs a command that must fail with this exit code and print these parts on stderr.
     fn fails(&self, line: &str, code: i32, parts: &[&str]) {
         let output = self.run(line);
         let said = text(&output.stderr);
@@ -111,7 +111,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The first test pictures.
+/// The first test images.
 fn test_pixels(count: u32) -> Vec<u8> {
     let mut pixels = Vec::new();
     let test = shapes::dataset().unwrap().test;
@@ -119,7 +119,7 @@ fn test_pixels(count: u32) -> Vec<u8> {
     pixels
 }
 
-/// Side of a grid of `cells` pictures of 32 pixels, each enlarged three times.
+/// Side of a grid of `cells` images of 32 pixels, each enlarged three times.
 fn side(cells: u32) -> u32 {
     cells * (96 + 2) + 2
 }
@@ -162,7 +162,7 @@ fn samples_depend_only_on_the_seed_and_match_the_decoder() {
     assert_eq!(samples, stage.runner(5).decode(5, &z).unwrap());
     assert_ne!(samples[..DIMS], samples[DIMS..2 * DIMS]);
 
-    // However many at once, the last ones among them.
+    // In batches, including a partial last one.
     stage.ok("sample run -n 5 --raw --out b.safetensors --batch-size 2");
     let file = tensor_file::load(&stage.path("b.safetensors")).unwrap();
     assert_eq!(file.tensors["samples"].dims, [5, 3, 32, 32]);
@@ -215,7 +215,7 @@ fn reconstructions_are_shown_next_to_their_inputs() {
             assert_eq!(found, expected, "{i} {picture}");
         }
     }
-    // More than there are is all there are.
+    // More than there are gives all of them.
     stage.ok("reconstruct run --data shapes --val-limit 2 -n 64 --out few.png");
     assert_eq!(stage.png("few.png").dimensions(), (side(4), side(1)));
 
@@ -226,7 +226,7 @@ fn reconstructions_are_shown_next_to_their_inputs() {
     assert_eq!(files.dimensions(), (side(4), side(1)));
     assert_eq!(files.get_pixel(50, 50).0, [255, 0, 0]);
 
-    // A failure leaves the earlier result.
+    // A failure leaves the earlier result unchanged.
     let before = fs::read(stage.path("files.png")).unwrap();
     fs::write(stage.path("text.png"), "hello").unwrap();
     stage.fails("reconstruct run one.png text.png --out files.png", 1, &["decode the image", "text.png"]);
@@ -243,7 +243,7 @@ fn interpolations_and_traversals_have_the_expected_images() {
     assert_eq!(row.dimensions(), (side(6), side(1)));
     let pixel = |picture: usize| [0, 1, 2].map(|c| test_pixels(4)[picture * DIMS + c * 1024]);
     assert_eq!((row.get_pixel(3, 3).0, row.get_pixel(5 * 98 + 3, 3).0), (pixel(0), pixel(3)));
-    // From a file to a file without any data set.
+    // Between files, without a data set.
     image::RgbImage::from_pixel(50, 40, image::Rgb([255, 0, 0])).save(stage.path("one.png")).unwrap();
     stage.ok("interpolate run --from one.png --to one.png --data nowhere --out files.png");
     let out_of_range = ["an index below 3", "found 3"];
@@ -254,7 +254,7 @@ fn interpolations_and_traversals_have_the_expected_images() {
     stage.ok("traverse run --steps 5");
     let zeros = stage.png("traversal.png");
     assert_eq!(zeros.dimensions(), (side(5), side(LATENT as u32)));
-    // In the middle of every row stands the same picture.
+    // The middle image is the same in every row.
     let cut = |row: u32| image::imageops::crop_imm(&zeros, 2 + 2 * 98, 2 + row * 98, 96, 96).to_image();
     assert_eq!(cut(0), cut(3));
     stage.ok("traverse run --data shapes --image 2 --out image.png");
@@ -357,7 +357,7 @@ fn eval_matches_a_direct_computation() {
     assert_eq!((number("/images"), number("/latent_dim")), (5.0, LATENT as f64));
     assert!(report["model"].is_string() && report["device"].is_string() && report["data"] == "shapes", "{report}");
 
-    // Noise does not depend on how many pictures are worked on at once.
+    // Noise does not depend on the batch size.
     let whole: Value = serde_json::from_slice(&stage.ok(line).stdout).unwrap();
     assert!(close(number("/iwae/nats"), whole["iwae"]["nats"].as_f64().unwrap()), "{whole}");
     let short: Value =
@@ -418,7 +418,7 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         stage.fails(&format!("info {model}"), 1, &parts);
     }
     assert!(!stage.path("no.png").exists());
-    // A checkpoint holds the same weights and says which model they are of.
+    // A checkpoint holds the same weights and the sizes of their model.
     changed("checkpoint.safetensors", &|f| {
         let config = f.metadata.remove("config").unwrap();
         f.metadata.insert("settings".into(), format!("{{\"model\":{config},\"lr\":0.01}}"));
@@ -527,7 +527,7 @@ fn ctrl_c_leaves_no_partial_file() {
     let stage = TrainContext::new();
     let mut child = stage.command("encode run --data shapes --split train").spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(500));
-    // Programs in the background of a script are born with SIGINT ignored: there another signal has to do.
+    // Background jobs of a script start with SIGINT ignored, so another signal is used there.
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     let (name, number) = if ignored.unwrap_or(0) & 2 == 0 { ("-INT", 2) } else { ("-TERM", 15) };

@@ -1,5 +1,5 @@
-//! Nonsense on the command line: every option of every command, as `--help` lists them, given what it cannot be. Each must end in one
-//! line that names the option or the file, with exit code 2 (usage) or 1 (failure), and leave the folder as it was.
+//! Invalid values for every option of every command that `--help` lists. Each is reported in one line that names the option or the file,
+//! with exit code 2 (usage) or 1 (failure), and leaves the folder unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,12 +14,12 @@ use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::vae::train::Settings;
 use vae_wgpu::vae::weights::{TensorSchema, Weights};
 
-/// A command with arguments that make it work, small enough to run, and what it writes.
+/// A command with valid arguments, small enough to run.
 struct Base {
     command: &'static str,
     positional: &'static str,
     options: &'static str,
-    /// Needs an adapter to get as far as its result.
+    /// Whether its result needs an adapter.
     gpu: bool,
 }
 
@@ -52,8 +52,8 @@ fn bases() -> Vec<Base> {
     ]
 }
 
-/// Values that an option cannot have, by the code that they must end in; `-` is for those that depend on the command.
-const NONSENSE: &[(&str, u8, &[&str])] = &[
+/// Invalid values of an option, by the expected exit code.
+const INVALID: &[(&str, u8, &[&str])] = &[
     ("--device", 2, &[""]),
     ("--device", 1, &["voodoo2", "99", "-1"]),
     (
@@ -105,7 +105,7 @@ const NONSENSE: &[(&str, u8, &[&str])] = &[
     ("--out", 1, &["text/new.json", "text/new.png", "/proc/new.png", "folder.png"]),
 ];
 
-/// What cannot be said for all commands alike: command, arguments instead of the base's, code, part of what is said.
+/// Cases of single commands: command, arguments that replace those of the base, exit code, part of the message.
 const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("train", "--out text", 1, "text"),
     ("train", "--out run", 1, "--force"),
@@ -143,13 +143,13 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("info", "--channels 64 --memory-limit 1", 1, "Not even a batch of 1 fits"),
 ];
 
-/// What a model cannot be read from, in place of a run.
+/// Names in place of a run from which no model can be read.
 const NO_MODELS: [&str; 6] = ["missing", "folder", "text", "empty", "bare.json", "silent.safetensors"];
 
 struct TrainContext(TempDir);
 
 impl TrainContext {
-    /// A folder with a small trained model in `run`, and with what is no such thing.
+    /// A folder with a small trained model in `run`, and with invalid files.
     fn new() -> Self {
         let stage = Self(tempfile::tempdir().unwrap());
         for folder in ["run", "folder", "folder.png", "folder.json", "folder.safetensors"] {
@@ -190,7 +190,7 @@ impl TrainContext {
     fn run(&self, args: &[String]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
         command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
-        // Mesa talks where there is no desktop.
+        // Otherwise Mesa prints a message where there is no desktop.
         command.env("NODEVICE_SELECT", "1").env("XDG_RUNTIME_DIR", self.0.path());
         command.output().unwrap()
     }
@@ -211,7 +211,7 @@ impl TrainContext {
     }
 }
 
-/// A PNG that says it has 30,000 by 30,000 pixels, which its few bytes cannot hold.
+/// A small PNG that claims to have 30,000 by 30,000 pixels.
 fn huge(png: &[u8]) -> Vec<u8> {
     let mut huge = png.to_vec();
     huge[16..20].copy_from_slice(&30_000u32.to_be_bytes());
@@ -227,7 +227,7 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The options of a command, as its help lists them, and whether they take a value.
+/// The options in the help of a command, and whether they take a value.
 fn options(stage: &TrainContext, command: &str) -> BTreeMap<String, bool> {
     let help = stage.run(&words(&format!("{command} --help")));
     assert!(help.status.success(), "{command}");
@@ -240,11 +240,11 @@ fn options(stage: &TrainContext, command: &str) -> BTreeMap<String, bool> {
     named.filter(|(name, _)| name != "--help" && name != "--version").collect()
 }
 
-/// The arguments of a base, but for those that are given.
+/// The arguments of a base, except those that are given.
 fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<String> {
     let mut args = words(base.command);
     let names: Vec<&str> = given.iter().filter_map(|g| g.split('=').next()).collect();
-    // What a run is resumed with excludes its settings; files exclude a data set.
+    // `--resume` conflicts with settings, files with a data set.
     let resumes = names.contains(&"--resume");
     let files = base.command == "reconstruct" && given.iter().any(|g| !g.starts_with('-'));
     let trained = base.command == "info" && given.iter().any(|g| g == "run");
@@ -272,7 +272,7 @@ fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<
     args
 }
 
-/// Runs it, and looks at everything but what is special; the complaint if there is one.
+/// Runs a command and checks the common rules; returns a description of the violation, if any.
 fn refused(stage: &TrainContext, args: &[String], code: u8, parts: &[&str]) -> Option<String> {
     let before = stage.tree();
     let output = stage.run(args);
@@ -284,7 +284,7 @@ fn refused(stage: &TrainContext, args: &[String], code: u8, parts: &[&str]) -> O
     if !parts.iter().any(|part| said.contains(part)) {
         return complain(&format!("none of {parts:?} is named"));
     }
-    // The parser of options adds its own hints behind an empty line.
+    // clap adds hints after an empty line.
     let message = said.split("\n\n").next().unwrap_or_default().trim_end();
     let lines = message.lines().filter(|line| !line.trim_start().starts_with("[possible values")).count();
     if lines != 1 || !said.starts_with("error: ") || (code == 1 && said.trim_end() != message) {
@@ -339,10 +339,10 @@ fn invalid_option_values_fail_cleanly() {
                 continue;
             }
             let mut known = false;
-            for (_, code, values) in NONSENSE.iter().filter(|(name, ..)| name == option) {
+            for (_, code, values) in INVALID.iter().filter(|(name, ..)| name == option) {
                 known = true;
                 for value in *values {
-                    // A folder or a missing parent is met where the kind of file fits the command.
+                    // Only paths with the file extension of the command reach the file system.
                     let kind = Path::new(value).extension();
                     let own = base.options.split_whitespace().last().map(Path::new).and_then(Path::extension);
                     if option == "--out" && kind.is_some() && kind != own {
@@ -356,7 +356,7 @@ fn invalid_option_values_fail_cleanly() {
                         given.push("--device=auto".to_owned());
                     }
                     let (mut parts, file) = (vec![option.as_str()], format!("cannot read {value}:"));
-                    // In place of the option the file will do; where a folder is none, that is named.
+                    // The message may name the file, or its parent, instead of the option.
                     match value.parse::<f64>() {
                         _ if *code == 2 => {}
                         Ok(_) => parts.push(&file),
@@ -365,7 +365,7 @@ fn invalid_option_values_fail_cleanly() {
                     check(&line(base, &options, &given), *code, &parts);
                 }
             }
-            assert!(known, "{}: no nonsense for {option}", base.command);
+            assert!(known, "{}: no invalid values for {option}", base.command);
         }
         check(&line(base, &options, &["--frobnicate".to_owned()]), 2, &["--frobnicate"]);
         if base.positional == "run" {

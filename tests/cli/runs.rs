@@ -1,4 +1,4 @@
-//! Runs of the real binary, small enough for tests.
+//! Small runs of the program.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -40,7 +40,7 @@ pub(crate) fn run_in(dir: &TempDir, name: &str) -> String {
     dir.path().join(name).to_str().unwrap().to_owned()
 }
 
-/// `auto` where there is an adapter, else `cpu`; where one is required, its absence fails here.
+/// `auto` if there is an adapter, else `cpu`. Fails if an adapter is required and missing.
 pub(crate) fn device() -> &'static str {
     let found = command(&["devices", "--json"]).output().unwrap().status.success();
     let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
@@ -54,7 +54,7 @@ pub(crate) fn rows(run: &str, table: &str) -> Vec<String> {
     text.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned()).collect()
 }
 
-/// Runs are the same: weights to the byte, rows but for their times.
+/// Asserts that two runs are identical: the bytes of the weights, and table rows except for times.
 pub(crate) fn assert_same(a: &str, b: &str) {
     let bytes = |run: &str, file: &str| {
         let path = Path::new(run).join(file);
@@ -78,7 +78,7 @@ pub(crate) fn start(args: &[&str], steps: usize) -> Child {
     for _ in 0..steps {
         while !lines.next().expect("the run ended early").unwrap().contains("\"event\":\"step\"") {}
     }
-    // Nobody reads on: a broken pipe must not stop the run.
+    // Events after these are not read: a broken pipe must not stop the run.
     child
 }
 

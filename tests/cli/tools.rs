@@ -1,4 +1,4 @@
-//! The commands, on the real binary: what they print, where, and their exit codes.
+//! The commands: what they print, where, and their exit codes.
 
 use std::process::{Command, Output, Stdio};
 
@@ -15,7 +15,7 @@ fn run(args: &[&str]) -> Output {
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vae-wgpu"));
-    // Mesa's device-select layer complains on stderr where there is no desktop.
+    // Otherwise Mesa's device-select layer prints a warning where there is no desktop.
     command.args(args).stdin(Stdio::null()).env("NODEVICE_SELECT", "1");
     command
 }
@@ -28,7 +28,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Whether there is an adapter. Where one is required, its absence fails here.
+/// Whether there is an adapter. Fails if one is required and missing.
 fn has_adapter() -> bool {
     let found = run(&["devices", "--json"]).status.success();
     let required = std::env::var_os("VAE_WGPU_REQUIRE_GPU").is_some_and(|v| v != "0");
@@ -51,7 +51,7 @@ fn devices_json_is_an_array_with_profiles() {
 #[test]
 fn missing_adapter_is_reported_with_a_hint() {
     let none = |args: &[&str]| {
-        // No driver is found in an empty list of drivers.
+        // The list of drivers is empty.
         let mut command = command(args);
         command.env("VK_DRIVER_FILES", "/nonexistent.json").env("VK_ICD_FILENAMES", "/nonexistent.json");
         command.env("WGPU_BACKEND", "vulkan").output().unwrap()
@@ -270,7 +270,7 @@ fn tune_writes_a_table_that_is_used_only_on_request() {
     let info = |more: &[&str]| {
         let output = run(&[["info", "--device", "auto", "--dispatches"].as_slice(), &TINY, more].concat());
         assert!(output.status.success(), "{more:?}: {}", stderr(&output));
-        // Software drivers may talk.
+        // Software drivers may print messages.
         let said = stderr(&output).lines().filter(|l| l.starts_with("warning")).collect::<String>();
         let forward = |name| {
             let line = stdout(&output).lines().find(|l| l.starts_with(name)).unwrap().to_owned();
@@ -286,11 +286,11 @@ fn tune_writes_a_table_that_is_used_only_on_request() {
     std::fs::write(&path, table.to_json().unwrap()).unwrap();
     let ([encoder, decoder], said) = info(&["--variants", file]);
     assert!(encoder == "naive" && decoder.starts_with("tiled") && said.is_empty(), "{encoder} {decoder} {said}");
-    // What is said on the command line goes first.
+    // The command line has priority.
     for variant in ["linear=naive", "linear.forward=naive"] {
         assert_eq!(info(&["--variants", file, "--variant", variant]).0, ["naive", "naive"]);
     }
-    // It may be of use where it was not made, or for nothing: both are told.
+    // Warns if the table is from another adapter or matches nothing.
     table.adapter = "Voodoo 2".into();
     std::fs::write(&path, table.to_json().unwrap()).unwrap();
     let ([_, decoder], said) = info(&["--variants", file]);
@@ -312,7 +312,7 @@ fn tune_writes_a_table_that_is_used_only_on_request() {
     assert!(stderr(&missing).contains("/no/such/table.json"), "{}", stderr(&missing));
 }
 
-/// The user's cache can be put elsewhere on Linux.
+/// On Linux a variable moves the user's cache.
 #[cfg(target_os = "linux")]
 #[test]
 fn pipeline_cache_is_kept_and_rebuilt_if_damaged() {
@@ -339,7 +339,7 @@ fn pipeline_cache_is_kept_and_rebuilt_if_damaged() {
     let files = || std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
     let [file] = files().try_into().unwrap();
     let first = std::fs::read(&file).unwrap();
-    for damaged in [b"".as_slice(), b"nonsense", &first[..first.len() - 1]] {
+    for damaged in [b"".as_slice(), b"invalid", &first[..first.len() - 1]] {
         std::fs::write(&file, damaged).unwrap();
         step("on", &["--json"]);
         assert_eq!(files(), std::slice::from_ref(&file));

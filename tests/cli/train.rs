@@ -1,4 +1,4 @@
-//! `vae-wgpu train` on the real binary: a whole run, resumed runs to the bit, Ctrl-C, kills, poison and mistakes.
+//! `vae-wgpu train`: a whole run, identical resumed runs, Ctrl-C, kills, non-finite values, invalid arguments.
 
 use std::fs;
 use std::io::Read;
@@ -16,7 +16,7 @@ use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 use crate::runs::{assert_same, command, device, ok, resume, rows, run_in, signal, small, start, text};
 
-/// 100 pictures in batches of 32: three whole steps and a short one an epoch.
+/// 100 images in batches of 32: three whole steps and a short one per epoch.
 const STEPS_PER_EPOCH: usize = 4;
 
 #[test]
@@ -59,14 +59,14 @@ fn resumed_run_is_identical_to_an_uninterrupted_one() {
         ok(&small(&parts, device, "1"));
         ok(&resume(&parts, device, "3"));
         assert_same(&whole, &parts);
-        // A run that is done has nothing more to do.
+        // Resuming a finished run changes nothing.
         ok(&resume(&parts, device, "3"));
         assert_same(&whole, &parts);
     }
 }
 
-/// Three epochs, again and again: memory shared or not, blocks computed twice or kept, one or two or three threads of a software driver,
-/// bound to processors or not.
+/// Three epochs with and without buffer reuse, with blocks recomputed or kept, and with one to three threads of a software driver, pinned
+/// or not.
 #[test]
 fn weights_are_identical_across_thread_counts_and_planner_settings() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device());
@@ -100,7 +100,7 @@ fn resume_keeps_the_kernel_variants() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
-    // One shape alone, from a table, and a whole operation.
+    // A single shape from a table, and a whole operation.
     let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
     let gpu = Gpu::open(&Options::default()).unwrap();
     let (graph, _) = config.plan(32, Mode::Train, gpu.profile(), &plan::Options::default()).unwrap();
@@ -127,7 +127,7 @@ fn resume_keeps_the_kernel_variants() {
     assert_eq!(config()["settings"]["variants"], asked);
     let kernels = config()["kernels"].clone();
     assert!(kernels["conv2d.forward"].as_str().unwrap().split(", ").any(|v| v == "naive"), "{kernels}");
-    // Nothing is said of variants, and the table may be gone.
+    // Without variants on the command line and without the table.
     fs::remove_file(&file).unwrap();
     ok(&resume(&parts, device, "3"));
     assert_same(&whole, &parts);
@@ -144,21 +144,21 @@ fn resume_keeps_the_kernel_variants() {
 fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
-    // No machine is through with so many epochs before the signal comes.
+    // Too many epochs to finish before the signal.
     let mut child = start(&small(&parts, "cpu", "1000000"), 6);
     signal(&child, "-INT");
     let status = child.wait().unwrap();
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(status.code(), Some(130), "{status:?}: {said}");
-    // One epoch more than it had done: a line of the table is its head.
+    // One epoch more than it had done, because the table has a header.
     let epochs = rows(&parts, "epochs.csv").len().max(3).to_string();
     ok(&resume(&parts, "cpu", &epochs));
     ok(&small(&whole, "cpu", &epochs));
     assert_same(&whole, &parts);
 }
 
-/// Twenty kills at random moments, each followed by another go.
+/// Twenty kills at random times, each followed by a resume.
 #[cfg(unix)]
 #[test]
 fn repeatedly_killed_run_is_identical_to_an_uninterrupted_one() {
@@ -179,7 +179,7 @@ fn repeatedly_killed_run_is_identical_to_an_uninterrupted_one() {
         child.wait().unwrap();
         child = command(&resume(&killed, "cpu", EPOCHS)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         if kills < 20 && rows(&killed, "epochs.csv").len() > 24 {
-            break; // through before the twentieth kill
+            break; // finished before the twentieth kill
         }
     }
     child.wait().unwrap();
@@ -188,7 +188,7 @@ fn repeatedly_killed_run_is_identical_to_an_uninterrupted_one() {
     assert_same(&whole, &killed);
 }
 
-/// Finite gradients whose squares are not would make infinite moments, which no checkpoint can hold.
+/// Finite gradients with infinite squares would make infinite moments, which a checkpoint rejects.
 #[test]
 fn non_finite_gradient_norm_ends_the_run_before_the_update() {
     let dir = tempfile::tempdir().unwrap();
@@ -285,7 +285,7 @@ fn profiling_does_not_change_the_run() {
     }
     assert!(track(1).all(|e| e["args"]["kernel"].is_string() && e["args"]["variant"].is_string()), "{trace}");
 
-    // As an event among the others, and in a run that goes on; a run that is done has no step left.
+    // As an event, and in a resumed run. A finished run has no step left.
     let mut args = resume(&profiled, device, "4");
     args.extend(["--profile", "--json"]);
     let events: Vec<Value> = text(&ok(&args).stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -297,7 +297,7 @@ fn profiling_does_not_change_the_run() {
     assert!(text(&ok(&args).stderr).contains("no step left"));
 }
 
-/// A folder like CIFAR-10's with as many pictures as [`small`] has.
+/// A folder in the format of CIFAR-10 with as many images as [`small`] uses.
 fn other_pictures(folder: &Path) {
     fs::create_dir(folder).unwrap();
     let records = |count| [0; 3073].repeat(count);
@@ -320,13 +320,13 @@ fn resume_validates_checkpoint_and_data() {
         assert!(!said.contains("panicked"), "{said}");
         (output.status.code(), said)
     };
-    // Other pictures, as many of the same size.
+    // Other images of the same number and size.
     let others = run_in(&dir, "others");
     other_pictures(Path::new(&others));
     let (code, said) = goes_on(&others);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("data set: expected 100 and 40 pictures of 3x32x32, checksum "), "{said}");
-    // Numbers of the checkpoint.
+    // Progress in the checkpoint.
     let checkpoint = Path::new(&run).join("checkpoint.safetensors");
     let healthy = fs::read(&checkpoint).unwrap();
     for (key, value, part) in [
@@ -343,7 +343,7 @@ fn resume_validates_checkpoint_and_data() {
         assert!(code == Some(1) && said.contains(part) && said.lines().count() == 1, "{key} {value}: {said}");
         fs::write(&checkpoint, &healthy).unwrap();
     }
-    // Rows of its table.
+    // Rows of the table.
     let table = Path::new(&run).join("metrics.csv");
     let rows = fs::read_to_string(&table).unwrap();
     let lines: Vec<&str> = rows.lines().collect();
@@ -364,7 +364,7 @@ fn init_weights_are_validated_first() {
     let mut args = small(&second, "cpu", "1");
     args.extend(["--init", &model]);
     ok(&args);
-    // Other numbers to start from, other numbers to end with.
+    // Other initial weights give other results.
     assert_ne!(rows(&first, "metrics.csv"), rows(&second, "metrics.csv"));
     let mut args = small(&third, "cpu", "1");
     let at = args.iter().position(|a| *a == "--channels").unwrap();
@@ -415,7 +415,7 @@ fn train_reports_invalid_arguments() {
         assert!(!said.contains("panicked"), "{said}");
     }
     assert!(!Path::new(&nowhere).exists());
-    // --force takes the folder over.
+    // --force replaces the run.
     let mut args = small(&run, "cpu", "1");
     args.push("--force");
     ok(&args);

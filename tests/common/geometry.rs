@@ -1,4 +1,4 @@
-//! Random convolutions, plain and fused, small enough to be run in every way.
+//! Random convolutions, plain and fused, small enough to run in every variant.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -11,7 +11,7 @@ pub(crate) fn runner(cases: u32) -> TestRunner {
     TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(Default::default()))
 }
 
-/// Convolutions small enough to be run in every way.
+/// Convolutions small enough to run in every variant.
 pub(crate) fn small() -> impl Strategy<Value = (Shape, usize, usize, usize, usize, bool)> {
     let x = (1usize..4, 1usize..14, 1usize..9, 1usize..9).prop_map(|(n, c, h, w)| Shape::new(n, c, h, w));
     (x, 1usize..14, 1usize..6, 1usize..4, 0usize..4, any::<bool>())
@@ -28,7 +28,7 @@ pub(crate) fn case(
     }
 }
 
-/// What may be fused with a convolution: a norm (in training or not), a residual, statistics given and handed on.
+/// Parts to fuse with a convolution: a norm (in training or not), a residual, given statistics, statistics of the output.
 pub(crate) type Parts = (Option<bool>, bool, bool, bool);
 
 pub(crate) fn parts() -> impl Strategy<Value = Parts> {
@@ -36,7 +36,7 @@ pub(crate) fn parts() -> impl Strategy<Value = Parts> {
     (norm, any::<bool>(), any::<bool>(), any::<bool>())
 }
 
-/// The convolution with its parts, where there is one.
+/// The convolution with its parts; `None` if they do not fit.
 pub(crate) fn fused(conv: &Case, (training, residual, given, handed_on): Parts) -> Option<Case> {
     let mut op = *conv.op.downcast_ref::<Conv>()?;
     if let Some(training) = training {
@@ -52,6 +52,6 @@ pub(crate) fn fused(conv: &Case, (training, residual, given, handed_on): Parts) 
     let case = Case::new(name, op)
         .fill("running_var", Distribution::Uniform(0.5, 2.0))
         .fill("partials", Distribution::Uniform(0.5, 1.5));
-    // No difference in x moves statistics that are given, and those that are handed on have no gradient.
+    // Given statistics do not depend on x, and those of the output have no gradient.
     Some(if given || handed_on { case.not_differentiated() } else { case })
 }

@@ -12,7 +12,7 @@ pub(crate) fn graph(choices: &[(u8, usize, usize)], fuse: bool) -> Graph {
     let mut b = Builder::new();
     let dy = b.input("dy", Spec::nhwc(SHAPE)).unwrap();
     let x = b.input("x", Spec::nhwc(SHAPE)).unwrap();
-    // Everything after the first convolution leads to the sum at the end, so every parameter gets a gradient.
+    // The final sum includes every value, so every parameter gets a gradient.
     let mut values = vec![b.apply("first", &[x], |s| Conv::conv2d(s[0], 5, 1, 1, 0)).unwrap()];
     for (i, &(kind, a, c)) in choices.iter().enumerate() {
         let (a, c) = (values[a % values.len()], values[c % values.len()]);

@@ -1,4 +1,4 @@
-//! The device module on the adapter: programs, timing, readback, mistakes; and `vae-wgpu check` on it.
+//! Devices: programs, timing, readback, invalid use; and `vae-wgpu check` on the adapter.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 use crate::harness::{self, Suite};
 
 fn program_runs_with_timings_and_frees_its_objects(_: &Arc<Gpu>) {
-    // A device of its own: other tests make objects on theirs at the same time.
+    // A device of its own: concurrent tests create objects on theirs.
     let gpu = Gpu::open(&Options::default()).unwrap();
     let shape = Shape::new(1, 4, 8, 8);
     let op = Add::new(shape, shape).unwrap();
@@ -92,11 +92,11 @@ fn pipeline_cache_data_is_reused_and_invalid_data_ignored(gpu: &Arc<Gpu>) {
     let with = |data: Option<&[u8]>| {
         let mut gpu = Gpu::open(&Options::default()).unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&seen);
-        gpu.on_compiled(move |_, compiled| told.lock().unwrap().push(compiled));
+        let events = Arc::clone(&seen);
+        gpu.on_compiled(move |_, compiled| events.lock().unwrap().push(compiled));
         gpu.use_pipeline_cache(data).unwrap();
         add(&gpu);
-        // What is there already is not compiled again.
+        // Pipelines that exist are not compiled again.
         add(&gpu);
         assert_eq!(*seen.lock().unwrap(), [Compiled { done: 1, total: 1 }]);
         gpu.health().unwrap();

@@ -1,6 +1,6 @@
-//! Faults of the device in the middle of a run: it is lost, reports an error, has too little memory, does not take a kernel, computes NaN.
-//! Each ends the run with a clear error and without hanging; the last checkpoint is whole, and a run that goes on from it ends with the
-//! same bytes as one that was never disturbed.
+//! Device faults during a run: the device is lost, reports an error, has too little memory, rejects a kernel, or computes NaN. Each ends
+//! the run with a clear error and without hanging. The last checkpoint stays intact, and a run resumed from it ends with the same bytes
+//! as an undisturbed one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ use vae_wgpu::vae::train::{Outcome, Settings, TrainContext, Trainer};
 use crate::harness::{self, Suite};
 
 const BATCH: usize = 4;
-/// Two steps an epoch.
+/// Two steps per epoch.
 const IMAGES: usize = 8;
 const EPOCHS: u64 = 3;
 /// A step of the second epoch.
@@ -44,10 +44,10 @@ fn settings() -> Settings {
     Settings { model: model(), batch_size: BATCH, epochs: EPOCHS, warmup: 2, ..Settings::default() }
 }
 
-/// What happens to the device.
+/// Causes a fault of the device.
 type Fault = fn(&Gpu);
 
-/// Disturbs the device after a step, once the checkpoint of the epoch before is there.
+/// Causes a fault after a step, once the checkpoint of the previous epoch is written.
 struct Disturber {
     gpu: Arc<Gpu>,
     fault: Option<Fault>,
@@ -73,7 +73,7 @@ fn with(hooks: TestHooks) -> Options {
     Options { hooks, ..Options::default() }
 }
 
-/// A run, from nothing or from the checkpoint in `folder`, on a device of its own.
+/// Runs from the start, or from the checkpoint in `folder`, on a device of its own.
 fn run(folder: &Path, options: &Options, fault: Option<Fault>) -> (Result<Outcome, Error>, Option<Vec<u8>>) {
     let (kept, last) = mpsc::channel();
     let run = || {
@@ -95,7 +95,7 @@ fn run(folder: &Path, options: &Options, fault: Option<Fault>) -> (Result<Outcom
     (run(), last.try_recv().ok())
 }
 
-/// The error of a run that is disturbed. Neither a hang nor a panic is one.
+/// Returns the error of a run with a fault. A hang or a panic fails the test.
 fn error_after(folder: &Path, fault: Fault) -> Error {
     let (done, result) = mpsc::channel();
     let place = folder.to_owned();
@@ -134,7 +134,7 @@ fn device_fault_ends_the_run_and_keeps_the_checkpoint(_: &Arc<Gpu>) {
     }
 }
 
-/// No buffer may be mapped and bound at once: the validation finds it, outside of any scope that would catch it.
+/// Creates a buffer with an invalid usage, outside of any error scope.
 fn invalid_buffer(gpu: &Gpu) -> wgpu::Buffer {
     let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
     gpu.device().create_buffer(&wgpu::BufferDescriptor {
@@ -167,7 +167,7 @@ fn lost_device_reports_every_later_call(_: &Arc<Gpu>) {
 }
 
 fn oversized_batch_is_rejected_with_the_largest_that_fits(_: &Arc<Gpu>) {
-    // Large enough for a batch of one or two.
+    // Large enough for a batch of 1 or 2.
     let options = with(TestHooks { max_buffer: Some(600_000), ..TestHooks::default() });
     let device = Device::Gpu(Arc::new(Gpu::open(&options).unwrap()));
     let start = |batch| Runner::new(model(), &[(batch, Mode::Train)], &device, &plan::Options::default());
@@ -191,7 +191,7 @@ fn oversized_batch_is_rejected_with_the_largest_that_fits(_: &Arc<Gpu>) {
     let fits: usize = said.rsplit(' ').next().unwrap().parse().unwrap();
     start(fits).unwrap();
     assert!(start(fits + 1).is_err());
-    // In a run: refused before anything is written.
+    // A run is rejected before anything is written.
     let dir = tempfile::tempdir().unwrap();
     for hooks in [
         TestHooks { max_buffer: Some(40_000), ..TestHooks::default() },
@@ -228,7 +228,7 @@ fn kernel_compile_error_names_the_kernel(gpu: &Arc<Gpu>) {
     compile(None).unwrap();
 }
 
-/// A training step on noise that one number of may be replaced.
+/// Runs a training step; `poison` replaces one value of its noise.
 fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
     let mut noise = rng::stream(3, Stream::Check, 0);
     let mut eps = rng::normals(&mut noise, BATCH * 2);
@@ -259,7 +259,7 @@ fn non_finite_values_are_detected_before_the_update_and_named(gpu: &Arc<Gpu>) {
             assert!(bits(runner) == before, "{tensor}: the update was made");
             assert_eq!(runner.first_non_finite().unwrap().as_deref(), Some(tensor));
         };
-        // Data: nothing but the gradients holds it, all of them, and the first is named.
+        // Input: all gradients hold it, and the first is named.
         for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             caught(&mut runner, Some(poison), "the gradient of encoder.stem.weight");
         }

@@ -1,5 +1,5 @@
-//! The guard against NaN on the adapter itself: what raises the flag, and that a raised flag stops the update. The checks of
-//! `tests/gpu/kernels.rs` cannot show this, as they want finite results.
+//! The NaN guard in the kernels: non-finite values raise the flag, and a raised flag stops the update. The checks of
+//! `tests/gpu/kernels.rs` cannot show this, because they expect finite results.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use vae_wgpu::runtime::op::{Adam, AdamConfig, GradNorm, Op};
 use crate::harness::{self, Suite};
 use crate::pass::{Engine, Values};
 
-/// Two workgroups of the first stage and a tail.
+/// Two workgroups of the first stage and a partial one.
 const LEN: usize = 9001;
 const NOT_FINITE: [f32; 3] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
 
-/// Runs the forward pass; the numbers of `result`.
+/// Runs the forward pass and returns `result`.
 fn run(gpu: &Gpu, op: &dyn Op, values: &mut Values, result: &str) -> Vec<f64> {
     let forward = op.passes().forward;
     Engine::Gpu(gpu).run(op, &forward, op.variants(forward.name)[0], values).unwrap();
     values[result].clone()
 }
 
-/// Norm and flag of unit gradients, of which number `at` is replaced.
+/// Norm and flag of gradients of 1, with element `at` replaced.
 fn norm(gpu: &Gpu, at: usize, value: f32, terms: [f32; 3]) -> (f64, f64) {
     let mut grads = vec![1.0; LEN];
     grads[at] = f64::from(value);

@@ -13,27 +13,27 @@ pub(crate) fn folder() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/oracle"), PathBuf::from)
 }
 
-/// A tensor with what the manifest says of it.
+/// A tensor and its entry in the manifest.
 #[derive(Clone, Debug)]
 pub(crate) struct OracleTensor {
-    /// As PyTorch has it, row-major.
+    /// In PyTorch's order, row-major.
     pub(crate) data: Vec<f32>,
-    /// The manifest's numbers, such as `max_abs` and `f32_err`.
+    /// Fields of the manifest, such as `max_abs` and `f32_err`.
     facts: Value,
 }
 
 impl OracleTensor {
-    /// A number of the manifest, 0 where there is none.
+    /// A field of the manifest, 0 if it is missing.
     pub(crate) fn fact(&self, name: &str) -> f64 {
         self.facts[name].as_f64().unwrap_or(0.0)
     }
 
-    /// Lets the tolerance count numbers of this size, which went into the result.
+    /// Raises the scale of the tolerance to the size of the inputs.
     pub(crate) fn raise_scale(&mut self, size: f64) {
         self.facts["max_abs"] = self.fact("max_abs").max(size).into();
     }
 
-    /// Whether this is a result.
+    /// Whether this is an output.
     pub(crate) fn is_output(&self) -> bool {
         self.facts["role"] == "output"
     }
@@ -52,7 +52,7 @@ pub(crate) struct OracleCase {
     pub(crate) kind: String,
     /// Operation, empty for a model.
     pub(crate) op: String,
-    /// Everything that the manifest says of the case, but for its tensors.
+    /// The entry of the manifest without the tensors.
     pub(crate) manifest: Value,
     pub(crate) tensors: BTreeMap<String, OracleTensor>,
 }

@@ -23,7 +23,7 @@ use crate::cases::{case, fused, parts, runner, small};
 use crate::harness::{self, Suite};
 use crate::random;
 
-/// Adds to `ran` what of the case runs on the adapter, by pass and variant; all of it must agree with the reference.
+/// Compares every pass and variant that the adapter can run with the reference, and counts them in `ran`.
 fn agrees(gpu: &Gpu, case: Case, ran: &RefCell<BTreeMap<String, u32>>) -> Result<(), TestCaseError> {
     let passes = case.op.passes();
     let kernels: Vec<_> = passes
@@ -46,7 +46,7 @@ fn agrees(gpu: &Gpu, case: Case, ran: &RefCell<BTreeMap<String, u32>>) -> Result
     Ok(())
 }
 
-/// Runs as many cases as asked for; how often each kernel ran, as `family.pass/variant`.
+/// Runs `cases` random cases; returns how often each kernel ran, as `op.pass/variant`.
 fn agree<T: std::fmt::Debug>(
     gpu: &Gpu,
     cases: u32,
@@ -62,7 +62,7 @@ fn agree<T: std::fmt::Debug>(
     ran.into_inner()
 }
 
-/// All that needs no subgroups did.
+/// Asserts that every variant without subgroup operations ran.
 fn every_product_ran(ran: &BTreeMap<String, u32>, families: &[&str]) {
     for family in families {
         for pass in ["forward", "backward_input", "backward_weight"] {
@@ -84,7 +84,7 @@ fn random_fused_convolutions_agree_with_the_reference_in_every_variant(gpu: &Arc
     every_product_ran(&ran, &["fused_conv"]);
 }
 
-/// Any other operation of small sizes.
+/// Another operation with small sizes.
 fn other((kind, x, y, flag): (u8, Shape, Shape, bool)) -> Option<Case> {
     let name = format!("{x} and {y}, {flag}");
     let vector = |n, c| Shape::new(n, c, 1, 1);

@@ -1,9 +1,9 @@
-//! Every operation in every case: the reference's gradients against finite differences, and every kernel in every variant against the
+//! Every operation in every case: gradients of the reference with finite differences, and every kernel in every variant with the
 //! reference.
 //!
-//! All of that runs on the adapter with all that it offers. With grids that fold early (`folded`) each kernel runs in one case, because
-//! folding depends on the kernel and not on the case; so it does within WebGPU's default limits and without optional features, except
-//! for the kernels that need these.
+//! These checks run with all features of the adapter. Each kernel also runs in one case on a device whose grids fold beyond seven
+//! workgroups (`folded`), with WebGPU's default limits and without optional features unless the kernel needs them. One case suffices:
+//! folding depends on the kernel, not on the case.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,7 +32,7 @@ fn register_on(tests: &mut Suite, setup: Setup, suffix: &str, check: Check) -> v
     Ok(())
 }
 
-/// What a check dispatches on a device with this profile, storing and accumulating; nothing where it cannot run.
+/// The dispatches of a check on a device with this profile, storing and accumulating; empty if it cannot run there.
 fn dispatches(check: &Check, profile: &Profile) -> vae_wgpu::Result<Vec<Dispatch>> {
     let CheckKind::Gpu { pass, variant } = check.kind else { return Ok(Vec::new()) };
     let op = &check.case.case.op;
@@ -47,7 +47,7 @@ fn dispatches(check: &Check, profile: &Profile) -> vae_wgpu::Result<Vec<Dispatch
     Ok(all)
 }
 
-/// For each kernel the check with the least work in which its grid folds; where it never does, the one with the largest grid.
+/// For each kernel, the check with the least work in which its grid folds, or else the one with the largest grid.
 fn folded(checks: &[Check], profile: &Profile) -> vae_wgpu::Result<BTreeMap<Key, Check>> {
     const FOLDS: usize = 8;
     let mut best: BTreeMap<Key, (usize, f64, &Check)> = BTreeMap::new();

@@ -1,7 +1,7 @@
-//! Kernels broken on purpose: each must turn the checks of `tests/gpu/kernels.rs` red.
+//! Kernels with deliberate mistakes, which the checks must detect.
 //!
-//! A row edits the expanded text of one kernel and names a case that must notice. That the unedited kernel passes the same
-//! case is what `tests/gpu/kernels.rs` shows.
+//! A row edits the expanded WGSL of one kernel and names the check that must fail. The unedited kernel passes it in
+//! `tests/gpu/kernels.rs`.
 
 use std::collections::BTreeMap;
 
@@ -16,18 +16,18 @@ use vae_wgpu::{Error, Result};
 
 use crate::harness::{Setup, Suite};
 
-/// A broken kernel.
+/// A kernel with a mistake.
 struct Mutant {
-    /// What is wrong with it.
+    /// The mistake.
     fault: &'static str,
-    /// `family/case/pass/variant` of the check that must notice.
+    /// `op/case/pass/variant` of the check that must fail.
     check: &'static str,
-    /// `kernel`, or `kernel/variant` where a kernel's variant is not the pass's.
+    /// `kernel`, or `kernel/variant` if the variant of the kernel differs from that of the check.
     kernel: &'static str,
-    /// What is replaced, and by what.
+    /// The edit.
     find: &'static str,
     replace: &'static str,
-    /// Whether only the device that folds grids early can notice.
+    /// Whether the mistake shows only with folded grids.
     folded: bool,
 }
 
@@ -117,7 +117,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("a row of each invocation unwritten", "linear/tails/forward/tiled", "conv2d.forward/tiled_16", "c[i] = acc0_0;", ""),
 ];
 
-/// A check that noticed says how.
+/// Returns the failed comparison; an error if the check passes.
 fn is_noticed(gpu: &Gpu, check: &Check, mutant: &Mutant) -> Result<String> {
     let CheckKind::Gpu { pass, variant } = check.kind else { return Err(Error::bug("not a check of a kernel")) };
     let (kernel, kernel_variant) = mutant.kernel.split_once('/').unwrap_or((mutant.kernel, variant));
@@ -179,7 +179,7 @@ impl Reference for Cube {
     }
 }
 
-/// Finite differences must accept the right gradient and see an error of four parts in a million.
+/// Finite differences accept a correct gradient and detect a relative error of 4e-6.
 fn finite_differences_detect_small_errors() -> Result<(), Failed> {
     for (error, right) in [(0.0, true), (4e-6, false), (-4e-6, false), (f64::NAN, false)] {
         let lines = PreparedCase::new(Case::new("cube", Cube { error })).finite_differences()?;
@@ -190,7 +190,7 @@ fn finite_differences_detect_small_errors() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A patch that changes nothing because its text or its kernel is not there must not look like one that was noticed.
+/// An edit whose text or kernel does not exist is an error, not a detected mistake.
 fn patch_without_effect_is_an_error(gpu: &Gpu, check: &Check) -> Result<(), Failed> {
     let [relu, ..] = MUTANTS else { return Err("no mutants".into()) };
     for broken in [Mutant { find: "no such text", ..*relu }, Mutant { kernel: "add.forward", ..*relu }] {
@@ -202,7 +202,7 @@ fn patch_without_effect_is_an_error(gpu: &Gpu, check: &Check) -> Result<(), Fail
     Ok(())
 }
 
-/// Adds a test that runs where the check can.
+/// Adds a test, ignored if the adapter cannot run the check.
 fn register_on(
     tests: &mut Suite,
     setup: Setup,

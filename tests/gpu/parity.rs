@@ -1,7 +1,7 @@
-//! Every operation against PyTorch: the reference in both precisions and all variants of the kernels.
+//! Compares every operation with PyTorch: the reference in both precisions, and the kernels in all variants.
 //!
-//! The double-precision reference must reproduce PyTorch's double-precision results to the rounding of the stored float32; single
-//! precision gets the tolerance of the fixture. Every line shows the largest share of its limit that a tensor used.
+//! In double precision the reference must reproduce PyTorch's double-precision results to the rounding of the stored float32 values.
+//! Single precision has the tolerance of the fixture. Each line shows the largest share of its limit that a tensor used.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use crate::harness::{Setup, Suite};
 use crate::parity_graphs as graphs;
 use crate::pass::{Engine, Values};
 
-/// A fixture as work for an operation: rounds of all its passes (one, or several for an optimizer's steps).
+/// The rounds of a fixture: all passes of the operation, once or, for an optimizer, several times.
 struct Plan {
     op: Box<dyn Op>,
     rounds: Vec<Round>,
 }
 
-/// Operands set before a round, and what the round must produce.
+/// Operands set before a round, and its expected results.
 #[derive(Default)]
 struct Round {
     set: Values,
@@ -35,12 +35,12 @@ struct Round {
 /// From an operand to a fixture's tensor.
 type Map = Box<dyn Fn(&[f64]) -> Vec<f64>>;
 
-/// A fixture's tensor is a function of one operand.
+/// A tensor of the fixture as a function of one operand.
 struct Expect {
     tensor: String,
     operand: &'static str,
     map: Map,
-    /// The size of the numbers that the tensor is a difference of, where it is one: single precision has their rounding.
+    /// The size of the values whose difference the tensor is, because single precision has their rounding error.
     scale: f64,
 }
 
@@ -71,7 +71,7 @@ impl Round {
 }
 
 impl Plan {
-    /// One round with operands that are called the same in the fixture.
+    /// One round with operands that have the same names in the fixture.
     fn simple(case: &OracleCase, op: impl Op + 'static, set: &[&str], expect: &[&'static str]) -> Result<Self> {
         let mut round = Round::default();
         for name in set {
@@ -196,7 +196,7 @@ impl Plan {
             }
             round.set("grads", grads.iter().copied());
             round.set("norm", [1.0, 1.0, 0.0, 0.0]);
-            // In double precision, which the double-precision reference is entitled to.
+            // In double precision, for the double-precision reference.
             let corrections = [config.beta1, config.beta2].map(|beta| 1.0 - beta.powi(i as i32 + 1));
             let hyperparams = vec![lr, corrections[0], corrections[1], case.number("weight_decay")?, 0.0];
             round.set.insert("hyperparams".to_owned(), hyperparams);
@@ -208,7 +208,7 @@ impl Plan {
         Ok(Self { op: Box::new(Adam::new(n, config)?), rounds })
     }
 
-    /// Our `h` is PyTorch's mu and log_std side by side; so is its gradient.
+    /// `h` is PyTorch's mu and log_std side by side, and so is its gradient.
     fn latent_operand(&mut self, case: &OracleCase, latent: usize, gradient: &'static str) -> Result<()> {
         let (mu, log_std) = (&case.tensor("mu")?.data, &case.tensor("log_std")?.data);
         let rows = mu.chunks_exact(latent).zip(log_std.chunks_exact(latent));
@@ -223,7 +223,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Runs everything and compares; returns what each tensor used of its limit.
+    /// Runs and compares all rounds; returns the share of its limit that each tensor used.
     fn run(&self, case: &OracleCase, engine: Engine<'_>) -> Result<String> {
         let mut report = Vec::new();
         let mut values = Values::new();
@@ -272,7 +272,7 @@ fn picture(case: &OracleCase, channels: &str) -> Result<Shape> {
     Ok(Shape::new(case.size("batch")?, case.size(channels)?, case.size("height")?, case.size("width")?))
 }
 
-/// The largest share of its limit that an element uses; an error above 1.
+/// The largest share of its limit that an element uses; an error if it exceeds 1.
 fn compare(found: &[f64], expected: &OracleTensor, scale: f64, engine: Engine<'_>) -> Result<f64> {
     if found.is_empty() || found.len() != expected.data.len() {
         bail!("{} numbers instead of {}", found.len(), expected.data.len());
@@ -281,7 +281,7 @@ fn compare(found: &[f64], expected: &OracleTensor, scale: f64, engine: Engine<'_
     for (i, (&found, &expected_at)) in found.iter().zip(&expected.data).enumerate() {
         let want = f64::from(expected_at);
         let limit = match engine {
-            // Half a unit in the last place of float32, and double-precision noise.
+            // Half a unit in the last place of float32, plus rounding in double precision.
             Engine::F64 => want.abs() / 16_777_216.0 + 1e-9 * expected.fact("max_abs") + f64::MIN_POSITIVE,
             Engine::F32 | Engine::Gpu(_) => expected.tolerance().max(4e-7 * scale) + f64::MIN_POSITIVE,
         };

@@ -16,7 +16,7 @@ use vae_wgpu::vae::runner::{Device, Runner, StepInput};
 use crate::fixtures::{OracleCase, OracleTensor};
 use crate::pass::Engine;
 
-/// Compares results with a case's tensors, those that it has: a small set leaves the large ones out.
+/// Compares results with the tensors of a case. A small set of fixtures omits the large tensors.
 struct Shares<'a> {
     case: &'a OracleCase,
     /// Tensors compared, and the percent of the limit that each used.
@@ -28,7 +28,7 @@ impl<'a> Shares<'a> {
         Self { case, used: BTreeMap::new() }
     }
 
-    /// What each tensor used of its limit. An error if an output of the fixture was not compared.
+    /// The share of its limit that each tensor used; an error if an output of the fixture was not compared.
     fn report(self) -> Result<String> {
         let outputs = self.case.tensors.iter().filter(|(_, tensor)| tensor.is_output());
         let missed: Vec<_> = outputs.map(|(name, _)| name).filter(|name| !self.used.contains_key(*name)).collect();
@@ -36,7 +36,7 @@ impl<'a> Shares<'a> {
         Ok(self.used.iter().map(|(name, share)| format!("{name} {share:.0} %")).collect::<Vec<_>>().join(", "))
     }
 
-    /// Every element within the tolerance of the fixture; in double precision, `relative` of the largest.
+    /// Compares every element, within the tolerance of the fixture or, in double precision, `relative` of the largest.
     fn elements(&mut self, found: &[f32], name: &str, relative: Option<f64>) -> Result<()> {
         match self.case.tensors.get(name) {
             Some(expected) => self.elements_of(found, expected, name, relative),
@@ -63,7 +63,7 @@ impl<'a> Shares<'a> {
         Ok(())
     }
 
-    /// A tensor after several steps: its distance in l2 against what it moved.
+    /// Compares a tensor after several steps: its L2 distance, relative to the size of its update.
     fn update(&mut self, found: &[f32], name: &str) -> Result<()> {
         let Some(expected) = self.case.tensors.get(name) else { return Ok(()) };
         ensure!(!found.is_empty() && found.len() == expected.data.len(), "{name}: {} numbers", found.len());
@@ -87,12 +87,12 @@ fn executor(engine: Engine<'_>, gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>) 
     })
 }
 
-/// Double precision runs the graph as it is defined, the others run it fused.
+/// Double precision runs the unfused graph, the other engines the fused one.
 fn fuses(engine: Engine<'_>) -> bool {
     !matches!(engine, Engine::F64)
 }
 
-/// The tensors of a arena out of the fixture, by `prefix` + name.
+/// The tensors of an arena from the fixture, by `prefix` and name.
 fn tensors(case: &OracleCase, graph: &Graph, arena: Arena, prefix: &str) -> Result<Vec<Vec<f32>>> {
     graph.tensors(arena).iter().map(|t| Ok(case.tensor(&format!("{prefix}{}", t.name))?.data.clone())).collect()
 }
@@ -101,7 +101,7 @@ fn norm(name: &str) -> Result<Norm> {
     Ok(name.parse()?)
 }
 
-/// A block: forward, all gradients, running statistics.
+/// Compares a block: forward, all gradients, running statistics.
 pub(crate) fn block(
     case: &OracleCase,
     engine: Engine<'_>,
@@ -142,7 +142,7 @@ pub(crate) fn block(
         if graph.zero_grad_params().contains(&i) {
             ensure!(grad.iter().all(|g| *g == 0.0), "{name} is not left alone");
         }
-        // A null gradient is rounding noise in the fixture.
+        // A gradient that is zero in theory is rounding noise in the fixture.
         let tight = tight.filter(|_| !graph.zero_grad_params().contains(&i));
         shares.elements(grad, &name, tight)?;
     }
@@ -150,8 +150,8 @@ pub(crate) fn block(
         let name = format!("after/{}", state.name);
         let mut expected = case.tensor(&name)?.clone();
         if let Some(norm) = state.name.strip_suffix(".running_mean") {
-            // The mean of numbers of either sign is rounded like the numbers, not like their small mean. (PyTorch's CPU kernel
-            // sums them in double precision, so the fixture's own error says nothing of that.)
+            // A mean that cancels has the rounding error of its terms. PyTorch's CPU kernel sums in double precision, so the error
+            // in the fixture does not include it.
             let variance = |prefix: &str| case.tensor(&format!("{prefix}/{norm}.running_var"));
             let (before, after) = (variance("param")?, variance("after")?);
             let batch = after.data.iter().zip(&before.data).map(|(a, b)| (a - 0.9 * b) / 0.1).fold(0.0, f32::max);
@@ -162,7 +162,7 @@ pub(crate) fn block(
     shares.report()
 }
 
-/// A model: the first step in detail, five steps of training, evaluation.
+/// Compares a model: the first step in detail, five training steps, evaluation.
 pub(crate) fn model(
     case: &OracleCase,
     engine: Engine<'_>,
@@ -190,7 +190,7 @@ pub(crate) fn model(
     for name in case.tensors.keys().filter_map(|name| name.strip_prefix("act1/")) {
         let value = graph.value_named(&format!("{name}.y")).or_else(|| graph.value_named(&format!("{name}.add.y")));
         let value = value.with_context(|| format!("no module {name}"))?;
-        // Fusion leaves out what stands between a norm and its convolution.
+        // Fusion removes the values between a norm and its convolution.
         if !fuses(engine) || graph.nodes().iter().any(|node| node.writes.contains(&value)) {
             modules.insert(name.to_owned(), value);
         }
@@ -264,7 +264,7 @@ pub(crate) fn model(
     shares.elements(&exec.read(exec.output(evaluation, "terms")?)?, "eval_losses", None)?;
 
     if let (Engine::Gpu(_), Some(gpu)) = (engine, gpu) {
-        // What `train` runs is the same to the bit.
+        // The runner of `train` gives the same bits.
         let mut runner =
             Runner::new(config, &[(batch, Mode::Train)], &Device::Gpu(Arc::clone(gpu)), &Options::default())?;
         for (arena, tensors) in &starts {
@@ -282,7 +282,7 @@ pub(crate) fn model(
     shares.report()
 }
 
-/// The parameters that the graph leaves alone are those whose gradient PyTorch finds to be zero.
+/// The parameters without gradient are those whose gradient is zero in PyTorch.
 fn zero_grad_params(case: &OracleCase, graph: &Graph) -> Result<()> {
     let mut expected: Vec<String> = serde_json::from_value(case.manifest["null_gradient_params"].clone())?;
     let mut found: Vec<String> = graph.zero_grad_params().iter().map(|&i| graph.params()[i].name.clone()).collect();

@@ -12,7 +12,7 @@ use vae_wgpu::runtime::op::{Op, Pass, Target, spec_of};
 /// Tensors in logical order, by operand or gradient.
 pub(crate) type Values = BTreeMap<String, Vec<f64>>;
 
-/// What runs passes.
+/// An implementation of the passes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine<'a> {
     /// The reference in double precision.
@@ -34,7 +34,7 @@ impl Engine<'_> {
         op.variants(pass).iter().copied().filter(can).collect()
     }
 
-    /// Runs `pass` and puts what it writes and updates into `values`.
+    /// Runs `pass` and stores the tensors that it writes and updates in `values`.
     pub(crate) fn run(&self, op: &dyn Op, pass: &Pass, variant: &str, values: &mut Values) -> Result<()> {
         let mut tensors = Vec::new();
         for &arg in pass.reads.iter().chain(&pass.updates) {

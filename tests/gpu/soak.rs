@@ -1,7 +1,7 @@
-//! A long run: resident memory and the device's objects stay where they are, and so does the time of a step.
+//! A soak test: resident memory, the number of device objects and the time of a step stay constant.
 //!
-//! In the ordinary suite it takes seconds. `VAE_WGPU_SOAK_MINUTES=60 cargo test --release --test gpu -- soak::` trains for an hour and
-//! prints what it found each minute; only then is the time of a step judged.
+//! In the ordinary suite it takes seconds. `VAE_WGPU_SOAK_MINUTES=60 cargo test --release --test gpu -- soak::` trains for an hour,
+//! prints a line each minute, and also checks the time of a step.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -22,14 +22,13 @@ use vae_wgpu::vae::train::{Settings, TrainContext, Trainer};
 use crate::harness::{self, Suite};
 
 const BATCH: usize = 32;
-/// MiB by which resident memory may grow in the short run, and in the long one, which keeps the rows of its tables: some hundred bytes a
-/// step.
+/// MiB by which resident memory may grow in the short and in the long run. A run keeps its table rows, a few hundred bytes per step.
 const GROWTH: [f64; 2] = [3.0, 16.0];
 
-/// What the process and its device hold at the end of an epoch.
+/// Memory and objects at the end of an epoch.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    /// Resident memory in MiB; `None` where the system does not tell.
+    /// Resident memory in MiB; `None` where the system does not report it.
     resident: Option<f64>,
     objects: LiveObjects,
 }
@@ -46,16 +45,16 @@ fn resident() -> Option<f64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok()? / 1024.0)
 }
 
-/// Looks on, takes a sample after each epoch, and ends the run when its time is over.
+/// Takes a sample after each epoch and stops the run when its time is over.
 struct Watch<'a> {
     gpu: &'a Gpu,
     stop: &'a AtomicBool,
     until: Option<Instant>,
     samples: Vec<Sample>,
     warnings: Vec<String>,
-    /// Milliseconds of the steps of this minute.
+    /// Times of the steps of the current minute, in ms.
     steps: Vec<f64>,
-    /// Their median for each minute that is over.
+    /// Median of each complete minute, in ms.
     medians: Vec<f64>,
     begun: Instant,
     minutes: u64,
@@ -97,17 +96,17 @@ impl Observer for Watch<'_> {
     }
 }
 
-/// How many times as long as in its best minute a step takes in the best of the last quarter. Whatever else the machine does makes single
-/// minutes slow; what piles up makes all of the last ones so.
+/// Ratio of the best minute in the last quarter to the best minute of all. Other load slows single minutes; an accumulating cost slows
+/// all of the last ones.
 fn slowdown(medians: &[f64]) -> f64 {
     let best = |medians: &[f64]| medians.iter().copied().fold(f64::INFINITY, f64::min);
     best(&medians[medians.len() * 3 / 4..]) / best(medians)
 }
 
-/// Set in the child.
+/// Set in the child process.
 const CHILD: &str = "VAE_WGPU_TEST_SOAK";
 
-/// Other tests allocate at the same time, so that the run has a process of its own.
+/// Runs in a process of its own, because other tests allocate at the same time.
 fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
     if std::env::var_os(CHILD).is_some() {
         return soak();
@@ -119,7 +118,7 @@ fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
 
 fn soak() {
     let minutes: Option<f64> = std::env::var("VAE_WGPU_SOAK_MINUTES").ok().map(|text| text.parse().unwrap());
-    // A device of its own: whatever is counted is this run's.
+    // A device of its own, so that only this run is counted.
     let gpu = Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     let dataset = data::shapes::dataset().unwrap().limited(Some(256), Some(64)).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -154,10 +153,10 @@ fn soak() {
         assert!(slowdown <= 1.5, "steps became slower, {slowdown:.2} times: {:.1?} ms", watch.medians);
     }
     let samples = watch.samples;
-    // The first epochs fill caches and make the pictures' programs.
+    // The first epochs fill caches and compile the programs for images.
     let (early, late) = (samples[samples.len() / 3], samples[samples.len() - 1]);
     assert!(samples.len() >= 12, "{} epochs", samples.len());
-    assert_eq!(early.objects, late.objects, "objects of the device pile up");
+    assert_eq!(early.objects, late.objects, "device objects accumulate");
     if let (Some(early), Some(late)) = (early.resident, late.resident) {
         eprintln!("resident: {early:.1} MiB after a third of {} epochs, {late:.1} at the end", samples.len());
         let growth = GROWTH[usize::from(minutes.is_some())];

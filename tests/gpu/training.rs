@@ -1,4 +1,4 @@
-//! Whole training steps on the adapter: against the CPU reference, bit for bit against themselves, and without leaks.
+//! Whole training steps: compared with the CPU reference, reproducible bit for bit, without leaks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,12 +31,12 @@ fn small(norm: Norm) -> VaeConfig {
     VaeConfig { channels: 8, blocks: 2, groups: 2, latent_dim: 5, image_size: 16, norm, ..VaeConfig::default() }
 }
 
-/// A model with every kind of block once, for tests of many variants: each shape of each kernel is compiled for it.
+/// A model with one of each kind of block, for tests of many variants: every shape costs a pipeline.
 fn smallest(norm: Norm) -> VaeConfig {
     VaeConfig { groups: 1, ..small(norm) }
 }
 
-/// The model for a variant: the larger one where the adapter chooses.
+/// The model for a variant: the larger one if the adapter chooses the kernels.
 fn model(norm: Norm, variant: Option<&str>) -> VaeConfig {
     if variant.is_none() { small(norm) } else { smallest(norm) }
 }
@@ -101,7 +101,7 @@ fn training_steps_agree_with_the_reference(device: &Arc<Gpu>) {
     }
 }
 
-/// Fused, for every family of kernels: the same losses, gradients and updates as the graph as it is defined, but for rounding.
+/// In every variant, fused steps have the losses, gradients and updates of the unfused graph, up to rounding.
 fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>) {
     let run = |config: VaeConfig, fuse: bool, variant: Option<&str>| {
         let mut options = Options { fuse, ..Options::default() };
@@ -178,8 +178,8 @@ fn the_same_seed_gives_the_same_bits(device: &Arc<Gpu>) {
     }
 }
 
-/// Rounding differs from adapter to adapter, and training amplifies it: how far losses may part from the reference's. Those of two
-/// adapters are then within twice that of each other.
+/// Largest relative difference of a loss from the reference. Rounding differs between adapters and training amplifies it; the losses of
+/// two adapters differ by at most twice this.
 const BAND: f64 = 0.001;
 
 fn losses_of_fifty_steps_stay_close_to_the_reference(device: &Arc<Gpu>) {
@@ -255,7 +255,7 @@ fn many_submissions_give_the_same_bits(device: &Arc<Gpu>) {
         (plan.submissions.len(), bits(&runner.download(Arena::Params).unwrap()))
     };
     let (one, whole) = trained(None);
-    // Another model's submissions come between those of the step.
+    // Submissions of another model run between those of the step.
     let done = AtomicBool::new(false);
     let (many, parts) = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -273,7 +273,7 @@ fn many_submissions_give_the_same_bits(device: &Arc<Gpu>) {
 }
 
 fn training_does_not_leak_device_objects(_: &Arc<Gpu>) {
-    // A device of its own: other tests make objects on theirs at the same time.
+    // A device of its own: concurrent tests create objects on theirs.
     let device = &Arc::new(Gpu::open(&GpuOptions::default()).unwrap());
     let mut runner = runner(small(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
     let count = |runner: &mut Runner, steps| {
@@ -290,7 +290,7 @@ fn non_finite_step_changes_nothing(device: &Arc<Gpu>) {
     for (poison, norm, tensor, device) in [
         (f32::NAN, Norm::Batch, "decoder.out.weight", gpu(device)),
         (f32::INFINITY, Norm::Position, "decoder.out.weight", gpu(device)),
-        // In front of all norms: every activation and every batch statistic behind it is poisoned too.
+        // Before all norms: every activation and batch statistic after it becomes NaN, too.
         (f32::NAN, Norm::Batch, "encoder.stem.weight", gpu(device)),
         (f32::NAN, Norm::Batch, "encoder.stem.weight", Device::Cpu),
     ] {
@@ -310,7 +310,7 @@ fn non_finite_step_changes_nothing(device: &Arc<Gpu>) {
         assert!(!report.finite, "{report:?}");
         assert_eq!(before, kept(&mut runner));
         assert_eq!(runner.first_non_finite().unwrap().as_deref(), Some(tensor));
-        // The cause removed, training goes on.
+        // Training continues once the cause is removed.
         runner.upload(Arena::Params, &healthy).unwrap();
         assert!(train(&mut runner, BATCH, 1).pop().unwrap().finite);
         assert_ne!(before, kept(&mut runner));
@@ -339,7 +339,7 @@ fn overfits_a_single_batch(device: &Arc<Gpu>) {
     let config = small(Norm::Batch);
     let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
     let (images, _) = batch(&config, BATCH, 0);
-    // Smooth pictures: noise cannot be squeezed through five numbers.
+    // Smooth images: five latent dimensions cannot encode noise.
     let images: Vec<u8> = (0..images.len()).map(|i| ((i / 256) * 23 % 200 + i % 16 * 3) as u8).collect();
     let mut reports = Vec::new();
     for step in 0..150 {
@@ -407,7 +407,7 @@ fn timing_does_not_change_any_bit(device: &Arc<Gpu>) {
         let mut reports = train(&mut runner, BATCH, 1);
         assert_eq!(runner.time_next().unwrap(), able);
         reports.extend(train(&mut runner, BATCH, 2));
-        // The first of the two steps alone was timed.
+        // Only the first of the two steps was timed.
         let spans = runner.spans().unwrap();
         assert_eq!(spans.len(), if able { runner.dispatches() } else { 0 });
         for span in &spans {

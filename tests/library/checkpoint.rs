@@ -1,6 +1,6 @@
-//! Checkpoints and kills: whatever the moment, the file that is there loads, whole and of one step.
+//! Killing a writer at any time leaves a complete checkpoint of a single step.
 //!
-//! The test starts itself again as a writer that saves checkpoints as fast as it can, and kills it.
+//! The test starts itself as a child process that saves checkpoints as fast as it can, and kills it.
 
 use std::env;
 use std::io::{self, BufRead, BufReader};
@@ -21,7 +21,7 @@ use vae_wgpu::runtime::tensor::shape::Spec;
 use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
 use vae_wgpu::vae::weights::{TensorSchema, Weights};
 
-/// Tells the child what to be: the run folder that it writes to.
+/// Run folder of the child process.
 const WRITER: &str = "VAE_WGPU_TEST_WRITER";
 const KILLS: u64 = 20;
 
@@ -31,7 +31,7 @@ fn tensors() -> (Vec<Tensor>, Vec<Tensor>) {
     (params, vec![tensor("b.running_mean", Spec::vector(64))])
 }
 
-/// A checkpoint in which every number tells the step.
+/// A checkpoint in which every value is the step.
 fn checkpoint(step: u64) -> Checkpoint {
     let (params, states) = tensors();
     let filled =
@@ -56,7 +56,7 @@ fn load(path: &Path) -> Result<Checkpoint, Error> {
     Checkpoint::from_file(tensor_file::load(path)?, path, TensorSchema { params: &params, states: &states })
 }
 
-/// Not a test by itself: what the child does. It goes on from the checkpoint that is there, until it is killed.
+/// The child process, not a test by itself. It continues from the existing checkpoint until it is killed.
 #[test]
 fn writer() {
     let Some(folder) = env::var_os(WRITER) else { return };
@@ -95,7 +95,7 @@ fn checkpoint_loads_after_a_kill_at_any_time() {
     let mut last = 0;
     let mut cut_short = 0;
     for kill in 0..KILLS {
-        // The writer takes the folder's lock: the one that was killed before has lost it.
+        // The writer takes the lock, which the previous one lost when it was killed.
         let mut writer = start(dir.path()).unwrap();
         sleep(Duration::from_micros(moments.random_range(0..60_000)));
         writer.kill().unwrap();
@@ -108,7 +108,7 @@ fn checkpoint_loads_after_a_kill_at_any_time() {
             .unwrap()
             .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().ends_with(".scratch"));
         let scratch = scratch.count();
-        assert!(scratch <= 1, "kill {kill}: scratch files pile up");
+        assert!(scratch <= 1, "kill {kill}: scratch files accumulate");
         cut_short += scratch;
     }
     println!("{KILLS} kills, {cut_short} of them in the middle of writing; {last} checkpoints saved");

@@ -1,4 +1,4 @@
-//! Data sets: folders, archives (hostile ones too), the cache, and downloads from a server that misbehaves in every way we know.
+//! Data sets: folders, archives, hostile archives, the cache, and downloads from a server that misbehaves.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -45,7 +45,7 @@ fn header(kind: EntryType, size: u64) -> Header {
     header
 }
 
-/// Appends a member under any name, also one that `tar` itself would refuse to write.
+/// Appends a member under any name, including one that `tar` rejects.
 fn add(tar: &mut Builder<Vec<u8>>, name: &str, kind: EntryType, bytes: &[u8]) {
     let mut header = header(kind, bytes.len() as u64);
     header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -72,7 +72,7 @@ fn archive_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     gzip(&tar_of(files).into_inner().unwrap())
 }
 
-/// A good archive with something added.
+/// A valid archive with something added.
 fn archive_with(extra: impl FnOnce(&mut Builder<Vec<u8>>)) -> Vec<u8> {
     let mut tar = tar_of(&files());
     extra(&mut tar);
@@ -213,7 +213,7 @@ fn decompression_bombs_are_rejected() {
             assert!(overflow || error.contains(&format!("declared {declared} bytes")), "{error}");
         }
     }
-    // Many members, each within its limit, that unpack to more than anything real: 300 MiB from 300 KiB.
+    // Many members, each within its limit, that unpack to 300 MiB from 300 KiB.
     let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
     for i in 0..10 {
         let mut member = header(EntryType::Regular, 30 << 20);
@@ -254,23 +254,23 @@ fn extended_headers_change_nothing() {
 /// How the server answers one request.
 #[derive(Clone, Copy, Debug)]
 enum Answer {
-    /// As it should: the file, or the range that was asked for.
+    /// The file, or the requested range.
     Whole,
-    /// The whole file, whatever range was asked for.
+    /// The whole file, whatever range was requested.
     NoRange,
-    /// The connection ends after so many bytes of the body.
+    /// The connection ends after this many bytes of the body.
     Cut(usize),
     /// A few bytes, then silence.
     Stall(usize),
-    /// Small pieces with pauses, longer in all than the client's patience.
+    /// Small pieces with pauses, in total longer than the timeout of the client.
     Slow,
     /// Other bytes of the right length.
     Corrupt,
-    /// An answer of this length.
+    /// A response of this length.
     Length(usize),
     /// Without a declared length, and longer than expected.
     Endless,
-    /// Nothing but a status.
+    /// Only a status.
     Status(&'static str),
 }
 
@@ -281,7 +281,7 @@ struct Server {
 }
 
 impl Server {
-    /// Answers one request after the other as told, the last answer again and again.
+    /// Answers the requests in the order of `answers`; the last answer repeats.
     fn start(body: Vec<u8>, answers: Vec<Answer>) -> Self {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let url = format!("http://{}/{ARCHIVE}", listener.local_addr().unwrap());
@@ -291,7 +291,7 @@ impl Server {
             for (i, stream) in listener.incoming().enumerate() {
                 let answer = answers[i.min(answers.len() - 1)];
                 let (body, seen) = (Arc::clone(&body), Arc::clone(&seen));
-                // The client hangs up on some of these; that is its right.
+                // The client closes some of these connections.
                 thread::spawn(move || serve(stream.unwrap(), &body, answer, &seen));
             }
         });
@@ -396,7 +396,7 @@ impl Setup {
         error
     }
 
-    /// Names of what is in the cache.
+    /// Names of the files in the cache.
     fn cached(&self) -> Vec<String> {
         let name = |e: io::Result<fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
         let mut names: Vec<_> = fs::read_dir(&self.places.cache).unwrap().map(name).collect();
@@ -427,12 +427,12 @@ impl Setup {
 #[test]
 fn a_download_fills_the_cache() {
     let setup = setup(&[Answer::Whole]);
-    let mut told = Vec::new();
-    setup.places.open(&mut |p| told.push(p)).unwrap();
+    let mut events = Vec::new();
+    setup.places.open(&mut |p| events.push(p)).unwrap();
     let total = setup.body.len() as u64;
-    assert_eq!(told[0], FetchProgress::Downloading { done: 0, total });
-    let done = told.iter().position(|p| *p == FetchProgress::Downloading { done: total, total }).unwrap();
-    assert_eq!(told[done + 1..], [FetchProgress::Verifying, FetchProgress::Unpacking]);
+    assert_eq!(events[0], FetchProgress::Downloading { done: 0, total });
+    let done = events.iter().position(|p| *p == FetchProgress::Downloading { done: total, total }).unwrap();
+    assert_eq!(events[done + 1..], [FetchProgress::Verifying, FetchProgress::Unpacking]);
     setup.succeeds(&[None]);
 }
 

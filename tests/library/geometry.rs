@@ -1,5 +1,5 @@
-//! Random geometry of operations: sizes of zero, enormous sizes and odd ones give an error or an operation that is sound, and what is
-//! small enough to run agrees with finite differences.
+//! Random geometry: operations of zero, very large and unusual sizes are valid or return an error, and small ones agree with finite
+//! differences.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use vae_wgpu::runtime::tensor::shape::{MAX_ELEMENTS, Shape};
 
 use crate::cases::{case, fused, parts, runner, small};
 
-/// Sizes of every kind: nothing, small ones, powers of two and what lies beside them, the largest.
+/// Sizes of every kind: zero, small, near powers of two, the largest.
 fn size() -> impl Strategy<Value = usize> {
     let beside = |power: u32| {
         let power = 1usize << power;
@@ -41,7 +41,7 @@ fn elements(shape: Shape) -> u128 {
     sizes.iter().fold(1, |product: u128, &size| product.saturating_mul(size as u128))
 }
 
-/// An operation keeps what it promises of its shapes, and can be costed and lowered or says why not.
+/// Asserts that shapes are consistent and that costs and dispatches can be computed or return an error.
 fn sound(op: &dyn Op) -> Result<(), TestCaseError> {
     for operand in op.operands() {
         let padded = elements(operand.spec.shape);
@@ -68,7 +68,7 @@ fn sound(op: &dyn Op) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Errors of shapes and limits are answers; bugs are not.
+/// Asserts that an error is about shapes or limits, not a bug.
 fn refused(error: &Error) -> Result<(), TestCaseError> {
     let answer = matches!(
         error,
@@ -128,7 +128,7 @@ fn arbitrary_convolutions_are_valid_or_rejected() {
 
 #[test]
 fn arbitrary_operations_are_valid_or_rejected() {
-    // Of each operation, how many were made and how many refused.
+    // For each operation, how many were created and how many rejected.
     let counts = RefCell::new(BTreeMap::<&str, [u32; 2]>::new());
     let result = runner(4_000).run(&(shape(), shape()), |(x, y)| {
         let twice = |size: usize| size.saturating_mul(2);
@@ -156,13 +156,13 @@ fn arbitrary_operations_are_valid_or_rejected() {
     });
     result.unwrap();
     for (name, [made, refused]) in counts.into_inner() {
-        // Random shapes seldom fit each other.
+        // Random shapes rarely match.
         let least = if name.contains(" of ") { 0 } else { 100 };
         assert!(made >= least && refused > 500, "{name}: {made} operations, {refused} errors");
     }
 }
 
-/// The difference quotients of a case agree with its gradients; whether there were any.
+/// Compares the gradients of a case with finite differences; returns whether it has any.
 fn differentiated(case: Case) -> Result<bool, TestCaseError> {
     if !case.differentiable {
         return Ok(false);

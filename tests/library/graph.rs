@@ -183,7 +183,7 @@ fn outputs_are_readable_only_after_the_last_run() {
     assert!(exec.read(exec.output(programs[0], "y").unwrap()).unwrap_err().to_string().contains("last run"));
 }
 
-/// A graph to fuse, with the operations that it must be made of afterwards.
+/// A graph to fuse, and its operations after fusion.
 type Rule = (&'static str, fn() -> vae_wgpu::Result<(Builder, ValueId)>, &'static [(&'static str, usize)]);
 
 fn norm(training: bool) -> BatchNormConfig {
@@ -207,7 +207,7 @@ fn of_block(scale: Scale, kind: Norm) -> vae_wgpu::Result<(Builder, ValueId)> {
     Ok((b, y))
 }
 
-/// One graph for each rule of fusion, then all of them together in residual blocks.
+/// A graph for each fusion rule, then all rules together in residual blocks.
 const RULES: &[Rule] = &[
     (
         "norm and ReLU",
@@ -354,7 +354,7 @@ fn fusion_rules_preserve_the_results() {
             let (mut b, y) = make().unwrap();
             let dy = b.input("dy", Spec::nhwc(b.shape(y))).unwrap();
             let graph = b.output("y", y).build();
-            // Twice, as what is fused already must stay as it is.
+            // Twice: a fused graph must stay as it is.
             let graph = if fuse { graph.fused().unwrap().fused().unwrap() } else { graph };
             let mut counts = BTreeMap::new();
             for node in graph.nodes() {
@@ -374,7 +374,7 @@ fn fusion_rules_preserve_the_results() {
 
 #[test]
 fn fusion_reduces_traffic_and_memory() {
-    // A GPU's kernels leave the statistics to passes of their own.
+    // On a GPU, separate dispatches compute the statistics.
     let software = Profile { kind: DeviceKind::Software, subgroup: Some((8, 8)), ..Profile::WEBGPU };
     for (profile, share) in [(software, 0.6), (Profile::WEBGPU, 0.7)] {
         let plan = |fuse| {
@@ -438,7 +438,7 @@ proptest! {
         let expected: f64 = dx.iter().zip(up.iter().zip(&down)).map(|(g, (u, d))| g * (f64::from(*u) - f64::from(*d))).sum();
         let scale: f64 = dx.iter().zip(up.iter().zip(&down)).map(|(g, (u, d))| (g * (f64::from(*u) - f64::from(*d))).abs()).sum();
         let found = loss(&up).0 - loss(&down).0;
-        // Random graphs have kinks between the two points; few of the 120 inputs cross one.
+        // Random graphs have kinks between the two points, which few of the 120 inputs cross.
         prop_assert!((found - expected).abs() <= 0.02 * scale.max(1e-12), "{found} {expected} {scale}");
     }
 }
@@ -450,7 +450,7 @@ fn submissions_are_short_on_a_slow_gpu() {
             VaeConfig::default().plan(batch, Mode::Train, &Profile::WEBGPU, &Options::default()).unwrap();
         let parts = plan.submissions.clone();
         assert!(parts.len() >= least && (batch > 1 || parts.len() == 1), "batch {batch}: {}", parts.len());
-        // Every dispatch once, in order, and no node in two parts.
+        // Every dispatch once, in order, and no node in two submissions.
         assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..plan.dispatches.len()).collect::<Vec<_>>());
         let node = |i: usize| plan.dispatches[i].node;
         assert!(parts.windows(2).all(|pair| node(pair[0].end - 1) != node(pair[1].start)));

@@ -1,5 +1,4 @@
-//! Everything that fuzzing found worth keeping, through the same functions (`fuzz/targets.rs`), in an ordinary run; and the bounds of what
-//! a hostile file may cost.
+//! Runs the fuzzing corpus through the targets of `fuzz/targets.rs`, and bounds the memory that a hostile file may cost.
 
 use std::fs;
 use std::io::Write;
@@ -50,7 +49,7 @@ fn every_parser_has_a_fuzz_target() {
     }
 }
 
-/// CIFAR-10's files, as large as they may be, of records that are as good as any.
+/// The files of CIFAR-10 at their largest, with valid records.
 fn full_archive() -> Vec<u8> {
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     let file = vec![0; cifar10::MAX_FILE / cifar10::RECORD * cifar10::RECORD];
@@ -63,7 +62,7 @@ fn full_archive() -> Vec<u8> {
     tar.into_inner().unwrap().finish().unwrap()
 }
 
-/// The beginning of a JPEG file whose decoder keeps all coefficients, with nothing behind it but room for them.
+/// The start of a progressive JPEG, whose decoder allocates all coefficients.
 fn progressive_jpeg(width: u16, height: u16) -> Vec<u8> {
     let mut jpeg = vec![0xff, 0xd8, 0xff, 0xdb, 0, 67, 0];
     jpeg.extend([1; 64]);
@@ -81,7 +80,7 @@ fn progressive_jpeg(width: u16, height: u16) -> Vec<u8> {
     jpeg
 }
 
-/// Small files that say they are large, or are once unpacked.
+/// Small files that claim to be large, or that unpack to large ones.
 fn bombs() -> Vec<(&'static str, Vec<u8>)> {
     let gzip = |bytes: &[u8]| {
         let mut packed = GzEncoder::new(Vec::new(), Compression::best());
@@ -140,7 +139,7 @@ fn bombs() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Not a test by itself: what the child does, with little memory.
+/// The child process, which has little memory; not a test by itself.
 #[test]
 fn bombs_and_corpus() {
     let Ok(what) = std::env::var(CHILD) else { return };
@@ -156,14 +155,14 @@ fn bombs_and_corpus() {
     for (name, target) in TARGETS {
         corpus(name).iter().for_each(|file| target(&fs::read(file).unwrap()));
     }
-    println!("\nall borne");
+    println!("\ncorpus done");
 }
 
 const CHILD: &str = "VAE_WGPU_TEST_BOMBS";
-/// What the child may allocate beside its own text and stacks, which it never uses in full.
+/// Address space of the child in KiB, including its code and stacks.
 const KIB: u64 = 768 << 10;
 
-/// The child is this program under a limit of the system's: an allocation beyond it ends the child.
+/// The child is this program under `ulimit -v`: an allocation beyond the limit ends it.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_is_bounded_by_the_input_size() {
@@ -176,6 +175,10 @@ fn memory_is_bounded_by_the_input_size() {
     };
     let output = child("bombs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.contains("all borne"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success() && said.contains("corpus done"),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(!child("too much").status.success(), "the limit is not felt");
 }

@@ -14,7 +14,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(root().join(file)).unwrap()
 }
 
-/// The texts of a list in `deny.toml`.
+/// The strings of a list in `deny.toml`.
 fn list(name: &str) -> Vec<String> {
     let text = read("deny.toml");
     let (_, list) = text.split_once(&format!("\n{name} = [")).unwrap();
@@ -22,13 +22,13 @@ fn list(name: &str) -> Vec<String> {
     list.split('"').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Whether an SPDX expression can be satisfied with the licences allowed: alternatives of conjunctions, with brackets around one level of
+/// Whether the allowed licences satisfy an SPDX expression: alternatives of conjunctions, with parentheses around one level of
 /// alternatives.
 fn satisfied(expression: &str, allowed: &[String]) -> bool {
     let expression = expression.replace('/', " OR ");
     if let Some((before, rest)) = expression.split_once('(') {
         let (inner, after) = rest.split_once(')').unwrap();
-        // The bracket stands for one licence, which is allowed or not.
+        // The parenthesis counts as one licence, allowed or not.
         let stand_in = if satisfied(inner, allowed) { allowed[0].as_str() } else { "none" };
         return satisfied(&format!("{before}{stand_in}{after}"), allowed);
     }
@@ -95,7 +95,7 @@ fn sources(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The compiler refuses what is not excepted; this counts the exceptions.
+/// The compiler rejects `unsafe` without an exception; this counts the exceptions.
 #[test]
 fn unsafe_is_denied_with_one_exception() {
     assert!(read("Cargo.toml").contains("\nunsafe_code = \"deny\"\n"), "unsafe_code is not denied");
@@ -137,7 +137,7 @@ fn has_test(file: &str, name: &str) -> bool {
 #[test]
 fn only_tests_are_found_as_tests() {
     assert!(has_test("tests/repo/policy.rs", "only_tests_are_found_as_tests"));
-    assert!(!has_test("tests/repo/policy.rs", "has_test"), "a function that is no test");
+    assert!(!has_test("tests/repo/policy.rs", "has_test"), "an ordinary function");
     assert!(has_test("tests/gpu/training.rs", "training_steps_agree_with_the_reference"));
     assert!(!has_test("tests/gpu/training.rs", "train"), "a function that is not registered");
 }

@@ -1,5 +1,4 @@
-//! Every kernel's text against its declaration, and every dispatch against its kernel, without a device: what is declared in
-//! Rust is read back out of the shader by reflection.
+//! Compares the declaration of every kernel in Rust with its shader by reflection, and every dispatch with its kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +13,7 @@ use vae_wgpu::runtime::gpu::probes;
 use vae_wgpu::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Profile};
 use vae_wgpu::runtime::op::{OPS, Op, Pass, Target};
 
-/// What WebGPU's default limits allow a kernel.
+/// WebGPU's default limits.
 const MAX_STORAGE_BUFFERS: usize = 8;
 const MAX_STORAGE_TEXTURES: usize = 4;
 const MAX_INVOCATIONS: u32 = 256;
@@ -23,13 +22,13 @@ const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
 fn kernels() -> Vec<&'static Kernel> {
     let mut kernels: Vec<&Kernel> = OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()).collect();
-    // Families may share kernels, but not names.
+    // Operations may share kernels, but not names.
     let mut seen = BTreeSet::new();
     kernels.retain(|kernel| seen.insert(std::ptr::from_ref(*kernel)));
     kernels
 }
 
-/// What went wrong, or nothing.
+/// A description of the difference, if any.
 type Check = Result<(), String>;
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, declared: T, found: T) -> Check {
@@ -54,7 +53,7 @@ fn overrides_used(module: &Module, function: &Function, used: &mut BTreeSet<Stri
     overrides_called(module, &function.body, used);
 }
 
-/// The same for the functions that a block calls.
+/// Overrides used by the functions that a block calls.
 fn overrides_called(module: &Module, block: &Block, used: &mut BTreeSet<String>) {
     for statement in block {
         let blocks = match statement {
@@ -83,7 +82,7 @@ fn settings(kernel: &Kernel) -> Vec<Vec<(&'static str, i64)>> {
     settings
 }
 
-/// What a kernel's text uses, over all settings of its flags.
+/// Everything that a shader uses, over all settings of its flags.
 #[derive(Default)]
 struct Used {
     bindings: BTreeMap<u32, (String, Access)>,
@@ -192,7 +191,7 @@ fn kernels_have_a_header_comment_and_unique_names() {
     }
 }
 
-/// The dispatch against its kernel and its entry.
+/// Compares a dispatch with its kernel and its pass.
 fn lowered(op: &dyn Op, entry: &Pass, dispatch: &Dispatch, scratch: usize, known: &[&Kernel]) -> Check {
     let kernel = dispatch.kernel;
     if !known.iter().any(|k| std::ptr::eq(*k, kernel)) {
@@ -221,7 +220,7 @@ fn lowered(op: &dyn Op, entry: &Pass, dispatch: &Dispatch, scratch: usize, known
             return Err(format!("{bind:?} is bound twice, once to be written"));
         }
     }
-    // Whatever is named must have a shape.
+    // Every argument has a shape.
     for arg in entry.args() {
         vae_wgpu::runtime::op::spec_of(op, arg).map_err(|e| e.to_string())?;
     }

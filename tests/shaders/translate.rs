@@ -22,7 +22,7 @@ use vae_wgpu::runtime::kernel::{Access, DeviceKind, Kernel, Profile};
 use vae_wgpu::runtime::op::{OPS, Op, Pass, Target};
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 
-/// What a kernel goes through.
+/// A translation or a validation of its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Check {
     SpirV,
@@ -35,7 +35,7 @@ enum Check {
 impl Check {
     const ALL: [Self; 5] = [Self::SpirV, Self::SpirVVal, Self::Metal, Self::Hlsl, Self::Glslang];
 
-    /// The program that it needs.
+    /// The program that runs the check.
     fn tool(self) -> Option<&'static str> {
         match self {
             Self::SpirVVal => Some("spirv-val"),
@@ -65,21 +65,21 @@ struct Values {
 }
 
 impl Values {
-    /// In a form that can be compared.
+    /// The values as comparable bits.
     fn bits(&self) -> Vec<u64> {
         let flags = self.flags.iter().map(|(_, value)| value.cast_unsigned());
         flags.chain(self.overrides.iter().map(|(_, value)| value.to_bits())).collect()
     }
 }
 
-/// A kernel and all values of its flags and overrides that are in use.
+/// A kernel with all values of its flags and overrides in use.
 struct Subject {
     kernel: &'static Kernel,
     values: Vec<Values>,
 }
 
 impl Subject {
-    /// Some of these, for glslang, which takes long: each value is 0, 1, 2 and something larger at least once, as far as it ever is.
+    /// A sample for glslang, which is slow: each flag and override takes the values 0, 1, 2 and a larger one, where it ever does.
     fn sample(&self) -> Vec<&Values> {
         let mut seen = BTreeSet::new();
         let news = |values: &&Values| {
@@ -93,7 +93,7 @@ impl Subject {
     }
 }
 
-/// Devices that differ in what is chosen for them.
+/// Devices for which different kernels are chosen.
 fn profiles() -> [Profile; 4] {
     let software = |subgroup| Profile { kind: DeviceKind::Software, subgroup, ..Profile::WEBGPU };
     let subgroups = Profile { subgroup: Some((32, 32)), ..Profile::WEBGPU };
@@ -181,7 +181,7 @@ fn parse(wgsl: &str, capabilities: Capabilities) -> Result<(Module, ModuleInfo),
     Ok((module, info))
 }
 
-/// How wgpu has naga guard accesses, at its strictest.
+/// The strictest bounds checks that wgpu asks naga for.
 const RESTRICT: BoundsCheckPolicies = BoundsCheckPolicies {
     index: BoundsCheckPolicy::Restrict,
     buffer: BoundsCheckPolicy::Restrict,
@@ -196,7 +196,7 @@ fn resources(kernel: &Kernel) -> impl Iterator<Item = (ResourceBinding, u8, Opti
     (0u8..).zip(all).map(|(i, access)| (ResourceBinding { group: 0, binding: i.into() }, i, access))
 }
 
-/// Versions of SPIR-V for the oldest and the newest Vulkan that can run the kernel, with the names that `spirv-val` has for these.
+/// SPIR-V versions of the oldest and the newest Vulkan that can run the kernel, with their names in `spirv-val`.
 fn versions(kernel: &Kernel) -> [((u8, u8), &'static str); 2] {
     [if kernel.subgroups { ((1, 3), "vulkan1.1") } else { ((1, 0), "vulkan1.0") }, ((1, 6), "vulkan1.3")]
 }
@@ -264,7 +264,7 @@ fn metal(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> Result<String, 
     Ok(text)
 }
 
-/// The text and the name of its entry point.
+/// The HLSL and the name of its entry point.
 fn hlsl(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> Result<(String, String), String> {
     let target = |(at, slot, _): (_, u8, _)| {
         let target = hlsl::BindTarget {
@@ -281,7 +281,7 @@ fn hlsl(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> Result<(String, 
         binding_map: resources(kernel).map(target).collect(),
         fake_missing_bindings: false,
         special_constants_binding: None,
-        // As the crate's pipelines have it; glslang does not know the cast in naga's zero fill.
+        // As in the crate's pipelines; glslang does not support the cast in naga's zero fill.
         zero_initialize_workgroup_memory: false,
         ..Default::default()
     };
@@ -297,7 +297,7 @@ fn hlsl(kernel: &Kernel, module: &Module, info: &ModuleInfo) -> Result<(String, 
     }
 }
 
-/// What a program says of a file, where it does not accept it.
+/// Runs a program on a file; its output is the error if it rejects the file.
 fn run(tool: &str, file: &Path, arguments: &[&str]) -> Result<(), String> {
     let output = Command::new(tool).args(arguments).arg(file).output().map_err(|e| format!("{tool}: {e}"))?;
     if output.status.success() {
@@ -323,7 +323,7 @@ fn glslang(text: &str, entry: &str) -> Result<(), String> {
     run("glslangValidator", &file, &["-D", "-V", "--target-env", "vulkan1.1", "-S", "comp", "-e", entry, "-o", &out])
 }
 
-/// What is wrong with the first of the subject's specialisations that does not pass.
+/// Checks all specialisations of a kernel; describes the first that fails.
 fn check(subject: &Subject, check: Check) -> Result<(), String> {
     let kernel = subject.kernel;
     if subject.values.is_empty() {
@@ -365,7 +365,7 @@ fn required() -> bool {
     std::env::var_os("VAE_WGPU_REQUIRE_TOOLS").is_some_and(|v| v != "0")
 }
 
-/// A trial that is ignored where the tool is not installed, or fails where it must be.
+/// A trial that is ignored, or fails if tools are required, without the program that it needs.
 fn trial(
     name: String,
     missing: &[&'static str],
@@ -381,19 +381,19 @@ fn trial(
     }
 }
 
-/// Every check turns red for a kernel that it should refuse.
+/// Every check fails for invalid input.
 fn refusals(missing: &[&'static str]) -> Vec<Trial> {
     let error = |result: Result<(), String>, part: &str| match result {
         Err(error) if error.contains(part) => Ok(()),
-        Err(error) => Err(Failed::from(format!("refused for another reason than `{part}`: {error}"))),
-        Ok(()) => Err(Failed::from("not refused")),
+        Err(error) => Err(Failed::from(format!("rejected for another reason than `{part}`: {error}"))),
+        Ok(()) => Err(Failed::from("not rejected")),
     };
-    // Right with the feature, wrong without it.
+    // Valid with the feature, invalid without it.
     let feature = |wgsl: &'static str, feature| {
         move || match (parse(wgsl, feature), parse(wgsl, Capabilities::empty())) {
             (Ok(_), Err(_)) => Ok(()),
             (Err(error), _) => Err(Failed::from(error)),
-            (Ok(_), Ok(_)) => Err(Failed::from("not refused")),
+            (Ok(_), Ok(_)) => Err(Failed::from("not rejected")),
         }
     };
     let half = "enable f16; @compute @workgroup_size(1) fn main() { var x = 1.0h; x += x; }";
