@@ -130,7 +130,7 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("tune", "--out new.txt", 2, "new.txt"),
     ("tune", "--out folder.json", 1, "folder.json"),
     ("check", "nonesuch", 1, "nonesuch"),
-    ("kernels", "nonesuch", 1, "nonesuch"),
+    ("kernels", "nonesuch", 2, "nonesuch"),
     ("check", "--bisect", 1, "--bisect"),
     ("info", "run --channels 8", 2, "--channels"),
     ("completions", "tcl", 2, "tcl"),

@@ -242,7 +242,7 @@ fn kernels_are_listed_and_printed_in_every_language() {
         assert!(String::from_utf8_lossy(&output.stdout).contains(part), "{language}");
     }
     let unknown = run(&[["kernels", "nonesuch"].as_slice(), &TINY].concat());
-    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(unknown.status.code(), Some(2));
     assert!(stderr(&unknown).contains("`nonesuch`") && stderr(&unknown).contains(name), "{}", stderr(&unknown));
 }
 

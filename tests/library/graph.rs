@@ -88,7 +88,7 @@ fn a_parameter_without_gradient_is_a_build_error() {
     let _dead = b.apply("dead", &[x], |s| Conv::conv2d(s[0], 4, 1, 1, 0)).unwrap();
     let y = b.apply("alive", &[x], |s| Conv::conv2d(s[0], 4, 1, 1, 0)).unwrap();
     let error = b.build().with_gradients(&[Root::Seeded(y, dy)], &[]).unwrap_err().to_string();
-    assert!(error.contains("`dead.weight` gets no gradient"), "{error}");
+    assert!(error.contains("`dead.weight` has no gradient"), "{error}");
 }
 
 #[test]
