@@ -1,16 +1,12 @@
-//! Builds a graph of one's own, derives its gradients and runs it on the reference and on a GPU:
+//! Builds a graph, derives its gradients and runs it on the CPU reference and on a GPU:
 //! `cargo run --release --example custom_graph`.
 
 use std::sync::Arc;
 
-use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
-use vae_wgpu::runtime::gpu::{Gpu, Options};
-use vae_wgpu::runtime::graph::{Arena, Builder, Root};
-use vae_wgpu::runtime::op::{Conv, GlobalAvgPool, Relu};
-use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::prelude::*;
 
-fn main() -> vae_wgpu::Result<()> {
-    // y = linear(pool(relu(conv(x)))), with the gradient of y as an input and that of x as an output.
+fn main() -> Result<()> {
+    // y = linear(pool(relu(conv(x)))). The gradient of y is an input, that of x an output.
     let mut b = Builder::new();
     let x = b.input("x", Spec::nhwc(Shape::new(2, 3, 8, 8)))?;
     let h = b.apply("conv", &[x], |s| Conv::conv2d(s[0], 8, 3, 1, 1))?;
@@ -21,22 +17,21 @@ fn main() -> vae_wgpu::Result<()> {
     let graph = b.output("y", y).build().with_gradients(&[Root::Seeded(y, dy)], &["x"])?;
     print!("{graph}");
 
-    let weights = vae_wgpu::runtime::graph::initial(&graph, Arena::Params, 7)?;
     let mut executors: Vec<Box<dyn Executor>> = vec![Box::new(CpuExecutor::<f64>::new())];
-    match Gpu::open(&Options::default()) {
-        Ok(gpu) => executors.push(Box::new(GpuExecutor::new(Arc::new(gpu), &Default::default())?)),
+    match Gpu::open(&GpuOptions::default()) {
+        Ok(gpu) => executors.push(Box::new(GpuExecutor::new(Arc::new(gpu), &PlanOptions::default())?)),
         Err(error) => eprintln!("{error}"),
     }
+    let x: Vec<f32> = (0..2 * 3 * 8 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
     for exec in &mut executors {
         let program = exec.add(graph.clone())?;
-        exec.upload(Arena::Params, &weights)?;
-        let x: Vec<f32> = (0..2 * 3 * 8 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
+        exec.upload(Arena::Params, &initial(&graph, Arena::Params, 7)?)?;
         exec.write(exec.input(program, "x")?, Data::F32(&x))?;
         exec.write(exec.input(program, "dy")?, Data::F32(&[1.0, 0.0, -1.0, 0.5, 0.0, 2.0, 0.0, 1.0]))?;
         exec.run(program, &[])?;
         println!("{}\n  y  {:?}", exec.describe(), exec.read(exec.output(program, "y")?)?);
         println!("  dx {:?} ...", &exec.read(exec.output(program, "dx")?)?[..4]);
-        println!("  dweight of {} {:?}", graph.params()[2].name, &exec.download(Arena::Grads)?[2][..4]);
+        println!("  gradient of {} {:?}", graph.params()[2].name, &exec.download(Arena::Grads)?[2][..4]);
     }
     Ok(())
 }

@@ -55,7 +55,7 @@ fn clear(error: &Error) {
 fn sound(dataset: &Dataset) {
     for images in [&dataset.train, &dataset.test] {
         let mut picture = vec![0; 3 * 32 * 32];
-        images.write(images.len() - 1, &mut picture);
+        images.read_into(images.len() - 1, &mut picture).unwrap();
         assert!((0..images.len()).all(|i| usize::from(images.label(i)) < images.classes().len()));
     }
 }

@@ -1,19 +1,20 @@
 //! A small tensor runtime that dispatches hand-written WGSL kernels through `wgpu`, and a ResNet VAE built on it.
 //!
-//! Three layers; imports point downwards only, and the compiler checks it:
+//! Three layers. Imports point downwards only, and the compiler enforces it:
 //!
-//! | layer | holds |
+//! | layer | contains |
 //! | --- | --- |
-//! | [`app`] | files, run folders, plots, kernel checks, benches, the command line |
+//! | `app` | files, run folders, plots, kernel checks, benches, the command line; needs the feature `cli` |
 //! | [`vae`] | the model, its runner, training, inference, evaluation, data sets in memory |
 //! | [`runtime`] | tensors, kernels, operations, graphs, memory plans, devices, executors |
+//!
+//! [`prelude`] has what most programs import.
 
 #![warn(missing_docs)]
 
 pub mod error;
-
+pub mod prelude;
 pub mod runtime;
-
 #[cfg(not(runtime_only))]
 pub mod vae;
 
@@ -21,3 +22,8 @@ pub mod vae;
 pub mod app;
 
 pub use error::{Error, Result};
+
+/// The example in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -10,7 +10,7 @@ use crate::runtime::plan;
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::model::{Mode, VaeConfig};
-use crate::vae::runner::{Device, Runner};
+use crate::vae::runner::{Device, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::weights::{TensorSchema, Weights};
 
@@ -53,14 +53,8 @@ impl Model {
         if batch == 0 {
             return Err(Error::argument("batch size", "at least 1", 0));
         }
-        let mut programs = Vec::new();
-        for &(mode, count) in work {
-            for size in [if count < batch { 0 } else { batch }, count % batch] {
-                if size > 0 && !programs.contains(&(size, mode)) {
-                    programs.push((size, mode));
-                }
-            }
-        }
+        let programs: Vec<_> =
+            work.iter().flat_map(|&(mode, count)| batch_sizes(count, batch).map(move |size| (size, mode))).collect();
         let mut runner = Runner::new(self.config, &programs, device, options)?;
         for arena in [Arena::Params, Arena::States] {
             runner.upload(arena, self.weights.arena(arena)?)?;
@@ -143,14 +137,14 @@ impl Trained {
         what: &str,
         all: &[T],
         each: usize,
-        run: impl Fn(&mut Runner, usize, &[T]) -> Result<Vec<f32>>,
+        run: impl Fn(&mut Runner, &[T]) -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
         if !all.len().is_multiple_of(each) {
             return Err(Error::argument(format!("length of {what}"), format!("a multiple of {each}"), all.len()));
         }
         let mut results = Vec::new();
         for part in all.chunks(self.batch * each) {
-            let result = run(&mut self.runner, part.len() / each, part)?;
+            let result = run(&mut self.runner, part)?;
             if !result.iter().all(|v| v.is_finite()) {
                 return Err(Error::NonFiniteOutput { what: "the model output".to_owned() });
             }

@@ -35,7 +35,7 @@ impl Pca {
     /// # Errors
     /// [`Error::InvalidArgument`] for no pictures.
     pub fn fit(images: &dyn Images, components: usize, done: &mut dyn FnMut(usize)) -> Result<Self> {
-        let dims = data::picture_bytes(images.size())?;
+        let dims = data::image_bytes(images.size())?;
         if images.is_empty() || components == 0 {
             return Err(Error::argument("number of images or components", "at least 1", 0));
         }
@@ -77,7 +77,7 @@ impl Pca {
     /// # Errors
     /// [`Error::InvalidArgument`] for pictures of another size.
     pub fn mse(&self, images: &dyn Images) -> Result<f64> {
-        let dims = data::picture_bytes(images.size())?;
+        let dims = data::image_bytes(images.size())?;
         if dims != self.mean.len() {
             return Err(Error::argument("values per image", self.mean.len(), dims));
         }
@@ -140,7 +140,7 @@ fn scatter_times(images: &dyn Images, mean: &DVector<f64>, basis: &DMatrix<f64>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vae::data::Memory;
+    use crate::vae::data::InMemoryImages;
     use crate::vae::data::shapes::Shapes;
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         // Pictures that vary by less and less from pixel to pixel.
         let pixel = |(i, v): (usize, f32)| (128.0 + v * 60.0 / (1.0 + (i % dims) as f32 * 0.5)).clamp(0.0, 255.0) as u8;
         let pixels: Vec<u8> = rng::normals(&mut noise, dims * count).into_iter().enumerate().map(pixel).collect();
-        let images = Memory::new((1, 4, 6), vec!["x".into()], vec![0; count], pixels.clone()).unwrap();
+        let images = InMemoryImages::new((1, 4, 6), vec!["x".into()], vec![0; count], pixels.clone()).unwrap();
         let x = centred(&pixels, &mean(&images, dims).unwrap());
         let mut eigenvalues: Vec<f64> = (&x * x.transpose()).symmetric_eigenvalues().iter().copied().collect();
         eigenvalues.sort_by(|a, b| b.total_cmp(a));

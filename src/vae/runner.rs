@@ -1,4 +1,4 @@
-//! The model on a device: training steps, evaluation, encoding and decoding, each over programs of fixed batch sizes.
+//! The model on a device: training steps, evaluation, encoding and decoding.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,10 +6,12 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::{Gpu, Span};
-use crate::runtime::graph::{Arena, Graph};
+use crate::runtime::graph::{Arena, Graph, initial};
 use crate::runtime::op::StepScalars;
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
+use crate::runtime::plan::Plan;
+use crate::runtime::tensor::rng::{self, Stream};
 use crate::vae::model::{Mode, VaeConfig};
 
 /// Where a model runs.
@@ -17,31 +19,34 @@ use crate::vae::model::{Mode, VaeConfig};
 pub enum Device {
     /// The CPU reference.
     Cpu,
-    /// A GPU (or a software driver).
+    /// A GPU or a software driver.
     Gpu(Arc<Gpu>),
 }
 
-/// What a training step needs from its caller.
-#[derive(Clone, Copy, Debug)]
-pub struct StepInput<'a> {
-    /// ImageDecode of the batch, `[batch, c, h, w]`.
-    pub images: &'a [u8],
-    /// Standard normal noise, `[batch, latent]`.
-    pub eps: &'a [f32],
-    /// Learning rate of this step.
+/// Hyperparameters of a training step. Kernels compute with them in single precision.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hyperparams {
+    /// Learning rate.
     pub lr: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay (AdamW).
     pub weight_decay: f64,
     /// Weight of the KL term.
     pub beta: f64,
-    /// Largest global gradient norm; 0 is off.
+    /// Largest global gradient norm; 0 disables clipping.
     pub clip: f64,
 }
 
-/// What a training step did.
+impl Default for Hyperparams {
+    /// Learning rate 1e-3, weight decay 1e-4, beta 1, no clipping.
+    fn default() -> Self {
+        Self { lr: 1e-3, weight_decay: 1e-4, beta: 1.0, clip: 0.0 }
+    }
+}
+
+/// Results of a training step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// Step, from 0.
+    /// Index of the step, from 0.
     pub step: u64,
     /// Total loss: recon + beta * kl.
     pub total: f32,
@@ -55,201 +60,314 @@ pub struct StepReport {
     pub finite: bool,
 }
 
+/// Executor of a model, with what it takes to add programs.
+#[derive(Debug)]
+enum Engine {
+    Cpu(CpuExecutor<f32>),
+    Gpu(GpuExecutor, plan::Options),
+}
+
+impl Engine {
+    fn new(device: &Device, options: &plan::Options) -> Result<Self> {
+        Ok(match device {
+            Device::Cpu => Self::Cpu(CpuExecutor::within(options.budget)),
+            Device::Gpu(gpu) => {
+                let budget = [options.budget, gpu.available_memory()].into_iter().flatten().min();
+                let options = plan::Options { budget, ..options.clone() };
+                Self::Gpu(GpuExecutor::new(Arc::clone(gpu), &options)?, options)
+            }
+        })
+    }
+
+    fn get(&self) -> &dyn Executor {
+        match self {
+            Self::Cpu(exec) => exec,
+            Self::Gpu(exec, _) => exec,
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut dyn Executor {
+        match self {
+            Self::Cpu(exec) => exec,
+            Self::Gpu(exec, _) => exec,
+        }
+    }
+}
+
 /// A model on a device.
+///
+/// Graphs have a fixed batch size, so there is a program for each batch size and mode. Programs share parameters, running
+/// statistics and memory. A program is compiled when it is first needed; [`Runner::new`] and [`Runner::prepare`] compile ahead.
+///
+/// ```
+/// use vae_wgpu::prelude::*;
+///
+/// let config = VaeConfig { channels: 4, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
+/// let mut runner = Runner::new(config, &[(2, Mode::Train)], &Device::Cpu, &PlanOptions::default())?;
+/// runner.init(0)?;
+/// let images = vec![128; 2 * 3 * 32 * 32];
+/// runner.train(&images, &Hyperparams::default())?;
+/// assert!(runner.reports(true)?[0].finite);
+/// assert_eq!(runner.decode(&[0.0, 0.0])?.len(), 3 * 32 * 32);
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Runner {
-    exec: Box<dyn Executor>,
+    engine: Engine,
     config: VaeConfig,
     programs: Vec<((usize, Mode), ProgramId)>,
     memory: Option<Memory>,
     dispatches: usize,
     variants: BTreeMap<String, String>,
+    seed: u64,
     step: u64,
     /// Ticket and step of training steps that have not been reported.
     pending: Vec<(u64, u64)>,
 }
 
 impl Runner {
-    /// Puts the model on a device, with a program for each batch size and mode. All tensors are zero until [`Runner::init`] or
-    /// [`Runner::upload`].
+    /// Puts the model on a device and compiles `programs`, of which there must be one at least: the batch size and mode of the
+    /// first use, such as `(64, Mode::Train)`. All tensors are zero until [`Runner::init`] or [`Runner::upload`].
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] with the largest batch that fits if a program needs more memory than there is,
+    /// [`Error::InvalidArgument`] for an invalid configuration, and errors of the device.
     pub fn new(
         config: VaeConfig,
         programs: &[(usize, Mode)],
         device: &Device,
         options: &plan::Options,
     ) -> Result<Self> {
-        let mut variants = BTreeMap::new();
-        let mut ids = Vec::new();
-        let (exec, memory, dispatches): (Box<dyn Executor>, _, _) = match device {
-            Device::Cpu => {
-                let mut exec = CpuExecutor::<f32>::within(options.budget);
-                for &(batch, mode) in programs {
-                    ids.push(exec.add(config.graph(batch, mode)?)?);
-                }
-                (Box::new(exec), None, 0)
-            }
-            Device::Gpu(gpu) => {
-                let budget = [options.budget, gpu.available_memory()].into_iter().flatten().min();
-                let options = &plan::Options { budget, ..options.clone() };
-                let mut planned = Vec::new();
-                let mut memory = None::<Memory>;
-                let mut dispatches = 0;
-                for &(batch, mode) in programs {
-                    let (graph, plan) = config.plan(batch, mode, gpu.profile(), options)?;
-                    for kernel in plan.dispatches.iter().map(|placed| placed.dispatch.kernel) {
-                        let known: &mut String = variants.entry(kernel.name.to_owned()).or_default();
-                        if !known.split(", ").any(|v| v == kernel.variant) {
-                            known.push_str(if known.is_empty() { "" } else { ", " });
-                            known.push_str(kernel.variant);
-                        }
-                    }
-                    if memory.is_none_or(|m| m.total() < plan.memory.total()) {
-                        memory = Some(plan.memory);
-                        dispatches = plan.dispatches.len();
-                    }
-                    planned.push((graph, plan));
-                }
-                let mut exec = GpuExecutor::new(Arc::clone(gpu), options)?;
-                for (graph, plan) in planned {
-                    ids.push(exec.add_planned(graph, plan)?);
-                }
-                (Box::new(exec), memory, dispatches)
-            }
-        };
-        Ok(Self {
-            exec,
+        let mut runner = Self {
+            engine: Engine::new(device, options)?,
             config,
-            programs: programs.iter().copied().zip(ids).collect(),
-            memory,
-            dispatches,
-            variants,
+            programs: Vec::new(),
+            memory: None,
+            dispatches: 0,
+            variants: BTreeMap::new(),
+            seed: 0,
             step: 0,
             pending: Vec::new(),
-        })
+        };
+        runner.prepare(programs)?;
+        Ok(runner)
     }
 
-    /// First values of all tensors, from the seed alone; moments are zero and the next step is step 0.
-    pub fn init(&mut self, seed: u64) -> Result<()> {
-        for arena in [Arena::Params, Arena::States] {
-            let first = crate::runtime::graph::initial(self.graph()?, arena, seed)?;
-            self.exec.upload(arena, &first)?;
+    /// Compiles programs that do not exist yet. All are planned before the first one is compiled.
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    pub fn prepare(&mut self, programs: &[(usize, Mode)]) -> Result<()> {
+        let mut missing: Vec<(usize, Mode)> = Vec::new();
+        for program in programs {
+            if !missing.contains(program) && !self.programs.iter().any(|(known, _)| known == program) {
+                missing.push(*program);
+            }
         }
-        self.step = 0;
+        match &mut self.engine {
+            Engine::Cpu(exec) => {
+                for (batch, mode) in missing {
+                    let id = exec.add(self.config.graph(batch, mode)?)?;
+                    self.programs.push(((batch, mode), id));
+                }
+            }
+            Engine::Gpu(exec, options) => {
+                let profile = *exec.gpu().profile();
+                let plan = |&(batch, mode): &(usize, Mode)| {
+                    Ok(((batch, mode), self.config.plan(batch, mode, &profile, options)?))
+                };
+                let planned = missing.iter().map(plan).collect::<Result<Vec<_>>>()?;
+                for (program, (graph, plan)) in planned {
+                    record_variants(&mut self.variants, &plan);
+                    if self.memory.is_none_or(|memory| memory.total() < plan.memory.total()) {
+                        self.memory = Some(plan.memory);
+                        self.dispatches = plan.dispatches.len();
+                    }
+                    let id = exec.add_planned(graph, plan)?;
+                    self.programs.push((program, id));
+                }
+            }
+        }
         Ok(())
     }
 
-    /// The sizes of the model.
+    /// Initializes all tensors from the seed. Optimizer states are zero, and the next step is step 0. The seed also determines the
+    /// noise of [`Runner::train`].
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn init(&mut self, seed: u64) -> Result<()> {
+        for arena in [Arena::Params, Arena::States] {
+            let first = initial(self.graph()?, arena, seed)?;
+            self.engine.get_mut().upload(arena, &first)?;
+        }
+        (self.seed, self.step) = (seed, 0);
+        Ok(())
+    }
+
+    /// Returns the configuration of the model.
     #[must_use]
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }
 
-    /// Memory of the largest program, where the device has a plan.
+    /// Returns the memory of the largest program, or `None` for the CPU reference.
     #[must_use]
     pub fn memory(&self) -> Option<&Memory> {
         self.memory.as_ref()
     }
 
-    /// The variants of each kernel in use, by its name; empty for the CPU reference.
+    /// Returns the variants in use, by kernel. Empty for the CPU reference.
     #[must_use]
     pub fn variants(&self) -> &BTreeMap<String, String> {
         &self.variants
     }
 
-    /// Dispatches of the largest program, where the device has a plan.
+    /// Returns the number of dispatches of the largest program, 0 for the CPU reference.
     #[must_use]
     pub fn dispatches(&self) -> usize {
         self.dispatches
     }
 
-    /// Device, driver and backend, for people.
+    /// Returns device, driver and backend as text.
     #[must_use]
     pub fn describe(&self) -> String {
-        self.exec.describe()
+        self.engine.get().describe()
     }
 
-    /// The graph of the first program: the names and shapes of all tensors.
+    /// Returns the graph of the first program, with the names and shapes of all tensors.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if there is no program.
     pub fn graph(&self) -> Result<&Graph> {
         let (_, first) = self.programs.first().ok_or_else(|| Error::Graph("the runner has no program".into()))?;
-        self.exec.graph(*first)
+        self.engine.get().graph(*first)
     }
 
-    /// Number of the next training step.
+    /// Returns the index of the next training step.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// Sets the number of the next training step, after uploading the state of an earlier run.
+    /// Sets the index of the next training step, after uploading the state of an earlier run.
     pub fn set_step(&mut self, step: u64) {
         self.step = step;
     }
 
-    /// Replaces the tensors of a arena.
+    /// Replaces the tensors of an arena, each in PyTorch's order.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if their number or lengths are not those of the graph.
     pub fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
-        self.exec.upload(arena, tensors)
+        self.engine.get_mut().upload(arena, tensors)
     }
 
-    /// The tensors of a arena.
+    /// Returns the tensors of an arena, each in PyTorch's order. Waits for the device.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
-        self.exec.download(arena)
+        self.engine.get_mut().download(arena)
     }
 
-    fn program(&self, batch: usize, mode: Mode) -> Result<ProgramId> {
-        let found = self.programs.iter().find(|(program, _)| *program == (batch, mode));
-        found.map(|(_, id)| *id).ok_or_else(|| {
-            let known: Vec<_> = self.programs.iter().map(|((b, m), _)| format!("{m:?} {b}")).collect();
-            Error::Unknown { kind: "program", name: format!("{mode:?} {batch}"), known: known.join(", ") }
-        })
+    /// Returns the program for a batch size and mode, compiled if it is new.
+    fn program(&mut self, batch: usize, mode: Mode) -> Result<ProgramId> {
+        let find =
+            |runner: &Self| runner.programs.iter().find(|(program, _)| *program == (batch, mode)).map(|(_, id)| *id);
+        if find(self).is_none() {
+            self.prepare(&[(batch, mode)])?;
+        }
+        find(self).ok_or_else(|| Error::bug("a program that was added is missing"))
+    }
+
+    /// Returns how many items of `size` values `len` values are.
+    fn batch(what: &str, len: usize, size: usize) -> Result<usize> {
+        if len == 0 || !len.is_multiple_of(size) {
+            return Err(Error::argument(what, format!("a multiple of {size} values"), len));
+        }
+        Ok(len / size)
+    }
+
+    fn image_batch(&self, images: &[u8]) -> Result<usize> {
+        Self::batch("images", images.len(), self.config.images(1).len())
     }
 
     fn write(&mut self, program: ProgramId, input: &str, data: Data<'_>) -> Result<()> {
-        self.exec.write(self.exec.input(program, input)?, data)
+        let input = self.engine.get().input(program, input)?;
+        self.engine.get_mut().write(input, data)
     }
 
     fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
-        self.exec.read(self.exec.output(program, output)?)
+        let output = self.engine.get().output(program, output)?;
+        self.engine.get_mut().read(output)
     }
 
-    /// Starts a training step on `batch` pictures; its report comes later, from [`Runner::reports`].
-    pub fn train(&mut self, batch: usize, input: &StepInput<'_>) -> Result<u64> {
-        let program = self.program(batch, Mode::Train)?;
-        self.write(program, "images", Data::U8(input.images))?;
-        self.write(program, "eps", Data::F32(input.eps))?;
-        let adam =
-            self.exec.graph(program)?.optimizer().ok_or_else(|| Error::bug("a training graph without optimizer"))?;
+    fn run(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
+        let outputs = report.iter().map(|name| self.engine.get().output(program, name)).collect::<Result<Vec<_>>>()?;
+        self.engine.get_mut().run(program, &outputs)
+    }
+
+    /// Starts a training step on `images` (bytes, `[batch, c, h, w]`) and returns its index. The results come later, from
+    /// [`Runner::reports`]. The noise is a function of the seed given to [`Runner::init`] and of the step.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the number of bytes is not that of whole images, and as [`Runner::new`].
+    pub fn train(&mut self, images: &[u8], hyper: &Hyperparams) -> Result<u64> {
+        let noise = noise(self.seed, self.step, self.image_batch(images)? * self.config.latent_dim);
+        self.train_with_noise(images, &noise, hyper)
+    }
+
+    /// Like [`Runner::train`], with standard normal noise of the caller, `[batch, latent]`.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub fn train_with_noise(&mut self, images: &[u8], eps: &[f32], hyper: &Hyperparams) -> Result<u64> {
+        let program = self.program(self.image_batch(images)?, Mode::Train)?;
+        self.write(program, "images", Data::U8(images))?;
+        self.write(program, "eps", Data::F32(eps))?;
+        let optimizer = self.engine.get().graph(program)?.optimizer();
+        let adam = optimizer.ok_or_else(|| Error::bug("a training graph without optimizer"))?;
         let (bias_correction1, bias_correction2) = adam.bias_corrections(self.step);
         let scalars = StepScalars {
-            lr: input.lr as f32,
+            lr: hyper.lr as f32,
             bias_correction1,
             bias_correction2,
-            weight_decay: input.weight_decay as f32,
-            clip: input.clip as f32,
+            weight_decay: hyper.weight_decay as f32,
+            clip: hyper.clip as f32,
         };
-        self.write(program, "beta", Data::F32(&[input.beta as f32]))?;
+        self.write(program, "beta", Data::F32(&[hyper.beta as f32]))?;
         self.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
-        let report = [self.exec.output(program, "terms")?, self.exec.output(program, "norm")?];
-        let ticket = self.exec.run(program, &report)?;
+        let ticket = self.run(program, &["terms", "norm"])?;
         let step = self.step;
         self.pending.push((ticket, step));
         self.step += 1;
         Ok(step)
     }
 
-    /// Has the device time the dispatches of the next run; `false` where it cannot.
+    /// Requests times of the dispatches of the next run. Returns `false` if the device has no timestamps.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn time_next(&mut self) -> Result<bool> {
-        self.exec.time_next()
+        self.engine.get_mut().time_next()
     }
 
-    /// The times of the run that was timed last, once. Waits.
+    /// Returns the times of the last timed run, once. Waits for the device.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn spans(&mut self) -> Result<Vec<Span>> {
-        self.exec.spans()
+        self.engine.get_mut().spans()
     }
 
-    /// Reports of finished training steps, oldest first; with `wait`, of all steps so far.
+    /// Returns the reports of finished training steps, oldest first; with `wait`, of all steps started so far.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn reports(&mut self, wait: bool) -> Result<Vec<StepReport>> {
         let mut reports = Vec::new();
-        for report in self.exec.reports(wait)? {
+        for report in self.engine.get_mut().reports(wait)? {
             let Some(at) = self.pending.iter().position(|(ticket, _)| *ticket == report.ticket) else { continue };
             let (_, step) = self.pending.remove(at);
             let [terms, norm] = report.values.as_slice() else { return Err(Error::bug("a report of another kind")) };
@@ -262,46 +380,70 @@ impl Runner {
         Ok(reports)
     }
 
-    /// Loss terms (total, recon, kl), `h` (`[batch, 2 * latent]`: mu, then log_std) and `mean` (`[batch, c, h, w]`) of a batch with
-    /// running statistics.
-    pub fn evaluate(&mut self, batch: usize, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
-        let losses = self.losses(batch, images, eps, beta)?;
-        let mean = self.read(self.program(batch, Mode::Evaluate)?, "mean")?;
-        Ok(Evaluation { mean, ..losses })
+    /// Evaluates a batch with running statistics: loss terms, the posterior and the decoded images. `images`: bytes,
+    /// `[batch, c, h, w]`; `eps`: noise, `[batch, latent]`.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub fn evaluate(&mut self, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
+        let losses = self.losses(images, eps, beta)?;
+        let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
+        Ok(Evaluation { mean: self.read(program, "mean")?, ..losses })
     }
 
-    /// The same without the pictures, whose reading back takes time: `mean` is empty.
-    pub fn losses(&mut self, batch: usize, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
-        let program = self.program(batch, Mode::Evaluate)?;
+    /// Like [`Runner::evaluate`], without reading the images back, which takes time: `mean` is empty.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub fn losses(&mut self, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
+        let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
         self.write(program, "images", Data::U8(images))?;
         self.write(program, "eps", Data::F32(eps))?;
         self.write(program, "beta", Data::F32(&[beta as f32]))?;
-        self.exec.run(program, &[])?;
+        self.run(program, &[])?;
         let terms = self.read(program, "terms")?;
         let &[total, recon, kl] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };
         Ok(Evaluation { total, recon, kl, h: self.read(program, "h")?, mean: Vec::new() })
     }
 
-    /// `h` (`[batch, 2 * latent]`: mu, then log_std) of pictures.
-    pub fn encode(&mut self, batch: usize, images: &[u8]) -> Result<Vec<f32>> {
-        let program = self.program(batch, Mode::Encode)?;
+    /// Encodes images (bytes, `[batch, c, h, w]`) to `h`, `[batch, 2 * latent]`: mu, then log_std.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
+        let program = self.program(self.image_batch(images)?, Mode::Encode)?;
         self.write(program, "images", Data::U8(images))?;
-        self.exec.run(program, &[])?;
+        self.run(program, &[])?;
         self.read(program, "h")
     }
 
-    /// The mean picture (`[batch, c, h, w]`, -1 to 1) for latent numbers (`[batch, latent]`).
-    pub fn decode(&mut self, batch: usize, z: &[f32]) -> Result<Vec<f32>> {
+    /// Decodes latent vectors, `[batch, latent]`, to mean images, `[batch, c, h, w]` with values around -1 to 1.
+    ///
+    /// # Errors
+    /// As [`Runner::train`], for the number of latent values.
+    pub fn decode(&mut self, z: &[f32]) -> Result<Vec<f32>> {
+        let batch = Self::batch("latent vectors", z.len(), self.config.latent_dim)?;
         let program = self.program(batch, Mode::Decode)?;
         self.write(program, "z", Data::F32(z))?;
-        self.exec.run(program, &[])?;
+        self.run(program, &[])?;
         self.read(program, "mean")
     }
 
-    /// The first gradient or parameter that holds NaN or infinity, by name: what to tell after a step that was not finite.
+    /// Draws `count` latent vectors from the prior and decodes them.
+    ///
+    /// # Errors
+    /// As [`Runner::decode`].
+    pub fn sample(&mut self, count: usize, seed: u64) -> Result<Vec<f32>> {
+        self.decode(&noise(seed, 0, count * self.config.latent_dim))
+    }
+
+    /// Returns the name of the first parameter, running statistic or gradient that contains NaN or infinity.
+    ///
+    /// # Errors
+    /// Errors of the device.
     pub fn first_non_finite(&mut self) -> Result<Option<String>> {
         for arena in [Arena::Params, Arena::States, Arena::Grads] {
-            let tensors = self.exec.download(arena)?;
+            let tensors = self.engine.get_mut().download(arena)?;
             let bad = tensors.iter().position(|t| t.iter().any(|v| !v.is_finite()));
             if let Some(i) = bad {
                 let name = self.graph()?.tensors(arena).get(i).map(|t| t.name.clone()).unwrap_or_default();
@@ -312,7 +454,7 @@ impl Runner {
     }
 }
 
-/// What evaluating a batch gave.
+/// Results of evaluating a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// Total loss: recon + beta * kl.
@@ -323,6 +465,27 @@ pub struct Evaluation {
     pub kl: f32,
     /// `[batch, 2 * latent]`: mu, then log_std.
     pub h: Vec<f32>,
-    /// `[batch, c, h, w]`.
+    /// Decoded images, `[batch, c, h, w]`.
     pub mean: Vec<f32>,
+}
+
+/// Returns `count` values of standard normal noise; a shorter request returns the beginning of the same values.
+pub(crate) fn noise(seed: u64, index: u64, count: usize) -> Vec<f32> {
+    rng::normals(&mut rng::stream(seed, Stream::Noise, index), count)
+}
+
+/// Adds the kernel variants of a plan to the list of those in use.
+fn record_variants(variants: &mut BTreeMap<String, String>, plan: &Plan) {
+    for kernel in plan.dispatches.iter().map(|bound| bound.dispatch.kernel) {
+        let known = variants.entry(kernel.name.to_owned()).or_default();
+        if !known.split(", ").any(|variant| variant == kernel.variant) {
+            known.push_str(if known.is_empty() { "" } else { ", " });
+            known.push_str(kernel.variant);
+        }
+    }
+}
+
+/// Returns the batch sizes that `count` items take, `batch` at a time: `batch`, and what remains.
+pub(crate) fn batch_sizes(count: usize, batch: usize) -> impl Iterator<Item = usize> {
+    [if count < batch { 0 } else { batch }, count % batch].into_iter().filter(|&size| size > 0)
 }

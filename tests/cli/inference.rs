@@ -159,7 +159,7 @@ fn samples_depend_only_on_the_seed_and_match_the_decoder() {
     let (header, samples) = npy(&stage.path("a.npy"));
     assert!(header.contains("'<f4'") && header.contains("(5, 3, 32, 32,)"), "{header}");
     let z = rng::normals(&mut rng::stream(0, Stream::Sample, 0), 5 * LATENT);
-    assert_eq!(samples, stage.runner(5).decode(5, &z).unwrap());
+    assert_eq!(samples, stage.runner(5).decode(&z).unwrap());
     assert_ne!(samples[..DIMS], samples[DIMS..2 * DIMS]);
 
     // In batches, including a partial last one.
@@ -199,9 +199,9 @@ fn reconstructions_are_shown_next_to_their_inputs() {
     assert_eq!(grid.dimensions(), (side(6), side(2)));
     let pixels = test_pixels(5);
     let mut runner = stage.runner(5);
-    let h = runner.encode(5, &pixels).unwrap();
+    let h = runner.encode(&pixels).unwrap();
     let mu: Vec<f32> = h.chunks(2 * LATENT).flat_map(|row| row[..LATENT].to_vec()).collect();
-    let numbers = runner.decode(5, &mu).unwrap();
+    let numbers = runner.decode(&mu).unwrap();
     stage.ok("reconstruct run -n 5 --raw");
     let (header, raw) = npy(&stage.path("reconstructions.npy"));
     assert!(header.contains("(5, 3, 32, 32,)"), "{header}");
@@ -281,7 +281,7 @@ fn encode_writes_the_outputs_of_the_encoder() {
         let images: &dyn Images = if split == "test" { dataset.test.as_ref() } else { dataset.train.as_ref() };
         let mut pixels = Vec::new();
         data::batch(images, &[0, 1, 2, 3, 4, 5, 6], &mut pixels).unwrap();
-        let h = stage.runner(7).encode(7, &pixels).unwrap();
+        let h = stage.runner(7).encode(&pixels).unwrap();
         for (i, row) in h.chunks(2 * LATENT).enumerate() {
             assert_eq!(row[..LATENT], mu[i * LATENT..][..LATENT]);
             assert_eq!(row[LATENT..], log_std[i * LATENT..][..LATENT]);
@@ -304,12 +304,12 @@ fn eval_matches_a_direct_computation() {
     let pixels = test_pixels(5);
     let mut runner = stage.runner(5);
     let eps: Vec<Vec<f32>> = (0..3).map(|k| rng::normals(&mut rng::stream(9, Stream::Sample, k), 5 * LATENT)).collect();
-    let evaluated = runner.evaluate(5, &pixels, &eps[0], 1.0).unwrap();
+    let evaluated = runner.evaluate(&pixels, &eps[0], 1.0).unwrap();
     for (name, value) in [("total", evaluated.total), ("recon", evaluated.recon), ("kl", evaluated.kl)] {
         assert!(close(number(&format!("/{name}")), f64::from(value)), "{name} {value}: {report}");
         assert!(close(number(&format!("/{name}_nats")), f64::from(value) * DIMS as f64), "{name}: {report}");
     }
-    let still = runner.evaluate(5, &pixels, &[0.0; 5 * LATENT], 1.0).unwrap();
+    let still = runner.evaluate(&pixels, &[0.0; 5 * LATENT], 1.0).unwrap();
     let x: Vec<f64> = pixels.iter().map(|b| f64::from(*b) / 127.5 - 1.0).collect();
     let mse = x.iter().zip(&still.mean).map(|(x, m)| (x - f64::from(*m)).powi(2)).sum::<f64>() / x.len() as f64;
     assert!(close(number("/mse"), mse), "{mse}: {report}");
@@ -319,7 +319,7 @@ fn eval_matches_a_direct_computation() {
     let normal =
         |v: f64, mean: f64, std: f64| -0.5 * ((v - mean) / std).powi(2) - std.ln() - 0.5 * std::f64::consts::TAU.ln();
     let mut bound = 0.0;
-    let draws: Vec<Vec<f32>> = eps.iter().map(|e| runner.evaluate(5, &pixels, e, 1.0).unwrap().mean).collect();
+    let draws: Vec<Vec<f32>> = eps.iter().map(|e| runner.evaluate(&pixels, e, 1.0).unwrap().mean).collect();
     for i in 0..5 {
         let h = &evaluated.h[i * 2 * LATENT..][..2 * LATENT];
         let weight = |k: usize| -> f64 {

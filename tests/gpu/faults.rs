@@ -23,7 +23,7 @@ use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::shape::Shape;
 use vae_wgpu::vae::data::shapes;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
-use vae_wgpu::vae::runner::{Device, Runner, StepInput};
+use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
 use vae_wgpu::vae::train::events::{Event, Observer};
 use vae_wgpu::vae::train::{Outcome, Settings, TrainContext, Trainer};
 
@@ -236,8 +236,8 @@ fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
         eps[5] = poison;
     }
     let images = vec![77; model().images(BATCH).len()];
-    let input = StepInput { images: &images, eps: &eps, lr: 1e-3, weight_decay: 0.0, beta: 1.0, clip: 1.0 };
-    runner.train(BATCH, &input).unwrap();
+    let hyper = Hyperparams { lr: 1e-3, weight_decay: 0.0, beta: 1.0, clip: 1.0 };
+    runner.train_with_noise(&images, &eps, &hyper).unwrap();
     runner.reports(true).unwrap().pop().unwrap().finite
 }
 

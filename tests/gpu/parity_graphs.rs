@@ -11,7 +11,7 @@ use vae_wgpu::runtime::op::StepScalars;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
-use vae_wgpu::vae::runner::{Device, Runner, StepInput};
+use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
 
 use crate::fixtures::{OracleCase, OracleTensor};
 use crate::pass::Engine;
@@ -271,8 +271,8 @@ pub(crate) fn model(
             runner.upload(*arena, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
         }
         for (eps, lr) in eps.iter().zip(&rates) {
-            let input = StepInput { images: &images, eps, lr: *lr, weight_decay, beta: 1.0, clip: 0.0 };
-            runner.train(batch, &input)?;
+            let hyper = Hyperparams { lr: *lr, weight_decay, beta: 1.0, clip: 0.0 };
+            runner.train_with_noise(&images, eps, &hyper)?;
         }
         let reports = runner.reports(true)?;
         let by_runner: Vec<f32> = reports.iter().flat_map(|r| [r.total, r.recon, r.kl]).collect();

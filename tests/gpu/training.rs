@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vae_wgpu::Error;
 use vae_wgpu::app::check::bisect;
 use vae_wgpu::runtime::gpu::testing::TestHooks;
 use vae_wgpu::runtime::gpu::{Gpu, Options as GpuOptions};
@@ -11,7 +12,7 @@ use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
-use vae_wgpu::vae::runner::{Device, Runner, StepInput, StepReport};
+use vae_wgpu::vae::runner::{Device, Hyperparams, Runner, StepReport};
 
 use crate::harness::{self, Suite};
 
@@ -63,8 +64,8 @@ fn train(runner: &mut Runner, size: usize, steps: u64) -> Vec<StepReport> {
     let config = *runner.config();
     for _ in 0..steps {
         let (images, eps) = batch(&config, size, runner.step());
-        let input = StepInput { images: &images, eps: &eps, lr: 1e-3, weight_decay: 1e-2, beta: 0.5, clip: 1.0 };
-        runner.train(size, &input).unwrap();
+        let hyper = Hyperparams { lr: 1e-3, weight_decay: 1e-2, beta: 0.5, clip: 1.0 };
+        runner.train_with_noise(&images, &eps, &hyper).unwrap();
     }
     runner.reports(true).unwrap()
 }
@@ -94,8 +95,8 @@ fn training_steps_agree_with_the_reference(device: &Arc<Gpu>) {
             close("gradient norm", a.grad_norm, b.grad_norm, 10.0 * tolerance);
         }
         let (images, eps) = batch(&config, BATCH, 0);
-        let a = on_gpu.evaluate(BATCH, &images, &eps, 1.0).unwrap();
-        let b = on_cpu.evaluate(BATCH, &images, &eps, 1.0).unwrap();
+        let a = on_gpu.evaluate(&images, &eps, 1.0).unwrap();
+        let b = on_cpu.evaluate(&images, &eps, 1.0).unwrap();
         close("evaluated total", a.total, b.total, 1e-3);
         assert_eq!((a.h.len(), a.mean.len()), (b.h.len(), b.mean.len()));
     }
@@ -327,12 +328,15 @@ fn programs_of_several_sizes_share_parameters(device: &Arc<Gpu>) {
     assert_ne!(before, bits(&runner.download(Arena::Params).unwrap()));
     let (images, _) = batch(&config, 4, 0);
     let still = vec![0.0; 4 * config.latent_dim];
-    let whole = runner.evaluate(4, &images, &still, 1.0).unwrap();
-    let h = runner.encode(4, &images).unwrap();
+    let whole = runner.evaluate(&images, &still, 1.0).unwrap();
+    let h = runner.encode(&images).unwrap();
     assert_eq!(whole.h, h);
     let mu: Vec<f32> = h.chunks(2 * config.latent_dim).flat_map(|h| h[..config.latent_dim].to_vec()).collect();
-    assert_eq!(runner.decode(4, &mu).unwrap(), whole.mean);
-    assert!(runner.decode(5, &mu).unwrap_err().to_string().contains("unknown program"));
+    assert_eq!(runner.decode(&mu).unwrap(), whole.mean);
+    // Programs for other batch sizes are compiled on demand.
+    let values = whole.mean.len() / 4;
+    assert_eq!(runner.decode(&mu[..3 * config.latent_dim]).unwrap(), whole.mean[..3 * values]);
+    assert!(matches!(runner.decode(&mu[1..]), Err(Error::InvalidArgument { .. })));
 }
 
 fn overfits_a_single_batch(device: &Arc<Gpu>) {
@@ -344,8 +348,8 @@ fn overfits_a_single_batch(device: &Arc<Gpu>) {
     let mut reports = Vec::new();
     for step in 0..150 {
         let (_, eps) = batch(&config, BATCH, step);
-        let input = StepInput { images: &images, eps: &eps, lr: 5e-3, weight_decay: 0.0, beta: 0.0, clip: 0.0 };
-        runner.train(BATCH, &input).unwrap();
+        let hyper = Hyperparams { lr: 5e-3, weight_decay: 0.0, beta: 0.0, clip: 0.0 };
+        runner.train_with_noise(&images, &eps, &hyper).unwrap();
         reports.extend(runner.reports(false).unwrap());
     }
     reports.extend(runner.reports(true).unwrap());

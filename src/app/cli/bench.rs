@@ -13,7 +13,7 @@ use crate::runtime::sys::memory;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::Mode;
-use crate::vae::runner::{Device, Runner, StepInput};
+use crate::vae::runner::{Device, Hyperparams, Runner};
 
 #[derive(Args, Debug)]
 pub(super) struct BenchArgs {
@@ -109,9 +109,9 @@ impl StepArgs {
             rng::uniforms(&mut noise, pixels, 1.0)?.iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
         let mut step = |runner: &mut Runner| {
             let eps = rng::normals(&mut noise, batch * config.latent_dim);
-            let input = StepInput { images: &images, eps: &eps, lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
+            let hyper = Hyperparams { lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
             let started = Instant::now();
-            runner.train(batch, &input)?;
+            runner.train_with_noise(&images, &eps, &hyper)?;
             let encode_ms = started.elapsed().as_secs_f64() * 1e3;
             let report = runner.reports(true)?.pop();
             let report = report.ok_or_else(|| anyhow::anyhow!("the step returned no report"))?;

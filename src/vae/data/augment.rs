@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::picture_bytes;
+use super::image_bytes;
 use crate::error::{Error, Result};
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
@@ -36,7 +36,7 @@ impl Augment {
         if self == Self::default() {
             return Ok(());
         }
-        let bytes = picture_bytes(size)?;
+        let bytes = image_bytes(size)?;
         if indices.len().checked_mul(bytes) != Some(pixels.len()) {
             return Err(Error::argument(
                 "number of pixel bytes",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Dataset, Memory};
+use super::{Dataset, InMemoryImages};
 use crate::error::{Error, Result};
 
 /// Name of the folder inside the official archive, and of an unpacked copy.
@@ -60,7 +60,7 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
             let bytes = contents.remove(file).unwrap_or_default();
             records(&member(origin, file), &bytes, &mut labels, &mut pixels)?;
         }
-        Memory::new((3, 32, 32), classes.clone(), labels, pixels)
+        InMemoryImages::new((3, 32, 32), classes.clone(), labels, pixels)
     };
     let (train, test) = (half(&TRAIN)?, half(&[TEST])?);
     Dataset::new("CIFAR-10", origin, Box::new(train), Box::new(test))
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!((data.train.len(), data.test.len()), (17, 3));
         assert_eq!((data.train.label(16), data.train.classes()[3].as_str()), (4, "cat"));
         let mut picture = vec![0; PIXELS];
-        data.train.write(16, &mut picture);
+        data.train.read_into(16, &mut picture).unwrap();
         assert_eq!(picture, vec![4; PIXELS]);
     }
 

@@ -36,28 +36,30 @@ pub trait Images: Send + Sync + Debug {
     /// Names of the classes; labels point here.
     fn classes(&self) -> &[String];
 
-    /// DeviceKind of picture `index`. May panic when `index >= len()`.
+    /// Returns the label of image `index`, which is below [`Images::len`].
     fn label(&self, index: usize) -> u8;
 
-    /// Fills `pixels` (`c * h * w` bytes, one plane after the other) with picture `index`. May panic when `index >= len()` or when
-    /// `pixels` has another length.
-    fn write(&self, index: usize, pixels: &mut [u8]);
+    /// Reads image `index` into `pixels`, `c * h * w` bytes: one plane after the other.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such image or `pixels` has another length.
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()>;
 }
 
 /// Pictures in memory.
 #[derive(Clone)]
-pub struct Memory {
+pub struct InMemoryImages {
     size: (usize, usize, usize),
     classes: Vec<String>,
     labels: Vec<u8>,
     pixels: Vec<u8>,
 }
 
-impl Memory {
+impl InMemoryImages {
     /// Pictures of `size` (channels, height, width) in `pixels` (`labels.len() * c * h * w` bytes, NCHW), each with a label below
     /// `classes.len()`. Refuses lengths and labels that do not fit.
     pub fn new(size: (usize, usize, usize), classes: Vec<String>, labels: Vec<u8>, pixels: Vec<u8>) -> Result<Self> {
-        let bytes = picture_bytes(size)?;
+        let bytes = image_bytes(size)?;
         let expected = bytes.checked_mul(labels.len());
         if expected != Some(pixels.len()) {
             let expected = format!("{bytes} for each of {} labels", labels.len());
@@ -70,13 +72,16 @@ impl Memory {
     }
 }
 
-impl Debug for Memory {
+impl Debug for InMemoryImages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Memory").field("len", &self.labels.len()).field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("InMemoryImages")
+            .field("len", &self.labels.len())
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
-impl Images for Memory {
+impl Images for InMemoryImages {
     fn len(&self) -> usize {
         self.labels.len()
     }
@@ -93,9 +98,11 @@ impl Images for Memory {
         self.labels[index]
     }
 
-    fn write(&self, index: usize, pixels: &mut [u8]) {
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
+        check_read(self, index, pixels)?;
         let bytes = pixels.len();
         pixels.copy_from_slice(&self.pixels[index * bytes..][..bytes]);
+        Ok(())
     }
 }
 
@@ -123,8 +130,8 @@ impl Images for First {
         self.images.label(index)
     }
 
-    fn write(&self, index: usize, pixels: &mut [u8]) {
-        self.images.write(index, pixels);
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
+        self.images.read_into(index, pixels)
     }
 }
 
@@ -194,9 +201,9 @@ impl Dataset {
         const LOOKED_AT: usize = 1000;
         let mut checksum = crc32fast::Hasher::new();
         for images in [&self.train, &self.test] {
-            let mut picture = vec![0; picture_bytes(images.size())?];
+            let mut picture = vec![0; image_bytes(images.size())?];
             for i in (0..images.len()).step_by(images.len().div_ceil(LOOKED_AT).max(1)) {
-                images.write(i, &mut picture);
+                images.read_into(i, &mut picture)?;
                 checksum.update(&picture);
                 checksum.update(&[images.label(i)]);
             }
@@ -221,21 +228,33 @@ impl Dataset {
     }
 }
 
+/// Checks the arguments of [`Images::read_into`].
+fn check_read(images: &dyn Images, index: usize, pixels: &[u8]) -> Result<()> {
+    if index >= images.len() {
+        return Err(Error::argument("index of an image", format!("less than {}", images.len()), index));
+    }
+    let bytes = image_bytes(images.size())?;
+    if pixels.len() != bytes {
+        return Err(Error::argument("length of the buffer for an image", bytes, pixels.len()));
+    }
+    Ok(())
+}
+
 /// Bytes of one picture.
-pub(crate) fn picture_bytes((c, h, w): (usize, usize, usize)) -> Result<usize> {
+pub(crate) fn image_bytes((c, h, w): (usize, usize, usize)) -> Result<usize> {
     let bytes = c.checked_mul(h).and_then(|b| b.checked_mul(w)).filter(|&b| b > 0);
     bytes.ok_or_else(|| Error::argument("image size", "three positive numbers", format!("{c}x{h}x{w}")))
 }
 
 /// Replaces `pixels` by the pictures `indices` of `images`, in that order: `indices.len() * c * h * w` bytes, NCHW.
 pub fn batch(images: &dyn Images, indices: &[u32], pixels: &mut Vec<u8>) -> Result<()> {
-    let bytes = picture_bytes(images.size())?;
+    let bytes = image_bytes(images.size())?;
     if let Some(index) = indices.iter().find(|i| **i as usize >= images.len()) {
         return Err(Error::argument("index of an image", format!("less than {}", images.len()), index));
     }
     pixels.resize(bytes * indices.len(), 0);
     for (picture, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
-        images.write(index as usize, picture);
+        images.read_into(index as usize, picture)?;
     }
     Ok(())
 }
@@ -291,12 +310,12 @@ impl Statistics {
     /// Reads every picture once; sums are exact.
     pub fn of(images: &dyn Images) -> Result<Self> {
         let (channels, ..) = images.size();
-        let bytes = picture_bytes(images.size())?;
+        let bytes = image_bytes(images.size())?;
         let mut picture = vec![0u8; bytes];
         let mut histogram = vec![0usize; images.classes().len()];
         let mut sums = vec![(0u64, 0u64); channels];
         for index in 0..images.len() {
-            images.write(index, &mut picture);
+            images.read_into(index, &mut picture)?;
             if let Some(count) = histogram.get_mut(usize::from(images.label(index))) {
                 *count += 1;
             }
@@ -319,10 +338,10 @@ impl Statistics {
 mod tests {
     use super::*;
 
-    fn tiny(count: usize) -> Memory {
+    fn tiny(count: usize) -> InMemoryImages {
         let classes = vec!["a".to_owned(), "b".to_owned()];
         let labels = (0..count).map(|i| (i % 2) as u8).collect();
-        Memory::new((1, 2, 2), classes, labels, (0..count * 4).map(|i| i as u8).collect()).unwrap()
+        InMemoryImages::new((1, 2, 2), classes, labels, (0..count * 4).map(|i| i as u8).collect()).unwrap()
     }
 
     #[test]
@@ -380,13 +399,13 @@ mod tests {
     #[test]
     fn pictures_that_do_not_fit_are_refused() {
         let classes = || vec!["a".to_owned()];
-        assert!(Memory::new((1, 2, 2), classes(), vec![0], vec![0; 5]).is_err());
-        assert!(Memory::new((1, 2, 2), classes(), vec![1], vec![0; 4]).is_err());
-        assert!(Memory::new((0, 2, 2), classes(), vec![], vec![]).is_err());
-        assert!(Memory::new((usize::MAX, 2, 2), classes(), vec![0], vec![0; 4]).is_err());
-        let empty = Memory::new((1, 2, 2), classes(), vec![], vec![]).unwrap();
+        assert!(InMemoryImages::new((1, 2, 2), classes(), vec![0], vec![0; 5]).is_err());
+        assert!(InMemoryImages::new((1, 2, 2), classes(), vec![1], vec![0; 4]).is_err());
+        assert!(InMemoryImages::new((0, 2, 2), classes(), vec![], vec![]).is_err());
+        assert!(InMemoryImages::new((usize::MAX, 2, 2), classes(), vec![0], vec![0; 4]).is_err());
+        let empty = InMemoryImages::new((1, 2, 2), classes(), vec![], vec![]).unwrap();
         assert!(Dataset::new("x", "y", Box::new(tiny(1)), Box::new(empty)).is_err());
-        let other = Memory::new((1, 4, 1), vec!["a".into(), "b".into()], vec![0], vec![0; 4]).unwrap();
+        let other = InMemoryImages::new((1, 4, 1), vec!["a".into(), "b".into()], vec![0], vec![0; 4]).unwrap();
         assert!(Dataset::new("x", "y", Box::new(tiny(1)), Box::new(other)).is_err());
     }
 }

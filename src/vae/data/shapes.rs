@@ -4,7 +4,7 @@
 //! pictures. Only additions, products, quotients and square roots are used, which round alike on every platform, so the bytes
 //! are the same everywhere.
 
-use super::{Dataset, Images};
+use super::{Dataset, Images, check_read};
 use crate::error::Result;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::{Stream, StreamRng};
@@ -64,9 +64,11 @@ impl Images for Shapes {
         (self.number(index) % CLASSES.len() as u64) as u8
     }
 
-    fn write(&self, index: usize, pixels: &mut [u8]) {
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
+        check_read(self, index, pixels)?;
         let mut rng = rng::stream(self.seed, Stream::Shapes, self.number(index));
         Scene::draw(self.label(index), &mut rng).paint(pixels);
+        Ok(())
     }
 }
 
@@ -243,7 +245,7 @@ mod tests {
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
         let mut picture = vec![0; 3072];
         for index in (0..TEST).step_by(97) {
-            data.test.write(index, &mut picture);
+            data.test.read_into(index, &mut picture).unwrap();
             for &byte in &picture {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
             }
@@ -255,7 +257,7 @@ mod tests {
     fn halves_and_seeds_are_apart() {
         let picture = |shapes: &Shapes, index| {
             let mut pixels = vec![0; 3072];
-            shapes.write(index, &mut pixels);
+            shapes.read_into(index, &mut pixels).unwrap();
             pixels
         };
         let (train, test) = (Shapes::new(0, 0, 20), Shapes::new(0, 10, 10));

@@ -93,10 +93,10 @@ impl Trainer<'_> {
             return self.store.save_originals(&pixels, size);
         }
         let zero_noise = vec![0.0; shown.len() * self.settings.model.latent_dim];
-        let mean = self.runner.evaluate(shown.len(), &pixels, &zero_noise, self.settings.beta)?.mean;
+        let mean = self.runner.evaluate(&pixels, &zero_noise, self.settings.beta)?.mean;
         self.store.save_reconstructions(epoch, DecodedImages { values: &mean, size })?;
         let z = noise(&self.settings, SAMPLE_NOISE, SAMPLES);
-        let samples = self.runner.decode(SAMPLES, &z)?;
+        let samples = self.runner.decode(&z)?;
         self.store.save_samples(epoch, DecodedImages { values: &samples, size })
     }
 }

@@ -128,7 +128,9 @@ mod tests {
             fn label(&self, index: usize) -> u8 {
                 self.0.label(index)
             }
-            fn write(&self, _: usize, _: &mut [u8]) {}
+            fn read_into(&self, _: usize, _: &mut [u8]) -> Result<()> {
+                Ok(())
+            }
         }
         let (settings, images) = (settings(), Odd(shapes::dataset().unwrap().test));
         let came = std::thread::scope(|scope| {

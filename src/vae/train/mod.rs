@@ -14,12 +14,11 @@ use self::store::{About, Recorded, RunStore};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
-use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Stream;
 use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data::Dataset;
+use crate::vae::inference::check_size;
 use crate::vae::model::{Mode, VaeConfig};
-use crate::vae::runner::{Device, Runner, StepInput};
+use crate::vae::runner::{self, Device, Hyperparams, Runner, batch_sizes};
 use crate::vae::train::events::{Event, Observer, Start};
 use crate::vae::weights::{TensorSchema, Weights};
 
@@ -326,15 +325,13 @@ impl<'a> Trainer<'a> {
         let profile = self.profile_of(step)?;
         let begun = Instant::now();
         self.under_way.push((step, batch.len, begun));
-        let input = StepInput {
-            images: &batch.pixels,
-            eps: &batch.eps,
+        let hyper = Hyperparams {
             lr: self.settings.lr_at(step, steps),
             weight_decay: self.settings.weight_decay,
             beta: self.settings.beta_at(step),
             clip: self.settings.clip_grad,
         };
-        self.runner.train(batch.len, &input)?;
+        self.runner.train_with_noise(&batch.pixels, &batch.eps, &hyper)?;
         let submitted = Instant::now();
         self.collect(profile.is_some() || self.under_way.len() >= IN_FLIGHT)?;
         let Some(ProfileAt { trace, .. }) = profile else { return Ok(()) };
@@ -522,31 +519,20 @@ fn runner(settings: &mut Settings, context: &TrainContext<'_>) -> Result<Runner>
     }
     let plan = plan::Options { variants: settings.variants.clone(), ..context.plan.clone() };
     let (train, test) = (context.dataset.train.as_ref(), context.dataset.test.as_ref());
-    let (c, h, w) = train.size();
     let model = &settings.model;
-    if (c, h, w) != (model.image_channels, model.image_size, model.image_size) {
-        let expected = format!("{}x{s}x{s}", model.image_channels, s = model.image_size);
-        return Err(Error::argument("size of the images", expected, format!("{c}x{h}x{w}")));
-    }
+    check_size(model, train)?;
     let mut programs = Vec::new();
     for (images, mode) in [(train, Mode::Train), (test, Mode::Evaluate)] {
-        for size in [settings.batch_size.min(images.len()), images.len() % settings.batch_size] {
-            if size > 0 && !programs.contains(&(size, mode)) {
-                programs.push((size, mode));
-            }
-        }
+        programs.extend(batch_sizes(images.len(), settings.batch_size).map(|size| (size, mode)));
     }
-    for program in [(artifacts::first_of_each_class(test).len(), Mode::Evaluate), (artifacts::SAMPLES, Mode::Decode)] {
-        if !programs.contains(&program) {
-            programs.push(program);
-        }
-    }
+    programs.push((artifacts::first_of_each_class(test).len(), Mode::Evaluate));
+    programs.push((artifacts::SAMPLES, Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
 }
 
 /// Noise for `count` pictures; a shorter batch gets the beginning of the same numbers.
 fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
-    rng::normals(&mut rng::stream(settings.seed, Stream::Noise, index), count * settings.model.latent_dim)
+    runner::noise(settings.seed, index, count * settings.model.latent_dim)
 }
 
 /// The model in a few words.

@@ -35,9 +35,9 @@ impl Trainer<'_> {
             let n = indices.len();
             data::batch(images, indices, &mut pixels)?;
             let eps = noise(&self.settings, VALIDATION_NOISE + i as u64, n);
-            let sampled = self.runner.losses(n, &pixels, &eps, self.settings.beta)?;
+            let sampled = self.runner.losses(&pixels, &eps, self.settings.beta)?;
             // Without noise the latent mean is decoded; recon is half the mean squared error and a constant.
-            let still = self.runner.losses(n, &pixels, &vec![0.0; n * latent], self.settings.beta)?;
+            let still = self.runner.losses(&pixels, &vec![0.0; n * latent], self.settings.beta)?;
             let mse = 2.0 * (f64::from(still.recon) - 0.5 * std::f64::consts::TAU.ln());
             let terms = [f64::from(sampled.total), f64::from(sampled.recon), f64::from(sampled.kl), mse];
             for (sum, term) in sums.iter_mut().zip(terms) {
