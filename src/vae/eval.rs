@@ -1,4 +1,4 @@
-//! How well a model describes pictures: the terms of the loss, its error, and a tighter bound on the likelihood.
+//! Evaluation of a model: loss terms, squared error, and a tighter bound on the likelihood.
 
 use serde::Serialize;
 
@@ -8,24 +8,24 @@ use crate::runtime::tensor::rng::Stream;
 use crate::vae::data::Images;
 use crate::vae::inference::{Trained, check_size, in_blocks, means, scaled};
 
-/// A latent number is active where its mean varies more than this over the data (Burda et al., arXiv:1509.00519).
+/// A latent dimension is active if the variance of its mean over the data exceeds this (Burda et al., arXiv:1509.00519).
 const ACTIVE_VARIANCE: f64 = 0.01;
 const HALF_LN_TAU: f64 = 0.918_938_533_204_672_7;
 
-/// What to measure.
+/// Options of an evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Seed of the noise; draw k of all pictures comes from stream k, whatever the batch size.
+    /// Seed of the noise. Draw k of all images comes from stream k, for any batch size.
     pub seed: u64,
-    /// Draws a picture for the importance-weighted bound; 0 leaves it out.
+    /// Draws per image for the importance-weighted bound; 0 omits it.
     pub iwae: usize,
 }
 
-/// Means over pictures. The likelihood is that of the training loss: a Gaussian of unit variance around the decoded picture, pixels
+/// Means over images. The likelihood is that of the training loss: a Gaussian of unit variance around the decoded image, pixel values
 /// from -1 to 1; beta is 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Pictures.
+    /// Number of images.
     pub images: usize,
     /// recon + kl, nats per dimension: the training loss.
     pub total: f64,
@@ -33,46 +33,46 @@ pub struct Evaluation {
     pub recon: f64,
     /// KL from the prior, nats per dimension.
     pub kl: f64,
-    /// `total` in nats per picture.
+    /// `total` in nats per image.
     pub total_nats: f64,
-    /// `recon` in nats per picture.
+    /// `recon` in nats per image.
     pub recon_nats: f64,
-    /// `kl` in nats per picture.
+    /// `kl` in nats per image.
     pub kl_nats: f64,
-    /// Mean squared error per dimension of the decoded latent mean.
+    /// Mean squared error per pixel value of the decoded latent means.
     pub mse: f64,
     /// Peak signal-to-noise ratio in dB of that error: 10 log10(2^2 / mse).
     pub psnr: f64,
-    /// Latent numbers whose mean varies over the pictures.
+    /// Latent dimensions whose mean varies over the images.
     pub active_units: usize,
-    /// All latent numbers.
+    /// Number of latent dimensions.
     pub latent_dim: usize,
-    /// The importance-weighted bound.
+    /// Importance-weighted bound.
     pub iwae: Option<Bound>,
 }
 
-/// An upper bound on -log p(x), the tighter the more draws: -log mean_k p(x|z_k) p(z_k) / q(z_k|x).
+/// Upper bound on -log p(x), tighter with more draws: -log mean_k p(x|z_k) p(z_k) / q(z_k|x).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bound {
-    /// Draws a picture.
+    /// Draws per image.
     pub samples: usize,
-    /// Nats per picture.
+    /// Nats per image.
     pub nats: f64,
     /// Nats per dimension.
     pub nats_per_dim: f64,
 }
 
-/// Peak signal-to-noise ratio in dB of a mean squared error, of pixels from -1 to 1.
+/// Returns the peak signal-to-noise ratio in dB for a mean squared error of values from -1 to 1.
 #[must_use]
 pub fn psnr(mse: f64) -> f64 {
     10.0 * (4.0 / mse).log10()
 }
 
-/// Measures a model on all pictures of `images`; `done` is told how many are behind it. The model must have been made for encoding
-/// and decoding as many.
+/// Evaluates a model on all `images`. Calls `done` with the number of images after each batch. The model must be loaded for encoding
+/// and decoding that many.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] where the pictures do not fit, [`Error::NonFiniteOutput`] where the model gives numbers that are not finite, and those
+/// [`Error::InvalidArgument`] for images of another size, [`Error::NonFiniteOutput`] for NaN or infinity, and errors
 /// of the device.
 pub fn evaluate(
     model: &mut Trained,
@@ -135,13 +135,13 @@ pub fn evaluate(
     })
 }
 
-/// z = mu + exp(log_std) * eps, in single precision as in training.
+/// Returns z = mu + exp(log_std) * eps, in single precision as in training.
 fn draw(h: &[f32], eps: &[f32]) -> Vec<f32> {
     let (mu, log_std) = h.split_at(eps.len());
     mu.iter().zip(log_std).zip(eps).map(|((m, s), e)| m + s.exp() * e).collect()
 }
 
-/// 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std): the KL divergence of a picture in nats.
+/// 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std): the KL divergence of an image in nats.
 fn divergence(h: &[f32]) -> f64 {
     let (mu, log_std) = h.split_at(h.len() / 2);
     let term = |(m, s): (&f32, &f32)| {
@@ -157,7 +157,7 @@ fn log_prior_over_posterior(h: &[f32], z: &[f32], eps: &[f32]) -> f64 {
     0.5 * (squares(eps) - squares(z)) + h[h.len() / 2..].iter().map(|s| f64::from(*s)).sum::<f64>()
 }
 
-/// Sum of the squared errors of each picture.
+/// Returns the sum of squared errors of each image.
 fn squared_errors(pixels: &[u8], means: &[f32], dims: usize) -> Vec<f64> {
     let error = |(x, m): (&u8, &f32)| (scaled(*x) - f64::from(*m)).powi(2);
     let picture = |(x, m): (&[u8], &[f32])| x.iter().zip(m).map(error).sum();
@@ -170,7 +170,7 @@ fn log_mean_exp(weights: &[f64]) -> f64 {
     most + (weights.iter().map(|w| (w - most).exp()).sum::<f64>() / weights.len() as f64).ln()
 }
 
-/// Columns of `mu` (`[n, latent]`) whose variance is above the threshold.
+/// Counts the columns of `mu` (`[n, latent]`) whose variance exceeds the threshold.
 fn active_units(mu: &[f32], latent: usize) -> usize {
     let variance = |j: usize| {
         let column = || mu.iter().skip(j).step_by(latent).map(|v| f64::from(*v));
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_posterior_that_is_the_prior_costs_nothing() {
+    fn posterior_equal_to_the_prior_has_no_divergence() {
         let (h, eps) = ([0.0f32; 6], [0.3f32, -1.0, 2.0]);
         let z = draw(&h, &eps);
         assert_eq!(z, eps);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_of_the_log_ratio_is_the_divergence() {
+    fn mean_log_ratio_equals_the_divergence() {
         let h = [0.5f32, -1.0, -0.3, 0.2];
         let mut noise = rng::stream(0, Stream::Check, 0);
         let draws = 200_000;
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn units_that_vary_are_active() {
+    fn varying_units_are_active() {
         let mu: Vec<f32> = (0..100).flat_map(|i| [i as f32, 5.0, if i % 2 == 0 { 0.09 } else { -0.09 }]).collect();
         assert_eq!(active_units(&mu, 3), 1);
     }

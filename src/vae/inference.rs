@@ -1,4 +1,4 @@
-//! What training made, put to use: a model from a file, on a device, encoding and decoding any number of pictures.
+//! Inference: a trained model on a device encodes and decodes any number of images.
 
 use std::path::{Path, PathBuf};
 
@@ -14,23 +14,23 @@ use crate::vae::runner::{Device, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::weights::{TensorSchema, Weights};
 
-/// A model in a file: its sizes and its numbers, which fit each other.
+/// Configuration and weights of a model, checked against each other.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    /// The file that it came from.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Sizes.
+    /// Configuration.
     pub config: VaeConfig,
     /// Parameters and running statistics.
     pub weights: Weights,
 }
 
 impl Model {
-    /// Takes it from a file's content; `path` is for the message.
+    /// Takes a model from a file. `path` is used in messages.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`], [`Error::File`] and [`Error::InvalidArgument`] where it does not say what model it holds, or where its tensors are not
-    /// those of that model.
+    /// [`Error::Checkpoint`], [`Error::File`] or [`Error::InvalidArgument`] if the configuration is missing or invalid, or if the tensors are not
+    /// those of the model.
     pub fn from_file(file: TensorFile, path: PathBuf) -> Result<Self> {
         let config = config_of(&file, &path)?;
         let graph = config.graph(1, Mode::Encode)?;
@@ -38,11 +38,11 @@ impl Model {
         Ok(Self { path, config, weights })
     }
 
-    /// Puts it on a device. `work` says how many pictures will be encoded and decoded in one go; they are taken `batch` at a time
-    /// and what is left over with a program of its own size.
+    /// Loads the model to a device. `work` lists how many images will be encoded and decoded per call: programs for these are
+    /// compiled now, for `batch` images at a time and for the remainder.
     ///
     /// # Errors
-    /// Those of [`Runner::new`]; [`Error::InvalidArgument`] for a batch of 0.
+    /// As [`Runner::new`], and [`Error::InvalidArgument`] for a batch of 0.
     pub fn on(
         &self,
         device: &Device,
@@ -63,7 +63,7 @@ impl Model {
     }
 }
 
-/// The sizes that a file was saved with: `config` of a model, `settings` of a checkpoint.
+/// Returns the configuration in a file: `config` of a model, `settings` of a checkpoint.
 fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
     #[derive(Deserialize)]
     struct Settings {
@@ -96,40 +96,40 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// The sizes of the model.
+    /// Returns the configuration of the model.
     #[must_use]
     pub fn config(&self) -> &VaeConfig {
         self.runner.config()
     }
 
-    /// Pictures that are worked on at once.
+    /// Returns the number of images per batch.
     #[must_use]
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Device, driver and backend, for people.
+    /// Returns device, driver and backend as text.
     #[must_use]
     pub fn describe(&self) -> String {
         self.runner.describe()
     }
 
-    /// `[n, 2 * latent]` (mu, then log_std) of `[n, c, h, w]` bytes, for `n` as it comes.
+    /// Encodes images (bytes, `[n, c, h, w]`) to `[n, 2 * latent]`: mu, then log_std.
     ///
     /// # Errors
-    /// [`Error::NonFiniteOutput`] for numbers that are not finite, [`Error::InvalidArgument`] for a broken picture, [`Error::Unknown`] for a number of pictures that was not announced to [`Model::on`].
+    /// [`Error::NonFiniteOutput`] for NaN or infinity, and [`Error::InvalidArgument`] for an incomplete image.
     pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
         let picture = self.config().images(1).len();
-        self.batches("bytes of pictures", images, picture, Runner::encode)
+        self.batches("bytes of images", images, picture, Runner::encode)
     }
 
-    /// Mean pictures (`[n, c, h, w]`, -1 to 1) of `[n, latent]` numbers, for `n` as it comes.
+    /// Decodes latent vectors, `[n, latent]`, to mean images, `[n, c, h, w]` with values from -1 to 1.
     ///
     /// # Errors
     /// As [`Trained::encode`].
     pub fn decode(&mut self, z: &[f32]) -> Result<Vec<f32>> {
         let latent = self.config().latent_dim;
-        self.batches("latent numbers", z, latent, Runner::decode)
+        self.batches("latent vectors", z, latent, Runner::decode)
     }
 
     fn batches<T>(
@@ -154,16 +154,16 @@ impl Trained {
     }
 }
 
-/// The latent means (`[n, latent]`) in `h` (`[n, 2 * latent]`): what a picture is decoded from when nothing is drawn at random.
+/// Returns the posterior means (`[n, latent]`) in `h` (`[n, 2 * latent]`).
 #[must_use]
 pub fn means(h: &[f32], latent: usize) -> Vec<f32> {
     h.chunks_exact(2 * latent.max(1)).flat_map(|row| &row[..latent]).copied().collect()
 }
 
-/// Refuses pictures of another size than the model's.
+/// Checks that images have the size that the model expects.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] with both.
+/// [`Error::InvalidArgument`] with both sizes.
 pub fn check_size(config: &VaeConfig, images: &dyn Images) -> Result<()> {
     let (c, h, w) = images.size();
     let (channels, side) = (config.image_channels, config.image_size);
@@ -174,10 +174,10 @@ pub fn check_size(config: &VaeConfig, images: &dyn Images) -> Result<()> {
     Err(Error::argument("size of the images", expected, format!("{c}x{h}x{w}")))
 }
 
-/// Calls `each` with the bytes of `size` pictures after `size` pictures, in order; the last call may get fewer.
+/// Calls `each` with the bytes of `size` images at a time, in order. The last call may receive fewer.
 ///
 /// # Errors
-/// Those of `each`.
+/// The errors of `each`.
 pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut pixels = Vec::new();
     for first in (0..images.len()).step_by(size.max(1)) {
@@ -188,7 +188,7 @@ pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -
     Ok(())
 }
 
-/// A byte of a picture as the model sees it.
+/// Converts a byte to the range from -1 to 1.
 pub(crate) fn scaled(byte: u8) -> f64 {
     f64::from(f32::from(byte) / 127.5 - 1.0)
 }

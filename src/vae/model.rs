@@ -1,7 +1,7 @@
-//! The ResNet U-Net VAE, assembled with the graph builder.
+//! The ResNet VAE, built with the graph builder. The decoder mirrors the encoder, without skip connections between them.
 //!
-//! Pre-activation residual blocks (He et al., arXiv:1603.05027) in three groups each way; the first block of a group halves or
-//! doubles the resolution while channels double or halve. The encoder ends in the mean and log standard deviation of a
+//! Pre-activation residual blocks (He et al., arXiv:1603.05027) in three groups each way. The first block of a group halves or
+//! doubles the resolution while the channels double or halve. The encoder ends in the mean and log standard deviation of a
 //! diagonal Gaussian (Kingma and Welling, arXiv:1312.6114), the decoder in the mean of a Gaussian with unit variance.
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use crate::runtime::plan;
 use crate::runtime::plan::Plan;
 use crate::runtime::tensor::shape::{MAX_ELEMENTS, Shape, Spec};
 
-/// Which normalisation stands before every ReLU.
+/// Normalisation before every ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Norm {
@@ -38,28 +38,28 @@ impl std::str::FromStr for Norm {
     }
 }
 
-/// Sizes of the model.
+/// Configuration of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaeConfig {
-    /// Channels after the stem; each group doubles them. Even, at least 2.
+    /// Channels after the stem, doubled by each group. Even, at least 2.
     pub channels: usize,
     /// Residual blocks in each group; at least 1.
     pub blocks: usize,
-    /// Groups each way; each halves the resolution.
+    /// Groups in the encoder and in the decoder. Each halves or doubles the resolution.
     pub groups: usize,
-    /// Numbers that a picture is encoded in.
+    /// Latent dimensions.
     pub latent_dim: usize,
     /// Normalisation.
     pub norm: Norm,
-    /// Height and width of a picture: a multiple of 2^groups.
+    /// Height and width of an image: a multiple of 2^groups.
     pub image_size: usize,
-    /// Channels of a picture.
+    /// Channels of an image.
     pub image_channels: usize,
 }
 
 impl Default for VaeConfig {
-    /// 32 channels, 4 blocks, 3 groups, 16 latent numbers, batch norm, 32x32 RGB: 1,721,891 parameters.
+    /// 32 channels, 4 blocks, 3 groups, 16 latent dimensions, batch norm, 32x32 RGB: 1,721,891 parameters.
     fn default() -> Self {
         Self {
             channels: 32,
@@ -78,21 +78,21 @@ const NORM_EPS: f64 = 1e-5;
 /// Momentum of batch norm's running statistics.
 const NORM_MOMENTUM: f64 = 0.1;
 
-/// What a graph of the model computes.
+/// Part of the model that a graph computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Batch statistics, all gradients, the update.
+    /// A training step with batch statistics: loss, gradients, update.
     Train,
-    /// Running statistics; the loss, `h` (mu, then log_std) and `mean` of a batch.
+    /// Loss, `h` (mu, then log_std) and `mean` of a batch, with running statistics.
     Evaluate,
-    /// Running statistics; `images` to `h`.
+    /// `images` to `h`, with running statistics.
     Encode,
-    /// Running statistics; `z` to `mean`.
+    /// `z` to `mean`, with running statistics.
     Decode,
 }
 
 impl VaeConfig {
-    /// Refuses sizes that make no model.
+    /// Checks the sizes.
     pub fn check(&self) -> Result<()> {
         let bad = |what: &str, expected: String, found: usize| Err(Error::argument(what, expected, found));
         if self.channels < 2 || !self.channels.is_multiple_of(2) || self.channels > 4096 {
@@ -115,13 +115,13 @@ impl VaeConfig {
         Ok(())
     }
 
-    /// Shape of a batch of pictures.
+    /// Returns the shape of a batch of images.
     #[must_use]
     pub const fn images(&self, batch: usize) -> Shape {
         Shape::new(batch, self.image_channels, self.image_size, self.image_size)
     }
 
-    /// The graph for one batch size, all over the same parameters. Inputs, as far as the mode needs them: `images` (bytes), `eps`
+    /// Returns the graph for a batch size. All graphs share the parameters. Inputs, as far as the mode needs them: `images` (bytes), `eps`
     /// (`[batch, latent]`), `z` (likewise), `beta` (weight of the KL term), and for
     /// training `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs likewise: `terms` (total, recon, kl), `h`
     /// (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite flag).
@@ -129,7 +129,7 @@ impl VaeConfig {
         self.rewritten(batch, mode, false, false)
     }
 
-    /// The same with fused operations: [`Graph::fused`].
+    /// Returns the same graph with fused operations: [`Graph::fused`].
     pub fn fused_graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
         self.rewritten(batch, mode, true, false)
     }
@@ -149,7 +149,7 @@ impl VaeConfig {
         }
     }
 
-    /// The training graph without the update: loss and all gradients.
+    /// Returns the training graph without the update: loss and all gradients.
     pub fn gradient_graph(&self, batch: usize) -> Result<Graph> {
         let (graph, loss) = self.forward(batch, Mode::Train)?;
         graph.with_gradients(&[Root::Loss(loss)], &[])
@@ -176,7 +176,7 @@ impl VaeConfig {
         Ok((b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
     }
 
-    /// The graph and plan for a device, or the refusal that names the largest batch that fits.
+    /// Returns the graph and its plan for a device.
     pub fn plan(&self, batch: usize, mode: Mode, profile: &Profile, options: &plan::Options) -> Result<(Graph, Plan)> {
         let build = |batch: usize| {
             let graph = self.rewritten(batch, mode, options.fuse, options.recompute_blocks)?;
@@ -189,7 +189,7 @@ impl VaeConfig {
         };
         let (what, needed, limit, unit) = match (error, build(1)) {
             (Error::DoesNotFit { what, needed, limit, unit, .. }, _) => (what, needed, limit, unit),
-            // What fails at this batch and not at 1 is a tensor with more elements than can be counted.
+            // If batch 1 works, a tensor of this batch has too many elements.
             (Error::InvalidArgument { .. }, Ok((_, one))) => {
                 let needed = one.memory.largest.saturating_mul(batch as u64);
                 ("the largest tensor".to_owned(), needed, MAX_ELEMENTS as u64 * 4, "bytes")
@@ -206,25 +206,25 @@ impl VaeConfig {
     }
 }
 
-/// The residual block that a node belongs to: `encoder.groups.0.blocks.1` of `encoder.groups.0.blocks.1.conv2`.
+/// Returns the residual block of a node: `encoder.groups.0.blocks.1` for `encoder.groups.0.blocks.1.conv2`.
 fn block_of(node: &str) -> Option<&str> {
     let start = node.find(".blocks.")? + ".blocks.".len();
     let digits = node.get(start..)?.find('.')?;
     node.get(..start + digits)
 }
 
-/// What a residual block does to the resolution.
+/// Change of the resolution in a residual block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Keeps it.
+    /// Unchanged.
     Same,
-    /// Halves it.
+    /// Halved.
     Down,
-    /// Doubles it.
+    /// Doubled.
     Up,
 }
 
-/// A normalisation with the ReLU behind it: parameters `name.weight` and `name.bias`, with [`Norm::Batch`] also the running
+/// Adds a normalisation and a ReLU: parameters `name.weight` and `name.bias`, with [`Norm::Batch`] also the running
 /// statistics, which are used and not updated unless `training`.
 pub fn norm_relu(b: &mut Builder, name: &str, x: ValueId, norm: Norm, training: bool) -> Result<ValueId> {
     let y = match norm {
@@ -240,7 +240,7 @@ pub fn norm_relu(b: &mut Builder, name: &str, x: ValueId, norm: Norm, training: 
     b.apply(&format!("{name}.relu"), &[y], |s| Relu::new(s[0]))
 }
 
-/// A pre-activation bottleneck block to `out` channels:
+/// Adds a pre-activation bottleneck block with `out` output channels:
 ///
 /// ```text
 /// main = norm relu conv1x1(c -> c/2) norm relu C norm relu conv1x1(c/2 -> out)

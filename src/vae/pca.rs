@@ -1,8 +1,8 @@
-//! Principal component analysis of pictures: the best that any linear code of a given length can do, and so the yardstick of a
-//! nonlinear one.
+//! Principal component analysis of images: the smallest error of any linear code of a given length, and so the baseline of a
+//! nonlinear code.
 //!
 //! The components are found by subspace iteration with Rayleigh-Ritz projection (Halko, Martinsson and Tropp, arXiv:0909.4061): the
-//! covariance matrix is never formed, the pictures are read once a pass.
+//! covariance matrix is never formed, and the images are read once per pass.
 
 use nalgebra::{DMatrix, DVector};
 
@@ -14,33 +14,33 @@ use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::inference::{in_blocks, scaled};
 
-/// Pictures that a thread multiplies at once; sums are taken block by block, so results do not depend on the number of threads.
+/// Images per block of a thread. Sums are taken block by block, so results do not depend on the number of threads.
 const BLOCK: usize = 512;
-/// Passes after which the components are good enough in any case.
+/// Maximum number of passes.
 const PASSES: usize = 40;
-/// Relative change of the variance explained that ends the iteration.
+/// Relative change of the explained variance that ends the iteration.
 const TOLERANCE: f64 = 1e-6;
 
-/// The mean picture and the directions in which pictures vary most.
+/// Mean image and the directions of largest variance.
 #[derive(Clone, Debug)]
 pub struct Pca {
     mean: DVector<f64>,
-    /// One orthonormal column a component.
+    /// One orthonormal column per component.
     components: DMatrix<f64>,
 }
 
 impl Pca {
-    /// Fits `components` directions (no more than a picture has numbers) to all pictures; `done` is told of each pass over them.
+    /// Fits `components` directions, at most the number of values of an image. Calls `done` after each pass over the images.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for no pictures.
+    /// [`Error::InvalidArgument`] without images.
     pub fn fit(images: &dyn Images, components: usize, done: &mut dyn FnMut(usize)) -> Result<Self> {
         let dims = data::image_bytes(images.size())?;
         if images.is_empty() || components == 0 {
             return Err(Error::argument("number of images or components", "at least 1", 0));
         }
         let kept = components.min(dims);
-        // More directions than asked for make the wanted ones converge fast.
+        // Additional directions speed up convergence.
         let width = (2 * kept + 8).min(dims);
         let mean = mean(images, dims)?;
         let mut noise = rng::stream(0, Stream::Check, 0);
@@ -72,10 +72,10 @@ impl Pca {
         self.components.ncols()
     }
 
-    /// Mean squared error per dimension (pixels from -1 to 1) of pictures projected on the components.
+    /// Returns the mean squared error per pixel value (-1 to 1) of images projected on the components.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for pictures of another size.
+    /// [`Error::InvalidArgument`] for images of another size.
     pub fn mse(&self, images: &dyn Images) -> Result<f64> {
         let dims = data::image_bytes(images.size())?;
         if dims != self.mean.len() {
@@ -85,7 +85,7 @@ impl Pca {
         let mut sum = 0.0;
         in_blocks(images, BLOCK, |pixels| {
             let block = centred(pixels, &self.mean);
-            // The components are orthonormal: what they hold and what is left add up.
+            // The components are orthonormal, so the projected and the remaining variance add up.
             sum += block.norm_squared() - (&basis * &block).norm_squared();
             Ok(())
         })?;
@@ -108,14 +108,14 @@ fn mean(images: &dyn Images, dims: usize) -> Result<DVector<f64>> {
     Ok(sums / images.len() as f64)
 }
 
-/// Pictures as columns, less the mean.
+/// Returns images as columns, minus the mean.
 fn centred(pixels: &[u8], mean: &DVector<f64>) -> DMatrix<f64> {
     let dims = mean.len();
     let numbers = pixels.chunks_exact(dims).flat_map(|p| p.iter().zip(mean).map(|(x, m)| scaled(*x) - m));
     DMatrix::from_iterator(dims, pixels.len() / dims, numbers)
 }
 
-/// X X^T Q for X with a picture a column and an orthonormal basis Q.
+/// Returns X X^T Q for X with one image per column and an orthonormal basis Q.
 fn scatter_times(images: &dyn Images, mean: &DVector<f64>, basis: &DMatrix<f64>) -> Result<DMatrix<f64>> {
     let transposed = basis.transpose();
     let block = |first: usize| -> Result<DMatrix<f64>> {
@@ -144,10 +144,10 @@ mod tests {
     use crate::vae::data::shapes::Shapes;
 
     #[test]
-    fn it_is_the_projection_on_the_eigenvectors_of_the_covariance() {
+    fn components_are_eigenvectors_of_the_covariance() {
         let mut noise = rng::stream(3, Stream::Check, 0);
         let (dims, count) = (4 * 6, 700);
-        // Pictures that vary by less and less from pixel to pixel.
+        // The variance decreases from pixel to pixel.
         let pixel = |(i, v): (usize, f32)| (128.0 + v * 60.0 / (1.0 + (i % dims) as f32 * 0.5)).clamp(0.0, 255.0) as u8;
         let pixels: Vec<u8> = rng::normals(&mut noise, dims * count).into_iter().enumerate().map(pixel).collect();
         let images = InMemoryImages::new((1, 4, 6), vec!["x".into()], vec![0; count], pixels.clone()).unwrap();
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_pictures_than_components_are_held_exactly() {
+    fn fewer_images_than_components_have_no_error() {
         let images = Shapes::new(0, 0, 5);
         let pca = Pca::fit(&images, 8, &mut |_| ()).unwrap();
         assert!(pca.mse(&images).unwrap() < 1e-12);

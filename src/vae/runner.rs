@@ -64,7 +64,7 @@ pub struct StepReport {
 #[derive(Debug)]
 enum Engine {
     Cpu(CpuExecutor<f32>),
-    Gpu(GpuExecutor, plan::Options),
+    Gpu(Box<GpuExecutor>, plan::Options),
 }
 
 impl Engine {
@@ -74,7 +74,7 @@ impl Engine {
             Device::Gpu(gpu) => {
                 let budget = [options.budget, gpu.available_memory()].into_iter().flatten().min();
                 let options = plan::Options { budget, ..options.clone() };
-                Self::Gpu(GpuExecutor::new(Arc::clone(gpu), &options)?, options)
+                Self::Gpu(Box::new(GpuExecutor::new(Arc::clone(gpu), &options)?), options)
             }
         })
     }
@@ -82,14 +82,14 @@ impl Engine {
     fn get(&self) -> &dyn Executor {
         match self {
             Self::Cpu(exec) => exec,
-            Self::Gpu(exec, _) => exec,
+            Self::Gpu(exec, _) => exec.as_ref(),
         }
     }
 
     fn get_mut(&mut self) -> &mut dyn Executor {
         match self {
             Self::Cpu(exec) => exec,
-            Self::Gpu(exec, _) => exec,
+            Self::Gpu(exec, _) => exec.as_mut(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Random flips and crops of training pictures.
+//! Random flips and crops of training images.
 
 use rand::Rng;
 
@@ -7,24 +7,24 @@ use crate::error::{Error, Result};
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 
-/// ImageDecode by which a crop may move a picture.
+/// Largest shift of a crop in pixels.
 const REACH: u32 = 4;
-/// Random words that belong to one picture.
+/// Random words per image.
 const WORDS: u128 = 16;
 
-/// What may happen to a training picture. What does happen depends on seed, epoch and the picture's index alone, so neither
-/// batch size nor resuming changes it.
+/// Augmentation of training images. It depends only on seed, epoch and the index of the image, so neither
+/// the batch size nor resuming changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Augment {
-    /// Mirror every other picture from left to right.
+    /// Flip half of the images horizontally.
     pub flip: bool,
-    /// Move the picture by up to 4 pixels in each direction. What comes into view is the picture's own mirror image, not black:
-    /// a generative model would learn to draw the black bars.
+    /// Shift images by up to 4 pixels in each direction. The border is filled by reflection. With a black border,
+    /// a generative model would learn to draw black bars.
     pub crop: bool,
 }
 
 impl Augment {
-    /// Changes a batch in place: `pixels` holds the pictures `indices` (`c * h * w` bytes each, NCHW).
+    /// Changes a batch in place: `pixels` has the images `indices`, `c * h * w` bytes each, NCHW.
     pub fn apply(
         self,
         seed: u64,
@@ -48,7 +48,7 @@ impl Augment {
         let mut rng = rng::stream(seed, Stream::Augment, epoch);
         let mut before = vec![0u8; h * w];
         for (picture, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
-            // Always three draws: switching one option does not change the other's choices.
+            // Always three draws, so that one option does not change the choices of the other.
             rng.set_word_pos(u128::from(index) * WORDS);
             let mirrored = rng.next_u32() & 1 == 1;
             let mut shift = || rng::below(&mut rng, 2 * REACH + 1) as isize - REACH as isize;
@@ -70,7 +70,7 @@ impl Augment {
     }
 }
 
-/// The pixel of `0..len` (`len > 0`) that a coordinate beyond the edge mirrors, the edge pixel being its own mirror axis.
+/// Reflects a coordinate into `0..len` (`len > 0`). The edge pixel is the axis.
 fn reflect(at: isize, len: usize) -> usize {
     let period = (2 * (len as isize - 1)).max(1);
     let at = at.rem_euclid(period) as usize;
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn reflection_keeps_to_the_picture() {
+    fn reflection_stays_inside_the_image() {
         let at = |range: std::ops::Range<isize>, len| range.map(|i| reflect(i, len)).collect::<Vec<_>>();
         assert_eq!(at(-4..8, 4), [2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]);
         assert_eq!(at(-3..3, 1), [0; 6]);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn flips_are_mirrors_of_about_half() {
+    fn about_half_of_the_images_are_flipped() {
         let indices: Vec<u32> = (0..400).collect();
         let plain: Vec<u8> = (0..96).collect();
         let mirror: Vec<u8> = plain.chunks(6).flat_map(|row| row.iter().rev().copied()).collect();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn crops_reach_every_place_and_move_planes_alike() {
+    fn crops_reach_every_shift_and_move_channels_together() {
         let indices: Vec<u32> = (0..2000).collect();
         let pixels = run(Augment { flip: false, crop: true }, 0, &indices);
         let mut seen = std::collections::BTreeSet::new();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_batch_does_not_matter_but_the_epoch_does() {
+    fn augmentation_depends_on_the_epoch_but_not_on_the_batch() {
         let both = Augment { flip: true, crop: true };
         let together = run(both, 3, &[7, 8, 9, 10]);
         let apart: Vec<u8> = [7, 8, 9, 10].iter().flat_map(|&i| run(both, 3, &[i])).collect();

@@ -1,20 +1,20 @@
-//! CIFAR-10's binary files, from bytes: records of 3,073 bytes, a label and then a 32x32 picture in red, green and blue planes.
+//! Parser of CIFAR-10's binary files: records of 3,073 bytes, a label and a 32x32 image in red, green and blue planes.
 
 use std::collections::BTreeMap;
 
 use super::{Dataset, InMemoryImages};
 use crate::error::{Error, Result};
 
-/// Name of the folder inside the official archive, and of an unpacked copy.
+/// Name of the folder in the official archive, and of an unpacked copy.
 pub const FOLDER: &str = "cifar-10-batches-bin";
 /// Name of the official archive.
 pub const ARCHIVE: &str = "cifar-10-binary.tar.gz";
-/// Where the official archive is.
+/// Address of the official archive.
 pub const URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 
-/// Bytes of a record: one label, 3,072 pixels.
+/// Bytes of a record: one label, 3,072 pixel values.
 pub const RECORD: usize = 1 + PIXELS;
-/// The largest file that is accepted; the real ones have 30,730,000 bytes.
+/// Size of the largest file that is accepted. The real ones have 30,730,000 bytes.
 pub const MAX_FILE: usize = 32 << 20;
 
 const PIXELS: usize = 3 * 32 * 32;
@@ -24,20 +24,20 @@ const TEST: &str = "test_batch.bin";
 const NAMES: &str = "batches.meta.txt";
 const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
-/// Files that make a data set, in the order in which they are read; all but the last must be there.
+/// Files of a data set, in the order in which they are read. All but the last are required.
 pub const FILES: [&str; 7] = [TRAIN[0], TRAIN[1], TRAIN[2], TRAIN[3], TRAIN[4], TEST, NAMES];
 
-/// Contents of the files found, by their names in [`FILES`].
+/// Contents of the files, by their names in [`FILES`].
 pub type Contents = BTreeMap<&'static str, Vec<u8>>;
 
-/// The one of [`FILES`] that is called `name`.
+/// Returns the entry of [`FILES`] with this name.
 #[must_use]
 pub fn known(name: &str) -> Option<&'static str> {
     FILES.into_iter().find(|f| *f == name)
 }
 
-/// Joins the files of a data set that came from `origin` (a folder or an archive). Errors name the file in it, the offset and what
-/// was found there; all missing files are listed at once.
+/// Combines the files of a data set from `origin`, a folder or an archive. Errors name the file, the offset and what
+/// was found there. Missing files are listed together.
 pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
     let missing: Vec<&str> = FILES.into_iter().filter(|f| *f != NAMES && !contents.contains_key(f)).collect();
     if !missing.is_empty() {
@@ -56,7 +56,7 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
         let (mut labels, mut pixels) =
             (Vec::with_capacity(total / RECORD), Vec::with_capacity(total / RECORD * PIXELS));
         for file in files {
-            // Each file is dropped once read: 180 MB are held once, not twice.
+            // Each file is dropped after it is read, so that 180 MB are in memory once, not twice.
             let bytes = contents.remove(file).unwrap_or_default();
             records(&member(origin, file), &bytes, &mut labels, &mut pixels)?;
         }
@@ -66,7 +66,7 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
     Dataset::new("CIFAR-10", origin, Box::new(train), Box::new(test))
 }
 
-/// Path of a member, for messages.
+/// Returns the path of a member for messages.
 pub(crate) fn member(origin: &str, file: &str) -> String {
     format!("{}/{file}", origin.trim_end_matches(['/', '\\']))
 }
@@ -97,7 +97,7 @@ fn records(file: &str, bytes: &[u8], labels: &mut Vec<u8>, pixels: &mut Vec<u8>)
     Ok(())
 }
 
-/// Ten names, one a line; blank lines do not count.
+/// Parses ten names, one per line. Blank lines are ignored.
 fn class_names(file: &str, bytes: &[u8]) -> Result<Vec<String>> {
     let refuse = |what: String| Err(Error::data(file, what, "remove the file to use the usual names"));
     let text = match std::str::from_utf8(bytes) {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_files_are_joined_in_order() {
+    fn files_are_combined_in_order() {
         let mut contents = contents();
         contents.insert(TRAIN[4], file(5));
         let data = parse("set", contents).unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn every_truncation_is_refused_with_its_place() {
+    fn every_truncation_is_rejected_with_its_offset() {
         let whole = file(3);
         for len in (0..whole.len()).filter(|l| l % RECORD != 0 || *l == 0) {
             let error = error_with(TRAIN[2], whole[..len].to_vec());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_over_nine_are_refused() {
+    fn labels_over_nine_are_rejected() {
         let mut bytes = file(3);
         bytes[2 * RECORD] = 10;
         let error = error_with(TEST, bytes);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_names_are_refused() {
+    fn damaged_names_are_rejected() {
         assert!(error_with(NAMES, b"cat\ndog\n".to_vec()).contains("2 names"));
         assert!(error_with(NAMES, vec![b'a', 0xff]).contains("byte 1"));
         assert!(error_with(NAMES, b"a\nb\nc\nd\ne\nf\ng\nh\ni\n\x1b[2J".to_vec()).contains("line 10"));

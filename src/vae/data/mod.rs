@@ -1,10 +1,10 @@
-//! Pictures to learn from: CIFAR-10 from a folder, an archive or the network, built-in shapes, or the caller's own bytes.
+//! Data sets in memory: CIFAR-10 from bytes, built-in shapes, or images of the caller.
 //!
-//! A data set is two [`Images`], one to train on and one to validate on. Pictures are bytes, channel by channel (NCHW), and leave
-//! this module as batches; scaling to `[-1, 1]` is the model's business. Everything random here (order, flips, crops, shapes) is a
+//! A data set has two [`Images`], one for training and one for validation. Images are bytes, channel by channel (NCHW), and leave
+//! this module as batches. The model scales them to `[-1, 1]`. Everything random here (order, flips, crops, shapes) is a
 //! pure function of seed and position, so a run can be resumed at any step.
 //!
-//! Nothing here touches files or the network; the application reads CIFAR-10 from them.
+//! This module uses neither files nor the network. The application reads CIFAR-10 from them.
 
 use std::fmt::{self, Debug};
 
@@ -20,20 +20,20 @@ pub mod shapes;
 
 pub use augment::Augment;
 
-/// Labelled pictures of one size. [`batch`] is the checked way to read them.
+/// Labelled images of one size. [`batch`] reads several of them.
 pub trait Images: Send + Sync + Debug {
-    /// Number of pictures.
+    /// Returns the number of images.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Returns whether there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Channels, height and width of every picture.
+    /// Returns channels, height and width of every image.
     fn size(&self) -> (usize, usize, usize);
 
-    /// Names of the classes; labels point here.
+    /// Returns the names of the classes. Labels are indices of it.
     fn classes(&self) -> &[String];
 
     /// Returns the label of image `index`, which is below [`Images::len`].
@@ -42,11 +42,11 @@ pub trait Images: Send + Sync + Debug {
     /// Reads image `index` into `pixels`, `c * h * w` bytes: one plane after the other.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is no such image or `pixels` has another length.
+    /// [`Error::InvalidArgument`] if `index` is too large or `pixels` has another length.
     fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()>;
 }
 
-/// Pictures in memory.
+/// Images in memory.
 #[derive(Clone)]
 pub struct InMemoryImages {
     size: (usize, usize, usize),
@@ -56,8 +56,8 @@ pub struct InMemoryImages {
 }
 
 impl InMemoryImages {
-    /// Pictures of `size` (channels, height, width) in `pixels` (`labels.len() * c * h * w` bytes, NCHW), each with a label below
-    /// `classes.len()`. Refuses lengths and labels that do not fit.
+    /// Wraps images of `size` (channels, height, width) in `pixels` (`labels.len() * c * h * w` bytes, NCHW). Labels are below
+    /// `classes.len()`.
     pub fn new(size: (usize, usize, usize), classes: Vec<String>, labels: Vec<u8>, pixels: Vec<u8>) -> Result<Self> {
         let bytes = image_bytes(size)?;
         let expected = bytes.checked_mul(labels.len());
@@ -106,7 +106,7 @@ impl Images for InMemoryImages {
     }
 }
 
-/// The first pictures of others.
+/// The first images of others.
 #[derive(Debug)]
 struct First {
     images: Box<dyn Images>,
@@ -135,21 +135,21 @@ impl Images for First {
     }
 }
 
-/// Pictures to train on and pictures to validate on, of the same size and classes.
+/// Images for training and images for validation, of the same size and classes.
 #[derive(Debug)]
 pub struct Dataset {
-    /// What it is, e.g. `CIFAR-10`.
+    /// Name, e.g. `CIFAR-10`.
     pub name: String,
-    /// Where it came from, e.g. a path.
+    /// Origin, e.g. a path.
     pub provenance: String,
-    /// Pictures to train on.
+    /// Training images.
     pub train: Box<dyn Images>,
-    /// Pictures that are never trained on.
+    /// Validation images, which are never used for training.
     pub test: Box<dyn Images>,
 }
 
 impl Dataset {
-    /// A data set of the caller's own. Refuses empty halves, and halves that differ in size or classes.
+    /// Creates a data set. Both halves must have images, of the same size and classes.
     pub fn new(
         name: impl Into<String>,
         provenance: impl Into<String>,
@@ -181,7 +181,7 @@ impl Dataset {
         Ok(Self { name, provenance: provenance.into(), train, test })
     }
 
-    /// The first `train` and the first `test` pictures. A limit above what is there takes all; a limit of 0 is refused.
+    /// Keeps the first `train` and the first `test` images. A limit above their number keeps all. A limit of 0 is an error.
     pub fn limited(self, train: Option<usize>, test: Option<usize>) -> Result<Self> {
         let first = |half: &str, images: Box<dyn Images>, limit: Option<usize>| match limit {
             Some(0) => Err(Error::argument(format!("limit of {half} images"), "at least 1", 0)),
@@ -192,11 +192,11 @@ impl Dataset {
         Ok(Self { train, test, name: self.name, provenance: self.provenance })
     }
 
-    /// What tells this data set from others, in a line: numbers and size of its pictures, and a checksum over a thousand of each half
+    /// Returns a line that identifies the data set: number and size of the images, and a checksum over a thousand of each half
     /// with their labels.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for pictures of no possible size.
+    /// [`Error::InvalidArgument`] for images of an impossible size.
     pub fn fingerprint(&self) -> Result<String> {
         const LOOKED_AT: usize = 1000;
         let mut checksum = crc32fast::Hasher::new();
@@ -212,7 +212,7 @@ impl Dataset {
         Ok(format!("{train} and {test} pictures of {c}x{h}x{w}, checksum {:08x}", checksum.finalize()))
     }
 
-    /// Counts and statistics of both halves; reads every picture once.
+    /// Computes counts and statistics of both halves. Reads every image once.
     pub fn describe(&self) -> Result<Description> {
         let (channels, height, width) = self.train.size();
         Ok(Description {
@@ -240,13 +240,13 @@ fn check_read(images: &dyn Images, index: usize, pixels: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of one picture.
+/// Returns the bytes of one image.
 pub(crate) fn image_bytes((c, h, w): (usize, usize, usize)) -> Result<usize> {
     let bytes = c.checked_mul(h).and_then(|b| b.checked_mul(w)).filter(|&b| b > 0);
     bytes.ok_or_else(|| Error::argument("image size", "three positive numbers", format!("{c}x{h}x{w}")))
 }
 
-/// Replaces `pixels` by the pictures `indices` of `images`, in that order: `indices.len() * c * h * w` bytes, NCHW.
+/// Reads the images at `indices` into `pixels`, in that order: `indices.len() * c * h * w` bytes, NCHW.
 pub fn batch(images: &dyn Images, indices: &[u32], pixels: &mut Vec<u8>) -> Result<()> {
     let bytes = image_bytes(images.size())?;
     if let Some(index) = indices.iter().find(|i| **i as usize >= images.len()) {
@@ -259,7 +259,7 @@ pub fn batch(images: &dyn Images, indices: &[u32], pixels: &mut Vec<u8>) -> Resu
     Ok(())
 }
 
-/// The order in which epoch `epoch` (from 0) visits `len` pictures (at most 2^32 - 1): a permutation that depends on the arguments
+/// Returns the order in which epoch `epoch` (from 0) visits `len` images (at most 2^32 - 1): a permutation that depends on the arguments
 /// alone, on every platform.
 #[must_use]
 pub fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
@@ -272,42 +272,42 @@ pub fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
     order
 }
 
-/// What a data set holds, for people and as JSON.
+/// Description of a data set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Description {
     /// Name of the data set.
     pub name: String,
-    /// Where it came from.
+    /// Origin.
     pub provenance: String,
-    /// Channels of a picture.
+    /// Channels of an image.
     pub channels: usize,
-    /// Rows of a picture.
+    /// Rows of an image.
     pub height: usize,
-    /// Columns of a picture.
+    /// Columns of an image.
     pub width: usize,
     /// Names of the classes.
     pub classes: Vec<String>,
-    /// The pictures to train on.
+    /// Training images.
     pub train: Statistics,
-    /// The pictures to validate on.
+    /// Validation images.
     pub test: Statistics,
 }
 
-/// Counts and moments of one half of a data set.
+/// Counts and statistics of one half of a data set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Statistics {
-    /// Number of pictures.
+    /// Returns the number of images.
     pub images: usize,
-    /// Pictures of each class.
+    /// Number of images of each class.
     pub histogram: Vec<usize>,
-    /// Mean of each channel, in units of full brightness (byte / 255).
+    /// Mean of each channel, from 0 to 1 (byte / 255).
     pub mean: Vec<f64>,
     /// Standard deviation of each channel, in the same units.
     pub std: Vec<f64>,
 }
 
 impl Statistics {
-    /// Reads every picture once; sums are exact.
+    /// Reads every image once. Sums are exact.
     pub fn of(images: &dyn Images) -> Result<Self> {
         let (channels, ..) = images.size();
         let bytes = image_bytes(images.size())?;
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_a_permutation_that_never_changes() {
+    fn epoch_order_is_a_fixed_permutation() {
         let order = epoch_order(0, 0, 1000);
         let mut sorted = order.clone();
         sorted.sort_unstable();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_hold_what_was_asked_for() {
+    fn batches_contain_the_requested_images() {
         let images = tiny(5);
         let mut pixels = vec![9; 100];
         batch(&images, &[4, 0], &mut pixels).unwrap();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_take_the_first_pictures() {
+    fn limits_keep_the_first_images() {
         let new = || Dataset::new("tiny", "test", Box::new(tiny(5)), Box::new(tiny(3))).unwrap();
         let both = new().limited(Some(2), Some(100)).unwrap();
         assert_eq!((both.train.len(), both.test.len()), (2, 3));
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_that_do_not_fit_are_refused() {
+    fn mismatched_images_are_rejected() {
         let classes = || vec!["a".to_owned()];
         assert!(InMemoryImages::new((1, 2, 2), classes(), vec![0], vec![0; 5]).is_err());
         assert!(InMemoryImages::new((1, 2, 2), classes(), vec![1], vec![0; 4]).is_err());

@@ -1,7 +1,7 @@
-//! The built-in data set: ten classes of shapes, 32x32 RGB, drawn on the fly. Nothing is stored and nothing is fetched.
+//! The built-in data set: ten classes of shapes, 32x32 RGB, drawn when they are read.
 //!
-//! Picture `i` is a pure function of seed and `i`, with class `i mod 10`; the test pictures are those after the training
-//! pictures. Only additions, products, quotients and square roots are used, which round alike on every platform, so the bytes
+//! Image `i` is a pure function of seed and `i`, with class `i mod 10`. The test images are those after the training
+//! images. Only additions, products, quotients and square roots are used, which round alike on every platform, so the bytes
 //! are the same everywhere.
 
 use super::{Dataset, Images, check_read};
@@ -9,24 +9,24 @@ use crate::error::Result;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::{Stream, StreamRng};
 
-/// Pictures to train on.
+/// Number of training images.
 pub const TRAIN: usize = 50_000;
-/// Pictures to validate on.
+/// Number of validation images.
 pub const TEST: usize = 10_000;
-/// Seed of the data set that [`dataset`] opens; a run's own seed does not change the pictures.
+/// Seed of the data set of [`dataset`]. The seed of a run does not change the images.
 pub const SEED: u64 = 0;
 
 const SIDE: usize = 32;
 const CLASSES: [&str; 10] =
     ["circle", "square", "triangle", "ring", "cross", "star", "diamond", "crescent", "stripes", "checker"];
 
-/// The data set that `--data shapes` means: 50,000 and 10,000 pictures.
+/// Returns the data set of `--data shapes`: 50,000 training and 10,000 validation images.
 pub fn dataset() -> Result<Dataset> {
     let half = |first, len| Box::new(Shapes::new(SEED, first, len));
     Dataset::new("shapes", format!("built in, seed {SEED}"), half(0, TRAIN), half(TRAIN, TEST))
 }
 
-/// A range of the built-in pictures.
+/// A range of the built-in images.
 #[derive(Clone, Debug)]
 pub struct Shapes {
     seed: u64,
@@ -36,7 +36,7 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Pictures `first .. first + len` of `seed`.
+    /// Returns the images `first .. first + len` of `seed`.
     #[must_use]
     pub fn new(seed: u64, first: usize, len: usize) -> Self {
         Self { seed, first, len, classes: CLASSES.map(str::to_owned).to_vec() }
@@ -75,14 +75,14 @@ impl Images for Shapes {
 type Rgb = [f32; 3];
 type Point = (f32, f32);
 
-/// Everything that makes one picture, in units of half its side: x to the right, y down, the middle at (0, 0).
+/// Parameters of one image, in units of half its side: x to the right, y down, the middle at (0, 0).
 struct Scene {
     class: u8,
     centre: Point,
     radius: f32,
     /// Cosine and sine of the shape's rotation.
     turn: Point,
-    /// What else varies between pictures of a class, in [0, 1).
+    /// Further variation within a class, in [0, 1).
     detail: f32,
     shape: [Rgb; 2],
     ground: [Rgb; 2],
@@ -99,7 +99,7 @@ impl Scene {
         let turn = direction(rng, if matches!(class, 0 | 3 | 7 | 8) { 4 } else { 1 });
         let detail = rng::unit(rng);
         let slope = direction(rng, 4);
-        // A calm ground and a strong shape, far apart in hue and in brightness.
+        // Background and shape differ clearly in hue and brightness.
         let hue = rng::unit(rng);
         let dark = rng::below(rng, 2) == 0;
         let value = if dark { between(rng, 0.15, 0.45) } else { between(rng, 0.75, 1.0) };
@@ -250,11 +250,11 @@ mod tests {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
             }
         }
-        assert_eq!(hash, 18_244_778_071_169_634_217, "the built-in pictures have changed");
+        assert_eq!(hash, 18_244_778_071_169_634_217, "the built-in images have changed");
     }
 
     #[test]
-    fn halves_and_seeds_are_apart() {
+    fn halves_and_seeds_differ() {
         let picture = |shapes: &Shapes, index| {
             let mut pixels = vec![0; 3072];
             shapes.read_into(index, &mut pixels).unwrap();
@@ -268,17 +268,17 @@ mod tests {
     }
 
     #[test]
-    fn every_picture_shows_a_shape() {
+    fn every_image_shows_a_shape() {
         for number in 0..2000 {
             let mut rng = rng::stream(SEED, Stream::Shapes, number);
             let scene = Scene::draw((number % 10) as u8, &mut rng);
             let place = |at: usize| (at as f32 + 0.5) / 16.0 - 1.0;
             let inside = (0..1024).filter(|i| scene.distance((place(i % 32), place(i / 32))) < 0.0).count();
-            assert!((30..800).contains(&inside), "picture {number}: {inside} pixels");
+            assert!((30..800).contains(&inside), "image {number}: {inside} pixels");
             let apart = |s: Rgb, g: Rgb| (0..3).map(|c| (s[c] - g[c]).abs()).fold(0.0, f32::max);
             let pairs = scene.shape.iter().flat_map(|s| scene.ground.map(|g| apart(*s, g)));
             let contrast = pairs.fold(1.0, f32::min);
-            assert!(contrast > 0.1, "picture {number}: contrast {contrast}");
+            assert!(contrast > 0.1, "image {number}: contrast {contrast}");
         }
     }
 }

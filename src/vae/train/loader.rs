@@ -1,6 +1,6 @@
-//! The batches of an epoch, prepared on a thread of their own while the device runs the steps before.
+//! Loader of the batches of an epoch: a thread prepares them while the device runs earlier steps.
 //!
-//! What a batch holds depends on the settings and its step alone: who prepares it, and when, changes no number.
+//! A batch depends only on the settings and its step, not on when it is prepared.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope};
@@ -11,34 +11,34 @@ use crate::error::{Error, Result};
 use crate::vae::data;
 use crate::vae::data::{Augment, Images};
 
-/// Batches that wait ready: more than one, for preparing and stepping do not always take the same time.
+/// Batches prepared ahead: more than one, since preparing and stepping take varying times.
 const DEPTH: usize = 2;
 
-/// What a training step takes from the data set and from chance.
+/// Images and noise of a training step.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Number of pictures.
+    /// Number of images.
     pub(super) len: usize,
-    /// ImageDecode, augmented.
+    /// Augmented pixels.
     pub(super) pixels: Vec<u8>,
     /// Noise.
     pub(super) eps: Vec<f32>,
-    /// When preparing it began and when it was done.
+    /// Start and end of its preparation.
     pub(super) prepared: [Instant; 2],
 }
 
-/// Which batches.
+/// Batches of an epoch that remain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Epoch {
-    /// Number, from 1.
+    /// Epoch, from 1.
     pub(super) number: u64,
-    /// Number of its first step in the run.
+    /// Index of its first step in the run.
     pub(super) first_step: u64,
-    /// Steps of it that have been made.
+    /// Number of finished steps.
     pub(super) done: usize,
 }
 
-/// Prepares the rest of an epoch's batches, in order; an error is the last thing that comes. The thread ends when all are taken or when
+/// Prepares the remaining batches in order. An error is the last item. The thread ends when all are taken or when
 /// the receiver is dropped.
 pub(super) fn start<'scope>(
     scope: &'scope Scope<'scope, '_>,
@@ -58,7 +58,7 @@ fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &Sync
     for (step, indices) in (epoch.first_step..).zip(order.chunks(settings.batch_size)).skip(epoch.done) {
         let batch = batch(settings, images, epoch.number, step, indices);
         let failed = batch.is_err();
-        // Nobody waits for it any more where the epoch was left.
+        // The receiver is gone if the epoch was stopped.
         if sender.send(batch).is_err() || failed {
             return;
         }
@@ -90,13 +90,13 @@ mod tests {
         std::thread::scope(|scope| {
             let epoch = Epoch { number: 2, first_step: 5, done };
             let batches = start(scope, &settings, images.as_ref(), epoch).unwrap();
-            // What is not taken must not keep the thread.
+            // Batches that are not taken must not block the thread.
             batches.iter().take(most).collect::<Result<_>>().unwrap()
         })
     }
 
     #[test]
-    fn batches_come_in_order_from_any_step_and_may_be_left() {
+    fn batches_are_ordered_from_any_step_and_can_be_dropped() {
         let all = taken(0, 99);
         assert_eq!(all.iter().map(|b| b.len).collect::<Vec<_>>(), [7, 7, 7, 7, 2]);
         for (done, most) in [(0, 1), (2, 99), (4, 99), (5, 99), (0, 0)] {
@@ -111,8 +111,8 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_the_last_thing_that_comes() {
-        /// Pictures of no possible size.
+    fn an_error_ends_the_batches() {
+        /// Images of an impossible size.
         #[derive(Debug)]
         struct Odd(Box<dyn Images>);
         impl Images for Odd {

@@ -1,7 +1,7 @@
-//! The training loop: epochs of shuffled batches, validation, pictures, and a run folder that can be gone on with at any step.
+//! The training loop: epochs of shuffled batches, validation, images, and a store from which a run can resume at any step.
 //!
-//! What a step does depends on the settings and its number alone, so a run in one go and a run in parts are the same to the
-//! bit. Reports come back from the device some steps late; nothing waits for them but the end of an epoch.
+//! A step depends only on the settings and its index, so an uninterrupted run and a resumed one give the same bits. Reports
+//! arrive from the device some steps later. Only the end of an epoch waits for them.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,50 +33,50 @@ mod validation;
 
 pub use settings::{MAX_EPOCHS, Schedule, Settings};
 
-/// How a run ended.
+/// End of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All epochs are done.
+    /// All epochs are finished.
     Finished,
-    /// It was stopped and saved.
+    /// The run was stopped and its checkpoint saved.
     Interrupted,
 }
 
-/// Steps under way on the device before the host waits for the oldest.
+/// Steps in flight on the device before the host waits for the oldest.
 const IN_FLIGHT: usize = 2;
-/// Steps of this part of a run before the one that is timed.
+/// Warm-up steps before the step that is timed.
 const PROFILE_AFTER: u64 = 3;
-/// Time after which a checkpoint is written within an epoch.
+/// Interval of checkpoints within an epoch.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 
 /// A run in progress.
 pub struct Trainer<'a> {
     settings: Settings,
     dataset: &'a Dataset,
-    /// What tells the data set from others.
+    /// Fingerprint of the data set.
     data: String,
     runner: Runner,
     store: Box<dyn RunStore>,
     observer: &'a mut dyn Observer,
     stop: &'a AtomicBool,
-    /// All rows of the run so far: means and plots are made from them.
+    /// All rows so far, for means and plots.
     steps: Vec<StepRow>,
     epoch_rows: Vec<EpochRow>,
     best: Option<f64>,
-    /// Epochs that are done, validation and all.
+    /// Epochs finished, including validation.
     finished: u64,
     warned: bool,
-    /// Why the observer cannot tell any more.
+    /// First error from the observer, returned when the run ends.
     observer_error: Option<Error>,
     saved: Instant,
-    /// Start of each step under way: number, images, time.
+    /// Steps in flight: index, number of images, start.
     under_way: Vec<(u64, usize, Instant)>,
     last_report: Instant,
-    /// A step to be timed.
+    /// Step to be timed.
     profile: Option<ProfileAt>,
 }
 
-/// Which step is timed, and where its trace goes.
+/// Step to be timed, and the path of its trace.
 struct ProfileAt {
     step: u64,
     trace: Option<PathBuf>,
@@ -91,17 +91,17 @@ impl std::fmt::Debug for Trainer<'_> {
     }
 }
 
-/// Where a run takes place.
+/// Data, device and observer of a run.
 pub struct TrainContext<'a> {
-    /// Images to train on and to validate with.
+    /// Images for training and validation.
     pub dataset: &'a Dataset,
     /// The device.
     pub device: &'a Device,
-    /// How kernels are chosen and placed.
+    /// Options of the plan.
     pub plan: &'a plan::Options,
-    /// Who looks on.
+    /// Receives progress events.
     pub observer: &'a mut dyn Observer,
-    /// Set from outside to end the run after the step in hand.
+    /// Set by the caller to end the run after the current step.
     pub stop: &'a AtomicBool,
 }
 
@@ -112,7 +112,7 @@ impl std::fmt::Debug for TrainContext<'_> {
 }
 
 impl<'a> Trainer<'a> {
-    /// A new run in `folder`, where nothing is touched before it is known that the run can start; `init` gives weights to start from
+    /// Starts a new run. The store is not changed before the run is known to start. `init` has initial weights
     /// instead of random ones.
     pub fn new(
         mut settings: Settings,
@@ -211,18 +211,18 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Steps of an epoch: the last may be shorter.
+    /// Steps per epoch. The last one may have fewer images.
     fn steps_per_epoch(&self) -> u64 {
         self.dataset.train.len().div_ceil(self.settings.batch_size) as u64
     }
 
-    /// The model on its device, for what comes after training.
+    /// Returns the model on its device, for use after training.
     pub fn runner(&mut self) -> &mut Runner {
         &mut self.runner
     }
 
-    /// Times one of the steps to come on the device, the first whole batch after a few to warm up, and tells the observer; `trace`: where
-    /// to write it down in full. The numbers of the run stay what they are.
+    /// Times one step on the device, the first full batch after a few warm-up steps, and notifies the observer. `trace` is the path of
+    /// a detailed trace. Results do not change.
     pub fn profile(&mut self, trace: Option<PathBuf>) {
         let (first, per_epoch) = (self.runner.step(), self.steps_per_epoch());
         let steps = per_epoch * self.settings.epochs;
@@ -232,7 +232,7 @@ impl<'a> Trainer<'a> {
         self.profile = Some(ProfileAt { step: step.min(steps.saturating_sub(1)), trace });
     }
 
-    /// Trains until all epochs are done or the run is stopped.
+    /// Trains until all epochs are finished or the run is stopped.
     pub fn run(&mut self) -> Result<Outcome> {
         let begun = Instant::now();
         let per_epoch = self.steps_per_epoch();
@@ -349,14 +349,14 @@ impl<'a> Trainer<'a> {
         let profile = Profile { step, device: self.runner.describe(), spans: self.runner.spans()?, host };
         self.notify(&Event::Profile(&profile.summary()))?;
         let Some(path) = trace else { return Ok(()) };
-        // A trace that cannot be written is no reason to end a run.
+        // A run continues without its trace.
         match self.store.save_trace(&profile, &path) {
             Err(error) => self.warn(&format!("no trace was written: {error}")),
             Ok(()) => Ok(()),
         }
     }
 
-    /// Makes ready for timing this step, if it is the one: nothing else is under way, and the device is told.
+    /// Requests times for this step if it is the one to be timed. Waits until no other step is in flight.
     fn profile_of(&mut self, step: u64) -> Result<Option<ProfileAt>> {
         let Some(profile) = self.profile.take_if(|profile| profile.step == step) else { return Ok(None) };
         self.collect(true)?;
@@ -368,7 +368,7 @@ impl<'a> Trainer<'a> {
         Ok(None)
     }
 
-    /// Takes in the reports that have come; a step that was not finite ends the run.
+    /// Processes reports that have arrived. A step that was not finite ends the run.
     fn collect(&mut self, wait: bool) -> Result<()> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
         let mut reports = Vec::new();
@@ -379,7 +379,7 @@ impl<'a> Trainer<'a> {
             reports.push((report, images, begun));
         }
         let Some((_, _, begun)) = reports.first() else { return Ok(()) };
-        // Steps overlap on the device and several may come back at once: together they took the time since those before came back.
+        // Steps overlap on the device and several reports may arrive together: they share the time since the previous ones.
         let seconds = (*begun).max(self.last_report).elapsed().as_secs_f64().max(1e-9);
         let images_per_s = reports.iter().map(|(_, images, _)| *images as f64).sum::<f64>() / seconds;
         self.last_report = Instant::now();
@@ -451,7 +451,7 @@ impl<'a> Trainer<'a> {
         }
         let drawn = self.images(epoch).and_then(|()| self.store.save_plots(&self.steps, &self.epoch_rows));
         self.warn_on_io_error(drawn)?;
-        // Last: what a kill before this leaves out is made again, to the same bytes, when the epoch is.
+        // Last: after a kill before this point, the epoch is repeated and writes the same bytes.
         let checkpoint = self.save_checkpoint();
         if epoch == self.settings.epochs {
             model.and(checkpoint)?;
@@ -464,7 +464,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Tells the observer. That it has nowhere to write is kept for the end of the run.
+/// Sends an event. A failed write of the observer is kept for the end of the run.
 fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event: &Event<'_>) -> Result<()> {
     match observer.observe(event) {
         Err(error @ Error::File { .. }) => {
@@ -475,7 +475,7 @@ fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event
     }
 }
 
-/// Whether a run can have come as far as its checkpoint says, on these data.
+/// Checks that the progress in a checkpoint is possible with these settings and data.
 fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
     let refuse = |what: &str, expected: String, found: String, hint: &str| {
         let (path, what, hint) = (path.to_owned(), what.to_owned(), hint.to_owned());
@@ -491,7 +491,7 @@ fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images:
     if progress.step > most {
         return refuse("step", format!("at most {most}"), progress.step.to_string(), changed);
     }
-    // After its last step an epoch has still to be validated.
+    // Validation follows the last step of an epoch.
     let epochs = progress.step.saturating_sub(1) / per_epoch..=progress.step / per_epoch;
     if !epochs.contains(&progress.epoch) {
         let expected = format!("{} to {} after {} steps", epochs.start(), epochs.end(), progress.step);
@@ -500,7 +500,7 @@ fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images:
     Ok(())
 }
 
-/// What is to be said of a table that lacks some of its rows; `numbers` are those that it has.
+/// Returns a warning for a table with missing rows. `numbers` are those of its rows.
 fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u64) -> Result<Option<String>> {
     if !numbers.clone().is_sorted_by(|a, b| a < b) {
         return Err(Error::malformed("parse", path, "its rows are not in order"));
@@ -511,8 +511,8 @@ fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u6
     Ok((missing > 0).then(message))
 }
 
-/// The model on its device with a program for every batch size of the run. A choice of kernels in the stage's plan goes before that of
-/// the settings and becomes theirs.
+/// Puts the model on its device, with a program for every batch size of the run. Kernel variants in the plan of the context
+/// override those of the settings.
 fn runner(settings: &mut Settings, context: &TrainContext<'_>) -> Result<Runner> {
     if !context.plan.variants.is_empty() {
         settings.variants.clone_from(&context.plan.variants);
@@ -530,19 +530,19 @@ fn runner(settings: &mut Settings, context: &TrainContext<'_>) -> Result<Runner>
     Runner::new(*model, &programs, context.device, &plan)
 }
 
-/// Noise for `count` pictures; a shorter batch gets the beginning of the same numbers.
+/// Returns noise for `count` images. A shorter batch gets the beginning of the same values.
 fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
     runner::noise(settings.seed, index, count * settings.model.latent_dim)
 }
 
-/// The model in a few words.
+/// Describes the model in one line.
 fn describe(model: &VaeConfig) -> String {
     let norm = match model.norm {
         crate::vae::model::Norm::Batch => "batch",
         crate::vae::model::Norm::Position => "position",
     };
     format!(
-        "ResNet VAE, {} channels, {} groups of {} blocks, {} latent numbers, {norm} norm",
+        "ResNet VAE, {} channels, {} groups of {} blocks, {} latent dimensions, {norm} norm",
         model.channels, model.groups, model.blocks, model.latent_dim
     )
 }

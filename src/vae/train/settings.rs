@@ -1,4 +1,4 @@
-//! What decides what a run computes.
+//! Settings of a run: everything that its results depend on.
 
 use std::collections::BTreeMap;
 
@@ -7,29 +7,29 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::vae::model::VaeConfig;
 
-/// How the learning rate goes on after the warm-up.
+/// Learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// It stays.
+    /// Constant.
     Constant,
-    /// It falls to zero at the last step, along half a cosine.
+    /// Half a cosine, down to zero at the last step.
     Cosine,
 }
 
-/// Everything that decides what a run computes.
+/// Everything that the results of a run depend on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Sizes of the model.
+    /// Configuration of the model.
     pub model: VaeConfig,
-    /// Data set, as `--data` names it; none is the default.
+    /// Data set, as in `--data`; `None` is CIFAR-10.
     pub data: Option<String>,
-    /// Only the first so many training images.
+    /// Number of training images, from the first; `None` is all.
     pub train_limit: Option<usize>,
-    /// Only the first so many test images.
+    /// Number of test images, from the first; `None` is all.
     pub val_limit: Option<usize>,
-    /// Images a step.
+    /// Images per step.
     pub batch_size: usize,
     /// Epochs of the whole run.
     pub epochs: u64,
@@ -41,19 +41,19 @@ pub struct Settings {
     pub weight_decay: f64,
     /// Steps over which the learning rate rises from 1 % to 100 %.
     pub warmup: u64,
-    /// What comes after the warm-up.
+    /// Learning rate schedule after the warm-up.
     pub schedule: Schedule,
-    /// Largest global gradient norm; 0 is off.
+    /// Largest global gradient norm; 0 disables clipping.
     pub clip_grad: f64,
     /// Weight of the KL term.
     pub beta: f64,
-    /// Steps over which `beta` rises from zero; 0 is off.
+    /// Steps over which `beta` rises from zero; 0 disables the warm-up.
     pub beta_warmup: u64,
-    /// Mirror training images at random.
+    /// Flip training images horizontally at random.
     pub flip: bool,
-    /// Move training images at random.
+    /// Shift training images at random.
     pub crop: bool,
-    /// Variants of kernels that were asked for, as [`plan::Options::variants`](crate::runtime::plan::Options::variants) has them: they decide the order of sums.
+    /// Requested kernel variants, as in [`plan::Options::variants`](crate::runtime::plan::Options::variants). They determine the order of sums.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variants: BTreeMap<String, String>,
 }
@@ -83,11 +83,11 @@ impl Default for Settings {
     }
 }
 
-/// The most epochs of a run: with up to 2^32 steps in each, the streams of noise of all steps stay apart from the others.
+/// Largest number of epochs. With up to 2^32 steps in each, the noise streams of all steps stay separate from the others.
 pub const MAX_EPOCHS: u64 = 1_000_000_000;
 
 impl Settings {
-    /// Refuses numbers that make no run.
+    /// Checks the settings.
     pub fn check(&self) -> Result<()> {
         self.model.check()?;
         for (what, value) in [
@@ -110,7 +110,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Learning rate of a step of a run of `steps`.
+    /// Returns the learning rate of a step in a run of `steps`.
     #[must_use]
     pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
         let share = |part: u64, whole: u64| if whole == 0 { 1.0 } else { part.min(whole) as f64 / whole as f64 };
@@ -125,7 +125,7 @@ impl Settings {
         }
     }
 
-    /// Weight of the KL term in a step.
+    /// Returns the weight of the KL term in a step.
     #[must_use]
     pub fn beta_at(&self, step: u64) -> f64 {
         if self.beta_warmup == 0 { self.beta } else { self.beta * (step as f64 / self.beta_warmup as f64).min(1.0) }
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(Settings::default().beta_at(0), 1.0);
     }
 
-    /// Or a run that goes on would compute with other numbers than one in one go.
+    /// A resumed run must compute with the same values.
     #[test]
     fn settings_come_back_bit_for_bit() {
         let mut draw = rng::stream(1, Stream::Check, 0);

@@ -1,4 +1,4 @@
-//! What a model is worth: its losses on the test set.
+//! Validation: losses on the test set.
 
 use std::sync::atomic::Ordering;
 
@@ -6,9 +6,9 @@ use super::{Trainer, noise};
 use crate::error::Result;
 use crate::vae::data;
 
-/// A latent number is active where its mean varies more than this over the data (Burda et al., arXiv:1509.00519).
+/// A latent dimension is active if the variance of its mean over the data exceeds this (Burda et al., arXiv:1509.00519).
 const ACTIVE_VARIANCE: f64 = 0.01;
-/// Streams of noise beyond those of any step, one a batch.
+/// Index of the first noise stream, beyond those of any step. Each batch has its own.
 const VALIDATION_NOISE: u64 = 1 << 62;
 
 /// Means over the test set.
@@ -21,7 +21,7 @@ pub(super) struct Validation {
 }
 
 impl Trainer<'_> {
-    /// Means over the whole test set with running statistics; nothing where the run is to end.
+    /// Returns means over the test set, computed with running statistics, or `None` if the run was stopped.
     pub(super) fn validate(&mut self) -> Result<Option<Validation>> {
         let latent = self.settings.model.latent_dim;
         let images = self.dataset.test.as_ref();
@@ -36,7 +36,7 @@ impl Trainer<'_> {
             data::batch(images, indices, &mut pixels)?;
             let eps = noise(&self.settings, VALIDATION_NOISE + i as u64, n);
             let sampled = self.runner.losses(&pixels, &eps, self.settings.beta)?;
-            // Without noise the latent mean is decoded; recon is half the mean squared error and a constant.
+            // Without noise the posterior mean is decoded. recon is half the mean squared error plus a constant.
             let still = self.runner.losses(&pixels, &vec![0.0; n * latent], self.settings.beta)?;
             let mse = 2.0 * (f64::from(still.recon) - 0.5 * std::f64::consts::TAU.ln());
             let terms = [f64::from(sampled.total), f64::from(sampled.recon), f64::from(sampled.kl), mse];
