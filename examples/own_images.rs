@@ -1,11 +1,11 @@
-//! Trains a tiny VAE on images that the program makes and draws from it: `cargo run --release --example own_images`.
+//! Trains a tiny VAE on images that the program generates, and draws samples from it: `cargo run --release --example own_images`.
 
 use std::sync::Arc;
 
 use vae_wgpu::prelude::*;
 
 fn main() -> Result<()> {
-    // 256 grayscale 16x16 images of stripes. Any bytes in the order [image, channel, row, column] will do.
+    // 256 grayscale 16x16 images of stripes. Pixels are in the order [image, channel, row, column].
     let pixel = |i: usize, y: usize| (if (y / 4).is_multiple_of(2) { 255 - i % 16 * 8 } else { i / 16 * 8 }) as u8;
     let pixels = (0..256 * 256).map(|p| pixel(p / 256, p / 16 % 16)).collect();
     let images = InMemoryImages::new((1, 16, 16), vec!["stripes".into()], vec![0; 256], pixels)?;
@@ -16,11 +16,9 @@ fn main() -> Result<()> {
     let mut runner = Runner::new(config, &[(64, Mode::Train)], &device, &PlanOptions::default())?;
     runner.init(0)?;
     let hyper = Hyperparams { lr: 3e-3, clip: 1.0, ..Hyperparams::default() };
-    let mut batch = Vec::new();
     for epoch in 0..20 {
-        for indices in data::epoch_order(0, epoch, 256).chunks(64) {
-            data::batch(&images, indices, &mut batch)?;
-            runner.train(&batch, &hyper)?;
+        for batch in data::batches(&images, 64, 0, epoch) {
+            runner.train(&batch?, &hyper)?;
         }
         if let Some(report) = runner.reports(true)?.last() {
             println!("epoch {epoch:>2}: total {:.4}, recon {:.4}, kl {:.4}", report.total, report.recon, report.kl);

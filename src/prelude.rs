@@ -15,4 +15,9 @@ pub use crate::vae::{
     data::{self, Dataset, Images, InMemoryImages},
     model::{Mode, Norm, VaeConfig},
     runner::{Device, Hyperparams, Runner},
+    train::{
+        Settings, TrainContext, Trainer,
+        events::{Event, Observer, Quiet},
+        memory_store::InMemoryRun,
+    },
 };

@@ -1,37 +1,39 @@
-//! Evaluation of a model: loss terms, squared error, and a tighter bound on the likelihood.
+//! Metrics of a model on a data set: the terms of the loss, the reconstruction error, and a tighter bound on the likelihood.
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::runtime::op::vae::elbo::HALF_LN_2PI;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::data::Images;
-use crate::vae::inference::{Trained, check_size, in_blocks, means, scaled};
+use crate::vae::inference::{Trained, check_size, in_blocks, posterior_means, scaled};
 
-/// A latent dimension is active if the variance of its mean over the data exceeds this (Burda et al., arXiv:1509.00519).
+/// A latent dimension is active if the variance of its posterior mean over the data exceeds this value (Burda et al., arXiv:1509.00519).
 const ACTIVE_VARIANCE: f64 = 0.01;
-const HALF_LN_TAU: f64 = 0.918_938_533_204_672_7;
 
-/// Options of an evaluation.
+/// Options of [`evaluate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Seed of the noise. Draw k of all images comes from stream k, for any batch size.
+    /// Seed of the noise. Draw k of all images comes from stream k, so results do not depend on the batch size.
     pub seed: u64,
-    /// Draws per image for the importance-weighted bound; 0 omits it.
+    /// Number of draws per image for the importance-weighted bound; 0 skips it.
     pub iwae: usize,
 }
 
-/// Means over images. The likelihood is that of the training loss: a Gaussian of unit variance around the decoded image, pixel values
-/// from -1 to 1; beta is 1.
+/// Metrics of a model, averaged over images.
+///
+/// The likelihood is that of the training loss with a beta of 1: a Gaussian of unit variance around the decoded image, with pixel
+/// values from -1 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
     /// Number of images.
     pub images: usize,
-    /// recon + kl, nats per dimension: the training loss.
+    /// recon + kl in nats per dimension: the training loss.
     pub total: f64,
-    /// -log p(x|z) for one draw of z, nats per dimension.
+    /// -log p(x|z) for one draw of z, in nats per dimension.
     pub recon: f64,
-    /// KL from the prior, nats per dimension.
+    /// KL divergence from the prior, in nats per dimension.
     pub kl: f64,
     /// `total` in nats per image.
     pub total_nats: f64,
@@ -39,11 +41,11 @@ pub struct Evaluation {
     pub recon_nats: f64,
     /// `kl` in nats per image.
     pub kl_nats: f64,
-    /// Mean squared error per pixel value of the decoded latent means.
+    /// Mean squared error per dimension of the decoded posterior mean.
     pub mse: f64,
-    /// Peak signal-to-noise ratio in dB of that error: 10 log10(2^2 / mse).
+    /// Peak signal-to-noise ratio of that error in dB: 10 log10(2^2 / mse).
     pub psnr: f64,
-    /// Latent dimensions whose mean varies over the images.
+    /// Number of latent dimensions whose posterior mean varies over the images.
     pub active_units: usize,
     /// Number of latent dimensions.
     pub latent_dim: usize,
@@ -51,10 +53,10 @@ pub struct Evaluation {
     pub iwae: Option<Bound>,
 }
 
-/// Upper bound on -log p(x), tighter with more draws: -log mean_k p(x|z_k) p(z_k) / q(z_k|x).
+/// An upper bound on -log p(x), which decreases with the number of draws: -log mean_k p(x|z_k) p(z_k) / q(z_k|x).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bound {
-    /// Draws per image.
+    /// Number of draws per image.
     pub samples: usize,
     /// Nats per image.
     pub nats: f64,
@@ -62,18 +64,17 @@ pub struct Bound {
     pub nats_per_dim: f64,
 }
 
-/// Returns the peak signal-to-noise ratio in dB for a mean squared error of values from -1 to 1.
+/// Returns the peak signal-to-noise ratio in dB of a mean squared error of pixel values from -1 to 1.
 #[must_use]
 pub fn psnr(mse: f64) -> f64 {
     10.0 * (4.0 / mse).log10()
 }
 
-/// Evaluates a model on all `images`. Calls `done` with the number of images after each batch. The model must be loaded for encoding
-/// and decoding that many.
+/// Evaluates a model on all of `images`. Calls `done` with the number of images so far.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for images of another size, [`Error::NonFiniteOutput`] for NaN or infinity, and errors
-/// of the device.
+/// [`Error::InvalidArgument`] for images of another size, [`Error::NonFiniteOutput`] if the output of the model is not finite, and
+/// errors of the device.
 pub fn evaluate(
     model: &mut Trained,
     images: &dyn Images,
@@ -89,16 +90,16 @@ pub fn evaluate(
     let mut seen = 0;
     in_blocks(images, model.batch(), |pixels| {
         let h = model.encode(pixels)?;
-        let still = means(&h, latent);
-        squares += squared_errors(pixels, &model.decode(&still)?, dims).iter().sum::<f64>();
+        let z_mean = posterior_means(&h, latent);
+        squares += squared_errors(pixels, &model.decode(&z_mean)?, dims).iter().sum::<f64>();
         kl += h.chunks_exact(2 * latent).map(divergence).sum::<f64>();
-        let mut log_weights = vec![Vec::with_capacity(options.iwae); still.len() / latent];
+        let mut log_weights = vec![Vec::with_capacity(options.iwae); z_mean.len() / latent];
         for (k, noise) in noise.iter_mut().enumerate() {
-            let eps = rng::normals(noise, still.len());
+            let eps = rng::normals(noise, z_mean.len());
             let z: Vec<f32> =
                 h.chunks_exact(2 * latent).zip(eps.chunks_exact(latent)).flat_map(|(h, eps)| draw(h, eps)).collect();
             let errors = squared_errors(pixels, &model.decode(&z)?, dims);
-            let nats: Vec<f64> = errors.iter().map(|e| 0.5 * e + HALF_LN_TAU * dims as f64).collect();
+            let nats: Vec<f64> = errors.iter().map(|e| 0.5 * e + HALF_LN_2PI * dims as f64).collect();
             if k == 0 {
                 recon += nats.iter().sum::<f64>();
             }
@@ -108,7 +109,7 @@ pub fn evaluate(
             }
         }
         bound -= log_weights.iter().map(|w| log_mean_exp(w)).sum::<f64>();
-        mu.extend(still);
+        mu.extend(z_mean);
         seen = mu.len() / latent;
         done(seen);
         Ok(())
@@ -141,7 +142,7 @@ fn draw(h: &[f32], eps: &[f32]) -> Vec<f32> {
     mu.iter().zip(log_std).zip(eps).map(|((m, s), e)| m + s.exp() * e).collect()
 }
 
-/// 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std): the KL divergence of an image in nats.
+/// KL divergence of an image in nats: 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std).
 fn divergence(h: &[f32]) -> f64 {
     let (mu, log_std) = h.split_at(h.len() / 2);
     let term = |(m, s): (&f32, &f32)| {
@@ -157,21 +158,21 @@ fn log_prior_over_posterior(h: &[f32], z: &[f32], eps: &[f32]) -> f64 {
     0.5 * (squares(eps) - squares(z)) + h[h.len() / 2..].iter().map(|s| f64::from(*s)).sum::<f64>()
 }
 
-/// Returns the sum of squared errors of each image.
+/// Returns the sum of the squared errors of each image.
 fn squared_errors(pixels: &[u8], means: &[f32], dims: usize) -> Vec<f64> {
     let error = |(x, m): (&u8, &f32)| (scaled(*x) - f64::from(*m)).powi(2);
-    let picture = |(x, m): (&[u8], &[f32])| x.iter().zip(m).map(error).sum();
-    pixels.chunks_exact(dims).zip(means.chunks_exact(dims)).map(picture).collect()
+    let image = |(x, m): (&[u8], &[f32])| x.iter().zip(m).map(error).sum();
+    pixels.chunks_exact(dims).zip(means.chunks_exact(dims)).map(image).collect()
 }
 
-/// log (1/K sum exp(w)), without overflow.
+/// log (1/K sum exp(w)) without overflow.
 fn log_mean_exp(weights: &[f64]) -> f64 {
     let most = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     most + (weights.iter().map(|w| (w - most).exp()).sum::<f64>() / weights.len() as f64).ln()
 }
 
-/// Counts the columns of `mu` (`[n, latent]`) whose variance exceeds the threshold.
-fn active_units(mu: &[f32], latent: usize) -> usize {
+/// Counts the latent dimensions whose posterior means `mu` (`[n, latent]`) have a variance above the threshold.
+pub(crate) fn active_units(mu: &[f32], latent: usize) -> usize {
     let variance = |j: usize| {
         let column = || mu.iter().skip(j).step_by(latent).map(|v| f64::from(*v));
         let count = (mu.len() / latent) as f64;
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn posterior_equal_to_the_prior_has_no_divergence() {
+    fn divergence_of_the_prior_is_zero() {
         let (h, eps) = ([0.0f32; 6], [0.3f32, -1.0, 2.0]);
         let z = draw(&h, &eps);
         assert_eq!(z, eps);
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn mean_log_ratio_equals_the_divergence() {
+    fn mean_log_ratio_is_the_divergence() {
         let h = [0.5f32, -1.0, -0.3, 0.2];
         let mut noise = rng::stream(0, Stream::Check, 0);
         let draws = 200_000;
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn varying_units_are_active() {
+    fn units_with_varying_means_are_active() {
         let mu: Vec<f32> = (0..100).flat_map(|i| [i as f32, 5.0, if i % 2 == 0 { 0.09 } else { -0.09 }]).collect();
         assert_eq!(active_units(&mu, 3), 1);
     }

@@ -1,4 +1,4 @@
-//! Inference: a trained model on a device encodes and decodes any number of images.
+//! Inference: a trained model from a file, on a device, which encodes and decodes any number of images.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +14,10 @@ use crate::vae::runner::{Device, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::weights::{TensorSchema, Weights};
 
-/// Configuration and weights of a model, checked against each other.
+/// A trained model: its configuration and matching weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
-    /// Path of the file.
+    /// File that it was read from, for messages.
     pub path: PathBuf,
     /// Configuration.
     pub config: VaeConfig,
@@ -26,11 +26,19 @@ pub struct Model {
 }
 
 impl Model {
-    /// Takes a model from a file. `path` is used in messages.
+    /// Reads a model from the bytes of `model.safetensors` or of a checkpoint. `path` is used in messages.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`], [`Error::File`] or [`Error::InvalidArgument`] if the configuration is missing or invalid, or if the tensors are not
-    /// those of the model.
+    /// As [`TensorFile::from_bytes`] and [`Model::from_file`].
+    pub fn from_bytes(bytes: &[u8], path: PathBuf) -> Result<Self> {
+        Self::from_file(TensorFile::from_bytes(bytes, &path)?, path)
+    }
+
+    /// Takes a model from a parsed file. `path` is used in messages.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], [`Error::File`] or [`Error::InvalidArgument`] if the file has no valid configuration, or if its
+    /// tensors are not those of the configured model.
     pub fn from_file(file: TensorFile, path: PathBuf) -> Result<Self> {
         let config = config_of(&file, &path)?;
         let graph = config.graph(1, Mode::Encode)?;
@@ -38,11 +46,11 @@ impl Model {
         Ok(Self { path, config, weights })
     }
 
-    /// Loads the model to a device. `work` lists how many images will be encoded and decoded per call: programs for these are
-    /// compiled now, for `batch` images at a time and for the remainder.
+    /// Loads the model onto a device, to process `batch` images at a time. Compiles the programs for `work`: modes with the number of
+    /// images in each call, such as `(Mode::Encode, 100)`. The remainder of a call gets a program of its own size.
     ///
     /// # Errors
-    /// As [`Runner::new`], and [`Error::InvalidArgument`] for a batch of 0.
+    /// As [`Runner::new`]; [`Error::InvalidArgument`] for a batch of 0.
     pub fn on(
         &self,
         device: &Device,
@@ -76,19 +84,19 @@ fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
             return Err(Error::Checkpoint {
                 path: path.to_owned(),
                 what: "metadata".into(),
-                expected: "`config`, the sizes of the model".into(),
+                expected: "`config`, the configuration of the model".into(),
                 found: "none".into(),
-                hint: "only files that vae-wgpu wrote have it; other weights can start a run: vae-wgpu train --init"
+                hint: "only files written by vae-wgpu have it; train from other weights with: vae-wgpu train --init"
                     .into(),
             });
         }
     };
-    let config: VaeConfig = parsed.map_err(|e| Error::malformed("parse the sizes of the model in", path, e))?;
+    let config: VaeConfig = parsed.map_err(|e| Error::malformed("parse the configuration of the model in", path, e))?;
     config.check()?;
     Ok(config)
 }
 
-/// A model on a device.
+/// A trained model on a device.
 #[derive(Debug)]
 pub struct Trained {
     runner: Runner,
@@ -102,7 +110,7 @@ impl Trained {
         self.runner.config()
     }
 
-    /// Returns the number of images per batch.
+    /// Returns the number of images that are processed at a time.
     #[must_use]
     pub fn batch(&self) -> usize {
         self.batch
@@ -114,22 +122,23 @@ impl Trained {
         self.runner.describe()
     }
 
-    /// Encodes images (bytes, `[n, c, h, w]`) to `[n, 2 * latent]`: mu, then log_std.
+    /// Encodes any number of images, `[n, c, h, w]` bytes, to `[n, 2 * latent]`: mu, then log_std.
     ///
     /// # Errors
-    /// [`Error::NonFiniteOutput`] for NaN or infinity, and [`Error::InvalidArgument`] for an incomplete image.
+    /// [`Error::NonFiniteOutput`] if the output is not finite, [`Error::InvalidArgument`] for an incomplete image, and errors of the
+    /// device.
     pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
-        let picture = self.config().images(1).len();
-        self.batches("bytes of images", images, picture, Runner::encode)
+        let image = self.config().images(1).len();
+        self.batches("the image bytes", images, image, Runner::encode)
     }
 
-    /// Decodes latent vectors, `[n, latent]`, to mean images, `[n, c, h, w]` with values from -1 to 1.
+    /// Decodes any number of latent vectors, `[n, latent]`, to mean images, `[n, c, h, w]` with values from about -1 to 1.
     ///
     /// # Errors
     /// As [`Trained::encode`].
     pub fn decode(&mut self, z: &[f32]) -> Result<Vec<f32>> {
         let latent = self.config().latent_dim;
-        self.batches("latent vectors", z, latent, Runner::decode)
+        self.batches("the latent vectors", z, latent, Runner::decode)
     }
 
     fn batches<T>(
@@ -154,13 +163,13 @@ impl Trained {
     }
 }
 
-/// Returns the posterior means (`[n, latent]`) in `h` (`[n, 2 * latent]`).
+/// Returns the posterior means, `[n, latent]`, from `h`, `[n, 2 * latent]`: the latent vectors of images without noise.
 #[must_use]
-pub fn means(h: &[f32], latent: usize) -> Vec<f32> {
+pub fn posterior_means(h: &[f32], latent: usize) -> Vec<f32> {
     h.chunks_exact(2 * latent.max(1)).flat_map(|row| &row[..latent]).copied().collect()
 }
 
-/// Checks that images have the size that the model expects.
+/// Checks that images have the size of the model.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] with both sizes.
@@ -174,10 +183,10 @@ pub fn check_size(config: &VaeConfig, images: &dyn Images) -> Result<()> {
     Err(Error::argument("size of the images", expected, format!("{c}x{h}x{w}")))
 }
 
-/// Calls `each` with the bytes of `size` images at a time, in order. The last call may receive fewer.
+/// Calls `each` with the bytes of `size` images at a time, in order. The last call may get fewer.
 ///
 /// # Errors
-/// The errors of `each`.
+/// Errors of `images` and of `each`.
 pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut pixels = Vec::new();
     for first in (0..images.len()).step_by(size.max(1)) {
@@ -188,7 +197,7 @@ pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -
     Ok(())
 }
 
-/// Converts a byte to the range from -1 to 1.
+/// Scales a pixel byte to the range of the model, -1 to 1.
 pub(crate) fn scaled(byte: u8) -> f64 {
     f64::from(f32::from(byte) / 127.5 - 1.0)
 }

@@ -1,4 +1,4 @@
-//! The ResNet VAE: its model, training, inference, evaluation and data sets.
+//! The ResNet VAE: model, runner, training, inference, evaluation, and data sets in memory.
 
 pub mod checkpoint;
 pub mod data;

@@ -1,8 +1,9 @@
-//! The ResNet VAE, built with the graph builder. The decoder mirrors the encoder, without skip connections between them.
+//! The ResNet VAE as a graph.
 //!
-//! Pre-activation residual blocks (He et al., arXiv:1603.05027) in three groups each way. The first block of a group halves or
-//! doubles the resolution while the channels double or halve. The encoder ends in the mean and log standard deviation of a
-//! diagonal Gaussian (Kingma and Welling, arXiv:1312.6114), the decoder in the mean of a Gaussian with unit variance.
+//! The encoder consists of groups of pre-activation residual blocks (He et al., arXiv:1603.05027). The first block of each group
+//! halves the resolution and doubles the channels. The decoder mirrors the encoder; there are no skip connections between them. The
+//! encoder outputs the mean and log standard deviation of a diagonal Gaussian (Kingma and Welling, arXiv:1312.6114), the decoder the
+//! mean of a Gaussian with unit variance.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,13 +18,13 @@ use crate::runtime::plan;
 use crate::runtime::plan::Plan;
 use crate::runtime::tensor::shape::{MAX_ELEMENTS, Shape, Spec};
 
-/// Normalisation before every ReLU.
+/// Normalization before every ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Norm {
-    /// Batch normalisation (Ioffe and Szegedy, arXiv:1502.03167), momentum 0.1.
+    /// Batch normalization (Ioffe and Szegedy, arXiv:1502.03167), momentum 0.1.
     Batch,
-    /// Layer normalisation over the channels of each pixel.
+    /// Layer normalization over the channels of each pixel.
     Position,
 }
 
@@ -39,18 +40,28 @@ impl std::str::FromStr for Norm {
 }
 
 /// Configuration of the model.
+///
+/// ```
+/// use vae_wgpu::vae::model::{Mode, VaeConfig};
+///
+/// let config = VaeConfig { channels: 8, blocks: 1, ..VaeConfig::default() };
+/// let graph = config.graph(4, Mode::Decode)?;
+/// assert_eq!(graph.value(graph.output("mean")?).spec.shape, config.images(4));
+/// assert!(VaeConfig { channels: 7, ..config }.check().is_err());
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaeConfig {
-    /// Channels after the stem, doubled by each group. Even, at least 2.
+    /// Channels after the first convolution, which each group doubles. Even, at least 2.
     pub channels: usize,
     /// Residual blocks in each group; at least 1.
     pub blocks: usize,
-    /// Groups in the encoder and in the decoder. Each halves or doubles the resolution.
+    /// Groups of the encoder and of the decoder; each halves or doubles the resolution.
     pub groups: usize,
-    /// Latent dimensions.
+    /// Number of latent dimensions.
     pub latent_dim: usize,
-    /// Normalisation.
+    /// Normalization.
     pub norm: Norm,
     /// Height and width of an image: a multiple of 2^groups.
     pub image_size: usize,
@@ -59,7 +70,7 @@ pub struct VaeConfig {
 }
 
 impl Default for VaeConfig {
-    /// 32 channels, 4 blocks, 3 groups, 16 latent dimensions, batch norm, 32x32 RGB: 1,721,891 parameters.
+    /// 32 channels, 4 blocks, 3 groups, 16 latent dimensions, batch norm, 32x32 RGB images: 1,721,891 parameters.
     fn default() -> Self {
         Self {
             channels: 32,
@@ -73,26 +84,29 @@ impl Default for VaeConfig {
     }
 }
 
-/// Epsilon of both normalisations.
+/// Epsilon of both normalizations.
 const NORM_EPS: f64 = 1e-5;
 /// Momentum of batch norm's running statistics.
 const NORM_MOMENTUM: f64 = 0.1;
 
-/// Part of the model that a graph computes.
+/// Purpose of a graph of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// A training step with batch statistics: loss, gradients, update.
+    /// Loss, gradients and update, with batch statistics.
     Train,
     /// Loss, `h` (mu, then log_std) and `mean` of a batch, with running statistics.
     Evaluate,
-    /// `images` to `h`, with running statistics.
+    /// `h` of `images`, with running statistics.
     Encode,
-    /// `z` to `mean`, with running statistics.
+    /// `mean` of `z`, with running statistics.
     Decode,
 }
 
 impl VaeConfig {
-    /// Checks the sizes.
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the name of the field.
     pub fn check(&self) -> Result<()> {
         let bad = |what: &str, expected: String, found: usize| Err(Error::argument(what, expected, found));
         if self.channels < 2 || !self.channels.is_multiple_of(2) || self.channels > 4096 {
@@ -121,15 +135,23 @@ impl VaeConfig {
         Shape::new(batch, self.image_channels, self.image_size, self.image_size)
     }
 
-    /// Returns the graph for a batch size. All graphs share the parameters. Inputs, as far as the mode needs them: `images` (bytes), `eps`
-    /// (`[batch, latent]`), `z` (likewise), `beta` (weight of the KL term), and for
-    /// training `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs likewise: `terms` (total, recon, kl), `h`
-    /// (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite flag).
+    /// Returns the graph for one batch size. The graphs of a model share their parameters and running statistics.
+    ///
+    /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `beta`
+    /// (weight of the KL term, 1 value), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs: `terms`
+    /// (total, recon, kl), `h` (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite
+    /// flag).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an invalid configuration or a batch that is too large to index.
     pub fn graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
         self.rewritten(batch, mode, false, false)
     }
 
     /// Returns the same graph with fused operations: [`Graph::fused`].
+    ///
+    /// # Errors
+    /// As [`VaeConfig::graph`].
     pub fn fused_graph(&self, batch: usize, mode: Mode) -> Result<Graph> {
         self.rewritten(batch, mode, true, false)
     }
@@ -150,6 +172,9 @@ impl VaeConfig {
     }
 
     /// Returns the training graph without the update: loss and all gradients.
+    ///
+    /// # Errors
+    /// As [`VaeConfig::graph`].
     pub fn gradient_graph(&self, batch: usize) -> Result<Graph> {
         let (graph, loss) = self.forward(batch, Mode::Train)?;
         graph.with_gradients(&[Root::Loss(loss)], &[])
@@ -176,7 +201,10 @@ impl VaeConfig {
         Ok((b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
     }
 
-    /// Returns the graph and its plan for a device.
+    /// Returns the graph for a device, rewritten as `options` ask, and its plan.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] with the largest batch that fits; as [`VaeConfig::graph`].
     pub fn plan(&self, batch: usize, mode: Mode, profile: &Profile, options: &plan::Options) -> Result<(Graph, Plan)> {
         let build = |batch: usize| {
             let graph = self.rewritten(batch, mode, options.fuse, options.recompute_blocks)?;
@@ -189,7 +217,7 @@ impl VaeConfig {
         };
         let (what, needed, limit, unit) = match (error, build(1)) {
             (Error::DoesNotFit { what, needed, limit, unit, .. }, _) => (what, needed, limit, unit),
-            // If batch 1 works, a tensor of this batch has too many elements.
+            // A batch of 1 is valid, so this batch has a tensor with more elements than an index can address.
             (Error::InvalidArgument { .. }, Ok((_, one))) => {
                 let needed = one.memory.largest.saturating_mul(batch as u64);
                 ("the largest tensor".to_owned(), needed, MAX_ELEMENTS as u64 * 4, "bytes")
@@ -213,19 +241,22 @@ fn block_of(node: &str) -> Option<&str> {
     node.get(..start + digits)
 }
 
-/// Change of the resolution in a residual block.
+/// Change of resolution in a residual block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Unchanged.
+    /// Keeps the resolution.
     Same,
-    /// Halved.
+    /// Halves the resolution.
     Down,
-    /// Doubled.
+    /// Doubles the resolution.
     Up,
 }
 
-/// Adds a normalisation and a ReLU: parameters `name.weight` and `name.bias`, with [`Norm::Batch`] also the running
-/// statistics, which are used and not updated unless `training`.
+/// Adds a normalization and a ReLU, with parameters `name.weight` and `name.bias`. [`Norm::Batch`] also has running statistics; it
+/// normalizes with them, or with batch statistics and updates them if `training`.
+///
+/// # Errors
+/// Errors of [`Builder::apply`].
 pub fn norm_relu(b: &mut Builder, name: &str, x: ValueId, norm: Norm, training: bool) -> Result<ValueId> {
     let y = match norm {
         Norm::Batch => {
@@ -245,9 +276,12 @@ pub fn norm_relu(b: &mut Builder, name: &str, x: ValueId, norm: Norm, training: 
 /// ```text
 /// main = norm relu conv1x1(c -> c/2) norm relu C norm relu conv1x1(c/2 -> out)
 ///   C: same = conv3x3; down = conv3x3 stride 2; up = conv_transpose4x4 stride 2     (c/2 -> c/2)
-/// skip = x, where it has the right shape; otherwise norm relu conv1x1(c -> out; stride 2 if down), then nearest x2 if up
+/// skip = x if its shape matches; otherwise norm relu conv1x1(c -> out; stride 2 if down), then nearest x2 if up
 /// y = main + skip
 /// ```
+///
+/// # Errors
+/// Errors of [`Builder::apply`].
 pub fn residual_block(
     b: &mut Builder,
     x: ValueId,

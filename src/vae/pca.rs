@@ -1,8 +1,7 @@
-//! Principal component analysis of images: the smallest error of any linear code of a given length, and so the baseline of a
-//! nonlinear code.
+//! Principal component analysis: the linear code of a given length with the smallest reconstruction error, as a baseline for the VAE.
 //!
-//! The components are found by subspace iteration with Rayleigh-Ritz projection (Halko, Martinsson and Tropp, arXiv:0909.4061): the
-//! covariance matrix is never formed, and the images are read once per pass.
+//! The components are computed by subspace iteration with Rayleigh-Ritz projection (Halko, Martinsson and Tropp, arXiv:0909.4061),
+//! which reads the images once per pass and does not form the covariance matrix.
 
 use nalgebra::{DMatrix, DVector};
 
@@ -14,14 +13,15 @@ use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::inference::{in_blocks, scaled};
 
-/// Images per block of a thread. Sums are taken block by block, so results do not depend on the number of threads.
+/// Number of images that a thread multiplies at a time. Sums are formed block by block, so results do not depend on the number of
+/// threads.
 const BLOCK: usize = 512;
-/// Maximum number of passes.
+/// Largest number of passes.
 const PASSES: usize = 40;
 /// Relative change of the explained variance that ends the iteration.
 const TOLERANCE: f64 = 1e-6;
 
-/// Mean image and the directions of largest variance.
+/// Mean image and principal components.
 #[derive(Clone, Debug)]
 pub struct Pca {
     mean: DVector<f64>,
@@ -30,17 +30,18 @@ pub struct Pca {
 }
 
 impl Pca {
-    /// Fits `components` directions, at most the number of values of an image. Calls `done` after each pass over the images.
+    /// Computes the first `components` components, at most as many as an image has values. Calls `done` after each pass over the
+    /// images, with the number of passes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without images.
+    /// [`Error::InvalidArgument`] without images or components.
     pub fn fit(images: &dyn Images, components: usize, done: &mut dyn FnMut(usize)) -> Result<Self> {
         let dims = data::image_bytes(images.size())?;
         if images.is_empty() || components == 0 {
             return Err(Error::argument("number of images or components", "at least 1", 0));
         }
         let kept = components.min(dims);
-        // Additional directions speed up convergence.
+        // Additional directions speed up the convergence of the requested ones.
         let width = (2 * kept + 8).min(dims);
         let mean = mean(images, dims)?;
         let mut noise = rng::stream(0, Stream::Check, 0);
@@ -50,7 +51,7 @@ impl Pca {
         for pass in 1.. {
             let product = scatter_times(images, &mean, &basis)?;
             done(pass);
-            // The best directions within the basis; their eigenvalues are the variance along them.
+            // Eigenvectors are the principal directions within the basis, eigenvalues the variance along them.
             let eigen = (basis.transpose() * &product).symmetric_eigen();
             let mut order: Vec<usize> = (0..width).collect();
             order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
@@ -63,16 +64,16 @@ impl Pca {
             explained = now;
             basis = orthonormal(product);
         }
-        Err(Error::bug("an iteration without end"))
+        Err(Error::bug("an iteration that does not end"))
     }
 
-    /// Number of components.
+    /// Returns the number of components.
     #[must_use]
     pub fn components(&self) -> usize {
         self.components.ncols()
     }
 
-    /// Returns the mean squared error per pixel value (-1 to 1) of images projected on the components.
+    /// Returns the mean squared error per dimension (pixel values from -1 to 1) of images projected onto the components.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for images of another size.
@@ -85,7 +86,7 @@ impl Pca {
         let mut sum = 0.0;
         in_blocks(images, BLOCK, |pixels| {
             let block = centred(pixels, &self.mean);
-            // The components are orthonormal, so the projected and the remaining variance add up.
+            // The components are orthonormal, so the squared norms of projection and error add up.
             sum += block.norm_squared() - (&basis * &block).norm_squared();
             Ok(())
         })?;
@@ -100,22 +101,22 @@ fn orthonormal(matrix: DMatrix<f64>) -> DMatrix<f64> {
 fn mean(images: &dyn Images, dims: usize) -> Result<DVector<f64>> {
     let mut sums = DVector::zeros(dims);
     in_blocks(images, BLOCK, |pixels| {
-        for picture in pixels.chunks_exact(dims) {
-            sums.iter_mut().zip(picture).for_each(|(sum, x)| *sum += scaled(*x));
+        for image in pixels.chunks_exact(dims) {
+            sums.iter_mut().zip(image).for_each(|(sum, x)| *sum += scaled(*x));
         }
         Ok(())
     })?;
     Ok(sums / images.len() as f64)
 }
 
-/// Returns images as columns, minus the mean.
+/// Returns images minus the mean, as columns.
 fn centred(pixels: &[u8], mean: &DVector<f64>) -> DMatrix<f64> {
     let dims = mean.len();
-    let numbers = pixels.chunks_exact(dims).flat_map(|p| p.iter().zip(mean).map(|(x, m)| scaled(*x) - m));
-    DMatrix::from_iterator(dims, pixels.len() / dims, numbers)
+    let values = pixels.chunks_exact(dims).flat_map(|p| p.iter().zip(mean).map(|(x, m)| scaled(*x) - m));
+    DMatrix::from_iterator(dims, pixels.len() / dims, values)
 }
 
-/// Returns X X^T Q for X with one image per column and an orthonormal basis Q.
+/// Computes X X^T Q, with an image in each column of X and an orthonormal basis Q.
 fn scatter_times(images: &dyn Images, mean: &DVector<f64>, basis: &DMatrix<f64>) -> Result<DMatrix<f64>> {
     let transposed = basis.transpose();
     let block = |first: usize| -> Result<DMatrix<f64>> {
@@ -128,7 +129,7 @@ fn scatter_times(images: &dyn Images, mean: &DVector<f64>, basis: &DMatrix<f64>)
     };
     let starts: Vec<usize> = (0..images.len()).step_by(BLOCK).collect();
     let mut sum = DMatrix::zeros(basis.nrows(), basis.ncols());
-    // In order: the sum must not depend on the number of threads.
+    // In order, so that the sum does not depend on the number of threads.
     for group in starts.chunks(threads::cores()) {
         for part in threads::map(group, |&first| block(first))? {
             sum += part;
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_images_than_components_have_no_error() {
+    fn fewer_images_than_components_are_exact() {
         let images = Shapes::new(0, 0, 5);
         let pca = Pca::fit(&images, 8, &mut |_| ()).unwrap();
         assert!(pca.mse(&images).unwrap() < 1e-12);

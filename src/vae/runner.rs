@@ -250,7 +250,8 @@ impl Runner {
         self.step
     }
 
-    /// Sets the index of the next training step, after uploading the state of an earlier run.
+    /// Sets the index of the next training step, to resume an earlier run: first [`Runner::init`] with its seed, then upload its
+    /// parameters, states and optimizer states, then set its step.
     pub fn set_step(&mut self, step: u64) {
         self.step = step;
     }
@@ -429,12 +430,12 @@ impl Runner {
         self.read(program, "mean")
     }
 
-    /// Draws `count` latent vectors from the prior and decodes them.
+    /// Draws `count` latent vectors from the prior and decodes them. Returns mean images, as [`Runner::decode`].
     ///
     /// # Errors
     /// As [`Runner::decode`].
     pub fn sample(&mut self, count: usize, seed: u64) -> Result<Vec<f32>> {
-        self.decode(&noise(seed, 0, count * self.config.latent_dim))
+        self.decode(&rng::normals(&mut rng::stream(seed, Stream::Sample, 0), count * self.config.latent_dim))
     }
 
     /// Returns the name of the first parameter, running statistic or gradient that contains NaN or infinity.

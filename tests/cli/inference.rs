@@ -409,7 +409,7 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         ("reshaped.safetensors", ["`encoder.stem.bias` [2, 2] instead of [4]", "1 of another shape"]),
         ("silent.safetensors", ["`config`", "train --init"]),
         ("absurd.safetensors", ["channels", "even"]),
-        ("garbled.safetensors", ["sizes of the model", "garbled.safetensors"]),
+        ("garbled.safetensors", ["configuration of the model", "garbled.safetensors"]),
         ("missing.safetensors", ["missing.safetensors", "cannot read"]),
         ("young", ["model.safetensors", "first epoch"]),
         ("empty", ["config.json", "vae-wgpu train"]),

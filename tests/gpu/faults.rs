@@ -83,12 +83,14 @@ fn run(folder: &Path, options: &Options, fault: Option<Fault>) -> (Result<Outcom
         let resumed = checkpoint.exists();
         let mut observer = Disturber { gpu: Arc::clone(&gpu), fault, checkpoint, kept };
         let (plan, stop, device) = (plan::Options::default(), AtomicBool::new(false), Device::Gpu(gpu));
-        let stage =
+        let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: &mut observer, stop: &stop };
+        let folder = if resumed { RunFolder::resume(folder)? } else { RunFolder::create(Some(folder), true)? };
+        let mut store = FolderStore::new(folder);
         let mut trainer = if resumed {
-            Trainer::resume(settings(), Box::new(FolderStore::new(RunFolder::resume(folder)?)), stage)?
+            Trainer::resume(settings(), &mut store, context)?
         } else {
-            Trainer::new(settings(), Box::new(FolderStore::new(RunFolder::create(Some(folder), true)?)), None, stage)?
+            Trainer::new(settings(), &mut store, None, context)?
         };
         trainer.run()
     };

@@ -145,7 +145,8 @@ fn soak() {
     };
     let stage = TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: &mut watch, stop: &stop };
     let folder = RunFolder::create(Some(&dir.path().join("run")), false).unwrap();
-    Trainer::new(settings, Box::new(FolderStore::new(folder)), None, stage).unwrap().run().unwrap();
+    let mut store = FolderStore::new(folder);
+    Trainer::new(settings, &mut store, None, stage).unwrap().run().unwrap();
 
     assert_eq!(watch.warnings, Vec::<String>::new());
     if minutes.is_some() && !watch.medians.is_empty() {

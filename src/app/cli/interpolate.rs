@@ -9,7 +9,7 @@ use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
 use super::output::{check_output, save_grid};
 use super::values::non_empty;
 use crate::app::viz::image_grid::ImageBatch;
-use crate::vae::inference::means;
+use crate::vae::inference::posterior_means;
 use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
@@ -40,7 +40,7 @@ impl InterpolateArgs {
         let pixels = Source::read(&[("--from", &self.from), ("--to", &self.to)], &self.images, &self.trained, config)?;
         let steps = self.steps as usize;
         let mut trained = self.trained.start(&model, &[(Mode::Encode, 2), (Mode::Decode, steps)])?;
-        let mu = means(&trained.encode(&pixels)?, config.latent_dim);
+        let mu = posterior_means(&trained.encode(&pixels)?, config.latent_dim);
         let (from, to) = mu.split_at(config.latent_dim);
         let z: Vec<f32> = (0..steps)
             .map(|step| step as f32 / (steps - 1) as f32)

@@ -10,7 +10,7 @@ use super::inference::{ImagesArgs, TrainedArgs, dims, from_file};
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use crate::app::viz::image_grid::ImageBatch;
 use crate::vae::data;
-use crate::vae::inference::means;
+use crate::vae::inference::posterior_means;
 use crate::vae::model::Mode;
 use crate::vae::tensor_file::Array;
 
@@ -58,7 +58,7 @@ impl ReconstructArgs {
         let count = originals.len();
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
         let h = trained.encode(&pixels)?;
-        let reconstructions = trained.decode(&means(&h, config.latent_dim))?;
+        let reconstructions = trained.decode(&posterior_means(&h, config.latent_dim))?;
         if self.raw {
             let [c, h, w] = dims;
             save_raw(out, "reconstructions", Array { dims: vec![count, c, h, w], data: reconstructions })?;

@@ -157,11 +157,15 @@ impl TrainArgs {
         signals::set_on_request(&stop)?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
+        let mut store;
         let mut trainer = match resumed {
-            Some(store) => Trainer::resume(settings, Box::new(store), context)?,
+            Some(resumed) => {
+                store = resumed;
+                Trainer::resume(settings, &mut store, context)?
+            }
             None => {
-                let store = FolderStore::new(RunFolder::create(self.run.out.as_deref(), self.run.force)?);
-                Trainer::new(settings, Box::new(store), init.as_ref(), context)?
+                store = FolderStore::new(RunFolder::create(self.run.out.as_deref(), self.run.force)?);
+                Trainer::new(settings, &mut store, init.as_ref(), context)?
             }
         };
         if let Some(trace) = &self.output.trace {

@@ -9,7 +9,7 @@ use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
 use super::output::{check_grid, check_output, save_grid};
 use super::values::non_empty;
 use crate::app::viz::image_grid::ImageBatch;
-use crate::vae::inference::means;
+use crate::vae::inference::posterior_means;
 use crate::vae::model::Mode;
 
 /// Largest magnitude of the varied latent dimension.
@@ -45,7 +45,7 @@ impl TraverseArgs {
         };
         let encoded = usize::from(self.image.is_some());
         let mut trained = self.trained.start(&model, &[(Mode::Decode, latent * steps), (Mode::Encode, encoded)])?;
-        let middle = if encoded == 0 { vec![0.0; latent] } else { means(&trained.encode(&pixels)?, latent) };
+        let middle = if encoded == 0 { vec![0.0; latent] } else { posterior_means(&trained.encode(&pixels)?, latent) };
         let mut z = middle.repeat(latent * steps);
         for (i, row) in z.chunks_exact_mut(latent).enumerate() {
             row[i / steps] = RANGE * (2.0 * (i % steps) as f32 / (steps - 1) as f32 - 1.0);

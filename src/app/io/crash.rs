@@ -23,10 +23,6 @@ use crate::vae::train::{Outcome, Settings, TrainContext, Trainer};
 const RUN: &str = "VAE_WGPU_TEST_RUN";
 const EPOCHS: u64 = 2;
 
-fn store(folder: Result<RunFolder>) -> Box<FolderStore> {
-    Box::new(FolderStore::new(folder.unwrap()))
-}
-
 fn settings() -> Settings {
     let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
     Settings { model, batch_size: 4, epochs: EPOCHS, warmup: 2, ..Settings::default() }
@@ -50,14 +46,17 @@ fn run(folder: &Path, epochs: u64) -> Vec<u8> {
     let dataset = shapes::dataset().unwrap().limited(Some(6), Some(4)).unwrap();
     let (plan, stop, mut keeper) = (plan::Options::default(), AtomicBool::new(false), Keeper::default());
     let settings = Settings { epochs, ..settings() };
-    let stage =
+    let context =
         TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut keeper, stop: &stop };
-    let mut trainer = if folder.join("checkpoint.safetensors").exists() {
-        Trainer::resume(settings, store(RunFolder::resume(folder)), stage).unwrap()
+    let resumes = folder.join("checkpoint.safetensors").exists();
+    let folder = if resumes { RunFolder::resume(folder) } else { RunFolder::create(Some(folder), true) };
+    let mut store = FolderStore::new(folder.unwrap());
+    let trainer = if resumes {
+        Trainer::resume(settings, &mut store, context)
     } else {
-        Trainer::new(settings, store(RunFolder::create(Some(folder), true)), None, stage).unwrap()
+        Trainer::new(settings, &mut store, None, context)
     };
-    assert_eq!(trainer.run().unwrap(), Outcome::Finished);
+    assert_eq!(trainer.unwrap().run().unwrap(), Outcome::Finished);
     keeper.0.pop().unwrap()
 }
 

@@ -87,14 +87,13 @@ impl RunStore for FolderStore {
         self.folder.save_config(&RunConfig::new(device.to_owned(), kernels.clone(), settings.clone()))
     }
 
-    fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow], about: &About<'_>) -> Result<bool> {
+    fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<bool> {
         if !self.folder.restore()? {
             return Ok(false);
         }
         self.create_tables()?;
         steps.iter().try_for_each(|row| self.push_step(row))?;
         epochs.iter().try_for_each(|row| self.push_epoch(row))?;
-        self.save_about(about)?;
         Ok(true)
     }
 
@@ -111,12 +110,12 @@ impl RunStore for FolderStore {
         steps.sync().and_then(|()| epochs.sync())
     }
 
-    fn save_checkpoint(&mut self, file: &TensorFile) -> Result<()> {
-        tensor_file::save(file, &self.folder.checkpoint())
+    fn save_checkpoint(&mut self, file: TensorFile) -> Result<()> {
+        tensor_file::save(&file, &self.folder.checkpoint())
     }
 
-    fn save_model(&mut self, file: &TensorFile) -> Result<()> {
-        tensor_file::save(file, &self.folder.model())
+    fn save_model(&mut self, file: TensorFile) -> Result<()> {
+        tensor_file::save(&file, &self.folder.model())
     }
 
     fn save_originals(&mut self, pixels: &[u8], size: [usize; 3]) -> Result<()> {
@@ -180,15 +179,13 @@ mod tests {
         let (plan, mut stopper) = (plan::Options::default(), Stopper(step, Arc::clone(&stop)));
         let context =
             TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut stopper, stop: &stop };
-        let trainer = if folder.exists() {
-            Trainer::resume(settings, Box::new(FolderStore::new(RunFolder::resume(folder).unwrap())), context)
+        let resumes = folder.exists();
+        let folder = if resumes { RunFolder::resume(folder) } else { RunFolder::create(Some(folder), false) };
+        let mut store = FolderStore::new(folder.unwrap());
+        let trainer = if resumes {
+            Trainer::resume(settings, &mut store, context)
         } else {
-            Trainer::new(
-                settings,
-                Box::new(FolderStore::new(RunFolder::create(Some(folder), false).unwrap())),
-                None,
-                context,
-            )
+            Trainer::new(settings, &mut store, None, context)
         };
         trainer.unwrap().run().unwrap()
     }

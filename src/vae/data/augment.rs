@@ -7,24 +7,27 @@ use crate::error::{Error, Result};
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 
-/// Largest shift of a crop in pixels.
+/// Largest shift of a crop, in pixels.
 const REACH: u32 = 4;
 /// Random words per image.
 const WORDS: u128 = 16;
 
-/// Augmentation of training images. It depends only on seed, epoch and the index of the image, so neither
-/// the batch size nor resuming changes it.
+/// Random augmentation of training images. It depends on seed, epoch and the index of an image alone, not on the batch size or on
+/// resuming.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Augment {
-    /// Flip half of the images horizontally.
+    /// Flip every other image horizontally.
     pub flip: bool,
-    /// Shift images by up to 4 pixels in each direction. The border is filled by reflection. With a black border,
-    /// a generative model would learn to draw black bars.
+    /// Shift the image by up to 4 pixels in each direction. Pixels beyond the border are reflected, not black: a generative model would
+    /// learn black bars.
     pub crop: bool,
 }
 
 impl Augment {
-    /// Changes a batch in place: `pixels` has the images `indices`, `c * h * w` bytes each, NCHW.
+    /// Augments a batch in place. `pixels` contains the images with these indices, `[indices.len(), c, h, w]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another number of bytes.
     pub fn apply(
         self,
         seed: u64,
@@ -47,15 +50,15 @@ impl Augment {
         let (_, h, w) = size;
         let mut rng = rng::stream(seed, Stream::Augment, epoch);
         let mut before = vec![0u8; h * w];
-        for (picture, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
-            // Always three draws, so that one option does not change the choices of the other.
+        for (image, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
+            // Always draw three values, so that one option does not change the choices of the other.
             rng.set_word_pos(u128::from(index) * WORDS);
             let mirrored = rng.next_u32() & 1 == 1;
             let mut shift = || rng::below(&mut rng, 2 * REACH + 1) as isize - REACH as isize;
             let (dy, dx) = (shift(), shift());
             let flip = self.flip && mirrored;
             let (dy, dx) = if self.crop { (dy, dx) } else { (0, 0) };
-            for plane in picture.chunks_exact_mut(h * w) {
+            for plane in image.chunks_exact_mut(h * w) {
                 before.copy_from_slice(plane);
                 for (y, row) in plane.chunks_exact_mut(w).enumerate() {
                     let from = &before[reflect(y as isize + dy, h) * w..][..w];
@@ -70,7 +73,7 @@ impl Augment {
     }
 }
 
-/// Reflects a coordinate into `0..len` (`len > 0`). The edge pixel is the axis.
+/// Reflects a coordinate at the borders of `0..len` (`len > 0`), without repeating the border pixels.
 fn reflect(at: isize, len: usize) -> usize {
     let period = (2 * (len as isize - 1)).max(1);
     let at = at.rem_euclid(period) as usize;
@@ -91,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn reflection_stays_inside_the_image() {
+    fn reflected_coordinates_are_inside() {
         let at = |range: std::ops::Range<isize>, len| range.map(|i| reflect(i, len)).collect::<Vec<_>>();
         assert_eq!(at(-4..8, 4), [2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]);
         assert_eq!(at(-3..3, 1), [0; 6]);
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn off_changes_nothing() {
+    fn disabled_augmentation_changes_nothing() {
         assert_eq!(run(Augment::default(), 0, &[1]), (0..96).collect::<Vec<u8>>());
     }
 
@@ -115,12 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn crops_reach_every_shift_and_move_channels_together() {
+    fn crops_reach_every_shift_and_shift_planes_alike() {
         let indices: Vec<u32> = (0..2000).collect();
         let pixels = run(Augment { flip: false, crop: true }, 0, &indices);
         let mut seen = std::collections::BTreeSet::new();
-        for picture in pixels.chunks(96) {
-            let (a, b) = picture.split_at(48);
+        for image in pixels.chunks(96) {
+            let (a, b) = image.split_at(48);
             assert!(a.iter().zip(b).all(|(a, b)| a + 48 == *b));
             seen.insert(a.to_vec());
         }

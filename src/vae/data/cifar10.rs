@@ -1,4 +1,4 @@
-//! Parser of CIFAR-10's binary files: records of 3,073 bytes, a label and a 32x32 image in red, green and blue planes.
+//! Parser for the binary files of CIFAR-10: records of 3,073 bytes, a label followed by the red, green and blue planes of a 32x32 image.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ pub const ARCHIVE: &str = "cifar-10-binary.tar.gz";
 /// Address of the official archive.
 pub const URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 
-/// Bytes of a record: one label, 3,072 pixel values.
+/// Bytes of a record: one label and 3,072 pixel values.
 pub const RECORD: usize = 1 + PIXELS;
-/// Size of the largest file that is accepted. The real ones have 30,730,000 bytes.
+/// Size limit of a file; those of CIFAR-10 have 30,730,000 bytes.
 pub const MAX_FILE: usize = 32 << 20;
 
 const PIXELS: usize = 3 * 32 * 32;
@@ -30,14 +30,16 @@ pub const FILES: [&str; 7] = [TRAIN[0], TRAIN[1], TRAIN[2], TRAIN[3], TRAIN[4], 
 /// Contents of the files, by their names in [`FILES`].
 pub type Contents = BTreeMap<&'static str, Vec<u8>>;
 
-/// Returns the entry of [`FILES`] with this name.
+/// Returns the entry of [`FILES`] that equals `name`.
 #[must_use]
 pub fn known(name: &str) -> Option<&'static str> {
     FILES.into_iter().find(|f| *f == name)
 }
 
-/// Combines the files of a data set from `origin`, a folder or an archive. Errors name the file, the offset and what
-/// was found there. Missing files are listed together.
+/// Parses the files of a data set. `origin`, a folder or an archive, is used in messages.
+///
+/// # Errors
+/// [`Error::Data`] with all missing files, or with file, offset and contents of an invalid record.
 pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
     let missing: Vec<&str> = FILES.into_iter().filter(|f| *f != NAMES && !contents.contains_key(f)).collect();
     if !missing.is_empty() {
@@ -56,7 +58,7 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
         let (mut labels, mut pixels) =
             (Vec::with_capacity(total / RECORD), Vec::with_capacity(total / RECORD * PIXELS));
         for file in files {
-            // Each file is dropped after it is read, so that 180 MB are in memory once, not twice.
+            // Each file is dropped once it is parsed, to avoid a second copy of 180 MB.
             let bytes = contents.remove(file).unwrap_or_default();
             records(&member(origin, file), &bytes, &mut labels, &mut pixels)?;
         }
@@ -66,7 +68,7 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
     Dataset::new("CIFAR-10", origin, Box::new(train), Box::new(test))
 }
 
-/// Returns the path of a member for messages.
+/// Returns the path of a file in `origin`, for messages.
 pub(crate) fn member(origin: &str, file: &str) -> String {
     format!("{}/{file}", origin.trim_end_matches(['/', '\\']))
 }
@@ -74,14 +76,14 @@ pub(crate) fn member(origin: &str, file: &str) -> String {
 /// Appends the records of `bytes` to `labels` and `pixels`.
 fn records(file: &str, bytes: &[u8], labels: &mut Vec<u8>, pixels: &mut Vec<u8>) -> Result<()> {
     let damaged = |what: String| {
-        Err(Error::data(file, what, format_args!("the file is damaged or no CIFAR-10 file: get {URL} again")))
+        Err(Error::data(file, what, format_args!("the file is damaged or not from CIFAR-10: download {URL} again")))
     };
     if bytes.is_empty() {
         return damaged("byte 0: the file is empty, expected records of 3073 bytes".into());
     }
     for (i, record) in bytes.chunks(RECORD).enumerate() {
         let offset = i * RECORD;
-        let Some((&label, picture)) = record.split_first().filter(|_| record.len() == RECORD) else {
+        let Some((&label, image)) = record.split_first().filter(|_| record.len() == RECORD) else {
             return damaged(format!(
                 "byte {offset}: record {i} has {} of {RECORD} bytes; the size of {} bytes is not a multiple of {RECORD}",
                 record.len(),
@@ -92,27 +94,27 @@ fn records(file: &str, bytes: &[u8], labels: &mut Vec<u8>, pixels: &mut Vec<u8>)
             return damaged(format!("byte {offset}: record {i} has label {label}, expected 0 to 9"));
         }
         labels.push(label);
-        pixels.extend_from_slice(picture);
+        pixels.extend_from_slice(image);
     }
     Ok(())
 }
 
-/// Parses ten names, one per line. Blank lines are ignored.
+/// Parses ten names, one per line. Ignores blank lines.
 fn class_names(file: &str, bytes: &[u8]) -> Result<Vec<String>> {
-    let refuse = |what: String| Err(Error::data(file, what, "remove the file to use the usual names"));
+    let reject = |what: String| Err(Error::data(file, what, "delete the file to use the standard names"));
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(e) => {
-            return refuse(format!("byte {}: not UTF-8, expected ten names of classes", e.valid_up_to()));
+            return reject(format!("byte {}: not UTF-8, expected ten names of classes", e.valid_up_to()));
         }
     };
     let names: Vec<String> =
         text.trim_start_matches('\u{feff}').lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
     if names.len() != CLASSES.len() {
-        return refuse(format!("{} names of classes in {} bytes, expected 10", names.len(), bytes.len()));
+        return reject(format!("{} names of classes in {} bytes, expected 10", names.len(), bytes.len()));
     }
     if let Some(i) = names.iter().position(|n| n.chars().count() > 64 || n.chars().any(char::is_control)) {
-        return refuse(format!("line {}: expected a name of at most 64 printable characters", i + 1));
+        return reject(format!("line {}: expected a name of at most 64 printable characters", i + 1));
     }
     Ok(names)
 }
@@ -138,19 +140,19 @@ mod tests {
     }
 
     #[test]
-    fn files_are_combined_in_order() {
+    fn files_are_joined_in_order() {
         let mut contents = contents();
         contents.insert(TRAIN[4], file(5));
         let data = parse("set", contents).unwrap();
         assert_eq!((data.train.len(), data.test.len()), (17, 3));
         assert_eq!((data.train.label(16), data.train.classes()[3].as_str()), (4, "cat"));
-        let mut picture = vec![0; PIXELS];
-        data.train.read_into(16, &mut picture).unwrap();
-        assert_eq!(picture, vec![4; PIXELS]);
+        let mut image = vec![0; PIXELS];
+        data.train.read_into(16, &mut image).unwrap();
+        assert_eq!(image, vec![4; PIXELS]);
     }
 
     #[test]
-    fn every_truncation_is_rejected_with_its_offset() {
+    fn truncation_at_any_offset_is_an_error_with_the_offset() {
         let whole = file(3);
         for len in (0..whole.len()).filter(|l| l % RECORD != 0 || *l == 0) {
             let error = error_with(TRAIN[2], whole[..len].to_vec());
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_names_are_rejected() {
+    fn invalid_class_names_are_rejected() {
         assert!(error_with(NAMES, b"cat\ndog\n".to_vec()).contains("2 names"));
         assert!(error_with(NAMES, vec![b'a', 0xff]).contains("byte 1"));
         assert!(error_with(NAMES, b"a\nb\nc\nd\ne\nf\ng\nh\ni\n\x1b[2J".to_vec()).contains("line 10"));

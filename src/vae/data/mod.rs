@@ -1,10 +1,10 @@
-//! Data sets in memory: CIFAR-10 from bytes, built-in shapes, or images of the caller.
+//! Data sets: CIFAR-10, built-in shapes, or images of the caller.
 //!
-//! A data set has two [`Images`], one for training and one for validation. Images are bytes, channel by channel (NCHW), and leave
-//! this module as batches. The model scales them to `[-1, 1]`. Everything random here (order, flips, crops, shapes) is a
-//! pure function of seed and position, so a run can be resumed at any step.
+//! A data set consists of training and test [`Images`]. Images are bytes in the order channel, row, column. [`batch`] reads them;
+//! the model scales them to -1 to 1. Shuffling, augmentation and shapes are functions of seed and index, so a run can resume at any
+//! step.
 //!
-//! This module uses neither files nor the network. The application reads CIFAR-10 from them.
+//! This module does not access files or the network. The application reads the files of CIFAR-10.
 
 use std::fmt::{self, Debug};
 
@@ -20,7 +20,19 @@ pub mod shapes;
 
 pub use augment::Augment;
 
-/// Labelled images of one size. [`batch`] reads several of them.
+/// Labelled images of one size.
+///
+/// ```
+/// use vae_wgpu::prelude::*;
+///
+/// // Two grey images of 2x2 pixels, of one class.
+/// let pixels = vec![0, 1, 2, 3, 10, 11, 12, 13];
+/// let images = InMemoryImages::new((1, 2, 2), vec!["ramp".into()], vec![0, 0], pixels)?;
+/// let mut pixels = Vec::new();
+/// data::batch(&images, &[1, 0], &mut pixels)?;
+/// assert_eq!(pixels, [10, 11, 12, 13, 0, 1, 2, 3]);
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 pub trait Images: Send + Sync + Debug {
     /// Returns the number of images.
     fn len(&self) -> usize;
@@ -33,10 +45,10 @@ pub trait Images: Send + Sync + Debug {
     /// Returns channels, height and width of every image.
     fn size(&self) -> (usize, usize, usize);
 
-    /// Returns the names of the classes. Labels are indices of it.
+    /// Returns the names of the classes, which labels index.
     fn classes(&self) -> &[String];
 
-    /// Returns the label of image `index`, which is below [`Images::len`].
+    /// Returns the label of image `index`. May panic unless `index` is less than [`Images::len`].
     fn label(&self, index: usize) -> u8;
 
     /// Reads image `index` into `pixels`, `c * h * w` bytes: one plane after the other.
@@ -56,8 +68,11 @@ pub struct InMemoryImages {
 }
 
 impl InMemoryImages {
-    /// Wraps images of `size` (channels, height, width) in `pixels` (`labels.len() * c * h * w` bytes, NCHW). Labels are below
+    /// Creates images of `size` (channels, height, width) from `pixels`, `[labels.len(), c, h, w]`. Each label is less than
     /// `classes.len()`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a label without a class or another number of bytes.
     pub fn new(size: (usize, usize, usize), classes: Vec<String>, labels: Vec<u8>, pixels: Vec<u8>) -> Result<Self> {
         let bytes = image_bytes(size)?;
         let expected = bytes.checked_mul(labels.len());
@@ -106,7 +121,7 @@ impl Images for InMemoryImages {
     }
 }
 
-/// The first images of others.
+/// The first `len` of other images.
 #[derive(Debug)]
 struct First {
     images: Box<dyn Images>,
@@ -135,21 +150,24 @@ impl Images for First {
     }
 }
 
-/// Images for training and images for validation, of the same size and classes.
+/// Training and test images of the same size and classes.
 #[derive(Debug)]
 pub struct Dataset {
     /// Name, e.g. `CIFAR-10`.
     pub name: String,
-    /// Origin, e.g. a path.
+    /// Source, e.g. a path.
     pub provenance: String,
     /// Training images.
     pub train: Box<dyn Images>,
-    /// Validation images, which are never used for training.
+    /// Test images, for validation.
     pub test: Box<dyn Images>,
 }
 
 impl Dataset {
-    /// Creates a data set. Both halves must have images, of the same size and classes.
+    /// Creates a data set.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are no training or no test images, or if they differ in size or classes.
     pub fn new(
         name: impl Into<String>,
         provenance: impl Into<String>,
@@ -181,7 +199,10 @@ impl Dataset {
         Ok(Self { name, provenance: provenance.into(), train, test })
     }
 
-    /// Keeps the first `train` and the first `test` images. A limit above their number keeps all. A limit of 0 is an error.
+    /// Keeps the first `train` training images and the first `test` test images. `None`, or more than there are, keeps all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a limit of 0.
     pub fn limited(self, train: Option<usize>, test: Option<usize>) -> Result<Self> {
         let first = |half: &str, images: Box<dyn Images>, limit: Option<usize>| match limit {
             Some(0) => Err(Error::argument(format!("limit of {half} images"), "at least 1", 0)),
@@ -192,27 +213,31 @@ impl Dataset {
         Ok(Self { train, test, name: self.name, provenance: self.provenance })
     }
 
-    /// Returns a line that identifies the data set: number and size of the images, and a checksum over a thousand of each half
-    /// with their labels.
+    /// Returns a line that identifies the data set: number and size of its images, and a checksum over the pixels and labels of up to
+    /// a thousand training and a thousand test images. Checkpoints contain it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for images of an impossible size.
+    /// [`Error::InvalidArgument`] for an invalid image size, and errors of the images.
     pub fn fingerprint(&self) -> Result<String> {
-        const LOOKED_AT: usize = 1000;
+        const SAMPLED: usize = 1000;
         let mut checksum = crc32fast::Hasher::new();
         for images in [&self.train, &self.test] {
-            let mut picture = vec![0; image_bytes(images.size())?];
-            for i in (0..images.len()).step_by(images.len().div_ceil(LOOKED_AT).max(1)) {
-                images.read_into(i, &mut picture)?;
-                checksum.update(&picture);
+            let mut image = vec![0; image_bytes(images.size())?];
+            for i in (0..images.len()).step_by(images.len().div_ceil(SAMPLED).max(1)) {
+                images.read_into(i, &mut image)?;
+                checksum.update(&image);
                 checksum.update(&[images.label(i)]);
             }
         }
         let ((c, h, w), train, test) = (self.train.size(), self.train.len(), self.test.len());
+        // The text is part of the checkpoint format.
         Ok(format!("{train} and {test} pictures of {c}x{h}x{w}, checksum {:08x}", checksum.finalize()))
     }
 
-    /// Computes counts and statistics of both halves. Reads every image once.
+    /// Returns counts and statistics of training and test images. Reads every image once.
+    ///
+    /// # Errors
+    /// As [`Statistics::of`].
     pub fn describe(&self) -> Result<Description> {
         let (channels, height, width) = self.train.size();
         Ok(Description {
@@ -240,27 +265,44 @@ fn check_read(images: &dyn Images, index: usize, pixels: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Returns the bytes of one image.
+/// Returns the number of bytes of an image.
 pub(crate) fn image_bytes((c, h, w): (usize, usize, usize)) -> Result<usize> {
     let bytes = c.checked_mul(h).and_then(|b| b.checked_mul(w)).filter(|&b| b > 0);
     bytes.ok_or_else(|| Error::argument("image size", "three positive numbers", format!("{c}x{h}x{w}")))
 }
 
-/// Reads the images at `indices` into `pixels`, in that order: `indices.len() * c * h * w` bytes, NCHW.
+/// Replaces `pixels` by the images with these indices, `[indices.len(), c, h, w]`.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for an index without an image, and errors of the images.
 pub fn batch(images: &dyn Images, indices: &[u32], pixels: &mut Vec<u8>) -> Result<()> {
     let bytes = image_bytes(images.size())?;
     if let Some(index) = indices.iter().find(|i| **i as usize >= images.len()) {
         return Err(Error::argument("index of an image", format!("less than {}", images.len()), index));
     }
     pixels.resize(bytes * indices.len(), 0);
-    for (picture, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
-        images.read_into(index as usize, picture)?;
+    for (image, &index) in pixels.chunks_exact_mut(bytes).zip(indices) {
+        images.read_into(index as usize, image)?;
     }
     Ok(())
 }
 
-/// Returns the order in which epoch `epoch` (from 0) visits `len` images (at most 2^32 - 1): a permutation that depends on the arguments
-/// alone, on every platform.
+/// Returns the shuffled batches of an epoch, in the order of [`epoch_order`]: the bytes of `size` images each, fewer in the last.
+///
+/// # Errors
+/// As [`batch`].
+pub fn batches(images: &dyn Images, size: usize, seed: u64, epoch: u64) -> impl Iterator<Item = Result<Vec<u8>>> {
+    let order = epoch_order(seed, epoch, images.len());
+    let size = size.max(1);
+    (0..order.len().div_ceil(size)).map(move |i| {
+        let mut pixels = Vec::new();
+        batch(images, &order[i * size..order.len().min((i + 1) * size)], &mut pixels)?;
+        Ok(pixels)
+    })
+}
+
+/// Returns the order of `len` images (at most 2^32 - 1) in an epoch: a permutation that depends on the arguments alone, on every
+/// platform.
 #[must_use]
 pub fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
     let len = u32::try_from(len).unwrap_or(u32::MAX);
@@ -277,49 +319,52 @@ pub fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
 pub struct Description {
     /// Name of the data set.
     pub name: String,
-    /// Origin.
+    /// Source, e.g. a path.
     pub provenance: String,
     /// Channels of an image.
     pub channels: usize,
-    /// Rows of an image.
+    /// Height of an image in pixels.
     pub height: usize,
-    /// Columns of an image.
+    /// Width of an image in pixels.
     pub width: usize,
     /// Names of the classes.
     pub classes: Vec<String>,
     /// Training images.
     pub train: Statistics,
-    /// Validation images.
+    /// Test images.
     pub test: Statistics,
 }
 
-/// Counts and statistics of one half of a data set.
+/// Counts and moments of images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Statistics {
-    /// Returns the number of images.
+    /// Number of images.
     pub images: usize,
     /// Number of images of each class.
     pub histogram: Vec<usize>,
-    /// Mean of each channel, from 0 to 1 (byte / 255).
+    /// Mean of each channel, from 0 (byte 0) to 1 (byte 255).
     pub mean: Vec<f64>,
     /// Standard deviation of each channel, in the same units.
     pub std: Vec<f64>,
 }
 
 impl Statistics {
-    /// Reads every image once. Sums are exact.
+    /// Computes the statistics of `images`, with exact sums. Reads every image once.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an invalid image size, and errors of the images.
     pub fn of(images: &dyn Images) -> Result<Self> {
         let (channels, ..) = images.size();
         let bytes = image_bytes(images.size())?;
-        let mut picture = vec![0u8; bytes];
+        let mut image = vec![0u8; bytes];
         let mut histogram = vec![0usize; images.classes().len()];
         let mut sums = vec![(0u64, 0u64); channels];
         for index in 0..images.len() {
-            images.read_into(index, &mut picture)?;
+            images.read_into(index, &mut image)?;
             if let Some(count) = histogram.get_mut(usize::from(images.label(index))) {
                 *count += 1;
             }
-            for (plane, (sum, squares)) in picture.chunks_exact(bytes / channels).zip(&mut sums) {
+            for (plane, (sum, squares)) in image.chunks_exact(bytes / channels).zip(&mut sums) {
                 *sum += plane.iter().map(|&b| u64::from(b)).sum::<u64>();
                 *squares += plane.iter().map(|&b| u64::from(b) * u64::from(b)).sum::<u64>();
             }
@@ -345,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn epoch_order_is_a_fixed_permutation() {
+    fn orders_are_permutations_and_stable() {
         let order = epoch_order(0, 0, 1000);
         let mut sorted = order.clone();
         sorted.sort_unstable();
@@ -360,7 +405,7 @@ mod tests {
     const GOLDEN: [u32; 12] = [4, 10, 2, 9, 3, 1, 11, 8, 5, 7, 6, 0];
 
     #[test]
-    fn orders_are_even() {
+    fn orders_are_uniform() {
         let mut counts = [[0u32; 5]; 5];
         for epoch in 0..10_000 {
             for (place, &index) in epoch_order(1, epoch, 5).iter().enumerate() {

@@ -1,8 +1,7 @@
 //! The built-in data set: ten classes of shapes, 32x32 RGB, drawn when they are read.
 //!
-//! Image `i` is a pure function of seed and `i`, with class `i mod 10`. The test images are those after the training
-//! images. Only additions, products, quotients and square roots are used, which round alike on every platform, so the bytes
-//! are the same everywhere.
+//! Image `i` is a function of seed and `i`, with class `i mod 10`. The test images follow the training images. Drawing uses only
+//! operations that round identically on every platform, so the bytes are the same everywhere.
 
 use super::{Dataset, Images, check_read};
 use crate::error::Result;
@@ -11,16 +10,19 @@ use crate::runtime::tensor::rng::{Stream, StreamRng};
 
 /// Number of training images.
 pub const TRAIN: usize = 50_000;
-/// Number of validation images.
+/// Number of test images.
 pub const TEST: usize = 10_000;
-/// Seed of the data set of [`dataset`]. The seed of a run does not change the images.
+/// Seed of the images of [`dataset`]. The seed of a run does not affect them.
 pub const SEED: u64 = 0;
 
 const SIDE: usize = 32;
 const CLASSES: [&str; 10] =
     ["circle", "square", "triangle", "ring", "cross", "star", "diamond", "crescent", "stripes", "checker"];
 
-/// Returns the data set of `--data shapes`: 50,000 training and 10,000 validation images.
+/// Returns the data set of `--data shapes`: 50,000 training and 10,000 test images.
+///
+/// # Errors
+/// None in practice; as [`Dataset::new`].
 pub fn dataset() -> Result<Dataset> {
     let half = |first, len| Box::new(Shapes::new(SEED, first, len));
     Dataset::new("shapes", format!("built in, seed {SEED}"), half(0, TRAIN), half(TRAIN, TEST))
@@ -36,7 +38,7 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Returns the images `first .. first + len` of `seed`.
+    /// Returns images `first .. first + len` of `seed`.
     #[must_use]
     pub fn new(seed: u64, first: usize, len: usize) -> Self {
         Self { seed, first, len, classes: CLASSES.map(str::to_owned).to_vec() }
@@ -75,18 +77,18 @@ impl Images for Shapes {
 type Rgb = [f32; 3];
 type Point = (f32, f32);
 
-/// Parameters of one image, in units of half its side: x to the right, y down, the middle at (0, 0).
+/// Parameters of an image, in units of half its side: x to the right, y down, the center at (0, 0).
 struct Scene {
     class: u8,
     centre: Point,
     radius: f32,
-    /// Cosine and sine of the shape's rotation.
+    /// Cosine and sine of the rotation of the shape.
     turn: Point,
     /// Further variation within a class, in [0, 1).
     detail: f32,
     shape: [Rgb; 2],
     ground: [Rgb; 2],
-    /// Direction of the background's gradient.
+    /// Direction of the gradient of the background.
     slope: Point,
 }
 
@@ -99,7 +101,7 @@ impl Scene {
         let turn = direction(rng, if matches!(class, 0 | 3 | 7 | 8) { 4 } else { 1 });
         let detail = rng::unit(rng);
         let slope = direction(rng, 4);
-        // Background and shape differ clearly in hue and brightness.
+        // A muted background and a saturated shape that differ in hue and brightness.
         let hue = rng::unit(rng);
         let dark = rng::below(rng, 2) == 0;
         let value = if dark { between(rng, 0.15, 0.45) } else { between(rng, 0.75, 1.0) };
@@ -115,12 +117,12 @@ impl Scene {
     fn paint(&self, pixels: &mut [u8]) {
         let plane = SIDE * SIDE;
         for i in 0..plane {
-            let place = |at: usize| (at as f32 + 0.5) * (2.0 / SIDE as f32) - 1.0;
-            let p = (place(i % SIDE), place(i / SIDE));
+            let coordinate = |at: usize| (at as f32 + 0.5) * (2.0 / SIDE as f32) - 1.0;
+            let p = (coordinate(i % SIDE), coordinate(i / SIDE));
             let along = 0.5 + 0.35 * (p.0 * self.slope.0 + p.1 * self.slope.1);
             let mut colour = mix(self.ground[0], self.ground[1], along);
             if self.class < 8 {
-                // Light comes from the upper left: a soft shadow, and a shape that darkens downwards.
+                // Light from the upper left: a soft shadow, and a shape that darkens downwards.
                 let shadow = (0.5 - self.distance((p.0 - 0.07, p.1 - 0.1)) / 0.2).clamp(0.0, 1.0);
                 colour = mix(colour, [0.0; 3], 0.4 * shadow);
             }
@@ -239,14 +241,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_never_change() {
+    fn images_are_stable() {
         let data = dataset().unwrap();
         assert_eq!((data.train.len(), data.test.len()), (TRAIN, TEST));
         let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut picture = vec![0; 3072];
+        let mut image = vec![0; 3072];
         for index in (0..TEST).step_by(97) {
-            data.test.read_into(index, &mut picture).unwrap();
-            for &byte in &picture {
+            data.test.read_into(index, &mut image).unwrap();
+            for &byte in &image {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
             }
         }
@@ -254,17 +256,17 @@ mod tests {
     }
 
     #[test]
-    fn halves_and_seeds_differ() {
-        let picture = |shapes: &Shapes, index| {
+    fn ranges_and_seeds_give_different_images() {
+        let image = |shapes: &Shapes, index| {
             let mut pixels = vec![0; 3072];
             shapes.read_into(index, &mut pixels).unwrap();
             pixels
         };
         let (train, test) = (Shapes::new(0, 0, 20), Shapes::new(0, 10, 10));
-        assert_eq!(picture(&train, 13), picture(&test, 3));
+        assert_eq!(image(&train, 13), image(&test, 3));
         assert_eq!((train.label(13), test.label(3)), (3, 3));
-        assert_ne!(picture(&train, 3), picture(&train, 13));
-        assert_ne!(picture(&train, 3), picture(&Shapes::new(1, 0, 20), 3));
+        assert_ne!(image(&train, 3), image(&train, 13));
+        assert_ne!(image(&train, 3), image(&Shapes::new(1, 0, 20), 3));
     }
 
     #[test]
@@ -272,8 +274,8 @@ mod tests {
         for number in 0..2000 {
             let mut rng = rng::stream(SEED, Stream::Shapes, number);
             let scene = Scene::draw((number % 10) as u8, &mut rng);
-            let place = |at: usize| (at as f32 + 0.5) / 16.0 - 1.0;
-            let inside = (0..1024).filter(|i| scene.distance((place(i % 32), place(i / 32))) < 0.0).count();
+            let coordinate = |at: usize| (at as f32 + 0.5) / 16.0 - 1.0;
+            let inside = (0..1024).filter(|i| scene.distance((coordinate(i % 32), coordinate(i / 32))) < 0.0).count();
             assert!((30..800).contains(&inside), "image {number}: {inside} pixels");
             let apart = |s: Rgb, g: Rgb| (0..3).map(|c| (s[c] - g[c]).abs()).fold(0.0, f32::max);
             let pairs = scene.shape.iter().flat_map(|s| scene.ground.map(|g| apart(*s, g)));

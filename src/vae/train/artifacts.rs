@@ -34,13 +34,13 @@ impl Trainer<'_> {
 
     /// Recreates a run folder that has vanished.
     pub(super) fn restore(&mut self) -> Result<()> {
-        let device = self.runner.describe();
-        let about = About { device: &device, kernels: self.runner.variants(), settings: &self.settings };
-        if !self.store.restore(&self.steps, &self.epoch_rows, &about)? {
+        if !self.store.restore(&self.steps, &self.epoch_rows)? {
             return Ok(());
         }
         // The best weights are gone too.
         self.best = None;
+        let device = self.runner.describe();
+        self.store.save_about(&About { device: &device, kernels: self.runner.variants(), settings: &self.settings })?;
         let message = format!("run folder {} was missing and has been recreated", self.store.path().display());
         self.warn(&message)
     }
@@ -49,7 +49,7 @@ impl Trainer<'_> {
         let config = serde_json::to_string(&self.settings.model).map_err(Error::bug)?;
         let weights = self.weights()?;
         let file = weights.into_file(TensorSchema::of(self.runner.graph()?), &config)?;
-        self.store.save_model(&file)
+        self.store.save_model(file)
     }
 
     fn weights(&mut self) -> Result<Weights> {
@@ -64,7 +64,7 @@ impl Trainer<'_> {
                 seed: self.settings.seed,
                 settings: serde_json::to_string(&self.settings).map_err(Error::bug)?,
                 best: self.best,
-                data: Some(self.data.clone()),
+                data: Some(self.fingerprint.clone()),
             },
             weights: self.weights()?,
             moment1: self.runner.download(Arena::OptimizerState(0))?,
@@ -76,7 +76,7 @@ impl Trainer<'_> {
         let synced = self.store.sync_rows();
         self.warn_on_io_error(synced)?;
         let file = checkpoint.into_file(TensorSchema::of(self.runner.graph()?))?;
-        self.store.save_checkpoint(&file)?;
+        self.store.save_checkpoint(file)?;
         self.saved = Instant::now();
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Events of a training run, and who receives them.
+//! Events of a training run and their observer.
 
 use std::path::Path;
 
@@ -8,37 +8,37 @@ use crate::error::Result;
 use crate::vae::train::profile::Summary;
 use crate::vae::train::rows::{EpochRow, StepRow};
 
-/// Event of a run. As JSON it is one object, whose `event` is the variant's name in lower case. Values that are not
+/// An event of a run. Its JSON form is one object whose field `event` is the name of the variant in lower case. Values that are not
 /// finite become `null`.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event<'a> {
     /// The run starts or resumes.
     Started(Start<'a>),
-    /// A training step is finished.
+    /// A training step has finished.
     Step(&'a StepRow),
-    /// An epoch is trained and validated.
+    /// An epoch has been trained and validated.
     Epoch {
         /// Results of the epoch.
         #[serde(flatten)]
         row: &'a EpochRow,
-        /// Whether its validation loss is the best so far.
+        /// Whether the validation loss is the best so far and the weights were saved.
         best: bool,
     },
     /// A problem that does not end the run.
     Warning {
-        /// One sentence.
+        /// Description of the problem.
         message: &'a str,
     },
-    /// A training step was timed on the device.
+    /// A training step has been profiled.
     Profile(&'a Summary),
-    /// All epochs are finished.
+    /// All epochs have finished.
     Finished {
-        /// Epochs of the whole run.
+        /// Total number of epochs.
         epochs: u64,
-        /// Steps of the whole run.
+        /// Total number of steps.
         steps: u64,
-        /// Duration of this part of the run in seconds.
+        /// Duration since the run was started or resumed, in seconds.
         seconds: f64,
         /// Best validation loss.
         best: Option<f64>,
@@ -46,22 +46,22 @@ pub enum Event<'a> {
         #[serde(serialize_with = "lossy")]
         run: &'a Path,
     },
-    /// The run was stopped and saved.
+    /// The run has been stopped and its checkpoint saved.
     Interrupted {
-        /// Index of the next step.
+        /// Index of the next step, from 0.
         step: u64,
-        /// Path for `--resume`.
+        /// Path of the run, for `--resume`.
         #[serde(serialize_with = "lossy")]
         run: &'a Path,
     },
 }
 
-/// Serializes a path as text, with replacement characters for invalid UTF-8.
+/// Serializes a path as text; bytes that are not UTF-8 become U+FFFD.
 fn lossy<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&path.to_string_lossy())
 }
 
-/// Properties of a run at its start.
+/// Description of a run at its start.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Start<'a> {
     /// Path of the run.
@@ -69,7 +69,7 @@ pub struct Start<'a> {
     pub run: &'a Path,
     /// Adapter, driver and backend.
     pub device: &'a str,
-    /// Description of the model in one line.
+    /// Summary of the model.
     pub model: &'a str,
     /// Number of trainable parameters.
     pub parameters: usize,
@@ -77,17 +77,17 @@ pub struct Start<'a> {
     pub images: usize,
     /// Images per step.
     pub batch_size: usize,
-    /// Epochs of the whole run.
+    /// Total number of epochs.
     pub epochs: u64,
-    /// Steps of the whole run.
+    /// Total number of steps.
     pub steps: u64,
-    /// Index of the first step of this part: 0, or where the run resumes.
+    /// Index of the first step: 0, or the next step of a resumed run.
     pub first_step: u64,
 }
 
 /// Receives the events of a run.
 pub trait Observer {
-    /// Receives an event.
+    /// Handles an event. The trainer returns the first error that this method returned after the run has ended and is saved.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if it cannot be written. A broken pipe is not an error.

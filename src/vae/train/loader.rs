@@ -1,6 +1,6 @@
-//! Loader of the batches of an epoch: a thread prepares them while the device runs earlier steps.
+//! Prepares the batches of an epoch on another thread while the device runs earlier steps.
 //!
-//! A batch depends only on the settings and its step, not on when it is prepared.
+//! A batch depends on the settings and its step alone, not on the thread or the time.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::vae::data;
 use crate::vae::data::{Augment, Images};
 
-/// Batches prepared ahead: more than one, since preparing and stepping take varying times.
+/// Number of prepared batches that wait. More than one evens out variations in the time of preparing and stepping.
 const DEPTH: usize = 2;
 
 /// Images and noise of a training step.
@@ -19,27 +19,27 @@ const DEPTH: usize = 2;
 pub(super) struct Batch {
     /// Number of images.
     pub(super) len: usize,
-    /// Augmented pixels.
+    /// Augmented images, `[len, c, h, w]`.
     pub(super) pixels: Vec<u8>,
-    /// Noise.
+    /// Noise, `[len, latent]`.
     pub(super) eps: Vec<f32>,
-    /// Start and end of its preparation.
+    /// Start and end of the preparation.
     pub(super) prepared: [Instant; 2],
 }
 
-/// Batches of an epoch that remain.
+/// An epoch that has been trained in part.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Epoch {
     /// Epoch, from 1.
     pub(super) number: u64,
     /// Index of its first step in the run.
     pub(super) first_step: u64,
-    /// Number of finished steps.
+    /// Number of its steps that have been trained.
     pub(super) done: usize,
 }
 
-/// Prepares the remaining batches in order. An error is the last item. The thread ends when all are taken or when
-/// the receiver is dropped.
+/// Prepares the remaining batches of an epoch, in order. Nothing follows an error. The thread ends when all batches have been received
+/// or when the receiver is dropped.
 pub(super) fn start<'scope>(
     scope: &'scope Scope<'scope, '_>,
     settings: &'scope Settings,
@@ -49,7 +49,7 @@ pub(super) fn start<'scope>(
     let (sender, receiver) = sync_channel(DEPTH);
     let prepare = move || prepare(settings, images, epoch, &sender);
     let started = Builder::new().spawn_scoped(scope, prepare);
-    started.map_err(|e| Error::device("starting a thread that prepares batches", e))?;
+    started.map_err(|e| Error::device("starting the thread that prepares batches", e))?;
     Ok(receiver)
 }
 
@@ -58,7 +58,7 @@ fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &Sync
     for (step, indices) in (epoch.first_step..).zip(order.chunks(settings.batch_size)).skip(epoch.done) {
         let batch = batch(settings, images, epoch.number, step, indices);
         let failed = batch.is_err();
-        // The receiver is gone if the epoch was stopped.
+        // Sending fails if the trainer has left the epoch.
         if sender.send(batch).is_err() || failed {
             return;
         }
@@ -84,23 +84,23 @@ mod tests {
         Settings { batch_size: 7, seed: 3, flip: true, crop: true, ..Settings::default() }
     }
 
-    fn taken(done: usize, most: usize) -> Vec<Batch> {
+    fn received(done: usize, most: usize) -> Vec<Batch> {
         let settings = settings();
         let images = shapes::dataset().unwrap().limited(Some(30), Some(1)).unwrap().train;
         std::thread::scope(|scope| {
             let epoch = Epoch { number: 2, first_step: 5, done };
             let batches = start(scope, &settings, images.as_ref(), epoch).unwrap();
-            // Batches that are not taken must not block the thread.
+            // Batches that are not received must not block the thread.
             batches.iter().take(most).collect::<Result<_>>().unwrap()
         })
     }
 
     #[test]
-    fn batches_are_ordered_from_any_step_and_can_be_dropped() {
-        let all = taken(0, 99);
+    fn batches_are_in_order_from_any_step() {
+        let all = received(0, 99);
         assert_eq!(all.iter().map(|b| b.len).collect::<Vec<_>>(), [7, 7, 7, 7, 2]);
         for (done, most) in [(0, 1), (2, 99), (4, 99), (5, 99), (0, 0)] {
-            let some = taken(done, most);
+            let some = received(done, most);
             assert_eq!(some.len(), most.min(5 - done));
             for (a, b) in some.iter().zip(&all[done..]) {
                 assert!(a.pixels == b.pixels && a.eps == b.eps);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_ends_the_batches() {
+    fn nothing_follows_an_error() {
         /// Images of an impossible size.
         #[derive(Debug)]
         struct Odd(Box<dyn Images>);
@@ -133,10 +133,10 @@ mod tests {
             }
         }
         let (settings, images) = (settings(), Odd(shapes::dataset().unwrap().test));
-        let came = std::thread::scope(|scope| {
+        let received = std::thread::scope(|scope| {
             let epoch = Epoch { number: 1, first_step: 0, done: 0 };
             start(scope, &settings, &images, epoch).unwrap().iter().map(|batch| batch.is_ok()).collect::<Vec<_>>()
         });
-        assert_eq!(came, [false]);
+        assert_eq!(received, [false]);
     }
 }

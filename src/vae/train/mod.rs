@@ -1,31 +1,31 @@
-//! The training loop: epochs of shuffled batches, validation, images, and a store from which a run can resume at any step.
+//! The training loop: epochs of shuffled batches, validation, images, and a stored run from which training can resume at any step.
 //!
-//! A step depends only on the settings and its index, so an uninterrupted run and a resumed one give the same bits. Reports
-//! arrive from the device some steps later. Only the end of an epoch waits for them.
+//! A step depends on the settings and its index alone, so an interrupted and resumed run gives the same bits as an uninterrupted one.
+//! Reports arrive from the device a few steps late; only the end of an epoch waits for them.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::loader::Batch;
-use self::profile::{HostSpan, Profile};
+use self::profile::ProfileRequest;
 use self::rows::{EpochRow, StepRow};
-use self::store::{About, Recorded, RunStore};
+use self::store::{About, RunStore};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
-use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data::Dataset;
 use crate::vae::inference::check_size;
-use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::model::{Mode, Norm, VaeConfig};
 use crate::vae::runner::{self, Device, Hyperparams, Runner, batch_sizes};
 use crate::vae::train::events::{Event, Observer, Start};
-use crate::vae::weights::{TensorSchema, Weights};
+use crate::vae::weights::Weights;
 
 mod artifacts;
 pub mod events;
 mod loader;
+pub mod memory_store;
 pub mod profile;
+mod resume;
 pub mod rows;
 mod settings;
 pub mod store;
@@ -33,53 +33,65 @@ mod validation;
 
 pub use settings::{MAX_EPOCHS, Schedule, Settings};
 
-/// End of a run.
+/// Outcome of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All epochs are finished.
+    /// All epochs have finished.
     Finished,
-    /// The run was stopped and its checkpoint saved.
+    /// The run was stopped, and its checkpoint was saved.
     Interrupted,
 }
 
-/// Steps in flight on the device before the host waits for the oldest.
+/// Number of steps on the device before the host waits for the oldest.
 const IN_FLIGHT: usize = 2;
-/// Warm-up steps before the step that is timed.
-const PROFILE_AFTER: u64 = 3;
-/// Interval of checkpoints within an epoch.
+/// Time after which a checkpoint is saved within an epoch.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 
-/// A run in progress.
+/// A training run.
+///
+/// ```no_run
+/// use std::sync::atomic::AtomicBool;
+///
+/// use vae_wgpu::prelude::*;
+/// use vae_wgpu::vae::data::shapes;
+///
+/// let (dataset, device, plan) = (shapes::dataset()?, Device::Cpu, PlanOptions::default());
+/// let stop = AtomicBool::new(false);
+/// let context = TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: &mut Quiet, stop: &stop };
+/// let settings = Settings { epochs: 3, ..Settings::default() };
+/// let mut run = InMemoryRun::default();
+/// Trainer::new(settings, &mut run, None, context)?.run()?;
+/// for row in &run.epochs {
+///     println!("epoch {}: validation loss {}", row.epoch, row.val_total);
+/// }
+/// # Ok::<(), vae_wgpu::Error>(())
+/// ```
 pub struct Trainer<'a> {
     settings: Settings,
     dataset: &'a Dataset,
     /// Fingerprint of the data set.
-    data: String,
+    fingerprint: String,
     runner: Runner,
-    store: Box<dyn RunStore>,
+    store: &'a mut dyn RunStore,
     observer: &'a mut dyn Observer,
     stop: &'a AtomicBool,
-    /// All rows so far, for means and plots.
+    /// All rows of the run so far, for averages and plots.
     steps: Vec<StepRow>,
     epoch_rows: Vec<EpochRow>,
     best: Option<f64>,
-    /// Epochs finished, including validation.
+    /// Number of finished epochs, including their validation.
     finished: u64,
+    /// Whether a failed write has been reported.
     warned: bool,
     /// First error from the observer, returned when the run ends.
     observer_error: Option<Error>,
+    /// Time of the last checkpoint.
     saved: Instant,
-    /// Steps in flight: index, number of images, start.
-    under_way: Vec<(u64, usize, Instant)>,
+    /// Index, number of images and start of each step on the device.
+    in_flight: Vec<(u64, usize, Instant)>,
     last_report: Instant,
-    /// Step to be timed.
-    profile: Option<ProfileAt>,
-}
-
-/// Step to be timed, and the path of its trace.
-struct ProfileAt {
-    step: u64,
-    trace: Option<PathBuf>,
+    /// Step to profile.
+    profile: Option<ProfileRequest>,
 }
 
 impl std::fmt::Debug for Trainer<'_> {
@@ -93,15 +105,15 @@ impl std::fmt::Debug for Trainer<'_> {
 
 /// Data, device and observer of a run.
 pub struct TrainContext<'a> {
-    /// Images for training and validation.
+    /// Training images, and test images for validation.
     pub dataset: &'a Dataset,
-    /// The device.
+    /// Device of the model.
     pub device: &'a Device,
-    /// Options of the plan.
+    /// Kernel variants, fusion and memory limit.
     pub plan: &'a plan::Options,
     /// Receives progress events.
     pub observer: &'a mut dyn Observer,
-    /// Set by the caller to end the run after the current step.
+    /// Set by another thread to stop the run after the current step.
     pub stop: &'a AtomicBool,
 }
 
@@ -112,11 +124,14 @@ impl std::fmt::Debug for TrainContext<'_> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Starts a new run. The store is not changed before the run is known to start. `init` has initial weights
-    /// instead of random ones.
+    /// Creates a run in `store`, which is not modified before the run can start. `init` replaces the random initial weights.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for invalid settings or images of another size, [`Error::DoesNotFit`] with the largest batch that
+    /// fits, and errors of the device and the store.
     pub fn new(
         mut settings: Settings,
-        mut store: Box<dyn RunStore>,
+        store: &'a mut dyn RunStore,
         init: Option<&Weights>,
         context: TrainContext<'a>,
     ) -> Result<Self> {
@@ -127,12 +142,12 @@ impl<'a> Trainer<'a> {
             runner.upload(Arena::Params, &weights.params)?;
             runner.upload(Arena::States, &weights.states)?;
         }
-        let data = context.dataset.fingerprint()?;
+        let fingerprint = context.dataset.fingerprint()?;
         store.begin(&About { device: &runner.describe(), kernels: runner.variants(), settings: &settings })?;
         let mut trainer = Self {
             settings,
             dataset: context.dataset,
-            data,
+            fingerprint,
             runner,
             store,
             observer: context.observer,
@@ -144,7 +159,7 @@ impl<'a> Trainer<'a> {
             warned: false,
             observer_error: None,
             saved: Instant::now(),
-            under_way: Vec::new(),
+            in_flight: Vec::new(),
             last_report: Instant::now(),
             profile: None,
         };
@@ -153,88 +168,23 @@ impl<'a> Trainer<'a> {
         Ok(trainer)
     }
 
-    /// Resumes a run from its checkpoint with these settings, which are those of the checkpoint except for the number of epochs.
-    /// The kernel variants are those of the run, unless the plan of the context names others.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] if the checkpoint does not match the settings, the model or the data set.
-    pub fn resume(mut settings: Settings, mut store: Box<dyn RunStore>, context: TrainContext<'a>) -> Result<Self> {
-        settings.check()?;
-        let mut runner = runner(&mut settings, &context)?;
-        let path = store.checkpoint();
-        let Checkpoint { progress, weights, moment1, moment2 } =
-            Checkpoint::from_file(store.load_checkpoint()?, &path, TensorSchema::of(runner.graph()?))?;
-        for (arena, tensors) in [
-            (Arena::Params, &weights.params),
-            (Arena::States, &weights.states),
-            (Arena::OptimizerState(0), &moment1),
-            (Arena::OptimizerState(1), &moment2),
-        ] {
-            runner.upload(arena, tensors)?;
-        }
-        runner.set_step(progress.step);
-        let data = context.dataset.fingerprint()?;
-        check_progress(&progress, &path, &settings, context.dataset.train.len(), &data)?;
-        let Recorded { steps, epochs: epoch_rows, device: before } = store.resume(progress.step, progress.epoch)?;
-        let device = runner.describe();
-        let before = before.unwrap_or_else(|| device.clone());
-        let moved = format!("this run was started on {before} and resumes on {device}; results will differ slightly");
-        let [metrics, epochs] = store.tables();
-        let mut observer_error = None;
-        for message in [
-            (before != device).then_some(moved),
-            missing_rows(&metrics, steps.iter().map(|row| row.step), progress.step)?,
-            missing_rows(&epochs, epoch_rows.iter().map(|row| row.epoch), progress.epoch)?,
-        ] {
-            let Some(message) = message else { continue };
-            notify(context.observer, &mut observer_error, &Event::Warning { message: &message })?;
-        }
-        store.save_about(&About { device: &device, kernels: runner.variants(), settings: &settings })?;
-        Ok(Self {
-            settings,
-            dataset: context.dataset,
-            data,
-            runner,
-            store,
-            observer: context.observer,
-            stop: context.stop,
-            steps,
-            epoch_rows,
-            best: progress.best,
-            finished: progress.epoch,
-            warned: false,
-            observer_error,
-            saved: Instant::now(),
-            under_way: Vec::new(),
-            last_report: Instant::now(),
-            profile: None,
-        })
-    }
-
-    /// Steps per epoch. The last one may have fewer images.
+    /// Returns the number of steps of an epoch, including a shorter last one.
     fn steps_per_epoch(&self) -> u64 {
         self.dataset.train.len().div_ceil(self.settings.batch_size) as u64
     }
 
-    /// Returns the model on its device, for use after training.
+    /// Returns the model on its device, to use it after training.
     pub fn runner(&mut self) -> &mut Runner {
         &mut self.runner
     }
 
-    /// Times one step on the device, the first full batch after a few warm-up steps, and notifies the observer. `trace` is the path of
-    /// a detailed trace. Results do not change.
-    pub fn profile(&mut self, trace: Option<PathBuf>) {
-        let (first, per_epoch) = (self.runner.step(), self.steps_per_epoch());
-        let steps = per_epoch * self.settings.epochs;
-        let whole = |step: &u64| step % per_epoch + 1 < per_epoch;
-        let after = first.saturating_add(PROFILE_AFTER);
-        let step = (after..after + per_epoch.min(2)).find(whole).unwrap_or(after);
-        self.profile = Some(ProfileAt { step: step.min(steps.saturating_sub(1)), trace });
-    }
-
-    /// Trains until all epochs are finished or the run is stopped.
+    /// Trains until all epochs have finished or the run is stopped.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] or [`Error::NonFiniteOutput`] if training diverges, [`Error::RunFolderLost`] if another run has taken over
+    /// the store, [`Error::File`] if the last checkpoint cannot be saved, and errors of the device and the observer.
     pub fn run(&mut self) -> Result<Outcome> {
-        let begun = Instant::now();
+        let started = Instant::now();
         let per_epoch = self.steps_per_epoch();
         let steps = per_epoch * self.settings.epochs;
         let model = describe(&self.settings.model);
@@ -254,10 +204,10 @@ impl<'a> Trainer<'a> {
             }),
         )?;
         for epoch in self.finished + 1..=self.settings.epochs {
-            let epoch_begun = Instant::now();
+            let epoch_start = Instant::now();
             let mut outcome = self.epoch(epoch, steps)?;
             if outcome == Outcome::Finished {
-                outcome = self.end_of_epoch(epoch, epoch_begun)?;
+                outcome = self.end_of_epoch(epoch, epoch_start)?;
             }
             if outcome == Outcome::Interrupted {
                 let event = Event::Interrupted { step: self.runner.step(), run: self.store.path() };
@@ -274,7 +224,7 @@ impl<'a> Trainer<'a> {
             &Event::Finished {
                 epochs: self.settings.epochs,
                 steps: self.runner.step(),
-                seconds: begun.elapsed().as_secs_f64(),
+                seconds: started.elapsed().as_secs_f64(),
                 best: self.best,
                 run: self.store.path(),
             },
@@ -319,12 +269,12 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Starts the next step of a run of `steps`.
+    /// Starts the next step. `steps` is the total number of steps of the run.
     fn train(&mut self, batch: &Batch, steps: u64) -> Result<()> {
         let step = self.runner.step();
-        let profile = self.profile_of(step)?;
+        let profile = self.start_profile(step)?;
         let begun = Instant::now();
-        self.under_way.push((step, batch.len, begun));
+        self.in_flight.push((step, batch.len, begun));
         let hyper = Hyperparams {
             lr: self.settings.lr_at(step, steps),
             weight_decay: self.settings.weight_decay,
@@ -333,53 +283,25 @@ impl<'a> Trainer<'a> {
         };
         self.runner.train_with_noise(&batch.pixels, &batch.eps, &hyper)?;
         let submitted = Instant::now();
-        self.collect(profile.is_some() || self.under_way.len() >= IN_FLIGHT)?;
-        let Some(ProfileAt { trace, .. }) = profile else { return Ok(()) };
-        let span = |name, from: Instant, to: Instant| {
-            let begin = from.saturating_duration_since(submitted).as_nanos() as f64
-                - submitted.saturating_duration_since(from).as_nanos() as f64;
-            HostSpan { name, begin_ns: begin, ns: (to - from).as_nanos() as f64 }
-        };
-        let [prepared, ready] = batch.prepared;
-        let host = vec![
-            span("prepare", prepared, ready),
-            span("encode and submit", begun, submitted),
-            span("wait", submitted, Instant::now()),
-        ];
-        let profile = Profile { step, device: self.runner.describe(), spans: self.runner.spans()?, host };
-        self.notify(&Event::Profile(&profile.summary()))?;
-        let Some(path) = trace else { return Ok(()) };
-        // A run continues without its trace.
-        match self.store.save_trace(&profile, &path) {
-            Err(error) => self.warn(&format!("no trace was written: {error}")),
-            Ok(()) => Ok(()),
+        self.collect(profile.is_some() || self.in_flight.len() >= IN_FLIGHT)?;
+        match profile {
+            Some(profile) => self.report_profile(profile, batch.prepared, [begun, submitted]),
+            None => Ok(()),
         }
     }
 
-    /// Requests times for this step if it is the one to be timed. Waits until no other step is in flight.
-    fn profile_of(&mut self, step: u64) -> Result<Option<ProfileAt>> {
-        let Some(profile) = self.profile.take_if(|profile| profile.step == step) else { return Ok(None) };
-        self.collect(true)?;
-        if self.runner.time_next()? {
-            return Ok(Some(profile));
-        }
-        let message = "cannot profile: the device has no timestamp queries";
-        self.notify(&Event::Warning { message })?;
-        Ok(None)
-    }
-
-    /// Processes reports that have arrived. A step that was not finite ends the run.
+    /// Records the reports that have arrived; with `wait`, those of all steps. A step that was not finite ends the run.
     fn collect(&mut self, wait: bool) -> Result<()> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
         let mut reports = Vec::new();
         for report in self.runner.reports(wait)? {
-            let at = self.under_way.iter().position(|(step, ..)| *step == report.step);
+            let at = self.in_flight.iter().position(|(step, ..)| *step == report.step);
             let (_, images, begun) =
-                at.map(|at| self.under_way.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
+                at.map(|at| self.in_flight.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
             reports.push((report, images, begun));
         }
         let Some((_, _, begun)) = reports.first() else { return Ok(()) };
-        // Steps overlap on the device and several reports may arrive together: they share the time since the previous ones.
+        // Steps overlap on the device and several reports may arrive at once: together they took the time since the previous ones.
         let seconds = (*begun).max(self.last_report).elapsed().as_secs_f64().max(1e-9);
         let images_per_s = reports.iter().map(|(_, images, _)| *images as f64).sum::<f64>() / seconds;
         self.last_report = Instant::now();
@@ -407,7 +329,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn end_of_epoch(&mut self, epoch: u64, begun: Instant) -> Result<Outcome> {
+    /// Validates and saves at the end of an epoch.
+    fn end_of_epoch(&mut self, epoch: u64, started: Instant) -> Result<Outcome> {
         let Some(val) = self.validate()? else {
             self.save_checkpoint()?;
             return Ok(Outcome::Interrupted);
@@ -432,7 +355,7 @@ impl<'a> Trainer<'a> {
             val_kl: val.kl,
             val_mse: val.mse,
             active_units: val.active_units,
-            seconds: begun.elapsed().as_secs_f64(),
+            seconds: started.elapsed().as_secs_f64(),
         };
         if !row.val_total.is_finite() {
             return Err(Error::NonFiniteOutput { what: "the validation loss".to_owned() });
@@ -451,7 +374,7 @@ impl<'a> Trainer<'a> {
         }
         let drawn = self.images(epoch).and_then(|()| self.store.save_plots(&self.steps, &self.epoch_rows));
         self.warn_on_io_error(drawn)?;
-        // Last: after a kill before this point, the epoch is repeated and writes the same bytes.
+        // Last: if the process is killed before, the resumed run repeats the epoch and writes the same bytes.
         let checkpoint = self.save_checkpoint();
         if epoch == self.settings.epochs {
             model.and(checkpoint)?;
@@ -464,7 +387,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Sends an event. A failed write of the observer is kept for the end of the run.
+/// Sends an event to the observer. Keeps its first failed write for the end of the run.
 fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event: &Event<'_>) -> Result<()> {
     match observer.observe(event) {
         Err(error @ Error::File { .. }) => {
@@ -475,44 +398,8 @@ fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event
     }
 }
 
-/// Checks that the progress in a checkpoint is possible with these settings and data.
-fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
-    let refuse = |what: &str, expected: String, found: String, hint: &str| {
-        let (path, what, hint) = (path.to_owned(), what.to_owned(), hint.to_owned());
-        Err(Error::Checkpoint { path, what, expected, found, hint })
-    };
-    if let Some(own) = progress.data.as_ref().filter(|own| *own != data) {
-        let hint = "give the run its own data, or start another from its weights with --init";
-        return refuse("data set", own.clone(), data.to_owned(), hint);
-    }
-    let per_epoch = images.div_ceil(settings.batch_size) as u64;
-    let most = per_epoch.saturating_mul(MAX_EPOCHS);
-    let changed = "the file was changed: use another checkpoint";
-    if progress.step > most {
-        return refuse("step", format!("at most {most}"), progress.step.to_string(), changed);
-    }
-    // Validation follows the last step of an epoch.
-    let epochs = progress.step.saturating_sub(1) / per_epoch..=progress.step / per_epoch;
-    if !epochs.contains(&progress.epoch) {
-        let expected = format!("{} to {} after {} steps", epochs.start(), epochs.end(), progress.step);
-        return refuse("epoch", expected, progress.epoch.to_string(), changed);
-    }
-    Ok(())
-}
-
-/// Returns a warning for a table with missing rows. `numbers` are those of its rows.
-fn missing_rows(path: &Path, numbers: impl Iterator<Item = u64> + Clone, all: u64) -> Result<Option<String>> {
-    if !numbers.clone().is_sorted_by(|a, b| a < b) {
-        return Err(Error::malformed("parse", path, "its rows are not in order"));
-    }
-    let missing = all.saturating_sub(numbers.count() as u64);
-    let message =
-        || format!("{}: {missing} of {all} rows are missing; averages and plots will omit them", path.display());
-    Ok((missing > 0).then(message))
-}
-
-/// Puts the model on its device, with a program for every batch size of the run. Kernel variants in the plan of the context
-/// override those of the settings.
+/// Creates the model on its device with a program for every batch size of the run. Kernel variants in the plan of the context replace
+/// those of the settings.
 fn runner(settings: &mut Settings, context: &TrainContext<'_>) -> Result<Runner> {
     if !context.plan.variants.is_empty() {
         settings.variants.clone_from(&context.plan.variants);
@@ -530,16 +417,16 @@ fn runner(settings: &mut Settings, context: &TrainContext<'_>) -> Result<Runner>
     Runner::new(*model, &programs, context.device, &plan)
 }
 
-/// Returns noise for `count` images. A shorter batch gets the beginning of the same values.
+/// Returns the noise for `count` images. A shorter batch gets the beginning of the same values.
 fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
     runner::noise(settings.seed, index, count * settings.model.latent_dim)
 }
 
-/// Describes the model in one line.
+/// Summarizes the model in a line.
 fn describe(model: &VaeConfig) -> String {
     let norm = match model.norm {
-        crate::vae::model::Norm::Batch => "batch",
-        crate::vae::model::Norm::Position => "position",
+        Norm::Batch => "batch",
+        Norm::Position => "position",
     };
     format!(
         "ResNet VAE, {} channels, {} groups of {} blocks, {} latent dimensions, {norm} norm",

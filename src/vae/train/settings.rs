@@ -1,4 +1,4 @@
-//! Settings of a run: everything that its results depend on.
+//! Settings of a training run.
 
 use std::collections::BTreeMap;
 
@@ -7,59 +7,61 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::vae::model::VaeConfig;
 
-/// Learning rate after the warm-up.
+/// Learning rate schedule after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// Constant.
+    /// The learning rate stays constant.
     Constant,
-    /// Half a cosine, down to zero at the last step.
+    /// The learning rate falls to zero at the last step, along half a cosine.
     Cosine,
 }
 
-/// Everything that the results of a run depend on.
+/// Settings of a run. They determine its results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Configuration of the model.
     pub model: VaeConfig,
-    /// Data set, as in `--data`; `None` is CIFAR-10.
+    /// Data set as given to `--data`; `None` is the default, CIFAR-10.
     pub data: Option<String>,
-    /// Number of training images, from the first; `None` is all.
+    /// Number of training images to use, from the first; `None` uses all.
     pub train_limit: Option<usize>,
-    /// Number of test images, from the first; `None` is all.
+    /// Number of test images to use, from the first; `None` uses all.
     pub val_limit: Option<usize>,
-    /// Images per step.
+    /// Images per step. The last step of an epoch may have fewer.
     pub batch_size: usize,
-    /// Epochs of the whole run.
+    /// Total number of epochs.
     pub epochs: u64,
-    /// Seed of weights, order, noise and augmentation.
+    /// Seed of the initial weights, image order, noise and augmentation.
     pub seed: u64,
     /// Learning rate after the warm-up.
     pub lr: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay (AdamW).
     pub weight_decay: f64,
-    /// Steps over which the learning rate rises from 1 % to 100 %.
+    /// Steps during which the learning rate rises from 1 % to 100 %.
     pub warmup: u64,
     /// Learning rate schedule after the warm-up.
     pub schedule: Schedule,
     /// Largest global gradient norm; 0 disables clipping.
     pub clip_grad: f64,
-    /// Weight of the KL term.
+    /// Weight of the KL term in the loss.
     pub beta: f64,
-    /// Steps over which `beta` rises from zero; 0 disables the warm-up.
+    /// Steps during which `beta` rises from 0; 0 disables the warm-up.
     pub beta_warmup: u64,
     /// Flip training images horizontally at random.
     pub flip: bool,
-    /// Shift training images at random.
+    /// Shift training images by up to 4 pixels at random.
     pub crop: bool,
-    /// Requested kernel variants, as in [`plan::Options::variants`](crate::runtime::plan::Options::variants). They determine the order of sums.
+    /// Requested kernel variants, in the format of [`plan::Options::variants`](crate::runtime::plan::Options::variants). They determine
+    /// the order of summation.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub variants: BTreeMap<String, String>,
 }
 
 impl Default for Settings {
-    /// AdamW at 0.01 with weight decay 1e-4, 1,000 steps of warm-up, batch 128, 25 epochs, seed 0, no clipping, beta 1.
+    /// AdamW with learning rate 0.01, weight decay 1e-4 and 1,000 warm-up steps; batch size 128, 25 epochs, seed 0, no clipping,
+    /// beta 1, no augmentation.
     fn default() -> Self {
         Self {
             model: VaeConfig::default(),
@@ -83,11 +85,14 @@ impl Default for Settings {
     }
 }
 
-/// Largest number of epochs. With up to 2^32 steps in each, the noise streams of all steps stay separate from the others.
+/// Largest number of epochs. With up to 2^32 steps per epoch, the noise streams of steps remain distinct from those of validation.
 pub const MAX_EPOCHS: u64 = 1_000_000_000;
 
 impl Settings {
-    /// Checks the settings.
+    /// Checks the ranges of all fields.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the name of the setting.
     pub fn check(&self) -> Result<()> {
         self.model.check()?;
         for (what, value) in [
@@ -110,22 +115,22 @@ impl Settings {
         Ok(())
     }
 
-    /// Returns the learning rate of a step in a run of `steps`.
+    /// Returns the learning rate of a step (from 0) in a run of `steps`.
     #[must_use]
     pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
-        let share = |part: u64, whole: u64| if whole == 0 { 1.0 } else { part.min(whole) as f64 / whole as f64 };
-        let warm = self.lr * (0.01 + 0.99 * share(step, self.warmup));
+        let fraction = |part: u64, whole: u64| if whole == 0 { 1.0 } else { part.min(whole) as f64 / whole as f64 };
+        let warm = self.lr * (0.01 + 0.99 * fraction(step, self.warmup));
         match self.schedule {
             Schedule::Constant => warm,
             Schedule::Cosine if step < self.warmup => warm,
             Schedule::Cosine => {
-                let gone = share(step - self.warmup, steps.saturating_sub(self.warmup).max(1));
-                warm * 0.5 * (1.0 + (std::f64::consts::PI * gone).cos())
+                let elapsed = fraction(step - self.warmup, steps.saturating_sub(self.warmup).max(1));
+                warm * 0.5 * (1.0 + (std::f64::consts::PI * elapsed).cos())
             }
         }
     }
 
-    /// Returns the weight of the KL term in a step.
+    /// Returns the weight of the KL term in a step (from 0).
     #[must_use]
     pub fn beta_at(&self, step: u64) -> f64 {
         if self.beta_warmup == 0 { self.beta } else { self.beta * (step as f64 / self.beta_warmup as f64).min(1.0) }
@@ -139,7 +144,7 @@ mod tests {
     use crate::runtime::tensor::rng::Stream;
 
     #[test]
-    fn the_learning_rate_warms_up_and_falls() {
+    fn learning_rate_warms_up_and_decays() {
         let settings = Settings::default();
         assert!((settings.lr_at(0, 9775) - 1e-4).abs() < 1e-12);
         assert!((settings.lr_at(500, 9775) - 0.01 * (0.01 + 0.99 * 0.5)).abs() < 1e-12);
@@ -164,7 +169,7 @@ mod tests {
 
     /// A resumed run must compute with the same values.
     #[test]
-    fn settings_come_back_bit_for_bit() {
+    fn settings_round_trip_bit_for_bit() {
         let mut draw = rng::stream(1, Stream::Check, 0);
         for _ in 0..10_000 {
             let word = || (u64::from(rng::below(&mut draw, u32::MAX)) << 32) | 0x9e37_79b9;
@@ -178,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_settings_are_rejected() {
         for settings in [
             Settings { lr: f64::NAN, ..Settings::default() },
             Settings { lr: -1.0, ..Settings::default() },

@@ -1,4 +1,4 @@
-//! Where a run keeps its results.
+//! Storage of the results of a run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::vae::train::Settings;
 use crate::vae::train::profile::Profile;
 use crate::vae::train::rows::{EpochRow, StepRow};
 
-/// Description of a run, for people and for commands that use its model later.
+/// Description of a run, for readers and for commands that use its model later.
 #[derive(Clone, Copy, Debug)]
 pub struct About<'a> {
     /// Device, driver and backend.
@@ -21,7 +21,7 @@ pub struct About<'a> {
     pub settings: &'a Settings,
 }
 
-/// Rows of an earlier part of a run, as far as its checkpoint counts on them.
+/// Rows of an earlier part of a run, up to its checkpoint.
 #[derive(Debug, Default)]
 pub struct Recorded {
     /// Rows of steps.
@@ -67,7 +67,8 @@ pub trait RunStore: fmt::Debug {
     /// [`Error::File`](crate::Error::File) if it cannot be read.
     fn load_checkpoint(&self) -> Result<TensorFile>;
 
-    /// Opens the tables of an earlier part, without the rows from `step` (from 0) and those after `epoch` (from 1) on.
+    /// Opens the tables of an earlier part of the run and drops the rows after the checkpoint: those of steps `step` (from 0) and later,
+    /// and those of epochs after `epoch` (from 1).
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if a table cannot be read or contains an invalid row.
@@ -79,12 +80,12 @@ pub trait RunStore: fmt::Debug {
     /// [`Error::File`](crate::Error::File) if it cannot be written.
     fn save_about(&mut self, about: &About<'_>) -> Result<()>;
 
-    /// Checks that the store still exists, and recreates it with all rows and the description if it is gone. Returns whether it was
-    /// recreated.
+    /// Checks that the store still exists, and recreates it with these rows if it is gone. Returns whether it was recreated; then the
+    /// trainer saves the description again.
     ///
     /// # Errors
     /// [`Error::RunFolderLost`](crate::Error::RunFolderLost) if another run has taken over the store.
-    fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow], about: &About<'_>) -> Result<bool>;
+    fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<bool>;
 
     /// Appends a row to the table of steps.
     ///
@@ -108,13 +109,13 @@ pub trait RunStore: fmt::Debug {
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if it cannot be written; the previous one remains.
-    fn save_checkpoint(&mut self, file: &TensorFile) -> Result<()>;
+    fn save_checkpoint(&mut self, file: TensorFile) -> Result<()>;
 
     /// Replaces the weights atomically.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if they cannot be written; the previous ones remain.
-    fn save_model(&mut self, file: &TensorFile) -> Result<()>;
+    fn save_model(&mut self, file: TensorFile) -> Result<()>;
 
     /// Saves the images whose reconstructions follow: bytes, `[n, c, h, w]`.
     ///

@@ -26,7 +26,8 @@ pub struct Elbo {
     seeds: bool,
 }
 
-const HALF_LN_2PI: f64 = 0.918_938_533_204_672_7;
+/// 0.5 ln(2 pi): the normalization constant of a unit Gaussian, in nats per dimension.
+pub(crate) const HALF_LN_2PI: f64 = 0.918_938_533_204_672_7;
 
 impl Elbo {
     /// Creates the loss of images `x`, their reconstructions `mean` and the encoder output `h`; `seeds` adds the gradients.

@@ -1,0 +1,108 @@
+//! Resuming a run from its checkpoint.
+
+use std::path::Path;
+use std::time::Instant;
+
+use super::events::Event;
+use super::store::{About, Recorded, RunStore};
+use super::{MAX_EPOCHS, Settings, TrainContext, Trainer, notify, runner};
+use crate::error::{Error, Result};
+use crate::runtime::graph::Arena;
+use crate::vae::checkpoint::{Checkpoint, Progress};
+use crate::vae::weights::TensorSchema;
+
+impl<'a> Trainer<'a> {
+    /// Resumes a run from its checkpoint with these settings, which are those of the checkpoint except for the number of epochs.
+    /// The kernel variants are those of the run, unless the plan of the context names others.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the checkpoint does not match the settings, the model or the data set.
+    pub fn resume(mut settings: Settings, store: &'a mut dyn RunStore, context: TrainContext<'a>) -> Result<Self> {
+        settings.check()?;
+        let mut runner = runner(&mut settings, &context)?;
+        let path = store.checkpoint();
+        let Checkpoint { progress, weights, moment1, moment2 } =
+            Checkpoint::from_file(store.load_checkpoint()?, &path, TensorSchema::of(runner.graph()?))?;
+        for (arena, tensors) in [
+            (Arena::Params, &weights.params),
+            (Arena::States, &weights.states),
+            (Arena::OptimizerState(0), &moment1),
+            (Arena::OptimizerState(1), &moment2),
+        ] {
+            runner.upload(arena, tensors)?;
+        }
+        runner.set_step(progress.step);
+        let fingerprint = context.dataset.fingerprint()?;
+        check_progress(&progress, &path, &settings, context.dataset.train.len(), &fingerprint)?;
+        let Recorded { steps, epochs: epoch_rows, device: before } = store.resume(progress.step, progress.epoch)?;
+        let device = runner.describe();
+        let before = before.unwrap_or_else(|| device.clone());
+        let moved = format!("this run was started on {before} and resumes on {device}; results will differ slightly");
+        let [metrics, epochs] = store.tables();
+        let mut observer_error = None;
+        for message in [
+            (before != device).then_some(moved),
+            missing_rows(&metrics, steps.iter().map(|row| row.step), progress.step)?,
+            missing_rows(&epochs, epoch_rows.iter().map(|row| row.epoch), progress.epoch)?,
+        ] {
+            let Some(message) = message else { continue };
+            notify(context.observer, &mut observer_error, &Event::Warning { message: &message })?;
+        }
+        store.save_about(&About { device: &device, kernels: runner.variants(), settings: &settings })?;
+        Ok(Self {
+            settings,
+            dataset: context.dataset,
+            fingerprint,
+            runner,
+            store,
+            observer: context.observer,
+            stop: context.stop,
+            steps,
+            epoch_rows,
+            best: progress.best,
+            finished: progress.epoch,
+            warned: false,
+            observer_error,
+            saved: Instant::now(),
+            in_flight: Vec::new(),
+            last_report: Instant::now(),
+            profile: None,
+        })
+    }
+}
+
+/// Checks that a checkpoint belongs to this data set and that its step and epoch are consistent.
+fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
+    let reject = |what: &str, expected: String, found: String, hint: &str| {
+        let (path, what, hint) = (path.to_owned(), what.to_owned(), hint.to_owned());
+        Err(Error::Checkpoint { path, what, expected, found, hint })
+    };
+    if let Some(own) = progress.data.as_ref().filter(|own| *own != data) {
+        let hint = "resume with the data set of the run, or start a new run from its weights with --init";
+        return reject("data set", own.clone(), data.to_owned(), hint);
+    }
+    let per_epoch = images.div_ceil(settings.batch_size) as u64;
+    let most = per_epoch.saturating_mul(MAX_EPOCHS);
+    let modified = "the file was modified: use another checkpoint";
+    if progress.step > most {
+        return reject("step", format!("at most {most}"), progress.step.to_string(), modified);
+    }
+    // After the last step of an epoch its validation is still missing.
+    let epochs = progress.step.saturating_sub(1) / per_epoch..=progress.step / per_epoch;
+    if !epochs.contains(&progress.epoch) {
+        let expected = format!("{} to {} after {} steps", epochs.start(), epochs.end(), progress.step);
+        return reject("epoch", expected, progress.epoch.to_string(), modified);
+    }
+    Ok(())
+}
+
+/// Returns a warning if a table lacks some of its rows. `indices` are those of the rows that it has.
+fn missing_rows(path: &Path, indices: impl Iterator<Item = u64> + Clone, all: u64) -> Result<Option<String>> {
+    if !indices.clone().is_sorted_by(|a, b| a < b) {
+        return Err(Error::malformed("parse", path, "its rows are not in order"));
+    }
+    let missing = all.saturating_sub(indices.count() as u64);
+    let message =
+        || format!("{}: {missing} of {all} rows are missing; averages and plots will omit them", path.display());
+    Ok((missing > 0).then(message))
+}
