@@ -14,7 +14,7 @@ use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner, StepReport};
 
-use crate::harness::{self, Suite};
+use crate::harness::{self, Setup, Suite};
 
 /// All arenas of a training step.
 const ARENAS: [Arena; 6] = [
@@ -103,7 +103,7 @@ fn training_steps_agree_with_the_reference(device: &Arc<Gpu>) {
 }
 
 /// In every variant, fused steps have the losses, gradients and updates of the unfused graph, up to rounding.
-fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>) {
+fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>, norm: Norm, variant: Option<&str>) {
     let run = |config: VaeConfig, fuse: bool, variant: Option<&str>| {
         let mut options = Options { fuse, ..Options::default() };
         options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
@@ -115,25 +115,21 @@ fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>) {
     };
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
     let size = |a: &[f32]| a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt();
-    for norm in [Norm::Batch, Norm::Position] {
-        for variant in [None, Some("naive"), Some("tiled"), Some("register_tiled")] {
-            let (defined, grads, params) = run(model(norm, variant), false, None);
-            let largest = grads.iter().map(|g| size(g)).fold(0.0, f64::max);
-            let (fused, fused_grads, fused_params) = run(model(norm, variant), true, variant);
-            for (a, b) in fused.iter().zip(&defined) {
-                close("total", a.total, b.total, if a.step == 0 { 1e-5 } else { 1e-3 });
-                close("gradient norm", a.grad_norm, b.grad_norm, if a.step == 0 { 1e-4 } else { 1e-2 });
-            }
-            assert_eq!((fused.len(), fused_grads.len()), (defined.len(), grads.len()));
-            for (a, b) in fused_grads.iter().zip(&grads) {
-                let error = distance(a, b);
-                assert!(error <= 1e-4 * size(b) + 1e-6 * largest, "a gradient is {error:e} away, of {:e}", size(b));
-            }
-            // Adam turns rounding noise in tiny gradients into whole steps: three of 1e-3 at most.
-            for (a, b) in fused_params.iter().zip(&params) {
-                assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 6.1e-3), "a parameter went elsewhere");
-            }
-        }
+    let (defined, grads, params) = run(model(norm, variant), false, None);
+    let largest = grads.iter().map(|g| size(g)).fold(0.0, f64::max);
+    let (fused, fused_grads, fused_params) = run(model(norm, variant), true, variant);
+    for (a, b) in fused.iter().zip(&defined) {
+        close("total", a.total, b.total, if a.step == 0 { 1e-5 } else { 1e-3 });
+        close("gradient norm", a.grad_norm, b.grad_norm, if a.step == 0 { 1e-4 } else { 1e-2 });
+    }
+    assert_eq!((fused.len(), fused_grads.len()), (defined.len(), grads.len()));
+    for (a, b) in fused_grads.iter().zip(&grads) {
+        let error = distance(a, b);
+        assert!(error <= 1e-4 * size(b) + 1e-6 * largest, "a gradient is {error:e} away, of {:e}", size(b));
+    }
+    // Adam turns rounding noise in tiny gradients into whole steps: three of 1e-3 at most.
+    for (a, b) in fused_params.iter().zip(&params) {
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 6.1e-3), "a parameter went elsewhere");
     }
 }
 
@@ -202,30 +198,17 @@ fn losses_of_fifty_steps_stay_close_to_the_reference(device: &Arc<Gpu>) {
     assert!(last.total < first.total, "the reference does not learn: {} -> {}", first.total, last.total);
 }
 
-fn workgroup_order_does_not_change_any_bit(device: &Arc<Gpu>) {
-    let reversed = Arc::new(
-        Gpu::open(&GpuOptions {
-            hooks: TestHooks { reverse_workgroups: true, ..TestHooks::default() },
-            ..GpuOptions::default()
-        })
-        .unwrap(),
-    );
-    for (norm, variant) in [
-        (Norm::Batch, None),
-        (Norm::Batch, Some("naive")),
-        (Norm::Batch, Some("tiled")),
-        (Norm::Batch, Some("register_tiled")),
-        (Norm::Position, None),
-    ] {
-        let run = |device: &Arc<Gpu>| {
-            let mut options = Options::default();
-            options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
-            let mut runner = runner(model(norm, variant), &[(BATCH, Mode::Train)], &gpu(device), &options);
-            let reports = train(&mut runner, BATCH, 3);
-            (reports, ARENAS.map(|r| bits(&runner.download(r).unwrap())))
-        };
-        assert_eq!(run(device), run(&reversed), "{norm:?}, {variant:?}");
-    }
+fn workgroup_order_does_not_change_any_bit(device: &Arc<Gpu>, norm: Norm, variant: Option<&str>) {
+    let hooks = TestHooks { reverse_workgroups: true, ..TestHooks::default() };
+    let reversed = Arc::new(Gpu::open(&GpuOptions { hooks, ..GpuOptions::default() }).unwrap());
+    let run = |device: &Arc<Gpu>| {
+        let mut options = Options::default();
+        options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
+        let mut runner = runner(smallest(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
+        let reports = train(&mut runner, BATCH, 3);
+        (reports, ARENAS.map(|r| bits(&runner.download(r).unwrap())))
+    };
+    assert_eq!(run(device), run(&reversed));
 }
 
 fn continuing_from_downloaded_tensors_gives_the_same_bits(device: &Arc<Gpu>) {
@@ -427,10 +410,26 @@ fn timing_does_not_change_any_bit(device: &Arc<Gpu>) {
 }
 
 pub(crate) fn register(tests: &mut Suite) {
+    // These take the most pipelines: a test for each norm and variant, so that all threads have some.
+    for norm in [Norm::Batch, Norm::Position] {
+        for variant in [None, Some("naive"), Some("tiled"), Some("register_tiled")] {
+            let case = format!("{norm:?} norm, {}", variant.unwrap_or("the adapter's choice"));
+            if norm == Norm::Batch || variant.is_none() {
+                let name = format!("workgroup_order_does_not_change_any_bit: {case}");
+                tests.on(Setup::Full, name, move |gpu| {
+                    workgroup_order_does_not_change_any_bit(gpu, norm, variant);
+                    Ok(())
+                });
+            }
+            let name = format!("fused_steps_agree_with_the_unfused_graph: {case}");
+            tests.on(Setup::Full, name, move |gpu| {
+                fused_steps_agree_with_the_unfused_graph(gpu, norm, variant);
+                Ok(())
+            });
+        }
+    }
     harness::tests!(
         tests,
-        workgroup_order_does_not_change_any_bit,
-        fused_steps_agree_with_the_unfused_graph,
         timing_does_not_change_any_bit,
         training_steps_agree_with_the_reference,
         losses_of_fifty_steps_stay_close_to_the_reference,
