@@ -106,9 +106,14 @@ fn slowdown(medians: &[f64]) -> f64 {
 /// Set in the child process.
 const CHILD: &str = "VAE_WGPU_TEST_SOAK";
 
+/// Whether this process runs the soak test and nothing else.
+pub(crate) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 /// Runs in a process of its own, because other tests allocate at the same time.
 fn memory_and_objects_stay_flat(_: &Arc<Gpu>) {
-    if std::env::var_os(CHILD).is_some() {
+    if is_child() {
         return soak();
     }
     let mut child = Command::new(std::env::current_exe().unwrap());
