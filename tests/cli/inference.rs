@@ -22,6 +22,9 @@ use vae_wgpu::vae::tensor_file::TensorFile;
 use vae_wgpu::vae::train::Settings;
 use vae_wgpu::vae::weights::{TensorSchema, Weights};
 
+#[cfg(unix)]
+use crate::runs::interrupt;
+
 const LATENT: usize = 4;
 const DIMS: usize = 3 * 32 * 32;
 
@@ -527,10 +530,7 @@ fn ctrl_c_leaves_no_partial_file() {
     let stage = TrainContext::new();
     let mut child = stage.command("encode run --data shapes --split train").spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(500));
-    // Background jobs of a script start with SIGINT ignored, so another signal is used there.
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
-    let (name, number) = if ignored.unwrap_or(0) & 2 == 0 { ("-INT", 2) } else { ("-TERM", 15) };
+    let (name, number) = interrupt();
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().signal(), Some(number));
     let left: Vec<_> = fs::read_dir(stage.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -87,3 +87,12 @@ pub(crate) fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }
+
+/// Name and number of the signal of Ctrl-C, or of `SIGTERM` where the tests, and so their children, ignore the former: scripts start
+/// background jobs like that.
+#[cfg(unix)]
+pub(crate) fn interrupt() -> (&'static str, i32) {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    if ignored.unwrap_or(0) & 2 == 0 { ("-INT", 2) } else { ("-TERM", 15) }
+}

@@ -14,7 +14,7 @@ use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 
-use crate::runs::{assert_same, command, device, ok, resume, rows, run_in, signal, small, start, text};
+use crate::runs::{assert_same, command, device, interrupt, ok, resume, rows, run_in, signal, small, start, text};
 
 /// 100 images in batches of 32: three whole steps and a short one per epoch.
 const STEPS_PER_EPOCH: usize = 4;
@@ -146,7 +146,7 @@ fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
     let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
     // Too many epochs to finish before the signal.
     let mut child = start(&small(&parts, "cpu", "1000000"), 6);
-    signal(&child, "-INT");
+    signal(&child, interrupt().0);
     let status = child.wait().unwrap();
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

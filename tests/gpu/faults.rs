@@ -37,7 +37,7 @@ const EPOCHS: u64 = 3;
 const DISTURBED: u64 = 3;
 
 fn model() -> VaeConfig {
-    VaeConfig { channels: 4, blocks: 1, latent_dim: 2, ..VaeConfig::default() }
+    VaeConfig { channels: 4, blocks: 1, latent_dim: 4, ..VaeConfig::default() }
 }
 
 fn settings() -> Settings {
@@ -233,7 +233,7 @@ fn kernel_compile_error_names_the_kernel(gpu: &Arc<Gpu>) {
 /// Runs a training step; `poison` replaces one value of its noise.
 fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
     let mut noise = rng::stream(3, Stream::Check, 0);
-    let mut eps = rng::normals(&mut noise, BATCH * 2);
+    let mut eps = rng::normals(&mut noise, BATCH * model().latent_dim);
     if let Some(poison) = poison {
         eps[5] = poison;
     }

@@ -92,8 +92,11 @@ impl Drop for Lease {
     }
 }
 
-/// Number of tests of a module and the time that they took, summed.
-type Times = Arc<Mutex<BTreeMap<&'static str, (usize, Duration)>>>;
+/// Module, name and time of each test that ran.
+type Times = Arc<Mutex<Vec<(&'static str, String, Duration)>>>;
+
+/// Tests that take longer are listed at the end.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// All tests of this program.
 pub(crate) struct Suite {
@@ -157,13 +160,11 @@ impl Suite {
 
     /// Adds a test that needs no adapter.
     pub(crate) fn add(&mut self, name: impl AsRef<str>, run: impl FnOnce() -> Result<(), Failed> + Send + 'static) {
-        let (module, times) = (self.module, Arc::clone(&self.times));
-        self.trials.push(Trial::test(format!("{module}::{}", name.as_ref()), move || {
+        let (module, times, name) = (self.module, Arc::clone(&self.times), self.name(name));
+        self.trials.push(Trial::test(name.clone(), move || {
             let begun = Instant::now();
             let result = run();
-            let mut times = lock(&times);
-            let (count, time) = times.entry(module).or_default();
-            (*count, *time) = (*count + 1, *time + begun.elapsed());
+            lock(&times).push((module, name, begun.elapsed()));
             result
         }));
     }
@@ -194,11 +195,21 @@ impl Suite {
         format!("{}::{}", self.module, name.as_ref())
     }
 
-    /// Runs the tests that the command line asks for, then prints the time of each module.
+    /// Runs the tests that the command line asks for, then prints the time of each module and of the slowest tests.
     pub(crate) fn run(self) -> ExitCode {
         let conclusion = libtest_mimic::run(&Arguments::from_args(), self.trials);
-        for (module, (count, time)) in &*lock(&self.times) {
+        let mut times = std::mem::take(&mut *lock(&self.times));
+        let mut modules: BTreeMap<&str, (usize, Duration)> = BTreeMap::new();
+        for (module, _, time) in &times {
+            let (count, sum) = modules.entry(module).or_default();
+            (*count, *sum) = (*count + 1, *sum + *time);
+        }
+        for (module, (count, time)) in modules {
             println!("part: gpu::{module}: {:.1} s in {count} tests", time.as_secs_f64());
+        }
+        times.sort_by_key(|(.., time)| std::cmp::Reverse(*time));
+        for (_, name, time) in times.iter().take_while(|(.., time)| *time > SLOW) {
+            println!("slow: {:.1} s {name}", time.as_secs_f64());
         }
         conclusion.exit_code()
     }
