@@ -204,7 +204,7 @@ fn workgroup_order_does_not_change_any_bit(device: &Arc<Gpu>, norm: Norm, varian
     let run = |device: &Arc<Gpu>| {
         let mut options = Options::default();
         options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
-        let mut runner = runner(smallest(norm), &[(BATCH, Mode::Train)], &gpu(device), &options);
+        let mut runner = runner(model(norm, variant), &[(BATCH, Mode::Train)], &gpu(device), &options);
         let reports = train(&mut runner, BATCH, 3);
         (reports, ARENAS.map(|r| bits(&runner.download(r).unwrap())))
     };
