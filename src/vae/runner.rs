@@ -7,10 +7,10 @@ use crate::error::{Error, Result};
 use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph, initial};
+use crate::runtime::kernel::Kernel;
 use crate::runtime::op::StepScalars;
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
-use crate::runtime::plan::Plan;
 use crate::runtime::tensor::rng::{self, Stream};
 use crate::vae::model::{Mode, VaeConfig};
 
@@ -178,12 +178,13 @@ impl Runner {
                 };
                 let planned = missing.iter().map(plan).collect::<Result<Vec<_>>>()?;
                 for (program, (graph, plan)) in planned {
-                    record_variants(&mut self.variants, &plan);
-                    if self.memory.is_none_or(|memory| memory.total() < plan.memory.total()) {
-                        self.memory = Some(plan.memory);
-                        self.dispatches = plan.dispatches.len();
-                    }
+                    let kernels: Vec<_> = plan.dispatches.iter().map(|bound| bound.dispatch.kernel).collect();
+                    let memory = plan.memory;
                     let id = exec.add_planned(graph, plan)?;
+                    record_variants(&mut self.variants, &kernels);
+                    if self.memory.is_none_or(|largest| largest.total() < memory.total()) {
+                        (self.memory, self.dispatches) = (Some(memory), kernels.len());
+                    }
                     self.programs.push((program, id));
                 }
             }
@@ -475,9 +476,9 @@ pub(crate) fn noise(seed: u64, index: u64, count: usize) -> Vec<f32> {
     rng::normals(&mut rng::stream(seed, Stream::Noise, index), count)
 }
 
-/// Adds the kernel variants of a plan to the list of those in use.
-fn record_variants(variants: &mut BTreeMap<String, String>, plan: &Plan) {
-    for kernel in plan.dispatches.iter().map(|bound| bound.dispatch.kernel) {
+/// Adds the variants of kernels to the list of those in use.
+fn record_variants(variants: &mut BTreeMap<String, String>, kernels: &[&Kernel]) {
+    for kernel in kernels {
         let known = variants.entry(kernel.name.to_owned()).or_default();
         if !known.split(", ").any(|variant| variant == kernel.variant) {
             known.push_str(if known.is_empty() { "" } else { ", " });

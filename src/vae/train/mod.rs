@@ -144,7 +144,21 @@ impl<'a> Trainer<'a> {
         }
         let fingerprint = context.dataset.fingerprint()?;
         store.begin(&About { device: &runner.describe(), kernels: runner.variants(), settings: &settings })?;
-        let mut trainer = Self {
+        let mut trainer = Self::assemble(settings, fingerprint, runner, store, context);
+        trainer.images(0)?;
+        trainer.save_checkpoint()?;
+        Ok(trainer)
+    }
+
+    /// A trainer at the start of a run.
+    fn assemble(
+        settings: Settings,
+        fingerprint: String,
+        runner: Runner,
+        store: &'a mut dyn RunStore,
+        context: TrainContext<'a>,
+    ) -> Self {
+        Self {
             settings,
             dataset: context.dataset,
             fingerprint,
@@ -162,10 +176,7 @@ impl<'a> Trainer<'a> {
             in_flight: Vec::new(),
             last_report: Instant::now(),
             profile: None,
-        };
-        trainer.images(0)?;
-        trainer.save_checkpoint()?;
-        Ok(trainer)
+        }
     }
 
     /// Returns the number of steps of an epoch, including a shorter last one.

@@ -1,7 +1,6 @@
 //! Resuming a run from its checkpoint.
 
 use std::path::Path;
-use std::time::Instant;
 
 use super::events::Event;
 use super::store::{About, Recorded, RunStore};
@@ -49,25 +48,9 @@ impl<'a> Trainer<'a> {
             notify(context.observer, &mut observer_error, &Event::Warning { message: &message })?;
         }
         store.save_about(&About { device: &device, kernels: runner.variants(), settings: &settings })?;
-        Ok(Self {
-            settings,
-            dataset: context.dataset,
-            fingerprint,
-            runner,
-            store,
-            observer: context.observer,
-            stop: context.stop,
-            steps,
-            epoch_rows,
-            best: progress.best,
-            finished: progress.epoch,
-            warned: false,
-            observer_error,
-            saved: Instant::now(),
-            in_flight: Vec::new(),
-            last_report: Instant::now(),
-            profile: None,
-        })
+        let (best, finished) = (progress.best, progress.epoch);
+        let trainer = Self::assemble(settings, fingerprint, runner, store, context);
+        Ok(Self { steps, epoch_rows, best, finished, observer_error, ..trainer })
     }
 }
 
