@@ -9,7 +9,7 @@ pub use crate::runtime::op::{
     Reparameterize, Upsample,
 };
 pub use crate::runtime::plan::Options as PlanOptions;
-pub use crate::runtime::tensor::shape::{Shape, Spec};
+pub use crate::runtime::tensor::{Shape, Spec};
 #[cfg(not(runtime_only))]
 pub use crate::vae::{
     data::{self, Dataset, Images, InMemoryImages},

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::runtime::graph::Tensor;
     use crate::runtime::op::Init;
-    use crate::runtime::tensor::shape::{Shape, Spec};
+    use crate::runtime::tensor::{Shape, Spec};
 
     fn tensor(name: &str, spec: Spec) -> Tensor {
         Tensor { name: name.to_owned(), spec, init: Init::Constant(0.0), offset: 0 }

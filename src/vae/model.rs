@@ -16,7 +16,7 @@ use crate::runtime::op::{
 };
 use crate::runtime::plan;
 use crate::runtime::plan::Plan;
-use crate::runtime::tensor::shape::{MAX_ELEMENTS, Shape, Spec};
+use crate::runtime::tensor::{MAX_ELEMENTS, Shape, Spec};
 
 /// Normalization before every ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use vae_wgpu::runtime::op::{BatchNorm, BatchNormConfig, Case, Conv, Distribution};
-use vae_wgpu::runtime::tensor::shape::Shape;
+use vae_wgpu::runtime::tensor::Shape;
 
 /// The same cases in every run.
 pub(crate) fn runner(cases: u32) -> TestRunner {

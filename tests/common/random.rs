@@ -2,7 +2,7 @@
 
 use vae_wgpu::runtime::graph::{Builder, Graph, Root};
 use vae_wgpu::runtime::op::{Add, BatchNorm, BatchNormConfig, Conv, Relu};
-use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::runtime::tensor::{Shape, Spec};
 
 /// Shape of all values of a random graph, its inputs `x` and `dy` among them.
 pub(crate) const SHAPE: Shape = Shape { n: 2, c: 5, h: 4, w: 3 };

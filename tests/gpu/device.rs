@@ -10,7 +10,7 @@ use vae_wgpu::runtime::gpu::{Compiled, Gpu, Options, Ring, Timer, roofline};
 use vae_wgpu::runtime::graph::{Arena, Builder, initial};
 use vae_wgpu::runtime::op::{Add, Conv, Op, Relu, Target, operand};
 use vae_wgpu::runtime::plan;
-use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::runtime::tensor::{Shape, Spec};
 
 use crate::harness::{self, Suite};
 

@@ -15,9 +15,9 @@ use vae_wgpu::runtime::op::{
     PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use vae_wgpu::runtime::plan;
+use vae_wgpu::runtime::tensor::Shape;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
-use vae_wgpu::runtime::tensor::shape::Shape;
 
 use crate::cases::{case, fused, parts, runner, small};
 use crate::harness::{self, Suite};

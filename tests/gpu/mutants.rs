@@ -11,7 +11,7 @@ use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::kernel::Lowered;
 use vae_wgpu::runtime::op::{Case, Cost, Op, Operand, Pass, Passes, Reference, Role, Target, grad, operand};
 use vae_wgpu::runtime::tensor::real::Real;
-use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::runtime::tensor::{Shape, Spec};
 use vae_wgpu::{Error, Result};
 
 use crate::harness::{Setup, Suite};

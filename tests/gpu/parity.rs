@@ -12,7 +12,7 @@ use vae_wgpu::runtime::op::{
     Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv, Elbo, GlobalAvgPool, Op, Pass, PositionNorm,
     PositionNormConfig, Relu, Reparameterize, Upsample,
 };
-use vae_wgpu::runtime::tensor::shape::Shape;
+use vae_wgpu::runtime::tensor::Shape;
 
 use crate::fixtures::{self, OracleCase, OracleTensor};
 use crate::harness::{Setup, Suite};

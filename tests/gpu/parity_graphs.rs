@@ -9,7 +9,7 @@ use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::op::AdamConfig;
 use vae_wgpu::runtime::op::StepScalars;
 use vae_wgpu::runtime::plan::Options;
-use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::runtime::tensor::{Shape, Spec};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
 

@@ -15,9 +15,9 @@ use vae_wgpu::app::io::atomic::FolderLock;
 use vae_wgpu::app::io::tensor_file;
 use vae_wgpu::runtime::graph::Tensor;
 use vae_wgpu::runtime::op::Init;
+use vae_wgpu::runtime::tensor::Spec;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
-use vae_wgpu::runtime::tensor::shape::Spec;
 use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
 use vae_wgpu::vae::weights::{TensorSchema, Weights};
 

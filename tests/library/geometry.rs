@@ -12,7 +12,7 @@ use vae_wgpu::runtime::op::{
     Add, BatchNorm, BatchNormConfig, Case, Conv, Elbo, GlobalAvgPool, ImageDecode, Op, PositionNorm,
     PositionNormConfig, Relu, Reparameterize, Target, Upsample,
 };
-use vae_wgpu::runtime::tensor::shape::{MAX_ELEMENTS, Shape};
+use vae_wgpu::runtime::tensor::{MAX_ELEMENTS, Shape};
 
 use crate::cases::{case, fused, parts, runner, small};
 

@@ -11,7 +11,7 @@ use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
-use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+use vae_wgpu::runtime::tensor::{Shape, Spec};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
 
 use crate::random;

@@ -13,8 +13,8 @@ use crate::runtime::gpu::Gpu;
 use crate::runtime::graph::{Arena, Storage, ValueId, initial};
 use crate::runtime::op::{Pass, StepScalars, grad, operand};
 use crate::runtime::plan;
+use crate::runtime::tensor::Spec;
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
-use crate::runtime::tensor::shape::Spec;
 use crate::vae::model::{Mode, VaeConfig};
 
 /// Distance between device and reference at one tensor of a training step.

@@ -10,7 +10,7 @@ use crate::runtime::exec::cpu::Precision;
 use crate::runtime::op::{Arg, Case, Distribution, Init, Op, Operand, Pass, Role, grad, spec_of};
 use crate::runtime::tensor::real::{Real, Tracked};
 use crate::runtime::tensor::rng::{Stream, stream};
-use crate::runtime::tensor::shape::{Layout, Spec};
+use crate::runtime::tensor::{Layout, Spec};
 
 /// A check case with its random values, which are drawn on first use and shared by the checks of the case.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::runtime::gpu::{Gpu, wgpu};
 use crate::runtime::kernel::{Arg, Bind, Kernel, Lowered};
 use crate::runtime::op::{Op, Pass, Target, spec_of};
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
-use crate::runtime::tensor::shape::{Layout, Spec};
+use crate::runtime::tensor::{Layout, Spec};
 
 /// Edits of the expanded WGSL of a kernel, to test that the checks fail.
 #[derive(Clone, Copy, Debug)]

@@ -52,7 +52,7 @@ impl Precision for Tracked {
 /// use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor};
 /// use vae_wgpu::runtime::graph::Builder;
 /// use vae_wgpu::runtime::op::Relu;
-/// use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+/// use vae_wgpu::runtime::tensor::{Shape, Spec};
 ///
 /// let mut b = Builder::new();
 /// let x = b.input("x", Spec::nhwc(Shape::new(1, 4, 1, 1)))?;

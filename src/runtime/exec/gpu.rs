@@ -13,7 +13,7 @@ use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer};
 use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
 use crate::runtime::plan;
 use crate::runtime::plan::{BufferId, BufferRange, Plan};
-use crate::runtime::tensor::shape::{Layout, Spec};
+use crate::runtime::tensor::{Layout, Spec};
 
 /// Most bytes that a run can report; larger outputs are for [`Executor::read`].
 const REPORT_BYTES: u64 = 1024;
@@ -29,7 +29,7 @@ const REPORT_DEPTH: usize = 4;
 /// use vae_wgpu::runtime::graph::Builder;
 /// use vae_wgpu::runtime::op::Relu;
 /// use vae_wgpu::runtime::plan;
-/// use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+/// use vae_wgpu::runtime::tensor::{Shape, Spec};
 ///
 /// let mut b = Builder::new();
 /// let x = b.input("x", Spec::nhwc(Shape::new(1, 4, 1, 1)))?;

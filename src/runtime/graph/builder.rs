@@ -6,14 +6,14 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Graph, Storage, ValueId};
 use crate::runtime::op::Op;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
 
 /// Builds a forward graph: names come from scopes, shapes are inferred, and each operation checks its inputs.
 ///
 /// ```
 /// use vae_wgpu::runtime::graph::Builder;
 /// use vae_wgpu::runtime::op::{Add, Relu};
-/// use vae_wgpu::runtime::tensor::shape::{Shape, Spec};
+/// use vae_wgpu::runtime::tensor::{Shape, Spec};
 ///
 /// let mut b = Builder::new();
 /// let x = b.input("x", Spec::nhwc(Shape::new(2, 8, 4, 4)))?;

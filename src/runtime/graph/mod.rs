@@ -22,7 +22,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Arg, operand};
 use crate::runtime::op::{Cost, Init, Op, Pass, Role};
-use crate::runtime::tensor::shape::Spec;
+use crate::runtime::tensor::Spec;
 
 mod autodiff;
 mod builder;

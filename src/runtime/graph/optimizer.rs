@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::runtime::graph::{Arena, Bound, Graph, Storage, ValueId};
 use crate::runtime::kernel::operand;
 use crate::runtime::op::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars, spec_of};
-use crate::runtime::tensor::shape::Spec;
+use crate::runtime::tensor::Spec;
 
 impl Graph {
     /// Returns the settings of the optimizer, if the graph has one.
@@ -65,7 +65,7 @@ mod tests {
     use crate::runtime::exec::{CpuExecutor, Data, Executor};
     use crate::runtime::graph::{Builder, Root, initial};
     use crate::runtime::op::Conv;
-    use crate::runtime::tensor::shape::Shape;
+    use crate::runtime::tensor::Shape;
 
     #[test]
     fn any_graph_can_be_trained_and_skips_steps_that_are_not_finite() {

@@ -8,11 +8,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::runtime::tensor::Spec;
 use crate::runtime::tensor::real::{Real, Tracked};
-use crate::runtime::tensor::shape::Spec;
 
 mod aliases;
 pub mod basic;
+mod case;
 pub mod conv;
 pub mod norm;
 pub mod optim;
@@ -22,11 +23,12 @@ pub mod vae;
 
 pub use self::aliases::{current_key, current_name};
 pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
+pub use self::case::{Case, Distribution, OpInfo};
 pub use self::conv::Conv;
 pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};
 pub use self::optim::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars};
 pub use self::pass::{Cost, Pass, Passes};
-pub use self::registry::{Case, Distribution, OPS, OpInfo};
+pub use self::registry::OPS;
 pub use self::vae::{Elbo, Reparameterize};
 pub use crate::runtime::kernel::{
     Access, Arg, Bind, DeviceKind, Dispatch, Kernel, KernelRole, Lowered, Profile, grad, operand,

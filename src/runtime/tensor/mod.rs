@@ -2,4 +2,8 @@
 
 pub mod real;
 pub mod rng;
-pub mod shape;
+mod shape;
+mod spec;
+
+pub use shape::{MAX_ELEMENTS, Shape, pad4};
+pub use spec::{Layout, Spec};

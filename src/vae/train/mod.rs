@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::loader::Batch;
-use self::profile::ProfileRequest;
+use self::profiling::ProfileRequest;
 use self::rows::{EpochRow, StepRow};
 use self::store::{About, RunStore};
 use crate::error::{Error, Result};
@@ -25,6 +25,7 @@ pub mod events;
 mod loader;
 pub mod memory_store;
 pub mod profile;
+mod profiling;
 mod resume;
 pub mod rows;
 mod settings;

@@ -3,12 +3,15 @@
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
-use crate::runtime::op::basic::{cases, elementwise};
+use crate::runtime::op::basic::elementwise;
 use crate::runtime::op::{
-    ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
+    ChannelShift, Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
 };
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "add";
 
 /// y = a + b, elementwise. `a`, `b`, `y`: `[n, c, h, w]`.
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +23,9 @@ impl Add {
     /// Creates the sum of two inputs of the same shape.
     pub fn new(a: Shape, b: Shape) -> Result<Self> {
         if a != b {
-            return Err(Error::shape(INFO.name, "b", a, b));
+            return Err(Error::shape(NAME, "b", a, b));
         }
-        Ok(Self { shape: a.checked(INFO.name, "a")? })
+        Ok(Self { shape: a.checked(NAME, "a")? })
     }
 }
 
@@ -38,7 +41,7 @@ impl Reference for Add {
 
 impl Op for Add {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -92,5 +95,7 @@ static FORWARD: Kernel = Kernel {
     ..Kernel::DEFAULT
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo { name: "add", kernels: || vec![&FORWARD], cases: cases::add };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD]
+}

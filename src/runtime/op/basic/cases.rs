@@ -2,9 +2,9 @@
 
 use crate::error::Result;
 use crate::runtime::op::{Add, Case, Distribution, GlobalAvgPool, ImageDecode, Relu, Upsample};
-use crate::runtime::tensor::shape::Shape;
+use crate::runtime::tensor::Shape;
 
-pub(super) fn add() -> Result<Vec<Case>> {
+pub(crate) fn add() -> Result<Vec<Case>> {
     let mut cases = vec![];
     for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 9), ("wide", 2, 64, 8, 8)] {
         let shape = Shape::new(n, c, h, w);
@@ -13,7 +13,7 @@ pub(super) fn add() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-pub(super) fn relu() -> Result<Vec<Case>> {
+pub(crate) fn relu() -> Result<Vec<Case>> {
     let mut cases = vec![];
     for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 9), ("wide", 2, 64, 8, 8)] {
         cases.push(Case::new(name, Relu::new(Shape::new(n, c, h, w))?).fill("x", Distribution::AwayFromZero(1e-3)));
@@ -23,7 +23,7 @@ pub(super) fn relu() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-pub(super) fn upsample() -> Result<Vec<Case>> {
+pub(crate) fn upsample() -> Result<Vec<Case>> {
     let mut cases = vec![];
     for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 3, 5), ("wide", 2, 64, 4, 4)] {
         cases.push(Case::new(name, Upsample::new(Shape::new(n, c, h, w))?));
@@ -31,7 +31,7 @@ pub(super) fn upsample() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-pub(super) fn global_avg_pool() -> Result<Vec<Case>> {
+pub(crate) fn global_avg_pool() -> Result<Vec<Case>> {
     let mut cases = vec![];
     for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 3), ("head", 5, 256, 4, 4)] {
         cases.push(Case::new(name, GlobalAvgPool::new(Shape::new(n, c, h, w))?));
@@ -39,7 +39,7 @@ pub(super) fn global_avg_pool() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-pub(super) fn image_decode() -> Result<Vec<Case>> {
+pub(crate) fn image_decode() -> Result<Vec<Case>> {
     let mut cases = vec![];
     for (name, n, c, h, w) in [("one", 1, 1, 1, 1), ("odd", 3, 5, 7, 3), ("cifar", 4, 3, 32, 32)] {
         let op = ImageDecode::new(Shape::new(n, c, h, w))?;

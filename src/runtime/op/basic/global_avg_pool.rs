@@ -3,12 +3,13 @@
 use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
-use crate::runtime::op::basic::{cases, elementwise};
-use crate::runtime::op::{
-    ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
-};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::{ChannelShift, Cost, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "global_avg_pool";
 
 /// y = mean of x over height and width. `x`: `[n, c, h, w]`; `y`: `[n, c, 1, 1]`.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +20,7 @@ pub struct GlobalAvgPool {
 impl GlobalAvgPool {
     /// Creates the pooling of an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
-        Ok(Self { x: x.checked(INFO.name, "x")? })
+        Ok(Self { x: x.checked(NAME, "x")? })
     }
 
     fn area(&self) -> usize {
@@ -49,7 +50,7 @@ impl Reference for GlobalAvgPool {
 
 impl Op for GlobalAvgPool {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -111,6 +112,7 @@ static BACKWARD: Kernel = Kernel {
     ..FORWARD
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo =
-    OpInfo { name: "global_avg_pool", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::global_avg_pool };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD, &BACKWARD]
+}

@@ -3,12 +3,13 @@
 use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, kernel_params, operand};
-use crate::runtime::op::basic::{cases, elementwise};
-use crate::runtime::op::{
-    Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
-};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "image_decode";
 
 /// y = bytes / 127.5 - 1, which maps 0..=255 to -1..=1. `bytes`: `[n, c, h, w]` as bytes, plane by plane as in CIFAR-10; `y`:
 /// `[n, c, h, w]`.
@@ -20,7 +21,7 @@ pub struct ImageDecode {
 impl ImageDecode {
     /// Creates the decoding of images of this shape.
     pub fn new(bytes: Shape) -> Result<Self> {
-        Ok(Self { shape: bytes.checked(INFO.name, "bytes")? })
+        Ok(Self { shape: bytes.checked(NAME, "bytes")? })
     }
 }
 
@@ -37,7 +38,7 @@ impl Reference for ImageDecode {
 
 impl Op for ImageDecode {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -83,8 +84,10 @@ static FORWARD: Kernel = Kernel {
     ..Kernel::DEFAULT
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo { name: "image_decode", kernels: || vec![&FORWARD], cases: cases::image_decode };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD]
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! Elementwise operations, resampling and pooling.
 
 pub mod add;
-mod cases;
+pub(crate) mod cases;
 pub(crate) mod column_sum;
 mod elementwise;
 pub mod global_avg_pool;

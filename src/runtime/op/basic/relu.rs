@@ -3,10 +3,13 @@
 use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
-use crate::runtime::op::basic::{cases, elementwise};
-use crate::runtime::op::{Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "relu";
 
 /// y = max(x, 0), elementwise; as in PyTorch, the gradient at 0 is 0. `x`, `y`: `[n, c, h, w]`.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +20,7 @@ pub struct Relu {
 impl Relu {
     /// Creates the ReLU of an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
-        Ok(Self { shape: x.checked(INFO.name, "x")? })
+        Ok(Self { shape: x.checked(NAME, "x")? })
     }
 }
 
@@ -42,7 +45,7 @@ impl Reference for Relu {
 
 impl Op for Relu {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -99,5 +102,7 @@ static BACKWARD: Kernel = Kernel {
     ..FORWARD
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo { name: "relu", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::relu };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD, &BACKWARD]
+}

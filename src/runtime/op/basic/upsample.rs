@@ -3,12 +3,13 @@
 use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
-use crate::runtime::op::basic::{cases, elementwise};
-use crate::runtime::op::{
-    ChannelShift, Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
-};
+use crate::runtime::op::basic::elementwise;
+use crate::runtime::op::{ChannelShift, Cost, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "upsample";
 
 /// y\[i, j\] = x\[i / 2, j / 2\] in each channel. `x`: `[n, c, h, w]`; `y`: `[n, c, 2h, 2w]`.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +21,8 @@ pub struct Upsample {
 impl Upsample {
     /// Creates the upsampling of an input of this shape.
     pub fn new(x: Shape) -> Result<Self> {
-        let x = x.checked(INFO.name, "x")?;
-        let y = Shape::new(x.n, x.c, 2 * x.h, 2 * x.w).checked(INFO.name, "y")?;
+        let x = x.checked(NAME, "x")?;
+        let y = Shape::new(x.n, x.c, 2 * x.h, 2 * x.w).checked(NAME, "y")?;
         Ok(Self { x, y })
     }
 }
@@ -55,7 +56,7 @@ impl Reference for Upsample {
 
 impl Op for Upsample {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -116,5 +117,7 @@ static BACKWARD: Kernel = Kernel {
     ..FORWARD
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo { name: "upsample", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::upsample };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD, &BACKWARD]
+}

@@ -4,13 +4,13 @@ use crate::error::Result;
 use crate::runtime::op::conv::{Conv, kernels};
 use crate::runtime::op::norm::fused;
 use crate::runtime::op::{BatchNorm, BatchNormConfig, Case, Distribution, OpInfo};
-use crate::runtime::tensor::shape::Shape;
+use crate::runtime::tensor::Shape;
 
 /// Name, (n, c, h, w), output channels, kernel size, stride, padding.
 type Window = (&'static str, (usize, usize, usize, usize), usize, usize, usize, usize);
 
 /// Convolutions.
-pub static CONV2D: OpInfo = OpInfo {
+pub const CONV2D: OpInfo = OpInfo {
     name: "conv2d",
     kernels: kernels::all_kernels,
     cases: || {
@@ -37,7 +37,7 @@ pub static CONV2D: OpInfo = OpInfo {
 };
 
 /// Transposed convolutions.
-pub static CONV_TRANSPOSE2D: OpInfo = OpInfo {
+pub const CONV_TRANSPOSE2D: OpInfo = OpInfo {
     name: "conv_transpose2d",
     kernels: kernels::all_kernels,
     cases: || {
@@ -69,7 +69,7 @@ fn windows(
 }
 
 /// Linear layers.
-pub static LINEAR: OpInfo = OpInfo {
+pub const LINEAR: OpInfo = OpInfo {
     name: "linear",
     kernels: kernels::all_kernels,
     cases: || {
@@ -88,7 +88,7 @@ pub static LINEAR: OpInfo = OpInfo {
 };
 
 /// Convolutions and transposed convolutions, fused with the operations around them.
-pub static FUSED_CONV: OpInfo = OpInfo {
+pub const FUSED_CONV: OpInfo = OpInfo {
     name: "fused_conv",
     kernels: || kernels::all_kernels().into_iter().chain(fused::kernels()).collect(),
     cases: || {

@@ -1,7 +1,7 @@
 //! Shapes of convolutions, and of the matrix products that compute them. Imports no other module of this folder.
 
 use crate::error::{Error, Result};
-use crate::runtime::tensor::shape::{Shape, Spec, pad4};
+use crate::runtime::tensor::{Shape, Spec, pad4};
 
 /// A convolution of `x` to `y`, both `[n, c, h, w]`: windows of `kernel` (height, width) that are `stride` apart, of which the first
 /// begins at `-padding`.
@@ -68,9 +68,6 @@ impl Variant {
         }
     }
 }
-
-/// Rows of C whose statistics a convolution emits together. The tiles of all kernels that do so have this many rows.
-pub(crate) const CHUNK: usize = 128;
 
 /// Largest kernel, stride and padding, so that 32-bit signed arithmetic on the device cannot overflow.
 const MAX_WINDOW: usize = 1 << 15;

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use crate::runtime::kernel::{Access, Kernel, kernel_params};
 use crate::runtime::op::basic::column_sum;
-use crate::runtime::op::conv::geometry::{CHUNK, Gemm, Variant};
+use crate::runtime::op::conv::geometry::{Gemm, Variant};
+use crate::runtime::op::norm::fused::CHUNK;
 
 kernel_params! {
     /// See `shaders/lib/implicit_gemm.wgsl`.

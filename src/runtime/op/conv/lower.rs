@@ -8,7 +8,7 @@ use crate::runtime::op::conv::kernels::{Params, kernel};
 use crate::runtime::op::conv::{Conv, Statistics, select};
 use crate::runtime::op::norm::fused::FusedNorm;
 use crate::runtime::op::{BatchNormConfig, Target, no_such_pass};
-use crate::runtime::tensor::shape::Spec;
+use crate::runtime::tensor::Spec;
 
 /// The tensors of a matrix product, and what its kernel does to them in the prologue and epilogue: see
 /// `shaders/lib/conv_fused.wgsl`.

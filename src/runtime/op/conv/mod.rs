@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::{Lowered, grad, operand};
 use crate::runtime::op::norm::fused::{STATISTICS_ROWS, STATS_ROWS};
 use crate::runtime::op::{BatchNorm, ChannelShift, Cost, Init, Op, Operand, Pass, Passes, Role, Target};
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
 
 mod cases;
 pub(crate) mod geometry;
@@ -25,7 +25,8 @@ mod reference;
 mod select;
 
 pub use self::cases::{CONV_TRANSPOSE2D, CONV2D, FUSED_CONV, LINEAR};
-use self::geometry::{CHUNK, Layer, LayerKind};
+use self::geometry::{Layer, LayerKind};
+use crate::runtime::op::norm::fused::CHUNK;
 
 /// `y = layer(relu(norm(x))) + bias + residual`, where norm (with its ReLU) and residual are optional, and `layer` is a convolution, a
 /// transposed convolution or a linear layer.

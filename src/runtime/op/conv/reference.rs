@@ -2,12 +2,13 @@
 
 use crate::error::Result;
 use crate::runtime::op::conv::Conv;
-use crate::runtime::op::conv::geometry::{CHUNK, Geometry, Layer, LayerKind};
+use crate::runtime::op::conv::geometry::{Geometry, Layer, LayerKind};
+use crate::runtime::op::norm::fused::CHUNK;
 use crate::runtime::op::norm::fused::STATISTICS_ROWS;
 use crate::runtime::op::{BatchNorm, Reference, no_such_pass, operand};
 use crate::runtime::sys::threads;
+use crate::runtime::tensor::Shape;
 use crate::runtime::tensor::real::{Real, blocked_sum};
-use crate::runtime::tensor::shape::Shape;
 
 impl Reference for Conv {
     fn reference<T: Real>(&self, pass: &str, reads: &[&[T]], writes: &mut [&mut [T]]) -> Result<()> {

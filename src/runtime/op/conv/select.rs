@@ -3,9 +3,10 @@
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{DeviceKind, Profile};
 use crate::runtime::op::Target;
-use crate::runtime::op::conv::geometry::{CHUNK, Gemm, Geometry, Variant};
+use crate::runtime::op::conv::geometry::{Gemm, Geometry, Variant};
 use crate::runtime::op::conv::kernels;
-use crate::runtime::tensor::shape::Shape;
+use crate::runtime::op::norm::fused::CHUNK;
+use crate::runtime::tensor::Shape;
 
 /// Names of the variants of a matrix product.
 const VARIANTS: &[&str] = &[

@@ -5,14 +5,14 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Kernel, Lowered, grad, operand};
-use crate::runtime::op::norm::cases;
 use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params};
 use crate::runtime::op::norm::normalize::Normalize;
-use crate::runtime::op::{
-    ChannelShift, Cost, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass,
-};
+use crate::runtime::op::{ChannelShift, Cost, Init, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::{Real, blocked_sum};
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "batch_norm";
 
 /// Settings of a [`BatchNorm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,7 +56,7 @@ impl BatchNorm {
     ///
     /// If `eps` is not above zero, `momentum` is not from 0 to 1, or a channel has only one value in training, and so no variance.
     pub fn new(x: Shape, config: BatchNormConfig) -> Result<Self> {
-        let x = x.checked(INFO.name, "x")?;
+        let x = x.checked(NAME, "x")?;
         if !(config.eps > 0.0 && config.eps.is_finite()) {
             return Err(Error::argument("eps of batch_norm", "a finite number above 0", config.eps));
         }
@@ -193,7 +193,7 @@ impl Reference for BatchNorm {
 
 impl Op for BatchNorm {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -368,12 +368,10 @@ static GRADIENT: Kernel = Kernel {
     ..STATISTICS
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo {
-    name: "batch_norm",
-    kernels: || vec![&STATISTICS, &NORMALIZE, &EVALUATE, &SUMS, &SUMS_EVALUATION, &GRADIENT],
-    cases: cases::batch_norm,
-};
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&STATISTICS, &NORMALIZE, &EVALUATE, &SUMS, &SUMS_EVALUATION, &GRADIENT]
+}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::runtime::op::{BatchNorm, BatchNormConfig, Case, Distribution, PositionNorm, PositionNormConfig};
-use crate::runtime::tensor::shape::Shape;
+use crate::runtime::tensor::Shape;
 
 const STANDARD: Distribution = Distribution::Normal(0.0, 1.0);
 
@@ -13,7 +13,7 @@ fn differentiated_if_smooth(case: Case, shape: Shape, x: Distribution) -> Case {
     if x == STANDARD && shape.len() < 2000 { case } else { case.not_differentiated() }
 }
 
-pub(super) fn batch_norm() -> Result<Vec<Case>> {
+pub(crate) fn batch_norm() -> Result<Vec<Case>> {
     let mut cases = vec![];
     let mut add = |name: &str, shape: Shape, training: bool, relu: bool, x: Distribution| -> Result<()> {
         let op = BatchNorm::new(shape, BatchNormConfig { training, relu, ..BatchNormConfig::default() })?;
@@ -40,7 +40,7 @@ pub(super) fn batch_norm() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-pub(super) fn position_norm() -> Result<Vec<Case>> {
+pub(crate) fn position_norm() -> Result<Vec<Case>> {
     let mut cases = vec![];
     for (name, shape, relu, x) in [
         ("odd", Shape::new(3, 5, 7, 3), false, STANDARD),

@@ -1,7 +1,7 @@
 //! Cuts reductions over the positions of each channel into workgroups. The device side is `shaders/lib/channel_reduce.wgsl`.
 
 use crate::runtime::kernel::{Bind, DeviceKind, Dispatch, Kernel, Profile, kernel_params};
-use crate::runtime::tensor::shape::Shape;
+use crate::runtime::tensor::Shape;
 
 /// Invocations in a workgroup.
 const LANES: usize = 64;

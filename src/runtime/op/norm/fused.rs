@@ -4,10 +4,11 @@
 use crate::runtime::kernel::Access::{Read, ReadWrite, Texture};
 use crate::runtime::kernel::{Bind, Kernel, KernelRole, Lowered, Profile, grad, operand};
 use crate::runtime::op::BatchNormConfig;
-use crate::runtime::op::conv::geometry::CHUNK;
 use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params};
-use crate::runtime::tensor::shape::Shape;
+use crate::runtime::tensor::Shape;
 
+/// Positions whose statistics are computed together. A convolution that emits statistics has tiles of as many rows.
+pub(crate) const CHUNK: usize = 128;
 /// Rows of `stats`: pivot, offset, rstd, scale, addend.
 pub(crate) const STATS_ROWS: usize = 5;
 /// Rows of statistics for each chunk: pivot, mean - pivot, squared deviations.

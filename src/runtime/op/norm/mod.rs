@@ -1,7 +1,7 @@
 //! Batch norm and position norm.
 
 pub mod batch;
-mod cases;
+pub(crate) mod cases;
 mod channel_reduce;
 pub(crate) mod fused;
 mod normalize;

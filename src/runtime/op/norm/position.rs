@@ -4,12 +4,14 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, grad, kernel_params, operand};
 use crate::runtime::op::basic::elementwise;
-use crate::runtime::op::norm::cases;
 use crate::runtime::op::norm::channel_reduce::{self, ChannelReduce};
 use crate::runtime::op::norm::normalize::Normalize;
-use crate::runtime::op::{Cost, Init, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
+use crate::runtime::op::{Cost, Init, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "position_norm";
 
 /// Settings of a [`PositionNorm`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,8 +46,8 @@ impl PositionNorm {
     ///
     /// If `eps` is not above zero.
     pub fn new(x: Shape, config: PositionNormConfig) -> Result<Self> {
-        let x = x.checked(INFO.name, "x")?;
-        x.with_c(3).checked(INFO.name, "statistics of x")?;
+        let x = x.checked(NAME, "x")?;
+        x.with_c(3).checked(NAME, "statistics of x")?;
         if !(config.eps > 0.0 && config.eps.is_finite()) {
             return Err(Error::argument("eps of position_norm", "a finite number above 0", config.eps));
         }
@@ -157,7 +159,7 @@ impl Reference for PositionNorm {
 
 impl Op for PositionNorm {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -256,9 +258,10 @@ static MERGE: Kernel = Kernel {
     ..SUMS
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo =
-    OpInfo { name: "position_norm", kernels: || vec![&FORWARD, &GRADIENT, &SUMS, &MERGE], cases: cases::position_norm };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD, &GRADIENT, &SUMS, &MERGE]
+}
 
 #[cfg(test)]
 mod tests {

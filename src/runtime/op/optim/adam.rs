@@ -4,12 +4,13 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, kernel_params, operand};
 use crate::runtime::op::basic::elementwise;
-use crate::runtime::op::optim::{StepScalars, cases};
-use crate::runtime::op::{
-    Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
-};
+use crate::runtime::op::optim::StepScalars;
+use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "adam";
 
 /// The hyperparameters of Adam that do not change during a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,7 +65,7 @@ impl Adam {
     ///
     /// If a beta is not from 0 to below 1, or `eps` is not above zero.
     pub fn new(len: usize, config: AdamConfig) -> Result<Self> {
-        Shape::vector(len).checked(INFO.name, "params")?;
+        Shape::vector(len).checked(NAME, "params")?;
         for (what, beta) in [("beta1", config.beta1), ("beta2", config.beta2)] {
             if !(0.0..1.0).contains(&beta) {
                 return Err(Error::argument(format!("{what} of adam"), "a number from 0 to below 1", beta));
@@ -114,7 +115,7 @@ impl Reference for Adam {
 
 impl Op for Adam {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -181,12 +182,15 @@ static FORWARD: Kernel = Kernel {
     ..Kernel::DEFAULT
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo { name: "adam", kernels: || vec![&FORWARD], cases: cases::adam };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD]
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::op::optim::cases::UNCLIPPED;
 
     /// From zero moments the first step is lr against the sign of the gradient, whatever its magnitude.
     #[test]
@@ -207,7 +211,7 @@ mod tests {
         let op = Adam::new(1, AdamConfig::default()).unwrap();
         let (mut p, mut m, mut v) = ([2.0f32], [3.0f32], [4.0f32]);
         let norm = [f32::NAN, 0.0, 0.0, 0.0];
-        op.reference("forward", &[&[f32::NAN], &norm, &cases::UNCLIPPED], &mut [&mut p, &mut m, &mut v]).unwrap();
+        op.reference("forward", &[&[f32::NAN], &norm, &UNCLIPPED], &mut [&mut p, &mut m, &mut v]).unwrap();
         assert_eq!((p, m, v), ([2.0], [3.0], [4.0]));
     }
 

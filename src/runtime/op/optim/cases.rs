@@ -15,7 +15,7 @@ const STEP: StepScalars =
 pub(super) const UNCLIPPED: [f32; StepScalars::LEN] = STEP.to_array();
 const CLIPPED: [f32; StepScalars::LEN] = StepScalars { clip: 2.0, ..STEP }.to_array();
 
-pub(super) fn adam() -> Result<Vec<Case>> {
+pub(crate) fn adam() -> Result<Vec<Case>> {
     let case = |name: &str, len: usize, norm: &'static [f32], step: &'static [f32]| {
         let case = Case::new(name, Adam::new(len, AdamConfig::default())?)
             .fill("v", Distribution::Uniform(0.0, 1.0))
@@ -34,7 +34,7 @@ pub(super) fn adam() -> Result<Vec<Case>> {
     ])
 }
 
-pub(super) fn grad_norm() -> Result<Vec<Case>> {
+pub(crate) fn grad_norm() -> Result<Vec<Case>> {
     let case = |name: &str, len| Ok(Case::new(name, GradNorm::new(len)?).not_differentiated());
     Ok(vec![
         case("one", 1)?,
@@ -48,7 +48,7 @@ pub(super) fn grad_norm() -> Result<Vec<Case>> {
     ])
 }
 
-pub(super) fn restore_states() -> Result<Vec<Case>> {
+pub(crate) fn restore_states() -> Result<Vec<Case>> {
     let case = |name: &str, len, norm: &'static [f32]| {
         Ok(Case::new(name, RestoreStates::new(len)?).fill("norm", Distribution::Values(norm)).not_differentiated())
     };

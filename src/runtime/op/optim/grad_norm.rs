@@ -3,12 +3,12 @@
 use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, kernel_params, operand, workgroups};
-use crate::runtime::op::optim::cases;
-use crate::runtime::op::{
-    Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
-};
+use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass};
 use crate::runtime::tensor::real::{Real, blocked_sum};
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "grad_norm";
 
 /// norm = (sqrt(sum of the squares of all gradients), finite, 0, 0), where finite is 1 if every gradient, every loss term and the norm
 /// itself are finite, and 0 otherwise.
@@ -26,7 +26,7 @@ pub struct GradNorm {
 impl GradNorm {
     /// Creates the norm of `len` gradients.
     pub fn new(len: usize) -> Result<Self> {
-        Shape::vector(len).checked(INFO.name, "grads")?;
+        Shape::vector(len).checked(NAME, "grads")?;
         Ok(Self { len })
     }
 }
@@ -46,7 +46,7 @@ impl Reference for GradNorm {
 
 impl Op for GradNorm {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -121,8 +121,10 @@ static FINISH: Kernel = Kernel {
     ..PARTIAL
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo { name: "grad_norm", kernels: || vec![&PARTIAL, &FINISH], cases: cases::grad_norm };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&PARTIAL, &FINISH]
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! The optimizer step: gradient norm, Adam, and restoring the running statistics after a rejected step.
 
 pub mod adam;
-mod cases;
+pub(crate) mod cases;
 pub mod grad_norm;
 pub mod restore_states;
 pub mod step_scalars;

@@ -7,12 +7,12 @@ use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, kernel_params, operand};
 use crate::runtime::op::basic::elementwise;
-use crate::runtime::op::optim::cases;
-use crate::runtime::op::{
-    Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
-};
+use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec};
+use crate::runtime::tensor::{Shape, Spec};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "restore_states";
 
 /// accepted = states where the finite flag, the second value of `norm`, is 1; states = accepted where it is not.
 ///
@@ -26,7 +26,7 @@ pub struct RestoreStates {
 impl RestoreStates {
     /// Creates the operation for buffers of `len` values.
     pub fn new(len: usize) -> Result<Self> {
-        Shape::vector(len).checked(INFO.name, "states")?;
+        Shape::vector(len).checked(NAME, "states")?;
         Ok(Self { len })
     }
 }
@@ -47,7 +47,7 @@ impl Reference for RestoreStates {
 
 impl Op for RestoreStates {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -94,5 +94,7 @@ static FORWARD: Kernel = Kernel {
     ..Kernel::DEFAULT
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo = OpInfo { name: "restore_states", kernels: || vec![&FORWARD], cases: cases::restore_states };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD]
+}

@@ -2,9 +2,9 @@
 
 use crate::error::Result;
 use crate::runtime::op::{Case, Distribution, Elbo, Reparameterize};
-use crate::runtime::tensor::shape::Shape;
+use crate::runtime::tensor::Shape;
 
-pub(super) fn elbo() -> Result<Vec<Case>> {
+pub(crate) fn elbo() -> Result<Vec<Case>> {
     let case = |name: &str, x: Shape, latent: usize, seeds: bool| {
         let elbo = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), seeds)?;
         Ok(Case::new(name, elbo).fill("beta", Distribution::Constant(0.75)))
@@ -19,7 +19,7 @@ pub(super) fn elbo() -> Result<Vec<Case>> {
     ])
 }
 
-pub(super) fn reparameterize() -> Result<Vec<Case>> {
+pub(crate) fn reparameterize() -> Result<Vec<Case>> {
     let mut cases = vec![];
     for (name, n, latent) in [("one", 1, 1), ("odd", 7, 5), ("even_padded", 3, 6), ("model", 32, 16)] {
         let z = Shape::new(n, latent, 1, 1);

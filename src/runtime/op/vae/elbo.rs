@@ -3,12 +3,12 @@
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, grad, kernel_params, operand, workgroups};
-use crate::runtime::op::vae::cases;
-use crate::runtime::op::{
-    Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass,
-};
+use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass};
 use crate::runtime::tensor::real::{Real, blocked_sum};
-use crate::runtime::tensor::shape::{Shape, Spec, pad4};
+use crate::runtime::tensor::{Shape, Spec, pad4};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "elbo";
 
 /// With N images of D = C * H * W values:
 ///
@@ -36,9 +36,9 @@ impl Elbo {
     ///
     /// If the shapes do not match.
     pub fn new(x: Shape, mean: Shape, h: Shape, seeds: bool) -> Result<Self> {
-        let (x, h) = (x.checked(INFO.name, "x")?, h.checked(INFO.name, "h")?);
+        let (x, h) = (x.checked(NAME, "x")?, h.checked(NAME, "h")?);
         if mean != x {
-            return Err(Error::shape(INFO.name, "mean", x, mean));
+            return Err(Error::shape(NAME, "mean", x, mean));
         }
         if h.n != x.n || h.c % 2 != 0 || h.h != 1 || h.w != 1 {
             return Err(Error::argument("shape of h of elbo", format!("[{}, 2 * latent, 1, 1]", x.n), h));
@@ -86,7 +86,7 @@ impl Reference for Elbo {
 
 impl Op for Elbo {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -204,9 +204,10 @@ static FINISH_SEEDS: Kernel = Kernel {
     ..FINISH
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo =
-    OpInfo { name: "elbo", kernels: || vec![&RECON, &RECON_SEEDS, &FINISH, &FINISH_SEEDS], cases: cases::elbo };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&RECON, &RECON_SEEDS, &FINISH, &FINISH_SEEDS]
+}
 
 #[cfg(test)]
 mod tests {

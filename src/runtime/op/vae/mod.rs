@@ -1,6 +1,6 @@
 //! The operations that are specific to a variational autoencoder.
 
-mod cases;
+pub(crate) mod cases;
 pub mod elbo;
 pub mod reparameterize;
 

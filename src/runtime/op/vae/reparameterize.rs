@@ -4,10 +4,12 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Kernel, Lowered, grad, kernel_params, operand};
 use crate::runtime::op::basic::elementwise;
-use crate::runtime::op::vae::cases;
-use crate::runtime::op::{Cost, Op, OpInfo, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
+use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
-use crate::runtime::tensor::shape::{Shape, Spec, pad4};
+use crate::runtime::tensor::{Shape, Spec, pad4};
+
+/// Kind of the operation.
+pub(crate) const NAME: &str = "reparameterize";
 
 /// z = mu + exp(log_std) * eps. `h`: `[n, 2L, 1, 1]`, mu in channels `0..L` and log_std in `L..2L`; `eps` (standard normal noise)
 /// and `z`: `[n, L, 1, 1]`.
@@ -24,13 +26,13 @@ impl Reparameterize {
     ///
     /// If `h` has an odd number of channels or more than one position, or `eps` does not have half its channels.
     pub fn new(h: Shape, eps: Shape) -> Result<Self> {
-        let h = h.checked(INFO.name, "h")?;
+        let h = h.checked(NAME, "h")?;
         if h.c % 2 != 0 || h.h != 1 || h.w != 1 {
             return Err(Error::argument("shape of h of reparameterize", "[n, 2 * latent, 1, 1]", h));
         }
         let z = h.with_c(h.c / 2);
         if eps != z {
-            return Err(Error::shape(INFO.name, "eps", z, eps));
+            return Err(Error::shape(NAME, "eps", z, eps));
         }
         Ok(Self { h, z })
     }
@@ -67,7 +69,7 @@ impl Reference for Reparameterize {
 
 impl Op for Reparameterize {
     fn kind(&self) -> &'static str {
-        INFO.name
+        NAME
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -131,9 +133,10 @@ static BACKWARD: Kernel = Kernel {
     ..FORWARD
 };
 
-/// The entry in the table of operations.
-pub static INFO: OpInfo =
-    OpInfo { name: "reparameterize", kernels: || vec![&FORWARD, &BACKWARD], cases: cases::reparameterize };
+/// Returns all kernels in all variants.
+pub(crate) fn kernels() -> Vec<&'static Kernel> {
+    vec![&FORWARD, &BACKWARD]
+}
 
 #[cfg(test)]
 mod tests {
