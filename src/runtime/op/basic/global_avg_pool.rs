@@ -112,7 +112,5 @@ static BACKWARD: Kernel = Kernel {
     ..FORWARD
 };
 
-/// Returns all kernels in all variants.
-pub(crate) fn kernels() -> Vec<&'static Kernel> {
-    vec![&FORWARD, &BACKWARD]
-}
+/// All kernels in all variants.
+pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD, &BACKWARD];

@@ -368,10 +368,8 @@ static GRADIENT: Kernel = Kernel {
     ..STATISTICS
 };
 
-/// Returns all kernels in all variants.
-pub(crate) fn kernels() -> Vec<&'static Kernel> {
-    vec![&STATISTICS, &NORMALIZE, &EVALUATE, &SUMS, &SUMS_EVALUATION, &GRADIENT]
-}
+/// All kernels in all variants.
+pub(crate) const KERNELS: &[&Kernel] = &[&STATISTICS, &NORMALIZE, &EVALUATE, &SUMS, &SUMS_EVALUATION, &GRADIENT];
 
 #[cfg(test)]
 mod tests {

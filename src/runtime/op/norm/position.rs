@@ -258,10 +258,8 @@ static MERGE: Kernel = Kernel {
     ..SUMS
 };
 
-/// Returns all kernels in all variants.
-pub(crate) fn kernels() -> Vec<&'static Kernel> {
-    vec![&FORWARD, &GRADIENT, &SUMS, &MERGE]
-}
+/// All kernels in all variants.
+pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD, &GRADIENT, &SUMS, &MERGE];
 
 #[cfg(test)]
 mod tests {

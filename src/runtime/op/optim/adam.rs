@@ -182,10 +182,8 @@ static FORWARD: Kernel = Kernel {
     ..Kernel::DEFAULT
 };
 
-/// Returns all kernels in all variants.
-pub(crate) fn kernels() -> Vec<&'static Kernel> {
-    vec![&FORWARD]
-}
+/// All kernels in all variants.
+pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD];
 
 #[cfg(test)]
 mod tests {

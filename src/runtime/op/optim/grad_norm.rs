@@ -121,10 +121,8 @@ static FINISH: Kernel = Kernel {
     ..PARTIAL
 };
 
-/// Returns all kernels in all variants.
-pub(crate) fn kernels() -> Vec<&'static Kernel> {
-    vec![&PARTIAL, &FINISH]
-}
+/// All kernels in all variants.
+pub(crate) const KERNELS: &[&Kernel] = &[&PARTIAL, &FINISH];
 
 #[cfg(test)]
 mod tests {

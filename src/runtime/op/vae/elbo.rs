@@ -204,10 +204,8 @@ static FINISH_SEEDS: Kernel = Kernel {
     ..FINISH
 };
 
-/// Returns all kernels in all variants.
-pub(crate) fn kernels() -> Vec<&'static Kernel> {
-    vec![&RECON, &RECON_SEEDS, &FINISH, &FINISH_SEEDS]
-}
+/// All kernels in all variants.
+pub(crate) const KERNELS: &[&Kernel] = &[&RECON, &RECON_SEEDS, &FINISH, &FINISH_SEEDS];
 
 #[cfg(test)]
 mod tests {
