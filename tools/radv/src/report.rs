@@ -21,7 +21,7 @@ pub const REASONS: &[Reason] = &[
     },
     Reason {
         family: "vega10",
-        kernels: &["batch_norm.backward.sums/columns"],
+        kernels: &["batch_norm.backward.sums/channel_reduce"],
         waves: 3,
         why: "Needs a few registers more than 64. It is one dispatch of a training step; the other norms are fused into convolutions.",
     },
