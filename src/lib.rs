@@ -1,6 +1,6 @@
 //! A small tensor runtime that dispatches hand-written WGSL kernels through `wgpu`, and a ResNet VAE built on it.
 //!
-//! Three layers. Imports point downwards only, and the compiler enforces it:
+//! Three layers. Imports point downwards only, and `make lint` enforces it by compiling the lower layers alone:
 //!
 //! | layer | contains |
 //! | --- | --- |

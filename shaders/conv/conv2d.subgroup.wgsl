@@ -1,6 +1,11 @@
-// Convolution for software drivers, where the number of load instructions decides. Variants `subgroup_tex` (operands in textures),
-// `subgroup` (operands in buffers) and `register_tiled` (without subgroup operations). C = A B with the operands of
-// lib/implicit_gemm.wgsl, tiled in registers.
+// Convolution for software drivers, where the number of load instructions decides. This file has three variants, one of which uses no
+// subgroup operations:
+//
+//   subgroup_tex      SHUFFLE = 1: subgroup operations, operands in textures
+//   subgroup          SHUFFLE = 1: subgroup operations, operands in buffers
+//   register_tiled    SHUFFLE = 0: no subgroup operations, operands in buffers
+//
+// C = A B with the operands of lib/implicit_gemm.wgsl, tiled in registers.
 //
 // One workgroup of WIDTH invocations computes a tile of C of GROUPS * WIDTH * ROWS rows by 4 * COLUMNS columns. One invocation computes ROWS
 // rows at a time (4 by 32 columns, or 8 by 16 or 4) in registers, GROUPS times. The values of a column (bias, norm, sums over

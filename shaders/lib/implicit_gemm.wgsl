@@ -6,8 +6,10 @@
 //   backward_weight    x    dy       dweight   taps and channels of x         positions of y, split
 //
 // x: [n][X_H][X_W][X_C4], y: [n][Y_H][Y_W][Y_C4] and weight: [KH * KW][4 * X_C4][Y_C4] are arrays of vec4s over channels, and so are
-// their gradients. A transposed convolution exchanges the first two products. A linear layer is a 1x1 convolution of images of one
-// pixel.
+// their gradients. A linear layer is a 1x1 convolution of images of one pixel.
+//
+// A transposed convolution is the adjoint of a convolution: its x is y here, and its y is x. It exchanges the first two products: its
+// forward is backward_input here, and its backward_input is forward. In the third it exchanges x and dy: A is its dy, and B is its x.
 //
 // Products are computed in blocks of 4 x 4, so indices count groups of four: row groups, k groups, columns (channel groups of C).
 //

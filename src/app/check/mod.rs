@@ -1,7 +1,7 @@
 //! Checks of operations: gradients against finite differences, kernels against the CPU reference.
 //!
 //! The backward passes of the reference are compared with central differences of its forward pass, both in `f64`. Every kernel in every
-//! variant is compared with the reference in [`Tracked`](crate::runtime::tensor::real::Tracked) arithmetic, which bounds the rounding error
+//! variant is compared with the reference in [`Tracked`](crate::runtime::tensor::real::Tracked) arithmetic, which estimates the rounding error
 //! of each element. Values and upstream gradients are random: ramps would hide swapped axes, and a gradient of all ones vanishes in a batch
 //! norm.
 //!

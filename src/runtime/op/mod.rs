@@ -29,7 +29,7 @@ pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfi
 pub use self::optim::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars};
 pub use self::pass::{Cost, Pass, Passes};
 pub use self::registry::OPS;
-pub use self::vae::{Elbo, Reparameterize};
+pub use self::vae::{Elbo, ElboConfig, Likelihood, Reparameterize};
 pub use crate::runtime::kernel::{
     Access, Arg, Bind, DeviceKind, Dispatch, Kernel, KernelRole, Lowered, Profile, grad, operand,
 };
@@ -113,7 +113,7 @@ impl Target<'_> {
 
 /// The CPU implementation of an operation: plain loops that look like the formula.
 ///
-/// One generic function serves `f32` (the CPU executor), `f64` (finite differences) and [`Tracked`] (error bounds).
+/// One generic function serves `f32` (the CPU executor), `f64` (finite differences) and [`Tracked`] (error estimates).
 pub trait Reference {
     /// Computes `pass`. `reads` and `writes` hold the tensors of the pass in logical order (PyTorch's, row-major); the pass's updates
     /// follow its writes.
@@ -126,7 +126,7 @@ pub trait ErasedReference {
     fn reference_f32(&self, pass: &str, reads: &[&[f32]], writes: &mut [&mut [f32]]) -> Result<()>;
     /// [`Reference::reference`] in double precision.
     fn reference_f64(&self, pass: &str, reads: &[&[f64]], writes: &mut [&mut [f64]]) -> Result<()>;
-    /// [`Reference::reference`] with error bounds.
+    /// [`Reference::reference`] with error estimates.
     fn reference_tracked(&self, pass: &str, reads: &[&[Tracked]], writes: &mut [&mut [Tracked]]) -> Result<()>;
 }
 
