@@ -4,9 +4,12 @@ pub mod checkpoint;
 pub mod data;
 pub mod eval;
 pub mod inference;
+pub mod metrics;
 pub mod model;
-#[cfg(feature = "pca")]
+#[cfg(feature = "statistics")]
 pub mod pca;
+#[cfg(feature = "statistics")]
+pub mod prior;
 pub mod runner;
 pub mod tensor_file;
 pub mod train;
