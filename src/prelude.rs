@@ -5,8 +5,8 @@ pub use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 pub use crate::runtime::gpu::{Gpu, Options as GpuOptions};
 pub use crate::runtime::graph::{Arena, Builder, Graph, Root, ValueId, initial};
 pub use crate::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Conv, Elbo, GlobalAvgPool, Op, PositionNorm, PositionNormConfig, Relu,
-    Reparameterize, Upsample,
+    Add, BatchNorm, BatchNormConfig, Conv, Elbo, ElboConfig, GlobalAvgPool, Likelihood, Op, PositionNorm,
+    PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 pub use crate::runtime::plan::Options as PlanOptions;
 pub use crate::runtime::tensor::{Shape, Spec};

@@ -6,7 +6,7 @@
 // loaded as integers. The flag covers every value, because a driver may lose a NaN in the sum. It also covers the sum: finite
 // gradients whose squares overflow would make Adam's second moments infinite.
 //
-// grads: flat, `len` vec4s, zero after the last gradient. terms: (total, recon, kl, 0).
+// grads: flat, `len` vec4s, zero after the last gradient. terms: (total, recon, kl, mse).
 //
 // Two dispatches. `partial`: one workgroup has SPAN vec4s, of which each invocation has every SUM_WIDTH-th. The squares are summed
 // along the invocation, then over the workgroup in a tree. `finish`: one workgroup sums the partial results in the same way.

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::runtime::op::vae::elbo::HALF_LN_2PI;
+use crate::runtime::op::Likelihood;
+use crate::runtime::op::vae::elbo::LN_2PI;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::data::Images;
@@ -23,8 +24,7 @@ pub struct Options {
 
 /// Metrics of a model, averaged over images.
 ///
-/// The likelihood is that of the training loss with a beta of 1: a Gaussian of unit variance around the decoded image, with pixel
-/// values from -1 to 1.
+/// The likelihood is that of the model, with a beta of 1: a Gaussian around the decoded image, with pixel values from -1 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
     /// Number of images.
@@ -35,6 +35,8 @@ pub struct Evaluation {
     pub recon: f64,
     /// KL divergence from the prior, in nats per dimension.
     pub kl: f64,
+    /// `total` in bits per dimension of the 8-bit images.
+    pub bits_per_dim: f64,
     /// `total` in nats per image.
     pub total_nats: f64,
     /// `recon` in nats per image.
@@ -47,6 +49,10 @@ pub struct Evaluation {
     pub psnr: f64,
     /// Number of latent dimensions whose posterior mean varies over the images.
     pub active_units: usize,
+    /// KL divergence of each latent dimension in nats per image.
+    pub kl_dims: Vec<f64>,
+    /// Variance of the likelihood.
+    pub variance: f64,
     /// Number of latent dimensions.
     pub latent_dim: usize,
     /// Importance-weighted bound.
@@ -70,6 +76,35 @@ pub fn psnr(mse: f64) -> f64 {
     10.0 * (4.0 / mse).log10()
 }
 
+/// Returns the bits per dimension of 8-bit images with this negative log-likelihood in nats per dimension of pixel values from -1 to 1:
+/// the density of a value times the width of a level, 1/127.5, is its probability.
+#[must_use]
+pub fn bits_per_dim(nats: f64) -> f64 {
+    nats / std::f64::consts::LN_2 + 127.5f64.log2()
+}
+
+/// A latent dimension with a KL divergence below this many nats carries next to nothing.
+const IDLE: f64 = 0.1;
+
+/// Returns what a person would want to know about a model, each with what to try: latent dimensions without content, and reconstructions
+/// that are worse than those of PCA. `kl_dims`: KL divergence of each latent dimension in nats.
+#[must_use]
+pub fn advice(kl_dims: &[f64], likelihood: Likelihood, mse: f64, pca: Option<f64>) -> Vec<String> {
+    let mut advice = Vec::new();
+    let (idle, latent) = (kl_dims.iter().filter(|kl| **kl < IDLE).count(), kl_dims.len());
+    if 4 * idle > latent {
+        let change = match likelihood {
+            Likelihood::Unit => "lower --beta or use --likelihood optimal",
+            Likelihood::Optimal => "lower --beta or --latent-dim, or train longer",
+        };
+        advice.push(format!("{idle} of {latent} latent dimensions carry less than {IDLE} nat: {change}"));
+    }
+    if pca.is_some_and(|pca| pca < mse) {
+        advice.push(format!("reconstructions are worse than those of PCA with {latent} components: train longer"));
+    }
+    advice
+}
+
 /// Evaluates a model on all of `images`. Calls `done` with the number of images so far.
 ///
 /// # Errors
@@ -86,20 +121,28 @@ pub fn evaluate(
     let mut noise: Vec<_> =
         (0..options.iwae.max(1) as u64).map(|k| rng::stream(options.seed, Stream::Sample, k)).collect();
     let [mut recon, mut kl, mut squares, mut bound] = [0.0f64; 4];
+    let variance = model.variance();
+    let log_scale = LN_2PI + variance.ln();
     let mut mu: Vec<f32> = Vec::new();
+    let mut kl_dims = vec![0.0f64; latent];
     let mut seen = 0;
     in_blocks(images, model.batch(), |pixels| {
         let h = model.encode(pixels)?;
         let z_mean = posterior_means(&h, latent);
         squares += squared_errors(pixels, &model.decode(&z_mean)?, dims).iter().sum::<f64>();
-        kl += h.chunks_exact(2 * latent).map(divergence).sum::<f64>();
+        for row in h.chunks_exact(2 * latent) {
+            for (sum, kl) in kl_dims.iter_mut().zip(divergences(row)) {
+                *sum += kl;
+            }
+            kl += divergences(row).sum::<f64>();
+        }
         let mut log_weights = vec![Vec::with_capacity(options.iwae); z_mean.len() / latent];
         for (k, noise) in noise.iter_mut().enumerate() {
             let eps = rng::normals(noise, z_mean.len());
             let z: Vec<f32> =
                 h.chunks_exact(2 * latent).zip(eps.chunks_exact(latent)).flat_map(|(h, eps)| draw(h, eps)).collect();
             let errors = squared_errors(pixels, &model.decode(&z)?, dims);
-            let nats: Vec<f64> = errors.iter().map(|e| 0.5 * e + HALF_LN_2PI * dims as f64).collect();
+            let nats: Vec<f64> = errors.iter().map(|e| 0.5 * (e / variance + log_scale * dims as f64)).collect();
             if k == 0 {
                 recon += nats.iter().sum::<f64>();
             }
@@ -125,12 +168,15 @@ pub fn evaluate(
         total: (recon_nats + kl_nats) / dims,
         recon: recon_nats / dims,
         kl: kl_nats / dims,
+        bits_per_dim: bits_per_dim((recon_nats + kl_nats) / dims),
         total_nats: recon_nats + kl_nats,
         recon_nats,
         kl_nats,
         mse,
         psnr: psnr(mse),
         active_units: active_units(&mu, latent),
+        kl_dims: kl_dims.iter().map(|sum| sum / images).collect(),
+        variance,
         latent_dim: latent,
         iwae: (options.iwae > 0).then_some(Bound { samples: options.iwae, nats, nats_per_dim: nats / dims }),
     })
@@ -142,14 +188,14 @@ fn draw(h: &[f32], eps: &[f32]) -> Vec<f32> {
     mu.iter().zip(log_std).zip(eps).map(|((m, s), e)| m + s.exp() * e).collect()
 }
 
-/// KL divergence of an image in nats: 0.5 * sum (mu^2 + exp(2 log_std) - 1 - 2 log_std).
-fn divergence(h: &[f32]) -> f64 {
+/// KL divergence of each latent dimension of an image in nats: 0.5 * (mu^2 + exp(2 log_std) - 1 - 2 log_std).
+fn divergences(h: &[f32]) -> impl Iterator<Item = f64> {
     let (mu, log_std) = h.split_at(h.len() / 2);
     let term = |(m, s): (&f32, &f32)| {
         let (m, s) = (f64::from(*m), f64::from(*s));
-        m * m + (2.0 * s).exp_m1() - 2.0 * s
+        0.5 * (m * m + (2.0 * s).exp_m1() - 2.0 * s)
     };
-    0.5 * mu.iter().zip(log_std).map(term).sum::<f64>()
+    mu.iter().zip(log_std).map(term)
 }
 
 /// log p(z) - log q(z|x), where z = mu + exp(log_std) * eps: the constants cancel.
@@ -198,7 +244,7 @@ mod tests {
         let (h, eps) = ([0.0f32; 6], [0.3f32, -1.0, 2.0]);
         let z = draw(&h, &eps);
         assert_eq!(z, eps);
-        assert_eq!((divergence(&h), log_prior_over_posterior(&h, &z, &eps)), (0.0, 0.0));
+        assert_eq!((divergences(&h).sum::<f64>(), log_prior_over_posterior(&h, &z, &eps)), (0.0, 0.0));
     }
 
     #[test]
@@ -212,12 +258,26 @@ mod tests {
                 -log_prior_over_posterior(&h, &draw(&h, &eps), &eps)
             })
             .sum();
-        assert!(
-            (sum / f64::from(draws) - divergence(&h)).abs() < 0.01,
-            "{} {}",
-            sum / f64::from(draws),
-            divergence(&h)
-        );
+        let (mean, divergence) = (sum / f64::from(draws), divergences(&h).sum::<f64>());
+        assert!((mean - divergence).abs() < 0.01, "{mean} {divergence}");
+    }
+
+    #[test]
+    fn advice_names_idle_dimensions_and_the_baseline() {
+        let idle = [vec![0.05; 12], vec![3.0; 4]].concat();
+        let text = advice(&idle, Likelihood::Unit, 0.08, Some(0.07));
+        assert!(text[0].starts_with("12 of 16 latent dimensions carry less than 0.1 nat"), "{text:?}");
+        assert!(text[1].contains("PCA with 16 components"), "{text:?}");
+        assert!(advice(&[3.0; 16], Likelihood::Unit, 0.06, Some(0.07)).is_empty());
+        assert!(!advice(&idle, Likelihood::Optimal, 0.06, None)[0].contains("--likelihood"));
+    }
+
+    #[test]
+    fn code_lengths_of_known_distributions() {
+        // A uniform distribution over the 256 levels, which are spread over 256/127.5.
+        assert!((bits_per_dim((256.0f64 / 127.5).ln()) - 8.0).abs() < 1e-12);
+        // The README's figure for the unit likelihood.
+        assert!((bits_per_dim(0.9683) - 8.391).abs() < 1e-3);
     }
 
     #[test]

@@ -6,10 +6,11 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
+use crate::runtime::op::Likelihood;
 use crate::runtime::plan;
 use crate::vae::data;
 use crate::vae::data::Images;
-use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::model::{Mode, VARIANCE, VaeConfig};
 use crate::vae::runner::{Device, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::weights::{TensorSchema, Weights};
@@ -46,6 +47,20 @@ impl Model {
         Ok(Self { path, config, weights })
     }
 
+    /// Returns the variance of the likelihood, of pixel values from -1 to 1: 1, or the running statistic of the loss.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if the weights are not those of the configuration.
+    pub fn variance(&self) -> Result<f64> {
+        if self.config.likelihood == Likelihood::Unit {
+            return Ok(1.0);
+        }
+        let graph = self.config.graph(1, Mode::Encode)?;
+        let at = graph.states().iter().position(|state| state.name == VARIANCE);
+        let value = at.and_then(|at| self.weights.states.get(at)?.first());
+        value.map(|value| f64::from(*value)).ok_or_else(|| Error::bug("weights without a variance"))
+    }
+
     /// Loads the model onto a device, to process `batch` images at a time. Compiles the programs for `work`: modes with the number of
     /// images in each call, such as `(Mode::Encode, 100)`. The remainder of a call gets a program of its own size.
     ///
@@ -67,7 +82,7 @@ impl Model {
         for arena in [Arena::Params, Arena::States] {
             runner.upload(arena, self.weights.arena(arena)?)?;
         }
-        Ok(Trained { runner, batch })
+        Ok(Trained { runner, batch, variance: self.variance()? })
     }
 }
 
@@ -101,6 +116,7 @@ fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
 pub struct Trained {
     runner: Runner,
     batch: usize,
+    variance: f64,
 }
 
 impl Trained {
@@ -114,6 +130,12 @@ impl Trained {
     #[must_use]
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Returns the variance of the likelihood, of pixel values from -1 to 1.
+    #[must_use]
+    pub fn variance(&self) -> f64 {
+        self.variance
     }
 
     /// Returns device, driver and backend as text.

@@ -3,7 +3,7 @@
 //! The encoder consists of groups of pre-activation residual blocks (He et al., arXiv:1603.05027). The first block of each group
 //! halves the resolution and doubles the channels. The decoder mirrors the encoder; there are no skip connections between them. The
 //! encoder outputs the mean and log standard deviation of a diagonal Gaussian (Kingma and Welling, arXiv:1312.6114), the decoder the
-//! mean of a Gaussian with unit variance.
+//! mean of a Gaussian, whose variance the [`Likelihood`] determines.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::runtime::graph::{Builder, Graph, Root, ValueId};
 use crate::runtime::kernel::Profile;
 use crate::runtime::op::{
-    AdamConfig, Add, BatchNorm, BatchNormConfig, Conv, Elbo, GlobalAvgPool, ImageDecode, PositionNorm,
-    PositionNormConfig, Relu, Reparameterize, Upsample,
+    AdamConfig, Add, BatchNorm, BatchNormConfig, Conv, Elbo, ElboConfig, GlobalAvgPool, ImageDecode, Likelihood,
+    PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use crate::runtime::plan;
 use crate::runtime::plan::Plan;
@@ -67,19 +67,29 @@ pub struct VaeConfig {
     pub image_size: usize,
     /// Channels of an image.
     pub image_channels: usize,
+    /// Distribution of a pixel around its decoded value.
+    #[serde(default, skip_serializing_if = "is_unit")]
+    pub likelihood: Likelihood,
+}
+
+/// Files with the unit likelihood do not name it, so that earlier versions can read them.
+fn is_unit(likelihood: &Likelihood) -> bool {
+    *likelihood == Likelihood::Unit
 }
 
 impl Default for VaeConfig {
-    /// 32 channels, 4 blocks, 3 groups, 16 latent dimensions, batch norm, 32x32 RGB images: 1,721,891 parameters.
+    /// 32 channels, 4 blocks, 3 groups, 64 latent dimensions, batch norm, the optimal likelihood, 32x32 RGB images: 1,943,171
+    /// parameters.
     fn default() -> Self {
         Self {
             channels: 32,
             blocks: 4,
             groups: 3,
-            latent_dim: 16,
+            latent_dim: 64,
             norm: Norm::Batch,
             image_size: 32,
             image_channels: 3,
+            likelihood: Likelihood::Optimal,
         }
     }
 }
@@ -88,6 +98,9 @@ impl Default for VaeConfig {
 const NORM_EPS: f64 = 1e-5;
 /// Momentum of batch norm's running statistics.
 const NORM_MOMENTUM: f64 = 0.1;
+
+/// Name of the running statistic that holds the variance of the optimal likelihood.
+pub(crate) const VARIANCE: &str = "loss.variance";
 
 /// Purpose of a graph of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -137,9 +150,9 @@ impl VaeConfig {
 
     /// Returns the graph for one batch size. The graphs of a model share their parameters and running statistics.
     ///
-    /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `beta`
-    /// (weight of the KL term, 1 value), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs: `terms`
-    /// (total, recon, kl), `h` (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite
+    /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `objective`
+    /// (weight of the KL term and free bits, see [`Elbo`]), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs: `terms`
+    /// (total, recon, kl, mse), `kl_dims` (`[latent]`), `h` (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite
     /// flag).
     ///
     /// # Errors
@@ -196,9 +209,13 @@ impl VaeConfig {
             b.apply("reparameterize", &[h, eps], |s| Reparameterize::new(s[0], s[1]))?
         };
         let mean = b.scope("decoder", |b| self.decoder(b, z, training))?;
-        let beta = b.input("beta", Spec::flat(1))?;
-        let terms = b.apply("loss", &[x, mean, h, beta], |s| Elbo::new(s[0], s[1], s[2], training))?;
-        Ok((b.output("mean", mean).output("h", h).output("terms", terms).build(), terms))
+        let objective = b.input("objective", Spec::flat(2))?;
+        let config = ElboConfig { likelihood: self.likelihood, training };
+        let inputs = [x, mean, h, objective];
+        let losses = b.apply_all("loss", &inputs, |s| Elbo::new(s[0], s[1], s[2], config))?;
+        let &[terms, kl_dims] = losses.as_slice() else { return Err(Error::bug("a loss with other outputs")) };
+        let b = b.output("mean", mean).output("h", h).output("terms", terms).output("kl_dims", kl_dims);
+        Ok((b.build(), terms))
     }
 
     /// Returns the graph for a device, rewritten as `options` ask, and its plan.

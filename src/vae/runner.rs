@@ -32,14 +32,16 @@ pub struct Hyperparams {
     pub weight_decay: f64,
     /// Weight of the KL term.
     pub beta: f64,
+    /// KL divergence in nats below which a latent dimension costs nothing more; 0 for none.
+    pub free_bits: f64,
     /// Largest global gradient norm; 0 disables clipping.
     pub clip: f64,
 }
 
 impl Default for Hyperparams {
-    /// Learning rate 1e-3, weight decay 1e-4, beta 1, no clipping.
+    /// Learning rate 1e-3, weight decay 1e-4, beta 1, no free bits, no clipping.
     fn default() -> Self {
-        Self { lr: 1e-3, weight_decay: 1e-4, beta: 1.0, clip: 0.0 }
+        Self { lr: 1e-3, weight_decay: 1e-4, beta: 1.0, free_bits: 0.0, clip: 0.0 }
     }
 }
 
@@ -48,12 +50,14 @@ impl Default for Hyperparams {
 pub struct StepReport {
     /// Index of the step, from 0.
     pub step: u64,
-    /// Total loss: recon + beta * kl.
+    /// Total loss: recon + beta * kl, where free bits count for dimensions below them.
     pub total: f32,
     /// Reconstruction term.
     pub recon: f32,
     /// KL term.
     pub kl: f32,
+    /// Mean squared error of the decoded images.
+    pub mse: f32,
     /// Global gradient norm before clipping.
     pub grad_norm: f32,
     /// Whether loss and gradients were finite and the update was made.
@@ -251,10 +255,10 @@ impl Runner {
         self.step
     }
 
-    /// Sets the index of the next training step, to resume an earlier run: first [`Runner::init`] with its seed, then upload its
-    /// parameters, states and optimizer states, then set its step.
-    pub fn set_step(&mut self, step: u64) {
-        self.step = step;
+    /// Continues an earlier run, whose parameters, states and optimizer states have been uploaded: sets its seed and the index of the
+    /// next training step.
+    pub fn resume(&mut self, seed: u64, step: u64) {
+        (self.seed, self.step) = (seed, step);
     }
 
     /// Replaces the tensors of an arena, each in PyTorch's order.
@@ -338,7 +342,7 @@ impl Runner {
             weight_decay: hyper.weight_decay as f32,
             clip: hyper.clip as f32,
         };
-        self.write(program, "beta", Data::F32(&[hyper.beta as f32]))?;
+        self.write(program, "objective", Data::F32(&[hyper.beta as f32, hyper.free_bits as f32]))?;
         self.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
         let ticket = self.run(program, &["terms", "norm"])?;
         let step = self.step;
@@ -373,11 +377,10 @@ impl Runner {
             let Some(at) = self.pending.iter().position(|(ticket, _)| *ticket == report.ticket) else { continue };
             let (_, step) = self.pending.remove(at);
             let [terms, norm] = report.values.as_slice() else { return Err(Error::bug("a report of another kind")) };
-            let ([total, recon, kl], [grad_norm, flag, ..]) = (terms.as_slice(), norm.as_slice()) else {
+            let (&[total, recon, kl, mse], &[grad_norm, flag, ..]) = (terms.as_slice(), norm.as_slice()) else {
                 return Err(Error::bug("a report of another length"));
             };
-            let finite = *flag == 1.0;
-            reports.push(StepReport { step, total: *total, recon: *recon, kl: *kl, grad_norm: *grad_norm, finite });
+            reports.push(StepReport { step, total, recon, kl, mse, grad_norm, finite: flag == 1.0 });
         }
         Ok(reports)
     }
@@ -401,11 +404,12 @@ impl Runner {
         let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
         self.write(program, "images", Data::U8(images))?;
         self.write(program, "eps", Data::F32(eps))?;
-        self.write(program, "beta", Data::F32(&[beta as f32]))?;
+        self.write(program, "objective", Data::F32(&[beta as f32, 0.0]))?;
         self.run(program, &[])?;
         let terms = self.read(program, "terms")?;
-        let &[total, recon, kl] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };
-        Ok(Evaluation { total, recon, kl, h: self.read(program, "h")?, mean: Vec::new() })
+        let &[total, recon, kl, mse] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };
+        let (kl_dims, h) = (self.read(program, "kl_dims")?, self.read(program, "h")?);
+        Ok(Evaluation { total, recon, kl, mse, kl_dims, h, mean: Vec::new() })
     }
 
     /// Encodes images (bytes, `[batch, c, h, w]`) to `h`, `[batch, 2 * latent]`: mu, then log_std.
@@ -465,6 +469,10 @@ pub struct Evaluation {
     pub recon: f32,
     /// KL term.
     pub kl: f32,
+    /// Mean squared error of the decoded images.
+    pub mse: f32,
+    /// KL divergence of each latent dimension in nats, averaged over the batch.
+    pub kl_dims: Vec<f32>,
     /// `[batch, 2 * latent]`: mu, then log_std.
     pub h: Vec<f32>,
     /// Decoded images, `[batch, c, h, w]`.

@@ -21,6 +21,7 @@ const LONG: &str = "40";
 fn tiny<'a>(out: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
     let mut args = vec!["train", "--data", "shapes", "--train-limit", "8", "--val-limit", "4", "--batch-size", "4"];
     args.extend(["--channels", "2", "--blocks", "1", "--latent-dim", "2", "--warmup", "4"]);
+    args.extend(["--schedule", "constant", "--val-split", "0"]);
     args.extend(["--device", device, "--epochs", epochs, "--out", out]);
     args
 }

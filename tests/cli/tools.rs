@@ -76,7 +76,7 @@ fn info_prints_the_model_and_its_plan() {
     let output = run(&["info"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
-    for part in ["encoder.stem.weight", "parameters: 1721891", "activations, gradients", "not trained: 79 biases"] {
+    for part in ["encoder.stem.weight", "parameters: 1943171", "activations, gradients", "not trained: 79 biases"] {
         assert!(text.contains(part), "{part} is missing:\n{text}");
     }
 }

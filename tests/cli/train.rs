@@ -398,7 +398,7 @@ fn train_reports_invalid_arguments() {
         (with(&["--init", "no-such-file"]), 1, "no-such-file"),
         (with(&["--variants", "no-such-table"]), 1, "no-such-table"),
         (with(&["--trace", "trace.txt"]), 1, "cannot profile"),
-        (with(&["--schedule", "wavy"]), 2, "cosine"),
+        (with(&["--recipe", "wavy"]), 2, "sharp, seed"),
         (words(&["train", "--data", "/no/such/folder", "--device", "cpu", "--out", &nowhere]), 1, "/no/such/folder"),
         (words(&["train", "--data", "shapes", "--train-limit", "0", "--out", &nowhere]), 2, "--train-limit"),
         (words(&["train", "--data", "shapes", "--epochs", "0", "--device", "cpu", "--out", &nowhere]), 2, "--epochs"),

@@ -238,7 +238,7 @@ fn step(runner: &mut Runner, poison: Option<f32>) -> bool {
         eps[5] = poison;
     }
     let images = vec![77; model().images(BATCH).len()];
-    let hyper = Hyperparams { lr: 1e-3, weight_decay: 0.0, beta: 1.0, clip: 1.0 };
+    let hyper = Hyperparams { lr: 1e-3, weight_decay: 0.0, clip: 1.0, ..Hyperparams::default() };
     runner.train_with_noise(&images, &eps, &hyper).unwrap();
     runner.reports(true).unwrap().pop().unwrap().finite
 }

@@ -22,7 +22,7 @@ fn run(gpu: &Gpu, op: &dyn Op, values: &mut Values, result: &str) -> Vec<f64> {
 }
 
 /// Norm and flag of gradients of 1, with element `at` replaced.
-fn norm(gpu: &Gpu, at: usize, value: f32, terms: [f32; 3]) -> (f64, f64) {
+fn norm(gpu: &Gpu, at: usize, value: f32, terms: [f32; 4]) -> (f64, f64) {
     let mut grads = vec![1.0; LEN];
     grads[at] = f64::from(value);
     let mut values = Values::from([("grads".into(), grads), ("terms".into(), terms.map(f64::from).to_vec())]);
@@ -33,10 +33,10 @@ fn norm(gpu: &Gpu, at: usize, value: f32, terms: [f32; 3]) -> (f64, f64) {
 fn single_non_finite_value_raises_the_flag(gpu: &Arc<Gpu>) {
     for bad in NOT_FINITE {
         for at in [0, 63, 4095, 4096, LEN - 1] {
-            assert_eq!(norm(gpu, at, bad, [1.0; 3]).1, 0.0, "{bad} at {at}");
+            assert_eq!(norm(gpu, at, bad, [1.0; 4]).1, 0.0, "{bad} at {at}");
         }
-        for term in 0..3 {
-            let mut terms = [1.0; 3];
+        for term in 0..4 {
+            let mut terms = [1.0; 4];
             terms[term] = bad;
             assert_eq!(norm(gpu, 0, 1.0, terms).1, 0.0, "{bad} in term {term}");
         }
@@ -44,9 +44,9 @@ fn single_non_finite_value_raises_the_flag(gpu: &Arc<Gpu>) {
 }
 
 fn gradient_norm_overflow_raises_the_flag(gpu: &Arc<Gpu>) {
-    assert_eq!(norm(gpu, 7, f32::MAX, [1.0; 3]), (f64::INFINITY, 0.0));
-    assert_eq!(norm(gpu, 7, f32::MIN, [1.0; 3]), (f64::INFINITY, 0.0));
-    let (norm, flag) = norm(gpu, 7, 1e18, [f32::MAX; 3]);
+    assert_eq!(norm(gpu, 7, f32::MAX, [1.0; 4]), (f64::INFINITY, 0.0));
+    assert_eq!(norm(gpu, 7, f32::MIN, [1.0; 4]), (f64::INFINITY, 0.0));
+    let (norm, flag) = norm(gpu, 7, 1e18, [f32::MAX; 4]);
     assert!((norm / 1e18 - 1.0).abs() < 1e-6 && flag == 1.0, "{norm} {flag}");
 }
 

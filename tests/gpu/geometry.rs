@@ -11,8 +11,8 @@ use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::graph::{Arena, Graph};
 use vae_wgpu::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Case, Conv, Distribution, Elbo, GlobalAvgPool, ImageDecode, PositionNorm,
-    PositionNormConfig, Relu, Reparameterize, Upsample,
+    Add, BatchNorm, BatchNormConfig, Case, Conv, Distribution, Elbo, ElboConfig, GlobalAvgPool, ImageDecode,
+    Likelihood, PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::Shape;
@@ -88,6 +88,10 @@ fn random_fused_convolutions_agree_with_the_reference_in_every_variant(gpu: &Arc
 fn other((kind, x, y, flag): (u8, Shape, Shape, bool)) -> Option<Case> {
     let name = format!("{x} and {y}, {flag}");
     let vector = |n, c| Shape::new(n, c, 1, 1);
+    let elbo = |optimal, training| {
+        let likelihood = if optimal { Likelihood::Optimal } else { Likelihood::Unit };
+        ElboConfig { likelihood, training }
+    };
     Some(match kind {
         0 => Case::new(name, Conv::linear(x, y.with_n(1)).ok()?),
         1 => Case::new(name, Add::new(x, x).ok()?),
@@ -104,8 +108,9 @@ fn other((kind, x, y, flag): (u8, Shape, Shape, bool)) -> Option<Case> {
             Case::new(name, PositionNorm::new(x, config).ok()?)
         }
         8 => Case::new(name, Reparameterize::new(vector(x.n, 2 * x.c), vector(x.n, x.c)).ok()?),
-        _ => Case::new(name, Elbo::new(x, x, vector(x.n, 2 * y.c), flag).ok()?)
-            .fill("beta", Distribution::Constant(0.75)),
+        _ => Case::new(name, Elbo::new(x, x, vector(x.n, 2 * y.c), elbo(y.h % 2 == 0, flag)).ok()?)
+            .fill("objective", Distribution::Values(&[0.75, 0.1]))
+            .fill("variance", Distribution::Constant(0.06)),
     })
 }
 

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use libtest_mimic::Failed;
 use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::op::{
-    Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv, Elbo, GlobalAvgPool, Op, Pass, PositionNorm,
-    PositionNormConfig, Relu, Reparameterize, Upsample,
+    Adam, AdamConfig, BatchNorm, BatchNormConfig, Conv, Elbo, ElboConfig, GlobalAvgPool, Likelihood, Op, Pass,
+    PositionNorm, PositionNormConfig, Relu, Reparameterize, Upsample,
 };
 use vae_wgpu::runtime::tensor::Shape;
 
@@ -141,12 +141,13 @@ impl Plan {
             }
             "vae_loss" => {
                 let (x, latent) = (picture(case, "channels")?, case.size("latent")?);
-                let op = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), true)?;
+                let config = ElboConfig { likelihood: Likelihood::Unit, training: true };
+                let op = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), config)?;
                 let mut plan = Self::simple(case, op, &["x"], &[])?;
                 plan.latent_operand(case, latent, "dh")?;
                 let round = &mut plan.rounds[0];
                 round.set("mean", case.tensor("mu_x")?.data.iter().copied());
-                round.set("beta", [1.0]);
+                round.set("objective", [1.0, 0.0]);
                 for (i, name) in ["total", "recon", "kl"].into_iter().enumerate() {
                     round.expect_map(name, "terms", move |terms| vec![terms[i]]);
                 }

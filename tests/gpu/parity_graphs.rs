@@ -6,8 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
 use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
-use vae_wgpu::runtime::op::AdamConfig;
-use vae_wgpu::runtime::op::StepScalars;
+use vae_wgpu::runtime::op::{AdamConfig, Likelihood, StepScalars};
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::{Shape, Spec};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
@@ -178,6 +177,7 @@ pub(crate) fn model(
         norm: norm(attr("norm")?.as_str().context("not a text")?)?,
         image_size: size("image")?,
         image_channels: size("channels")?,
+        likelihood: Likelihood::Unit,
     };
     let (batch, steps) = (case.size("batch")?, case.size("steps")?);
     let weight_decay = case.number("weight_decay")?;
@@ -221,11 +221,11 @@ pub(crate) fn model(
     for (step, eps) in eps.iter().enumerate() {
         exec.write(exec.input(program, "images")?, Data::U8(&images))?;
         exec.write(exec.input(program, "eps")?, Data::F32(eps))?;
-        exec.write(exec.input(program, "beta")?, Data::F32(&[1.0]))?;
+        exec.write(exec.input(program, "objective")?, Data::F32(&[1.0, 0.0]))?;
         exec.write(exec.input(program, "hyperparams")?, Data::F32(&scalars(step).to_array()))?;
         exec.run(program, &[exec.output(program, "terms")?])?;
         let report = exec.reports(true)?.pop().context("no report")?;
-        losses.extend(report.values.concat());
+        losses.extend(report.values.iter().flat_map(|terms| terms[..3].to_vec()));
         if step > 0 {
             continue;
         }
@@ -255,13 +255,13 @@ pub(crate) fn model(
     }
     exec.write(exec.input(evaluation, "images")?, Data::U8(&images))?;
     exec.write(exec.input(evaluation, "eps")?, Data::F32(eps[0]))?;
-    exec.write(exec.input(evaluation, "beta")?, Data::F32(&[1.0]))?;
+    exec.write(exec.input(evaluation, "objective")?, Data::F32(&[1.0, 0.0]))?;
     exec.run(evaluation, &[])?;
     let (mu, log_std) = halves(&exec.read(exec.output(evaluation, "h")?)?, config.latent_dim);
     shares.elements(&mu, "eval_mu", None)?;
     shares.elements(&log_std, "eval_log_std", None)?;
     shares.elements(&exec.read(exec.output(evaluation, "mean")?)?, "eval_mu_x", None)?;
-    shares.elements(&exec.read(exec.output(evaluation, "terms")?)?, "eval_losses", None)?;
+    shares.elements(&exec.read(exec.output(evaluation, "terms")?)?[..3], "eval_losses", None)?;
 
     if let (Engine::Gpu(_), Some(gpu)) = (engine, gpu) {
         // The runner of `train` gives the same bits.
@@ -271,7 +271,7 @@ pub(crate) fn model(
             runner.upload(*arena, tensors.as_ref().map_err(|e| anyhow::anyhow!("{e:#}"))?)?;
         }
         for (eps, lr) in eps.iter().zip(&rates) {
-            let hyper = Hyperparams { lr: *lr, weight_decay, beta: 1.0, clip: 0.0 };
+            let hyper = Hyperparams { lr: *lr, weight_decay, ..Hyperparams::default() };
             runner.train_with_noise(&images, eps, &hyper)?;
         }
         let reports = runner.reports(true)?;

@@ -9,12 +9,16 @@ use vae_wgpu::Error;
 use vae_wgpu::app::check::PreparedCase;
 use vae_wgpu::runtime::kernel::Profile;
 use vae_wgpu::runtime::op::{
-    Add, BatchNorm, BatchNormConfig, Case, Conv, Elbo, GlobalAvgPool, ImageDecode, Op, PositionNorm,
-    PositionNormConfig, Relu, Reparameterize, Target, Upsample,
+    Add, BatchNorm, BatchNormConfig, Case, Conv, Elbo, ElboConfig, GlobalAvgPool, ImageDecode, Likelihood, Op,
+    PositionNorm, PositionNormConfig, Relu, Reparameterize, Target, Upsample,
 };
 use vae_wgpu::runtime::tensor::{MAX_ELEMENTS, Shape};
 
 use crate::cases::{case, fused, parts, runner, small};
+
+fn elbo(likelihood: Likelihood, training: bool) -> ElboConfig {
+    ElboConfig { likelihood, training }
+}
 
 /// Sizes of every kind: zero, small, near powers of two, the largest.
 fn size() -> impl Strategy<Value = usize> {
@@ -147,8 +151,8 @@ fn arbitrary_operations_are_valid_or_rejected() {
                 check(Reparameterize::new(Shape::new(x.n, twice(x.c), 1, 1), Shape::new(x.n, x.c, 1, 1)))?,
             ),
             ("reparameterize of two", check(Reparameterize::new(x, y))?),
-            ("elbo", check(Elbo::new(x, x, Shape::new(x.n, twice(y.c), 1, 1), true))?),
-            ("elbo of three", check(Elbo::new(x, y, y, false))?),
+            ("elbo", check(Elbo::new(x, x, Shape::new(x.n, twice(y.c), 1, 1), elbo(Likelihood::Optimal, true)))?),
+            ("elbo of three", check(Elbo::new(x, y, y, elbo(Likelihood::Unit, false)))?),
         ] {
             counts.borrow_mut().entry(name).or_default()[usize::from(!made)] += 1;
         }

@@ -6,13 +6,16 @@ use proptest::prelude::*;
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor};
 use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::kernel::{DeviceKind, Profile};
-use vae_wgpu::runtime::op::{Add, BatchNorm, BatchNormConfig, Conv, PositionNorm, PositionNormConfig, Relu, Upsample};
+use vae_wgpu::runtime::op::{
+    Add, BatchNorm, BatchNormConfig, Conv, Likelihood, PositionNorm, PositionNormConfig, Relu, Upsample,
+};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::{Shape, Spec};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
+use vae_wgpu::vae::train::Recipe;
 
 use crate::random;
 
@@ -21,17 +24,20 @@ fn tiny() -> VaeConfig {
 }
 
 #[test]
-fn the_default_model_has_the_documented_size() {
-    let graph = VaeConfig::default().graph(128, Mode::Train).unwrap();
-    assert_eq!(graph.parameter_count(), 1_721_891);
-    let macs = VaeConfig::default().graph(1, Mode::Evaluate).unwrap();
+fn the_models_of_the_recipes_have_the_documented_sizes() {
+    let sharp = VaeConfig::default().graph(128, Mode::Train).unwrap();
+    assert_eq!(sharp.parameter_count(), 1_943_171);
+    assert_eq!(Recipe::Sharp.settings().model, VaeConfig::default());
+    let seed = Recipe::Seed.settings().model;
+    assert_eq!(seed.graph(128, Mode::Train).unwrap().parameter_count(), 1_721_891);
+    let macs = seed.graph(1, Mode::Evaluate).unwrap();
     let conv = |g: &Graph| -> f64 {
         let product = |family: &str| matches!(family, "conv2d" | "conv_transpose2d" | "linear");
         let nodes = g.nodes().iter().filter(|n| product(n.op.kind()) && n.pass.name != "backward_bias");
         nodes.map(|n| n.op.cost(&n.pass).unwrap().flop / 2.0).sum()
     };
     assert_eq!(conv(&macs), 87_760_896.0);
-    let step = VaeConfig::default().graph(1, Mode::Train).unwrap();
+    let step = seed.graph(1, Mode::Train).unwrap();
     assert_eq!(conv(&step), 262_397_952.0);
 }
 
@@ -117,8 +123,8 @@ fn the_default_model_fits_webgpus_default_limits() {
 
 #[test]
 fn model_gradient_matches_directional_derivatives() {
-    for norm in [Norm::Batch, Norm::Position] {
-        let config = VaeConfig { norm, ..tiny() };
+    for (norm, likelihood) in [(Norm::Batch, Likelihood::Unit), (Norm::Position, Likelihood::Optimal)] {
+        let config = VaeConfig { norm, likelihood, ..tiny() };
         let batch = 3;
         // Without the optimizer, so that a run leaves the parameters as they are.
         let graph = config.gradient_graph(batch).unwrap();
@@ -132,7 +138,7 @@ fn model_gradient_matches_directional_derivatives() {
             Data::F32(&rng::normals(&mut noise, batch * config.latent_dim)),
         )
         .unwrap();
-        exec.write(exec.input(program, "beta").unwrap(), Data::F32(&[0.7])).unwrap();
+        exec.write(exec.input(program, "objective").unwrap(), Data::F32(&[0.7, 0.0])).unwrap();
         exec.upload(Arena::States, &vae_wgpu::runtime::graph::initial(&graph, Arena::States, 0).unwrap()).unwrap();
         exec.upload(Arena::Params, &vae_wgpu::runtime::graph::initial(&graph, Arena::Params, 3).unwrap()).unwrap();
         let start = exec.tensors(Arena::Params).to_vec();

@@ -70,7 +70,7 @@ pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::
     let scalars = StepScalars { lr: 1e-3, bias_correction1, bias_correction2, weight_decay: 1e-2, clip: 1.0 };
     exec.write(exec.input(program, "images")?, Data::F32(&images))?;
     exec.write(exec.input(program, "eps")?, Data::F32(&eps))?;
-    exec.write(exec.input(program, "beta")?, Data::F32(&[1.0]))?;
+    exec.write(exec.input(program, "objective")?, Data::F32(&[1.0, 0.0]))?;
     exec.write(exec.input(program, "hyperparams")?, Data::F32(&scalars.to_array()))?;
 
     let same = |a: &[f32], b: &[f32]| a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits()));

@@ -12,7 +12,7 @@ use crate::runtime::gpu::roofline;
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
-use crate::vae::model::Mode;
+use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::{Device, Hyperparams, Runner};
 
 #[derive(Args, Debug)]
@@ -97,7 +97,7 @@ struct TimedStep {
 impl StepArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
         let (started, batch) = (Instant::now(), self.batch.get());
-        let config = self.model.config()?;
+        let config = self.model.config(VaeConfig::default())?;
         let device = self.device.open_for_models(!self.json)?;
         let programs = [(batch, Mode::Train)];
         let options = self.plan.options(adapter(&device), &config, &programs)?;
@@ -109,7 +109,7 @@ impl StepArgs {
             rng::uniforms(&mut noise, pixels, 1.0)?.iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
         let mut step = |runner: &mut Runner| {
             let eps = rng::normals(&mut noise, batch * config.latent_dim);
-            let hyper = Hyperparams { lr: self.lr, weight_decay: 1e-2, beta: 1.0, clip: 0.0 };
+            let hyper = Hyperparams { lr: self.lr, weight_decay: 1e-2, ..Hyperparams::default() };
             let started = Instant::now();
             runner.train_with_noise(&images, &eps, &hyper)?;
             let encode_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -168,7 +168,7 @@ const SAMPLE: Duration = Duration::from_millis(20);
 
 impl KernelsArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
-        let (config, batch) = (self.model.config()?, self.batch.get());
+        let (config, batch) = (self.model.config(VaeConfig::default())?, self.batch.get());
         let Device::Gpu(gpu) = self.device.open()? else {
             anyhow::bail!(
                 "cannot measure kernels: the CPU reference has none. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"

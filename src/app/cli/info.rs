@@ -46,7 +46,7 @@ impl InfoArgs {
                 print(format_args!("model: {}", model.path.display()))?;
                 model.config
             }
-            None => self.model.config()?,
+            None => self.model.config(VaeConfig::default())?,
         };
         let gpu = match &self.device {
             Some(select) => Some(Gpu::open(&Options { select: select.clone(), ..Options::default() })?),

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::runtime::gpu::{Gpu, Options, Select};
 use crate::runtime::kernel::emit::{Language, emit};
 use crate::runtime::kernel::{Dispatch, Profile};
-use crate::vae::model::Mode;
+use crate::vae::model::{Mode, VaeConfig};
 
 #[derive(Args, Debug)]
 pub(super) struct KernelsArgs {
@@ -60,7 +60,7 @@ impl From<Emit> for Language {
 
 impl KernelsArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let config = self.model.config()?;
+        let config = self.model.config(VaeConfig::default())?;
         let gpu = match &self.device {
             Some(select) => Some(Gpu::open(&Options { select: select.clone(), ..Options::default() })?),
             None => None,

@@ -16,7 +16,7 @@ use crate::app::bench::workloads;
 use crate::app::io::atomic;
 use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select};
 use crate::runtime::kernel::Profile;
-use crate::runtime::op::current_key;
+use crate::runtime::op::{Likelihood, current_key};
 use crate::runtime::plan;
 use crate::vae::model::{Mode, Norm, VaeConfig};
 use crate::vae::runner::Device;
@@ -194,28 +194,34 @@ fn adapter(device: &Device) -> Option<&AdapterInfo> {
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Model")]
 struct ModelArgs {
-    /// Channels after the first convolution; each group of blocks doubles them.
-    #[arg(long, value_name = "N", default_value_t = VaeConfig::default().channels, value_parser = values::size(|c, n| c.channels = n))]
-    channels: usize,
-    /// Residual blocks per group.
-    #[arg(long, value_name = "N", default_value_t = VaeConfig::default().blocks, value_parser = values::size(|c, n| c.blocks = n))]
-    blocks: usize,
-    /// Number of latent dimensions.
-    #[arg(long, value_name = "N", default_value_t = VaeConfig::default().latent_dim, value_parser = values::size(|c, n| c.latent_dim = n))]
-    latent_dim: usize,
-    /// Normalization: batch, or position (over the channels at each pixel).
-    #[arg(long, default_value = "batch", value_name = "batch|position")]
-    norm: Norm,
+    /// Channels after the first convolution; each group of blocks doubles them [default: 32].
+    #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.channels = n))]
+    channels: Option<usize>,
+    /// Residual blocks per group [default: 4].
+    #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.blocks = n))]
+    blocks: Option<usize>,
+    /// Number of latent dimensions [default: 64; with --recipe seed: 16].
+    #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.latent_dim = n))]
+    latent_dim: Option<usize>,
+    /// Normalization: batch, or position (over the channels at each pixel) [default: batch].
+    #[arg(long, value_name = "batch|position")]
+    norm: Option<Norm>,
+    /// Gaussian around a decoded pixel: variance 1 (unit), or one variance for all pixels at its maximum-likelihood value (optimal)
+    /// [default: optimal; with --recipe seed: unit].
+    #[arg(long, value_name = "unit|optimal")]
+    likelihood: Option<Likelihood>,
 }
 
 impl ModelArgs {
-    fn config(&self) -> crate::Result<VaeConfig> {
+    /// Returns the configuration: `base` with what the options change.
+    fn config(&self, base: VaeConfig) -> crate::Result<VaeConfig> {
         let config = VaeConfig {
-            channels: self.channels,
-            blocks: self.blocks,
-            latent_dim: self.latent_dim,
-            norm: self.norm,
-            ..VaeConfig::default()
+            channels: self.channels.unwrap_or(base.channels),
+            blocks: self.blocks.unwrap_or(base.blocks),
+            latent_dim: self.latent_dim.unwrap_or(base.latent_dim),
+            norm: self.norm.unwrap_or(base.norm),
+            likelihood: self.likelihood.unwrap_or(base.likelihood),
+            ..base
         };
         config.check()?;
         Ok(config)

@@ -176,8 +176,8 @@ impl Totals {
                     run.display()
                 )
             }
-            Event::Epoch { row, best } => format!(
-                "epoch {:>2}/{}  train {:.4}  validation {:.4} (recon {:.4}, kl {:.4}, mse {:.4})  {} active units  {}{}",
+            Event::Epoch { row, best, advice } => format!(
+                "epoch {:>2}/{}  train {:.4}  validation {:.4} (recon {:.4}, kl {:.4}, mse {:.4}, {:.3} bits/dim)  {} active units  {}{}{}",
                 row.epoch,
                 self.epochs,
                 row.train_total,
@@ -185,9 +185,11 @@ impl Totals {
                 row.val_recon,
                 row.val_kl,
                 row.val_mse,
+                row.val_bits,
                 row.active_units,
                 clock(row.seconds),
-                if *best { "  best" } else { "" }
+                if *best { "  best" } else { "" },
+                advice.iter().map(|advice| format!("\n      {advice}")).collect::<String>()
             ),
             Event::Warning { message } => format!("warning: {message}"),
             Event::Profile(summary) => summary.to_string(),
@@ -263,7 +265,7 @@ mod tests {
             Event::Started(start()),
             Event::Step(&step),
             Event::Step(&StepRow { step: 5, total: f32::NAN, grad_norm: f32::INFINITY, ..step }),
-            Event::Epoch { row: &epoch, best: true },
+            Event::Epoch { row: &epoch, best: true, advice: &[] },
             Event::Warning { message: "metrics.csv was missing" },
             Event::Interrupted { step: 6, run },
             Event::Finished { epochs: 25, steps: 9775, seconds: 7.25, best: None, run },
@@ -306,7 +308,7 @@ mod tests {
                 "train   50,000 images, 25 epochs, 9,775 steps of 128",
                 "run     runs/2026-01-31-1",
                 "step 5/9775  epoch 1/25  loss 0.9500 (recon 0.9375, kl 0.0125)  62 images/s",
-                "epoch  1/25  train 0.0000  validation 0.9818 (recon 0.0000, kl 0.0000, mse 0.0000)  16 active units  12 m 05 s  best",
+                "epoch  1/25  train 0.0000  validation 0.9818 (recon 0.0000, kl 0.0000, mse 0.0000, 0.000 bits/dim)  16 active units  12 m 05 s  best",
                 "warning: metrics.csv was missing",
                 "interrupted after 6 steps; checkpoint saved. Resume with: vae-wgpu train --resume runs/2026-01-31-1",
                 "done: 25 epochs, 9,775 steps in 7.2 s. Results: runs/2026-01-31-1",

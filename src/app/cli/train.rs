@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::output::check_output;
-use super::values::non_negative;
+use super::values::{non_negative, share};
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
 use crate::app::cli::progress::observer;
 use crate::app::io::atomic::create_parent;
@@ -19,7 +19,7 @@ use crate::app::io::run_store::FolderStore;
 use crate::app::io::tensor_file;
 use crate::vae::model::Mode;
 use crate::vae::runner::Device;
-use crate::vae::train::{MAX_EPOCHS, Outcome, Schedule, Settings, TrainContext, Trainer};
+use crate::vae::train::{MAX_EPOCHS, Outcome, Recipe, Schedule, Settings, TrainContext, Trainer};
 use crate::vae::weights::{TensorSchema, Weights};
 
 #[derive(Args, Debug)]
@@ -54,7 +54,8 @@ struct RunArgs {
     /// variants.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
-        "flip", "crop", "channels", "blocks", "latent_dim", "norm", "train_limit", "val_limit",
+        "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
+        "val_split", "recipe",
     ])]
     resume: Option<PathBuf>,
     /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
@@ -66,42 +67,56 @@ struct RunArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Training")]
 struct TrainingArgs {
+    /// Settings to start from: sharp (optimal likelihood, cosine schedule, clipping, flipped images, a validation split), or seed (those
+    /// of github.com/pi-tau/vae, whose images are blurred) [default: sharp].
+    #[arg(long, value_name = "sharp|seed")]
+    recipe: Option<Recipe>,
     /// Total number of epochs [default: 25].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
-    /// Images per training step.
-    #[arg(long, value_name = "N", default_value = "128")]
-    batch_size: NonZeroUsize,
-    /// Seed of the initial weights, image order, noise and augmentation.
-    #[arg(long, value_name = "N", default_value_t = Settings::default().seed)]
-    seed: u64,
-    /// Learning rate after the warm-up.
-    #[arg(long, value_name = "RATE", default_value_t = Settings::default().lr, value_parser = non_negative)]
-    lr: f64,
-    /// Steps during which the learning rate rises from 1 % to 100 %.
-    #[arg(long, value_name = "STEPS", default_value_t = Settings::default().warmup)]
-    warmup: u64,
-    /// Learning rate schedule after the warm-up.
-    #[arg(long, value_enum, default_value = "constant")]
-    schedule: ScheduleArg,
-    /// Decoupled weight decay (AdamW).
-    #[arg(long, value_name = "RATE", default_value_t = Settings::default().weight_decay, value_parser = non_negative)]
-    weight_decay: f64,
-    /// Clip the global gradient norm to this value; 0 disables clipping.
-    #[arg(long, value_name = "NORM", default_value_t = Settings::default().clip_grad, value_parser = non_negative)]
-    clip_grad: f64,
-    /// Weight of the KL term in the loss.
-    #[arg(long, value_name = "WEIGHT", default_value_t = Settings::default().beta, value_parser = non_negative)]
-    beta: f64,
-    /// Steps during which beta rises from 0 to its value; 0 disables the warm-up.
-    #[arg(long, value_name = "STEPS", default_value_t = Settings::default().beta_warmup)]
-    beta_warmup: u64,
-    /// Flip training images horizontally at random.
-    #[arg(long)]
-    flip: bool,
-    /// Shift training images by up to 4 pixels at random.
-    #[arg(long)]
-    crop: bool,
+    /// Images per training step [default: 128].
+    #[arg(long, value_name = "N")]
+    batch_size: Option<NonZeroUsize>,
+    /// Seed of the initial weights, image order, noise and augmentation [default: 0].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Learning rate after the warm-up [default: 0.01].
+    #[arg(long, value_name = "RATE", value_parser = non_negative)]
+    lr: Option<f64>,
+    /// Steps during which the learning rate rises from 1 % to 100 % [default: 500; with --recipe seed: 1000].
+    #[arg(long, value_name = "STEPS")]
+    warmup: Option<u64>,
+    /// Learning rate schedule after the warm-up [default: cosine; with --recipe seed: constant].
+    #[arg(long, value_enum)]
+    schedule: Option<ScheduleArg>,
+    /// Decoupled weight decay (AdamW) [default: 0.0001].
+    #[arg(long, value_name = "RATE", value_parser = non_negative)]
+    weight_decay: Option<f64>,
+    /// Clip the global gradient norm to this value; 0 disables clipping [default: 1; with --recipe seed: 0].
+    #[arg(long, value_name = "NORM", value_parser = non_negative)]
+    clip_grad: Option<f64>,
+    /// Weight of the KL term in the loss [default: 1].
+    #[arg(long, value_name = "WEIGHT", value_parser = non_negative)]
+    beta: Option<f64>,
+    /// Steps during which beta rises from 0 to its value; 0 disables the warm-up [default: 0].
+    #[arg(long, value_name = "STEPS")]
+    beta_warmup: Option<u64>,
+    /// Start the warm-up of beta again every this many steps; 0 for never [default: 0].
+    #[arg(long, value_name = "STEPS", requires = "beta_warmup")]
+    beta_cycle: Option<u64>,
+    /// KL divergence that a latent dimension may have at no cost, in nats [default: 0].
+    #[arg(long, value_name = "NATS", value_parser = non_negative)]
+    free_bits: Option<f64>,
+    /// Flip training images horizontally at random [default: true; with --recipe seed: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    flip: Option<bool>,
+    /// Shift training images by up to 4 pixels at random [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    crop: Option<bool>,
+    /// Share of the training images to set aside for validation, which chooses the best epoch; with 0 the test images do [default: 0.1;
+    /// with --recipe seed: 0].
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    val_split: Option<f64>,
 }
 
 /// Progress and profiling.
@@ -191,28 +206,34 @@ impl TrainArgs {
             return Ok((settings, Some(store)));
         }
         let (train_limit, val_limit) = self.dataset.limits();
+        let t = &self.training;
+        let base = t.recipe.unwrap_or(Recipe::Sharp).settings();
         let settings = Settings {
-            model: self.model.config()?,
+            model: self.model.config(base.model)?,
             data: self.dataset.spec(),
             train_limit,
             val_limit,
-            batch_size: self.training.batch_size.get(),
-            epochs: self.training.epochs.unwrap_or(Settings::default().epochs),
-            seed: self.training.seed,
-            lr: self.training.lr,
-            weight_decay: self.training.weight_decay,
-            warmup: self.training.warmup,
-            schedule: match self.training.schedule {
-                ScheduleArg::Constant => Schedule::Constant,
-                ScheduleArg::Cosine => Schedule::Cosine,
+            val_split: t.val_split.unwrap_or(base.val_split),
+            batch_size: t.batch_size.map_or(base.batch_size, NonZeroUsize::get),
+            epochs: t.epochs.unwrap_or(base.epochs),
+            seed: t.seed.unwrap_or(base.seed),
+            lr: t.lr.unwrap_or(base.lr),
+            weight_decay: t.weight_decay.unwrap_or(base.weight_decay),
+            warmup: t.warmup.unwrap_or(base.warmup),
+            schedule: match t.schedule {
+                Some(ScheduleArg::Constant) => Schedule::Constant,
+                Some(ScheduleArg::Cosine) => Schedule::Cosine,
+                None => base.schedule,
             },
-            clip_grad: self.training.clip_grad,
-            beta: self.training.beta,
-            beta_warmup: self.training.beta_warmup,
-            flip: self.training.flip,
-            crop: self.training.crop,
+            clip_grad: t.clip_grad.unwrap_or(base.clip_grad),
+            beta: t.beta.unwrap_or(base.beta),
+            beta_warmup: t.beta_warmup.unwrap_or(base.beta_warmup),
+            beta_cycle: t.beta_cycle.unwrap_or(base.beta_cycle),
+            free_bits: t.free_bits.unwrap_or(base.free_bits),
+            flip: t.flip.unwrap_or(base.flip),
+            crop: t.crop.unwrap_or(base.crop),
             // The trainer adds the kernel variants of the plan.
-            ..Settings::default()
+            variants: base.variants,
         };
         Ok((settings, None))
     }

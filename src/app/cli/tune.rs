@@ -13,7 +13,7 @@ use crate::app::bench::tune::{MARGIN, VariantTable, choices, tune};
 use crate::app::bench::workloads;
 use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::runtime::plan;
-use crate::vae::model::Mode;
+use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
 
 #[derive(Args, Debug)]
@@ -40,7 +40,7 @@ const SAMPLE: Duration = Duration::from_millis(20);
 
 impl TuneArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let config = self.model.config()?;
+        let config = self.model.config(VaeConfig::default())?;
         if let Some(file) = &self.out {
             check_output(file, &["json"])?;
         }

@@ -33,6 +33,12 @@ pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
     Err(format!("expected a number from 0 to {:e}", f32::MAX).into())
 }
 
+/// Parses a number from 0 to below 1.
+pub(super) fn share(text: &str) -> Result<f64, ParseError> {
+    let value: f64 = text.parse()?;
+    if (0.0..1.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to below 1".into()) }
+}
+
 /// Parses `OP=NAME`: an operation or a pass, and one of its variants.
 pub(super) fn variant(text: &str) -> Result<(String, String), ParseError> {
     let (op, name) = text.split_once('=').ok_or("expected OP=NAME, e.g. conv2d=naive")?;

@@ -46,7 +46,14 @@ impl<R: Row> Table<R> {
         if !path.exists() {
             return Ok((Self::create(path)?, Vec::new()));
         }
-        let (rows, bytes) = parse(&atomic::read(path)?, path, keep)?;
+        let content = atomic::read(path)?;
+        let (rows, bytes) = parse(&content, path, keep)?;
+        if !content.starts_with(R::COLUMNS.join(",").as_bytes()) {
+            // An earlier version wrote fewer columns.
+            let lines: Vec<_> = std::iter::once(R::COLUMNS.join(",")).chain(rows.iter().map(R::line)).collect();
+            atomic::save_atomic(path, format!("{}\n", lines.join("\n")).as_bytes())?;
+            return Ok((Self::open(path)?, rows));
+        }
         let mut table = Self::open(path)?;
         table.truncate(bytes)?;
         Ok((table, rows))
@@ -111,8 +118,8 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
     Ok(parse(&atomic::read(path)?, path, |_| true)?.0)
 }
 
-/// Parses the rows up to the first one that `keep` rejects, and returns them with the length in bytes of the header and these rows. `path` is
-/// used in errors.
+/// Parses the rows up to the first one that `keep` rejects, and returns them with the length in bytes of the header and these rows. Columns
+/// that an earlier version did not write are NaN. `path` is used in errors.
 ///
 /// # Errors
 /// [`Error::File`] if a row is malformed.
@@ -120,16 +127,20 @@ pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Re
     let malformed = |line: usize, why: String| Error::malformed("parse", path, format!("line {line}: {why}"));
     let mut rows = Vec::new();
     let mut length = 0;
+    let mut missing = String::new();
     for (line, number) in bytes.split_inclusive(|&b| b == b'\n').zip(1..) {
         let Some((b'\n', text)) = line.split_last() else { break };
         let text = std::str::from_utf8(text).map_err(|e| malformed(number, e.to_string()))?;
         if number == 1 {
-            let columns = R::COLUMNS.join(",");
-            if text != columns {
+            let columns = R::COLUMNS.len();
+            let written = (R::FIRST_COLUMNS..=columns).find(|&n| R::COLUMNS[..n].join(",") == text);
+            let Some(written) = written else {
+                let columns = R::COLUMNS.join(",");
                 return Err(malformed(1, format!("expected the columns `{columns}`, found `{text}`")));
-            }
+            };
+            missing = ",NaN".repeat(columns - written);
         } else {
-            let row = R::parse(text).map_err(|why| malformed(number, why))?;
+            let row = R::parse(&format!("{text}{missing}")).map_err(|why| malformed(number, why))?;
             if !keep(&row) {
                 break;
             }
@@ -211,6 +222,25 @@ mod tests {
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&parts).unwrap());
         let (_, rows) = Table::<EpochRow>::resume(&dir.path().join("epochs.csv"), |_| true).unwrap();
         assert_eq!(rows, []);
+    }
+
+    #[test]
+    fn tables_of_an_earlier_version_get_the_new_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("epochs.csv");
+        let old = EpochRow::COLUMNS[..EpochRow::FIRST_COLUMNS].join(",");
+        let row = "1,0.5,0.25,0.25,0.5,0.25,0.25,0.125,16,9.0";
+        fs::write(&path, format!("{old}\n{row}\n{}\n3,", row.replacen('1', "2", 1))).unwrap();
+        let (mut table, rows) = Table::resume(&path, |row: &EpochRow| row.epoch < 2).unwrap();
+        assert_eq!((rows.len(), rows[0].active_units, rows[0].seconds), (1, 16, 9.0));
+        assert!(rows[0].val_bits.is_nan());
+        table.push(&EpochRow { epoch: 2, val_bits: 7.0, ..EpochRow::default() }).unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            format!("{old},val_bits\n{row},NaN\n2,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0,0.0,7.0\n")
+        );
+        fs::write(&path, format!("{old},other\n")).unwrap();
+        assert!(Table::resume(&path, |_: &EpochRow| true).is_err());
     }
 
     /// `/dev/full` exists only on Linux.

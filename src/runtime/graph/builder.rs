@@ -75,11 +75,24 @@ impl Builder {
         inputs: &[ValueId],
         make: impl FnOnce(&[Shape]) -> Result<O>,
     ) -> Result<ValueId> {
+        let outputs = self.apply_all(name, inputs, make)?;
+        outputs.first().copied().ok_or_else(|| Error::bug(format!("{} has no output", self.path(name))))
+    }
+
+    /// Like [`Builder::apply`], but returns all outputs of the operation.
+    ///
+    /// # Errors
+    /// As [`Builder::apply`].
+    pub fn apply_all<O: Op + 'static>(
+        &mut self,
+        name: &str,
+        inputs: &[ValueId],
+        make: impl FnOnce(&[Shape]) -> Result<O>,
+    ) -> Result<Vec<ValueId>> {
         let path = self.path(name);
         let shapes: Vec<_> = inputs.iter().map(|v| self.shape(*v)).collect();
         let op = make(&shapes).map_err(|e| e.at_node(&path))?;
-        let outputs = self.graph.push_op(&path, Arc::new(op), inputs)?;
-        outputs.first().copied().ok_or_else(|| Error::bug(format!("{path} has no output")))
+        self.graph.push_op(&path, Arc::new(op), inputs)
     }
 
     /// Returns the shape of a value. For a value of another graph the shape is empty, and every operation rejects it.

@@ -17,7 +17,7 @@ impl Graph {
 
     /// Appends the global gradient norm and an AdamW step over all parameters.
     ///
-    /// `losses` are the loss terms, a flat tensor of three values. A step in which a loss term or a gradient is NaN or infinite
+    /// `losses` are the loss terms, a flat tensor of four values. A step in which a loss term or a gradient is NaN or infinite
     /// changes nothing: parameters and moments keep their values, and running statistics return to those of the last applied step
     /// ([`Arena::SavedStates`]).
     ///
@@ -74,7 +74,7 @@ mod tests {
         let x = b.input("x", Spec::nhwc(Shape::new(1, 2, 1, 1))).unwrap();
         let y = b.apply("linear", &[x], |s| Conv::linear(s[0], Shape::vector(1))).unwrap();
         let dy = b.input("dy", Spec::nhwc(b.shape(y))).unwrap();
-        let losses = b.input("losses", Spec::flat(3)).unwrap();
+        let losses = b.input("losses", Spec::flat(4)).unwrap();
         let graph = b.build().with_gradients(&[Root::Seeded(y, dy)], &[]).unwrap();
         let graph = graph.with_adam(config, losses).unwrap();
         assert_eq!(graph.optimizer(), Some(config));
@@ -89,7 +89,7 @@ mod tests {
             exec.write(exec.input(program, name).unwrap(), Data::F32(values)).unwrap();
         }
         for (loss, applied) in [(f32::NAN, false), (1.0, true)] {
-            exec.write(exec.input(program, "losses").unwrap(), Data::F32(&[loss; 3])).unwrap();
+            exec.write(exec.input(program, "losses").unwrap(), Data::F32(&[loss; 4])).unwrap();
             exec.run(program, &[]).unwrap();
             assert_eq!(exec.download(Arena::Params).unwrap() != params, applied, "loss {loss}");
             let flag = exec.read(exec.output(program, "norm").unwrap()).unwrap()[1];

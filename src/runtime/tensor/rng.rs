@@ -29,6 +29,10 @@ pub enum Stream {
     Shapes,
     /// Latent vectors drawn with a trained model: samples of the prior, or draw k of each posterior from sub-stream k.
     Sample,
+    /// Fitting a prior, and the choice of its components.
+    Prior,
+    /// Random places and directions in measures of image quality.
+    Metric,
 }
 
 /// A generator of random numbers, from [`stream`].
@@ -78,6 +82,8 @@ pub fn stream(seed: u64, stream: Stream, index: u64) -> StreamRng {
         Stream::Augment => 5,
         Stream::Shapes => 6,
         Stream::Sample => 7,
+        Stream::Metric => 8,
+        Stream::Prior => 9,
     };
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());

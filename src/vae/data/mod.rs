@@ -7,6 +7,7 @@
 //! This module does not access files or the network. The application reads the files of CIFAR-10.
 
 use std::fmt::{self, Debug};
+use std::ops::Deref;
 
 use serde::Serialize;
 
@@ -121,16 +122,40 @@ impl Images for InMemoryImages {
     }
 }
 
-/// The first `len` of other images.
+/// Some of other images. `I` is a box of them or a reference.
 #[derive(Debug)]
-struct First {
-    images: Box<dyn Images>,
-    len: usize,
+pub(crate) struct Subset<I> {
+    images: I,
+    indices: Vec<u32>,
 }
 
-impl Images for First {
+impl<'a> Subset<&'a dyn Images> {
+    /// All images.
+    pub(crate) fn all(images: &'a dyn Images) -> Self {
+        Self { images, indices: (0..images.len() as u32).collect() }
+    }
+
+    /// Splits images at random into two parts, of which the second has this share. The split is the same in every run.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a part would be empty.
+    pub(crate) fn split(images: &'a dyn Images, share: f64) -> Result<[Self; 2]> {
+        let set_aside = (images.len() as f64 * share).round() as usize;
+        if set_aside == 0 || set_aside >= images.len() {
+            let expected = format!("a share of {} images that leaves both parts at least 1", images.len());
+            return Err(Error::argument("validation split", expected, share));
+        }
+        let mut order = epoch_order(0, 0, images.len());
+        let mut second = order.split_off(images.len() - set_aside);
+        order.sort_unstable();
+        second.sort_unstable();
+        Ok([order, second].map(|indices| Self { images, indices }))
+    }
+}
+
+impl<I: Deref<Target: Images> + Send + Sync + Debug> Images for Subset<I> {
     fn len(&self) -> usize {
-        self.len
+        self.indices.len()
     }
 
     fn size(&self) -> (usize, usize, usize) {
@@ -142,11 +167,12 @@ impl Images for First {
     }
 
     fn label(&self, index: usize) -> u8 {
-        self.images.label(index)
+        self.images.label(self.indices[index] as usize)
     }
 
     fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
-        self.images.read_into(index, pixels)
+        check_read(self, index, pixels)?;
+        self.images.read_into(self.indices[index] as usize, pixels)
     }
 }
 
@@ -159,7 +185,7 @@ pub struct Dataset {
     pub provenance: String,
     /// Training images.
     pub train: Box<dyn Images>,
-    /// Test images, for validation.
+    /// Test images.
     pub test: Box<dyn Images>,
 }
 
@@ -206,7 +232,9 @@ impl Dataset {
     pub fn limited(self, train: Option<usize>, test: Option<usize>) -> Result<Self> {
         let first = |half: &str, images: Box<dyn Images>, limit: Option<usize>| match limit {
             Some(0) => Err(Error::argument(format!("limit of {half} images"), "at least 1", 0)),
-            Some(len) if len < images.len() => Ok(Box::new(First { images, len }) as Box<dyn Images>),
+            Some(len) if len < images.len() => {
+                Ok(Box::new(Subset { images, indices: (0..len as u32).collect() }) as Box<dyn Images>)
+            }
             _ => Ok(images),
         };
         let (train, test) = (first("training", self.train, train)?, first("test", self.test, test)?);
@@ -403,6 +431,26 @@ mod tests {
     }
 
     const GOLDEN: [u32; 12] = [4, 10, 2, 9, 3, 1, 11, 8, 5, 7, 6, 0];
+
+    #[test]
+    fn splits_are_disjoint_and_the_same_in_every_run() {
+        let images = tiny(100);
+        let [train, validation] = Subset::split(&images, 0.1).unwrap();
+        assert_eq!((train.len(), validation.len()), (90, 10));
+        assert!(train.indices.is_sorted() && validation.indices.is_sorted());
+        let mut both = [train.indices.as_slice(), &validation.indices].concat();
+        both.sort_unstable();
+        assert_eq!(both, (0..100).collect::<Vec<u32>>());
+        assert_eq!(Subset::split(&images, 0.1).unwrap()[1].indices, validation.indices);
+        let mut pixels = vec![0; 4];
+        validation.read_into(3, &mut pixels).unwrap();
+        assert_eq!(pixels[0], (validation.indices[3] * 4) as u8);
+        assert_eq!(validation.label(3), (validation.indices[3] % 2) as u8);
+        assert!(validation.read_into(10, &mut pixels).is_err());
+        for share in [0.0, 0.004, 0.996, 1.0, f64::NAN] {
+            assert!(Subset::split(&images, share).is_err(), "{share}");
+        }
+    }
 
     #[test]
     fn orders_are_uniform() {

@@ -24,6 +24,9 @@ pub enum Event<'a> {
         row: &'a EpochRow,
         /// Whether the validation loss is the best so far and the weights were saved.
         best: bool,
+        /// What to try where the results are poor.
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        advice: &'a [String],
     },
     /// A problem that does not end the run.
     Warning {

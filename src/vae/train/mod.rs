@@ -3,6 +3,7 @@
 //! A step depends on the settings and its index alone, so an interrupted and resumed run gives the same bits as an uninterrupted one.
 //! Reports arrive from the device a few steps late; only the end of an epoch waits for them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ use self::store::{About, RunStore};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
-use crate::vae::data::Dataset;
+use crate::vae::data::{Dataset, Images, Subset};
+use crate::vae::eval::{advice, bits_per_dim};
 use crate::vae::inference::check_size;
 use crate::vae::model::{Mode, Norm, VaeConfig};
 use crate::vae::runner::{self, Device, Hyperparams, Runner, batch_sizes};
@@ -32,7 +34,7 @@ mod settings;
 pub mod store;
 mod validation;
 
-pub use settings::{MAX_EPOCHS, Schedule, Settings};
+pub use settings::{MAX_EPOCHS, Recipe, Schedule, Settings};
 
 /// Outcome of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(300);
 pub struct Trainer<'a> {
     settings: Settings,
     dataset: &'a Dataset,
+    /// Training and validation images.
+    parts: Arc<Parts<'a>>,
     /// Fingerprint of the data set.
     fingerprint: String,
     runner: Runner,
@@ -104,9 +108,27 @@ impl std::fmt::Debug for Trainer<'_> {
     }
 }
 
+/// Images to train on and to validate on.
+#[derive(Debug)]
+struct Parts<'a> {
+    train: Subset<&'a dyn Images>,
+    validation: Subset<&'a dyn Images>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(dataset: &'a Dataset, val_split: f64) -> Result<Self> {
+        let (train, test) = (dataset.train.as_ref(), dataset.test.as_ref());
+        if val_split == 0.0 {
+            return Ok(Self { train: Subset::all(train), validation: Subset::all(test) });
+        }
+        let [train, validation] = Subset::split(train, val_split)?;
+        Ok(Self { train, validation })
+    }
+}
+
 /// Data, device and observer of a run.
 pub struct TrainContext<'a> {
-    /// Training images, and test images for validation.
+    /// Training images, some of which validate, and test images.
     pub dataset: &'a Dataset,
     /// Device of the model.
     pub device: &'a Device,
@@ -137,7 +159,8 @@ impl<'a> Trainer<'a> {
         context: TrainContext<'a>,
     ) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&mut settings, &context)?;
+        let parts = Arc::new(Parts::of(context.dataset, settings.val_split)?);
+        let mut runner = runner(&mut settings, &parts, &context)?;
         runner.init(settings.seed)?;
         if let Some(weights) = init {
             runner.upload(Arena::Params, &weights.params)?;
@@ -145,7 +168,7 @@ impl<'a> Trainer<'a> {
         }
         let fingerprint = context.dataset.fingerprint()?;
         store.begin(&About { device: &runner.describe(), kernels: runner.variants(), settings: &settings })?;
-        let mut trainer = Self::assemble(settings, fingerprint, runner, store, context);
+        let mut trainer = Self::assemble(settings, parts, fingerprint, runner, store, context);
         trainer.images(0)?;
         trainer.save_checkpoint()?;
         Ok(trainer)
@@ -154,6 +177,7 @@ impl<'a> Trainer<'a> {
     /// A trainer at the start of a run.
     fn assemble(
         settings: Settings,
+        parts: Arc<Parts<'a>>,
         fingerprint: String,
         runner: Runner,
         store: &'a mut dyn RunStore,
@@ -162,6 +186,7 @@ impl<'a> Trainer<'a> {
         Self {
             settings,
             dataset: context.dataset,
+            parts,
             fingerprint,
             runner,
             store,
@@ -182,7 +207,7 @@ impl<'a> Trainer<'a> {
 
     /// Returns the number of steps of an epoch, including a shorter last one.
     fn steps_per_epoch(&self) -> u64 {
-        self.dataset.train.len().div_ceil(self.settings.batch_size) as u64
+        self.parts.train.len().div_ceil(self.settings.batch_size) as u64
     }
 
     /// Returns the model on its device, to use it after training.
@@ -208,7 +233,7 @@ impl<'a> Trainer<'a> {
                 device: &self.runner.describe(),
                 model: &model,
                 parameters: self.runner.graph()?.parameter_count(),
-                images: self.dataset.train.len(),
+                images: self.parts.train.len(),
                 batch_size: self.settings.batch_size,
                 epochs: self.settings.epochs,
                 steps,
@@ -261,9 +286,9 @@ impl<'a> Trainer<'a> {
     fn epoch(&mut self, epoch: u64, steps: u64) -> Result<Outcome> {
         let first_step = (epoch - 1) * self.steps_per_epoch();
         let part = loader::Epoch { number: epoch, first_step, done: (self.runner.step() - first_step) as usize };
-        let (settings, images) = (self.settings.clone(), self.dataset.train.as_ref());
+        let (settings, images) = (self.settings.clone(), Arc::clone(&self.parts));
         std::thread::scope(|scope| {
-            for batch in loader::start(scope, &settings, images, part)? {
+            for batch in loader::start(scope, &settings, &images.train, part)? {
                 if self.stop.load(Ordering::Relaxed) {
                     self.collect(true)?;
                     self.save_checkpoint()?;
@@ -291,6 +316,7 @@ impl<'a> Trainer<'a> {
             lr: self.settings.lr_at(step, steps),
             weight_decay: self.settings.weight_decay,
             beta: self.settings.beta_at(step),
+            free_bits: self.settings.free_bits,
             clip: self.settings.clip_grad,
         };
         self.runner.train_with_noise(&batch.pixels, &batch.eps, &hyper)?;
@@ -349,7 +375,7 @@ impl<'a> Trainer<'a> {
         };
         let sizes = |step: u64| {
             let at = (step % self.steps_per_epoch()) as usize * self.settings.batch_size;
-            self.settings.batch_size.min(self.dataset.train.len() - at) as f64
+            self.settings.batch_size.min(self.parts.train.len() - at) as f64
         };
         let rows = || self.steps.iter().filter(|row| row.epoch == epoch);
         let images: f64 = rows().map(|row| sizes(row.step)).sum();
@@ -368,6 +394,7 @@ impl<'a> Trainer<'a> {
             val_mse: val.mse,
             active_units: val.active_units,
             seconds: started.elapsed().as_secs_f64(),
+            val_bits: bits_per_dim(val.recon + val.kl),
         };
         if !row.val_total.is_finite() {
             return Err(Error::NonFiniteOutput { what: "the validation loss".to_owned() });
@@ -394,7 +421,8 @@ impl<'a> Trainer<'a> {
             self.warn_on_io_error(model)?;
             self.warn_on_io_error(checkpoint)?;
         }
-        self.notify(&Event::Epoch { row: &row, best })?;
+        let advice = advice(&val.kl_dims, self.settings.model.likelihood, val.mse, None);
+        self.notify(&Event::Epoch { row: &row, best, advice: &advice })?;
         Ok(Outcome::Finished)
     }
 }
@@ -412,19 +440,18 @@ fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event
 
 /// Creates the model on its device with a program for every batch size of the run. Kernel variants in the plan of the context replace
 /// those of the settings.
-fn runner(settings: &mut Settings, context: &TrainContext<'_>) -> Result<Runner> {
+fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>) -> Result<Runner> {
     if !context.plan.variants.is_empty() {
         settings.variants.clone_from(&context.plan.variants);
     }
     let plan = plan::Options { variants: settings.variants.clone(), ..context.plan.clone() };
-    let (train, test) = (context.dataset.train.as_ref(), context.dataset.test.as_ref());
     let model = &settings.model;
-    check_size(model, train)?;
+    check_size(model, &parts.train)?;
     let mut programs = Vec::new();
-    for (images, mode) in [(train, Mode::Train), (test, Mode::Evaluate)] {
+    for (images, mode) in [(&parts.train, Mode::Train), (&parts.validation, Mode::Evaluate)] {
         programs.extend(batch_sizes(images.len(), settings.batch_size).map(|size| (size, mode)));
     }
-    programs.push((artifacts::first_of_each_class(test).len(), Mode::Evaluate));
+    programs.push((artifacts::first_of_each_class(context.dataset.test.as_ref()).len(), Mode::Evaluate));
     programs.push((artifacts::SAMPLES, Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
 }

@@ -1,13 +1,15 @@
 //! Resuming a run from its checkpoint.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::events::Event;
 use super::store::{About, Recorded, RunStore};
-use super::{MAX_EPOCHS, Settings, TrainContext, Trainer, notify, runner};
+use super::{MAX_EPOCHS, Parts, Settings, TrainContext, Trainer, notify, runner};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::vae::checkpoint::{Checkpoint, Progress};
+use crate::vae::data::Images;
 use crate::vae::weights::TensorSchema;
 
 impl<'a> Trainer<'a> {
@@ -18,7 +20,8 @@ impl<'a> Trainer<'a> {
     /// [`Error::Checkpoint`] if the checkpoint does not match the settings, the model or the data set.
     pub fn resume(mut settings: Settings, store: &'a mut dyn RunStore, context: TrainContext<'a>) -> Result<Self> {
         settings.check()?;
-        let mut runner = runner(&mut settings, &context)?;
+        let parts = Arc::new(Parts::of(context.dataset, settings.val_split)?);
+        let mut runner = runner(&mut settings, &parts, &context)?;
         let path = store.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =
             Checkpoint::from_file(store.load_checkpoint()?, &path, TensorSchema::of(runner.graph()?))?;
@@ -30,9 +33,9 @@ impl<'a> Trainer<'a> {
         ] {
             runner.upload(arena, tensors)?;
         }
-        runner.set_step(progress.step);
+        runner.resume(settings.seed, progress.step);
         let fingerprint = context.dataset.fingerprint()?;
-        check_progress(&progress, &path, &settings, context.dataset.train.len(), &fingerprint)?;
+        check_progress(&progress, &path, &settings, parts.train.len(), &fingerprint)?;
         let Recorded { steps, epochs: epoch_rows, device: before } = store.resume(progress.step, progress.epoch)?;
         let device = runner.describe();
         let before = before.unwrap_or_else(|| device.clone());
@@ -49,7 +52,7 @@ impl<'a> Trainer<'a> {
         }
         store.save_about(&About { device: &device, kernels: runner.variants(), settings: &settings })?;
         let (best, finished) = (progress.best, progress.epoch);
-        let trainer = Self::assemble(settings, fingerprint, runner, store, context);
+        let trainer = Self::assemble(settings, parts, fingerprint, runner, store, context);
         Ok(Self { steps, epoch_rows, best, finished, observer_error, ..trainer })
     }
 }

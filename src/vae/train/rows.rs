@@ -7,6 +7,9 @@ pub trait Row: Sized {
     /// Names of the columns.
     const COLUMNS: &'static [&'static str];
 
+    /// Number of columns in tables of version 0.1.0, which lack the last ones of today.
+    const FIRST_COLUMNS: usize;
+
     /// Formats the row as a line without a line end.
     fn line(&self) -> String;
 
@@ -18,7 +21,7 @@ pub trait Row: Sized {
 }
 
 macro_rules! rows {
-    ($($(#[$doc:meta])* struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
+    ($($(#[$doc:meta])* struct $name:ident since $first:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
         pub struct $name {
@@ -27,6 +30,7 @@ macro_rules! rows {
 
         impl Row for $name {
             const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),*];
+            const FIRST_COLUMNS: usize = $first;
 
             fn line(&self) -> String {
                 [$(format!("{:?}", self.$field)),*].join(",")
@@ -49,7 +53,7 @@ macro_rules! rows {
 
 rows! {
     /// A training step: a row of `metrics.csv`.
-    struct StepRow {
+    struct StepRow since 8 {
         /// Index of the step, from 0.
         step: u64,
         /// Epoch of the step, from 1.
@@ -69,7 +73,7 @@ rows! {
     }
 
     /// An epoch: a row of `epochs.csv`.
-    struct EpochRow {
+    struct EpochRow since 10 {
         /// Epoch, from 1.
         epoch: u64,
         /// Mean total loss of the training steps.
@@ -90,5 +94,7 @@ rows! {
         active_units: u64,
         /// Duration of the epoch in seconds, including validation.
         seconds: f64,
+        /// Variational bound on the code length of the validation images, in bits per dimension. NaN in tables of version 0.1.0.
+        val_bits: f64,
     }
 }

@@ -1,10 +1,12 @@
 //! Settings of a training run.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::runtime::op::Likelihood;
 use crate::vae::model::VaeConfig;
 
 /// Learning rate schedule after the warm-up.
@@ -15,6 +17,69 @@ pub enum Schedule {
     Constant,
     /// The learning rate falls to zero at the last step, along half a cosine.
     Cosine,
+}
+
+/// A set of settings that work together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipe {
+    /// Sharp images: the optimal likelihood, 64 latent dimensions, a cosine schedule, clipping, flipped images, and a validation split.
+    Sharp,
+    /// The settings of <https://github.com/pi-tau/vae>, with batch norm: the unit likelihood, 16 latent dimensions, a constant learning
+    /// rate, and validation on the test images.
+    Seed,
+}
+
+impl Recipe {
+    /// Returns the settings: AdamW with learning rate 0.01 and weight decay 1e-4, batch size 128, 25 epochs, seed 0, beta 1, and what
+    /// the recipe adds.
+    #[must_use]
+    pub fn settings(self) -> Settings {
+        let seed = Settings {
+            model: VaeConfig { latent_dim: 16, likelihood: Likelihood::Unit, ..VaeConfig::default() },
+            data: None,
+            train_limit: None,
+            val_limit: None,
+            val_split: 0.0,
+            batch_size: 128,
+            epochs: 25,
+            seed: 0,
+            lr: 0.01,
+            weight_decay: 1e-4,
+            warmup: 1000,
+            schedule: Schedule::Constant,
+            clip_grad: 0.0,
+            beta: 1.0,
+            beta_warmup: 0,
+            beta_cycle: 0,
+            free_bits: 0.0,
+            flip: false,
+            crop: false,
+            variants: BTreeMap::new(),
+        };
+        match self {
+            Self::Seed => seed,
+            Self::Sharp => Settings {
+                model: VaeConfig::default(),
+                val_split: 0.1,
+                warmup: 500,
+                schedule: Schedule::Cosine,
+                clip_grad: 1.0,
+                flip: true,
+                ..seed
+            },
+        }
+    }
+}
+
+impl FromStr for Recipe {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "sharp" => Ok(Self::Sharp),
+            "seed" => Ok(Self::Seed),
+            _ => Err(Error::Unknown { kind: "recipe", name: name.to_owned(), known: "sharp, seed".to_owned() }),
+        }
+    }
 }
 
 /// Settings of a run. They determine its results.
@@ -29,6 +94,9 @@ pub struct Settings {
     pub train_limit: Option<usize>,
     /// Number of test images to use, from the first; `None` uses all.
     pub val_limit: Option<usize>,
+    /// Share of the training images that are set aside for validation, from 0 to below 1. With 0 the test images validate.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub val_split: f64,
     /// Images per step. The last step of an epoch may have fewer.
     pub batch_size: usize,
     /// Total number of epochs.
@@ -49,6 +117,12 @@ pub struct Settings {
     pub beta: f64,
     /// Steps during which `beta` rises from 0; 0 disables the warm-up.
     pub beta_warmup: u64,
+    /// Steps after which the warm-up of `beta` starts again (Fu et al., arXiv:1903.10145); 0 for never.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub beta_cycle: u64,
+    /// KL divergence in nats below which a latent dimension costs nothing more; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub free_bits: f64,
     /// Flip training images horizontally at random.
     pub flip: bool,
     /// Shift training images by up to 4 pixels at random.
@@ -59,29 +133,19 @@ pub struct Settings {
     pub variants: BTreeMap<String, String>,
 }
 
+/// Settings at zero are not written, so that earlier versions can resume runs that do not use them.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
+fn is_none(steps: &u64) -> bool {
+    *steps == 0
+}
+
 impl Default for Settings {
-    /// AdamW with learning rate 0.01, weight decay 1e-4 and 1,000 warm-up steps; batch size 128, 25 epochs, seed 0, no clipping,
-    /// beta 1, no augmentation.
+    /// [`Recipe::Sharp`].
     fn default() -> Self {
-        Self {
-            model: VaeConfig::default(),
-            data: None,
-            train_limit: None,
-            val_limit: None,
-            batch_size: 128,
-            epochs: 25,
-            seed: 0,
-            lr: 0.01,
-            weight_decay: 1e-4,
-            warmup: 1000,
-            schedule: Schedule::Constant,
-            clip_grad: 0.0,
-            beta: 1.0,
-            beta_warmup: 0,
-            flip: false,
-            crop: false,
-            variants: BTreeMap::new(),
-        }
+        Recipe::Sharp.settings()
     }
 }
 
@@ -100,11 +164,15 @@ impl Settings {
             ("weight decay", self.weight_decay),
             ("clip-grad", self.clip_grad),
             ("beta", self.beta),
+            ("free bits", self.free_bits),
         ] {
             // Kernels compute in single precision.
             if !(0.0..=f64::from(f32::MAX)).contains(&value) {
                 return Err(Error::argument(what, format!("a number from 0 to {:e}", f32::MAX), value));
             }
+        }
+        if !(0.0..1.0).contains(&self.val_split) {
+            return Err(Error::argument("validation split", "a number from 0 to below 1", self.val_split));
         }
         if self.batch_size == 0 {
             return Err(Error::argument("batch size", "at least 1", 0));
@@ -133,6 +201,7 @@ impl Settings {
     /// Returns the weight of the KL term in a step (from 0).
     #[must_use]
     pub fn beta_at(&self, step: u64) -> f64 {
+        let step = if self.beta_cycle == 0 { step } else { step % self.beta_cycle };
         if self.beta_warmup == 0 { self.beta } else { self.beta * (step as f64 / self.beta_warmup as f64).min(1.0) }
     }
 }
@@ -145,7 +214,7 @@ mod tests {
 
     #[test]
     fn learning_rate_warms_up_and_decays() {
-        let settings = Settings::default();
+        let settings = Recipe::Seed.settings();
         assert!((settings.lr_at(0, 9775) - 1e-4).abs() < 1e-12);
         assert!((settings.lr_at(500, 9775) - 0.01 * (0.01 + 0.99 * 0.5)).abs() < 1e-12);
         assert!((settings.lr_at(1000, 9775) - 0.01).abs() < 1e-12);
@@ -157,7 +226,7 @@ mod tests {
     }
 
     fn settings_at(step: u64) -> f64 {
-        Settings::default().lr_at(step, 9775)
+        Recipe::Seed.settings().lr_at(step, 9775)
     }
 
     #[test]
@@ -165,6 +234,12 @@ mod tests {
         let settings = Settings { beta: 2.0, beta_warmup: 10, ..Settings::default() };
         assert_eq!([0, 5, 10, 20].map(|s| settings.beta_at(s)), [0.0, 1.0, 2.0, 2.0]);
         assert_eq!(Settings::default().beta_at(0), 1.0);
+    }
+
+    #[test]
+    fn beta_warms_up_in_each_cycle() {
+        let settings = Settings { beta: 2.0, beta_warmup: 10, beta_cycle: 20, ..Settings::default() };
+        assert_eq!([0, 5, 10, 19, 20, 25, 39].map(|s| settings.beta_at(s)), [0.0, 1.0, 2.0, 2.0, 0.0, 1.0, 2.0]);
     }
 
     /// A resumed run must compute with the same values.
@@ -192,6 +267,9 @@ mod tests {
             Settings { epochs: u64::MAX, ..Settings::default() },
             Settings { clip_grad: 1e39, ..Settings::default() },
             Settings { beta: f64::INFINITY, ..Settings::default() },
+            Settings { free_bits: -1.0, ..Settings::default() },
+            Settings { val_split: 1.0, ..Settings::default() },
+            Settings { val_split: f64::NAN, ..Settings::default() },
         ] {
             assert!(settings.check().is_err(), "{settings:?}");
         }

@@ -43,8 +43,8 @@ pub(crate) fn grad_norm() -> Result<Vec<Case>> {
         case("partials_tail", 4 * SPAN * 3 - 1)?,
         case("model", 1_721_891)?,
         case("huge", 5000)?.fill("grads", Distribution::Normal(0.0, 1e17)),
-        case("infinite_loss", 100)?.fill("terms", Distribution::Values(&[1.0, f32::NEG_INFINITY, 1.0])),
-        case("nan_loss", 100)?.fill("terms", Distribution::Values(&[1.0, 1.0, f32::NAN])),
+        case("infinite_loss", 100)?.fill("terms", Distribution::Values(&[1.0, f32::NEG_INFINITY, 1.0, 1.0])),
+        case("nan_loss", 100)?.fill("terms", Distribution::Values(&[1.0, 1.0, f32::NAN, 1.0])),
     ])
 }
 

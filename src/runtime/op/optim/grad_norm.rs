@@ -13,8 +13,8 @@ pub(crate) const NAME: &str = "grad_norm";
 /// norm = (sqrt(sum of the squares of all gradients), finite, 0, 0), where finite is 1 if every gradient, every loss term and the norm
 /// itself are finite, and 0 otherwise.
 ///
-/// `grads`: the flat buffer of all gradients, including its padding, which is zero. `terms`: the loss terms of
-/// [`Elbo`](crate::runtime::op::Elbo). `norm`: four values.
+/// `grads`: the flat buffer of all gradients, including its padding, which is zero. `terms`: four values, the loss
+/// terms of [`Elbo`](crate::runtime::op::Elbo). `norm`: four values.
 ///
 /// The squares are summed in single precision without scaling. Gradients above 1e19 give an infinite norm; their second moments would
 /// be infinite, too. Gradients below 1e-19 count as zero.
@@ -52,7 +52,7 @@ impl Op for GradNorm {
     fn operands(&self) -> Vec<Operand> {
         vec![
             Operand::new("grads", Role::Constant, Spec::flat(self.len)),
-            Operand::new("terms", Role::Constant, Spec::flat(3)),
+            Operand::new("terms", Role::Constant, Spec::flat(4)),
             Operand::new("norm", Role::Output, Spec::flat(4)),
         ]
     }

@@ -4,5 +4,5 @@ pub(crate) mod cases;
 pub mod elbo;
 pub mod reparameterize;
 
-pub use elbo::Elbo;
+pub use elbo::{Elbo, ElboConfig, Likelihood};
 pub use reparameterize::Reparameterize;
