@@ -32,19 +32,21 @@ class Config:
     channels: int = 32
     blocks: int = 4
     groups: int = 3
-    latent_dim: int = 16
+    latent_dim: int = 64
     norm: str = "batch"
     image_size: int = 32
     image_channels: int = 3
+    likelihood: str = "unit"  # Files with the unit likelihood do not name it.
 
     @staticmethod
     def from_json(text):
         values = json.loads(text)
         known = {field.name for field in fields(Config)}
-        if not isinstance(values, dict) or set(values) != known:
+        if not isinstance(values, dict) or set(values) | {"likelihood"} != known:
             raise ValueError(f"expected an object with exactly the fields {', '.join(sorted(known))}")
-        if values["norm"] not in ("batch", "position"):
-            raise ValueError(f"norm is {values['norm']!r}; expected \"batch\" or \"position\"")
+        for field, choices in [("norm", ("batch", "position")), ("likelihood", ("unit", "optimal"))]:
+            if values.get(field, choices[0]) not in choices:
+                raise ValueError(f"{field} is {values[field]!r}; expected {' or '.join(choices)}")
         return Config(**values)
 
 
@@ -159,6 +161,18 @@ class Decoder(nn.Module):
         return self.out(F.relu(self.norm(x)))
 
 
+class Loss(nn.Module):
+    """Holds the variance of a pixel around its decoded value, which only the likelihood of images depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("variance", torch.ones(1))
+
+    def negative_log_likelihood(self, x, mean):
+        """In nats per dimension."""
+        return 0.5 * ((2 * torch.pi * self.variance).log() + (x - mean).square().mean() / self.variance)
+
+
 class VAE(nn.Module):
     """The model that vae-wgpu trains. Images are `[n, c, h, w]`, from -1 to 1: `bytes / 127.5 - 1`."""
 
@@ -166,6 +180,8 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        if config.likelihood == "optimal":
+            self.loss = Loss()
 
     def forward(self, x):
         mu, log_std = self.encoder(x)
@@ -207,6 +223,8 @@ def names_and_shapes(config):
     layer("encoder.fc", [2 * config.latent_dim, widest], 2 * config.latent_dim)
     layer("decoder.fc", [widest * size * size, config.latent_dim], widest * size * size)
     layer("decoder.out", [config.image_channels, c, 3, 3], config.image_channels)
+    if config.likelihood == "optimal":
+        tensors["loss.variance"] = [1]
     norm("encoder.norm", widest)
     norm("decoder.norm", c)
     for g in range(config.groups):
@@ -219,6 +237,7 @@ def self_check():
     """Compares `names_and_shapes` with the module, for sizes of every kind."""
     configs = [
         Config(),
+        Config(likelihood="optimal"),
         Config(norm="position"),
         Config(channels=2, blocks=1, groups=1, latent_dim=1, image_size=2, image_channels=1),
         Config(channels=6, blocks=3, groups=4, latent_dim=5, norm="position", image_size=48, image_channels=4),
@@ -253,6 +272,24 @@ def load(path):
     return model.eval(), config
 
 
+def load_prior(path):
+    """Returns the mixture of Gaussians that was fitted to a model, or None. `path` is that of the model."""
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    path = (path if path.is_dir() else path.parent) / "prior.safetensors"
+    return load_file(path) if path.exists() else None
+
+
+def sample_latents(config, count, generator, temperature=1.0, prior=None):
+    """Draws `[count, latent_dim]` from the fitted prior, or without one from N(0, I)."""
+    noise = temperature * torch.randn(count, config.latent_dim, generator=generator)
+    if prior is None:
+        return noise
+    component = torch.multinomial(prior["mixture.weights"], count, replacement=True, generator=generator)
+    return prior["mixture.means"][component] + torch.einsum("nij,nj->ni", prior["mixture.factors"][component], noise)
+
+
 def tensors_of(model):
     """Returns the state dict without `num_batches_tracked`, which vae-wgpu neither writes nor reads."""
     return {name: t for name, t in model.state_dict().items() if not name.endswith(".num_batches_tracked")}
@@ -263,7 +300,8 @@ def save(model, config, path):
     from safetensors.torch import save_file
 
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors_of(model).items()}
-    save_file(tensors, path, metadata={"format": "pt", "config": json.dumps(asdict(config))})
+    sizes = {field: value for field, value in asdict(config).items() if (field, value) != ("likelihood", "unit")}
+    save_file(tensors, path, metadata={"format": "pt", "config": json.dumps(sizes)})
 
 
 def tensor_from(path, name):
@@ -307,7 +345,10 @@ def parse(arguments):
     parser.add_argument("-n", "--count", type=int, default=49, help="number of samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of PyTorch's noise (default: %(default)s)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="standard deviation of the latent noise (default: %(default)s)"
+        "--temperature", type=float, default=1.0, help="factor of the latent standard deviation (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prior", choices=["mixture", "normal"], help="distribution of z (default: mixture if prior.safetensors is there)"
     )
     parser.add_argument(
         "--latents", metavar="FILE", help="decode the tensor `mu` of this output of `vae-wgpu encode` instead of noise"
@@ -351,8 +392,11 @@ def run(options):
     if options.latents:
         z = tensor_from(options.latents, "mu")[: options.count]
     else:
-        noise = torch.randn(options.count, config.latent_dim, generator=torch.Generator().manual_seed(options.seed))
-        z = options.temperature * noise
+        prior = None if options.prior == "normal" else load_prior(options.model)
+        if prior is None and options.prior == "mixture":
+            raise ValueError("there is no prior.safetensors beside the model; write it with `vae-wgpu fit-prior`")
+        generator = torch.Generator().manual_seed(options.seed)
+        z = sample_latents(config, options.count, generator, options.temperature, prior)
     with torch.no_grad():
         images = model.decoder(z)
     write_png(options.out, images)

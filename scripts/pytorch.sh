@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# pytorch.sh [BINARY]: trains a tiny model with each norm, loads it into PyTorch and compares decoded images; then writes the weights back
+# pytorch.sh [BINARY]: trains a tiny model with each norm and likelihood, loads it into PyTorch and compares decoded images; then writes the weights back
 # and samples from them. Needs a Python with torch and safetensors (PYTHON, default python3) and does nothing where it has none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,16 +15,18 @@ trap 'rm -rf "$scratch"' EXIT
 load() { "$python" examples/load_in_pytorch.py "$@"; }
 
 load --self-check
-for norm in batch position; do
-    run=$scratch/$norm
+for model in "batch optimal" "batch unit" "position optimal"; do
+    read -r norm likelihood <<<"$model"
+    run=$scratch/$norm-$likelihood
     "$binary" train --quiet --data shapes --train-limit 128 --val-limit 32 --channels 8 --blocks 2 --batch-size 32 --epochs 1 \
-        --norm "$norm" --out "$run"
+        --norm "$norm" --likelihood "$likelihood" --out "$run"
     "$binary" encode "$run" --val-limit 32 --out "$run/latents.safetensors"
     "$binary" reconstruct "$run" --count 32 --raw --out "$run/images.safetensors"
     load "$run" --count 32 --latents "$run/latents.safetensors" --compare "$run/images.safetensors" --out "$run/decoded.png" \
         --save "$run/back.safetensors"
-    "$binary" sample "$run" --raw --out "$run/samples.npy"
     "$binary" sample "$run/back.safetensors" --raw --out "$run/back.npy"
+    "$binary" sample "$run" --prior normal --raw --out "$run/samples.npy"
     cmp "$run/samples.npy" "$run/back.npy"
+    load "$run" --prior mixture --out "$run/mixture.png"
 done
 echo "pytorch: ok"

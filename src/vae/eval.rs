@@ -5,10 +5,12 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::runtime::op::Likelihood;
 use crate::runtime::op::vae::elbo::LN_2PI;
+use crate::runtime::sys::threads;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::data::Images;
-use crate::vae::inference::{Trained, check_size, in_blocks, posterior_means, scaled};
+use crate::vae::inference::{Trained, check_size, draw, in_blocks, posterior_means, scaled};
+use crate::vae::metrics::Ssim;
 
 /// A latent dimension is active if the variance of its posterior mean over the data exceeds this value (Burda et al., arXiv:1509.00519).
 const ACTIVE_VARIANCE: f64 = 0.01;
@@ -47,6 +49,8 @@ pub struct Evaluation {
     pub mse: f64,
     /// Peak signal-to-noise ratio of that error in dB: 10 log10(2^2 / mse).
     pub psnr: f64,
+    /// Structural similarity of that image to the original, from -1 to 1: [`Ssim`].
+    pub ssim: f64,
     /// Number of latent dimensions whose posterior mean varies over the images.
     pub active_units: usize,
     /// KL divergence of each latent dimension in nats per image.
@@ -120,7 +124,8 @@ pub fn evaluate(
     let (latent, dims) = (model.config().latent_dim, model.config().images(1).len());
     let mut noise: Vec<_> =
         (0..options.iwae.max(1) as u64).map(|k| rng::stream(options.seed, Stream::Sample, k)).collect();
-    let [mut recon, mut kl, mut squares, mut bound] = [0.0f64; 4];
+    let [mut recon, mut kl, mut squares, mut similarity, mut bound] = [0.0f64; 5];
+    let ssim = Ssim::new([model.config().image_channels, model.config().image_size, model.config().image_size]);
     let variance = model.variance();
     let log_scale = LN_2PI + variance.ln();
     let mut mu: Vec<f32> = Vec::new();
@@ -129,7 +134,9 @@ pub fn evaluate(
     in_blocks(images, model.batch(), |pixels| {
         let h = model.encode(pixels)?;
         let z_mean = posterior_means(&h, latent);
-        squares += squared_errors(pixels, &model.decode(&z_mean)?, dims).iter().sum::<f64>();
+        let means = model.decode(&z_mean)?;
+        squares += squared_errors(pixels, &means, dims).iter().sum::<f64>();
+        similarity += similarities(&ssim, pixels, &means, dims)?.iter().sum::<f64>();
         for row in h.chunks_exact(2 * latent) {
             for (sum, kl) in kl_dims.iter_mut().zip(divergences(row)) {
                 *sum += kl;
@@ -174,6 +181,7 @@ pub fn evaluate(
         kl_nats,
         mse,
         psnr: psnr(mse),
+        ssim: similarity / images,
         active_units: active_units(&mu, latent),
         kl_dims: kl_dims.iter().map(|sum| sum / images).collect(),
         variance,
@@ -182,14 +190,8 @@ pub fn evaluate(
     })
 }
 
-/// Returns z = mu + exp(log_std) * eps, in single precision as in training.
-fn draw(h: &[f32], eps: &[f32]) -> Vec<f32> {
-    let (mu, log_std) = h.split_at(eps.len());
-    mu.iter().zip(log_std).zip(eps).map(|((m, s), e)| m + s.exp() * e).collect()
-}
-
 /// KL divergence of each latent dimension of an image in nats: 0.5 * (mu^2 + exp(2 log_std) - 1 - 2 log_std).
-fn divergences(h: &[f32]) -> impl Iterator<Item = f64> {
+pub(crate) fn divergences(h: &[f32]) -> impl Iterator<Item = f64> {
     let (mu, log_std) = h.split_at(h.len() / 2);
     let term = |(m, s): (&f32, &f32)| {
         let (m, s) = (f64::from(*m), f64::from(*s));
@@ -209,6 +211,16 @@ fn squared_errors(pixels: &[u8], means: &[f32], dims: usize) -> Vec<f64> {
     let error = |(x, m): (&u8, &f32)| (scaled(*x) - f64::from(*m)).powi(2);
     let image = |(x, m): (&[u8], &[f32])| x.iter().zip(m).map(error).sum();
     pixels.chunks_exact(dims).zip(means.chunks_exact(dims)).map(image).collect()
+}
+
+/// Returns the structural similarity of each image.
+fn similarities(ssim: &Ssim, pixels: &[u8], means: &[f32], dims: usize) -> Result<Vec<f64>> {
+    let images: Vec<_> = pixels.chunks_exact(dims).zip(means.chunks_exact(dims)).collect();
+    threads::map(&images, |(pixels, means)| {
+        let original: Vec<f64> = pixels.iter().map(|byte| scaled(*byte)).collect();
+        let decoded: Vec<f64> = means.iter().map(|value| f64::from(*value)).collect();
+        Ok(ssim.of(&original, &decoded))
+    })
 }
 
 /// log (1/K sum exp(w)) without overflow.

@@ -11,6 +11,7 @@ use crate::runtime::plan;
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::model::{Mode, VARIANCE, VaeConfig};
+use crate::vae::names;
 use crate::vae::runner::{Device, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::weights::{TensorSchema, Weights};
@@ -35,12 +36,14 @@ impl Model {
         Self::from_file(TensorFile::from_bytes(bytes, &path)?, path)
     }
 
-    /// Takes a model from a parsed file. `path` is used in messages.
+    /// Takes a model from a parsed file. The tensors may have the names of pi-tau/vae, and without a configuration the sizes of the
+    /// model follow from their shapes. `path` is used in messages.
     ///
     /// # Errors
     /// [`Error::Checkpoint`], [`Error::File`] or [`Error::InvalidArgument`] if the file has no valid configuration, or if its
     /// tensors are not those of the configured model.
-    pub fn from_file(file: TensorFile, path: PathBuf) -> Result<Self> {
+    pub fn from_file(mut file: TensorFile, path: PathBuf) -> Result<Self> {
+        names::from_seed(&mut file);
         let config = config_of(&file, &path)?;
         let graph = config.graph(1, Mode::Encode)?;
         let weights = Weights::from_file(file, &path, TensorSchema::of(&graph))?;
@@ -86,7 +89,7 @@ impl Model {
     }
 }
 
-/// Returns the configuration in a file: `config` of a model, `settings` of a checkpoint.
+/// Returns the configuration in a file: `config` of a model, `settings` of a checkpoint, or what the shapes of its tensors imply.
 fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
     #[derive(Deserialize)]
     struct Settings {
@@ -96,13 +99,12 @@ fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
         (Some(config), _) => serde_json::from_str(config),
         (None, Some(settings)) => serde_json::from_str(settings).map(|s: Settings| s.model),
         (None, None) => {
-            return Err(Error::Checkpoint {
+            return names::config_of_shapes(file).ok_or_else(|| Error::Checkpoint {
                 path: path.to_owned(),
-                what: "metadata".into(),
-                expected: "`config`, the configuration of the model".into(),
-                found: "none".into(),
-                hint: "only files written by vae-wgpu have it; train from other weights with: vae-wgpu train --init"
-                    .into(),
+                what: "tensors".into(),
+                expected: "those of a model, with the names of vae-wgpu or pi-tau/vae".into(),
+                found: "others".into(),
+                hint: "docs/pytorch.md lists the names".into(),
             });
         }
     };
@@ -189,6 +191,12 @@ impl Trained {
 #[must_use]
 pub fn posterior_means(h: &[f32], latent: usize) -> Vec<f32> {
     h.chunks_exact(2 * latent.max(1)).flat_map(|row| &row[..latent]).copied().collect()
+}
+
+/// Returns z = mu + exp(log_std) * eps, in single precision as in training.
+pub(crate) fn draw(h: &[f32], eps: &[f32]) -> Vec<f32> {
+    let (mu, log_std) = h.split_at(eps.len());
+    mu.iter().zip(log_std).zip(eps).map(|((m, s), e)| m + s.exp() * e).collect()
 }
 
 /// Checks that images have the size of the model.

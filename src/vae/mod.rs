@@ -6,6 +6,7 @@ pub mod eval;
 pub mod inference;
 pub mod metrics;
 pub mod model;
+pub mod names;
 #[cfg(feature = "statistics")]
 pub mod pca;
 #[cfg(feature = "statistics")]

@@ -21,6 +21,39 @@ const PASSES: usize = 40;
 /// Relative change of the explained variance that ends the iteration.
 const TOLERANCE: f64 = 1e-6;
 
+/// Projects vectors, `[n, dims]`, on their first two principal components. Returns the coordinates and each component's share of the
+/// variance.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] without vectors or with an incomplete one.
+pub fn project(vectors: &[f32], dims: usize) -> Result<(Vec<[f64; 2]>, [f64; 2])> {
+    if dims == 0 || vectors.is_empty() || !vectors.len().is_multiple_of(dims) {
+        return Err(Error::argument("number of values of vectors", format!("a multiple of {dims}"), vectors.len()));
+    }
+    let count = vectors.len() / dims;
+    let mut points = DMatrix::from_iterator(dims, count, vectors.iter().map(|v| f64::from(*v)));
+    let mean = points.column_mean();
+    points.column_iter_mut().for_each(|mut point| point -= &mean);
+    let eigen = (&points * points.transpose() / count as f64).symmetric_eigen();
+    let mut order: Vec<usize> = (0..dims).collect();
+    order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
+    let all: f64 = eigen.eigenvalues.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+    let share = |i: usize| order.get(i).map_or(0.0, |&at| eigen.eigenvalues[at] / all);
+    // Eigenvectors have no sign of their own: the largest entry is made positive.
+    let direction = |i: usize| {
+        order.get(i).map_or_else(
+            || DVector::zeros(dims),
+            |&at| {
+                let vector = eigen.eigenvectors.column(at).into_owned();
+                let largest = vector.iter().copied().fold(0.0, |a: f64, b| if b.abs() > a.abs() { b } else { a });
+                if largest < 0.0 { -vector } else { vector }
+            },
+        )
+    };
+    let (first, second) = (direction(0), direction(1));
+    Ok((points.column_iter().map(|point| [point.dot(&first), point.dot(&second)]).collect(), [share(0), share(1)]))
+}
+
 /// Mean image and principal components.
 #[derive(Clone, Debug)]
 pub struct Pca {
@@ -143,6 +176,27 @@ mod tests {
     use super::*;
     use crate::vae::data::InMemoryImages;
     use crate::vae::data::shapes::Shapes;
+
+    #[test]
+    fn vectors_are_projected_on_the_directions_of_largest_variance() {
+        // Long in the direction (0, 0.6, 0.8), shorter along the first axis.
+        let points: Vec<f32> = (0..200)
+            .flat_map(|i| {
+                let (along, across) = ((i as f32 * 0.37).sin() * 5.0, (i as f32 * 1.7).cos());
+                [1.0 + across, 2.0 + 0.6 * along, 3.0 + 0.8 * along]
+            })
+            .collect();
+        let (places, [first, second]) = project(&points, 3).unwrap();
+        assert!(first > 0.9 && first + second > 0.999, "{first} {second}");
+        let expected: Vec<f64> = (0..200).map(|i| (i as f64 * 0.37).sin() * 5.0).collect();
+        let mean = expected.iter().sum::<f64>() / 200.0;
+        for ([x, _], want) in places.iter().zip(&expected) {
+            assert!((x - (want - mean)).abs() < 0.2, "{x} {want}");
+        }
+        // One dimension has no second component.
+        assert!(project(&[1.0, 2.0, 4.0], 1).unwrap().0.iter().all(|[_, y]| *y == 0.0));
+        assert!(project(&[], 3).is_err() && project(&[1.0; 4], 3).is_err());
+    }
 
     #[test]
     fn components_are_eigenvectors_of_the_covariance() {

@@ -9,6 +9,8 @@ use nalgebra::{Cholesky, DMatrix, DVector, DVectorView};
 use crate::error::{Error, Result};
 use crate::runtime::sys::threads;
 use crate::runtime::tensor::rng::{self, Stream};
+use crate::vae::data::Images;
+use crate::vae::inference::{Trained, draw, in_blocks};
 use crate::vae::tensor_file::{Array, TensorFile};
 
 /// Added to the diagonal of covariances, so that they stay positive definite.
@@ -19,6 +21,24 @@ const TOLERANCE: f64 = 1e-3;
 const ITERATIONS: usize = 100;
 /// Points that a thread processes at a time. Sums are formed block by block, so results do not depend on the number of threads.
 const BLOCK: usize = 1024;
+
+/// Encodes images to one sample of each posterior, `[n, latent]`. Calls `done` with the number of images so far.
+///
+/// # Errors
+/// As [`Trained::encode`], and errors of the images.
+pub fn encode(model: &mut Trained, images: &dyn Images, seed: u64, done: &mut dyn FnMut(usize)) -> Result<Vec<f32>> {
+    let latent = model.config().latent_dim;
+    let mut noise = rng::stream(seed, Stream::Prior, 2);
+    let mut samples = Vec::with_capacity(images.len() * latent);
+    in_blocks(images, model.batch(), |pixels| {
+        for h in model.encode(pixels)?.chunks_exact(2 * latent) {
+            samples.extend(draw(h, &rng::normals(&mut noise, latent)));
+        }
+        done(samples.len() / latent);
+        Ok(())
+    })?;
+    Ok(samples)
+}
 
 /// A mixture of Gaussians with full covariances.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Tensor};
+use crate::vae::model::VARIANCE;
+use crate::vae::names;
 use crate::vae::tensor_file::{Array, TensorFile};
 
 /// Prefixes of the names of Adam's moments in a checkpoint.
@@ -60,6 +62,21 @@ impl Weights {
         tensor_file(metadata, schema.weights(), self.params.into_iter().chain(self.states))
     }
 
+    /// Takes the weights from a file of another program or of a model with another likelihood: the tensors may have the names of
+    /// pi-tau/vae, and the variance of the likelihood may be missing or superfluous. `path` is used in messages.
+    ///
+    /// # Errors
+    /// As [`Weights::from_file`].
+    pub fn from_foreign_file(mut file: TensorFile, path: &Path, schema: TensorSchema<'_>) -> Result<Self> {
+        names::from_seed(&mut file);
+        if schema.states.iter().any(|state| state.name == VARIANCE) {
+            file.tensors.entry(VARIANCE.to_owned()).or_insert(Array { dims: vec![1], data: vec![1.0] });
+        } else {
+            file.tensors.remove(VARIANCE);
+        }
+        Self::from_file(file, path, schema)
+    }
+
     /// Takes the weights from a file. Adam's moments in a checkpoint are ignored. `path` is used in messages.
     ///
     /// # Errors
@@ -69,6 +86,16 @@ impl Weights {
         let mut params = file.take(path, &schema.weights())?;
         let states = params.split_off(schema.params.len());
         Ok(Self { params, states })
+    }
+
+    /// Returns a checksum of all values, by which files that belong to these weights name them.
+    #[must_use]
+    pub fn checksum(&self) -> String {
+        let mut checksum = crc32fast::Hasher::new();
+        for tensor in self.params.iter().chain(&self.states) {
+            checksum.update(bytemuck::cast_slice(tensor));
+        }
+        format!("{:08x}", checksum.finalize())
     }
 
     /// Returns the tensors of [`Arena::Params`] or [`Arena::States`].

@@ -16,7 +16,7 @@ use vae_wgpu::runtime::exec::entry::PassProgram;
 use vae_wgpu::runtime::gpu::testing::TestHooks;
 use vae_wgpu::runtime::gpu::{Gpu, Options, Rewrite};
 use vae_wgpu::runtime::graph::Arena;
-use vae_wgpu::runtime::op::{Add, Op, Target};
+use vae_wgpu::runtime::op::{Add, Likelihood, Op, Target};
 use vae_wgpu::runtime::plan;
 use vae_wgpu::runtime::tensor::Shape;
 use vae_wgpu::runtime::tensor::rng;
@@ -251,7 +251,8 @@ fn bits(runner: &mut Runner) -> Vec<Vec<u32>> {
 
 fn non_finite_values_are_detected_before_the_update_and_named(gpu: &Arc<Gpu>) {
     for device in [Device::Gpu(Arc::clone(gpu)), Device::Cpu] {
-        let mut runner = Runner::new(model(), &[(BATCH, Mode::Train)], &device, &plan::Options::default()).unwrap();
+        let config = VaeConfig { likelihood: Likelihood::Unit, ..model() };
+        let mut runner = Runner::new(config, &[(BATCH, Mode::Train)], &device, &plan::Options::default()).unwrap();
         runner.init(1).unwrap();
         assert!(step(&mut runner, None));
         let healthy = bits(&mut runner);
@@ -297,6 +298,23 @@ fn non_finite_values_are_detected_before_the_update_and_named(gpu: &Arc<Gpu>) {
     }
 }
 
+/// With the optimal likelihood an infinite error has gradients of zero, so only the loss shows it.
+fn infinite_error_of_the_optimal_likelihood_is_detected(gpu: &Arc<Gpu>) {
+    for device in [Device::Gpu(Arc::clone(gpu)), Device::Cpu] {
+        let config = VaeConfig { likelihood: Likelihood::Optimal, ..model() };
+        let mut runner = Runner::new(config, &[(BATCH, Mode::Train)], &device, &plan::Options::default()).unwrap();
+        runner.init(1).unwrap();
+        let at = runner.graph().unwrap().params().iter().position(|t| t.name == "decoder.out.weight").unwrap();
+        let mut params = runner.download(Arena::Params).unwrap();
+        params[at].fill(1e30);
+        runner.upload(Arena::Params, &params).unwrap();
+        let before = bits(&mut runner);
+        assert!(!step(&mut runner, None));
+        assert!(bits(&mut runner) == before, "the update was made");
+        assert_eq!(runner.first_non_finite().unwrap(), None);
+    }
+}
+
 pub(crate) fn register(tests: &mut Suite) {
     harness::tests!(
         tests,
@@ -305,5 +323,6 @@ pub(crate) fn register(tests: &mut Suite) {
         oversized_batch_is_rejected_with_the_largest_that_fits,
         kernel_compile_error_names_the_kernel,
         non_finite_values_are_detected_before_the_update_and_named,
+        infinite_error_of_the_optimal_likelihood_is_detected,
     );
 }

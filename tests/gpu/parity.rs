@@ -136,22 +136,32 @@ impl Plan {
                 let (n, latent) = (case.size("batch")?, case.size("latent")?);
                 let op = Reparameterize::new(Shape::new(n, 2 * latent, 1, 1), Shape::new(n, latent, 1, 1))?;
                 let mut plan = Self::simple(case, op, &["eps", "dz"], &["z"])?;
-                plan.latent_operand(case, latent, "dh")?;
+                plan.latent_operand(case, latent, Some("dh"))?;
                 Ok(plan)
             }
             "vae_loss" => {
                 let (x, latent) = (picture(case, "channels")?, case.size("latent")?);
-                let config = ElboConfig { likelihood: Likelihood::Unit, training: true };
+                let optimal = case.attr("likelihood").is_ok_and(|kind| kind == "optimal");
+                let likelihood = if optimal { Likelihood::Optimal } else { Likelihood::Unit };
+                let variance = case.number("variance").ok();
+                let config = ElboConfig { likelihood, training: variance.is_none() };
                 let op = Elbo::new(x, x, Shape::new(x.n, 2 * latent, 1, 1), config)?;
                 let mut plan = Self::simple(case, op, &["x"], &[])?;
-                plan.latent_operand(case, latent, "dh")?;
+                plan.latent_operand(case, latent, config.training.then_some("dh"))?;
                 let round = &mut plan.rounds[0];
+                if optimal {
+                    round.set("variance", [variance.unwrap_or(1.0) as f32]);
+                }
                 round.set("mean", case.tensor("mu_x")?.data.iter().copied());
-                round.set("objective", [1.0, 0.0]);
+                let [beta, free] =
+                    [("beta", 1.0), ("free_bits", 0.0)].map(|(name, usual)| case.number(name).unwrap_or(usual));
+                round.set("objective", [beta as f32, free as f32]);
                 for (i, name) in ["total", "recon", "kl"].into_iter().enumerate() {
                     round.expect_map(name, "terms", move |terms| vec![terms[i]]);
                 }
-                round.expect("dmu_x", "dmean");
+                if config.training {
+                    round.expect("dmu_x", "dmean");
+                }
                 Ok(plan)
             }
             "adamw" => Self::adamw(case),
@@ -209,12 +219,13 @@ impl Plan {
         Ok(Self { op: Box::new(Adam::new(n, config)?), rounds })
     }
 
-    /// `h` is PyTorch's mu and log_std side by side, and so is its gradient.
-    fn latent_operand(&mut self, case: &OracleCase, latent: usize, gradient: &'static str) -> Result<()> {
+    /// `h` is PyTorch's mu and log_std side by side, and so is its gradient, if there is one.
+    fn latent_operand(&mut self, case: &OracleCase, latent: usize, gradient: Option<&'static str>) -> Result<()> {
         let (mu, log_std) = (&case.tensor("mu")?.data, &case.tensor("log_std")?.data);
         let rows = mu.chunks_exact(latent).zip(log_std.chunks_exact(latent));
         let round = &mut self.rounds[0];
         round.set("h", rows.flat_map(|(mu, log_std)| [mu, log_std].concat()));
+        let Some(gradient) = gradient else { return Ok(()) };
         for (name, half) in [("dmu", 0), ("dlog_std", 1)] {
             let columns = half * latent..(half + 1) * latent;
             round.expect_map(name, gradient, move |dh| {

@@ -7,15 +7,21 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::data::DatasetArgs;
-use super::inference::TrainedArgs;
+use super::inference::{TrainedArgs, dims};
 use super::output::bar;
 use super::print;
+use crate::app::io::prior;
 use crate::runtime::op::Likelihood;
-use crate::vae::data::Dataset;
+use crate::runtime::tensor::rng::{self, Stream};
+use crate::vae::data;
+use crate::vae::data::{Dataset, Images};
 use crate::vae::eval;
 use crate::vae::eval::{Evaluation, Options, advice, psnr};
+use crate::vae::inference::{Trained, posterior_means};
+use crate::vae::metrics::SlicedWasserstein;
 use crate::vae::model::Mode;
 use crate::vae::pca::Pca;
+use crate::vae::prior::Mixture;
 
 #[derive(Args, Debug)]
 pub(super) struct EvalArgs {
@@ -28,6 +34,9 @@ pub(super) struct EvalArgs {
     /// Skip the baseline: PCA with as many components as latent dimensions, which reads the training images several times.
     #[arg(long)]
     no_pca: bool,
+    /// Number of images from which sliced Wasserstein distances are computed; 0 skips them.
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    distances: u32,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -45,7 +54,22 @@ struct Report<'a> {
     likelihood: Likelihood,
     #[serde(flatten)]
     evaluation: Evaluation,
+    distances: Option<Distances>,
     pca: Option<PcaBaseline>,
+}
+
+/// Sliced Wasserstein distances to test images, in thousandths, averaged over the levels of the pyramid.
+#[derive(Serialize)]
+struct Distances {
+    /// Number of images in each set.
+    images: usize,
+    /// Training images: the distance of two sets of real images.
+    training_images: f64,
+    reconstructions: f64,
+    /// Samples from N(0, I).
+    normal: f64,
+    /// Samples from the fitted prior, if there is one.
+    mixture: Option<f64>,
 }
 
 /// Reconstruction error of PCA on the same images.
@@ -71,6 +95,10 @@ impl EvalArgs {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
+        let distances = match self.distances as usize {
+            0 => None,
+            count => Some(Distances::of(&mut trained, &dataset, prior::load(&model)?.as_ref(), count, self.seed)?),
+        };
         let pca = if self.no_pca { None } else { Some(PcaBaseline::of(&dataset, model.config.latent_dim)?) };
         let report = Report {
             model: model.path.display().to_string(),
@@ -78,6 +106,7 @@ impl EvalArgs {
             data: &dataset.name,
             likelihood: model.config.likelihood,
             evaluation,
+            distances,
             pca,
         };
         if self.json {
@@ -86,6 +115,43 @@ impl EvalArgs {
             report.print()?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Distances {
+    fn of(
+        trained: &mut Trained,
+        dataset: &Dataset,
+        mixture: Option<&Mixture>,
+        count: usize,
+        seed: u64,
+    ) -> anyhow::Result<Self> {
+        let (latent, dims) = (trained.config().latent_dim, dims(trained.config()));
+        let count = count.min(dataset.test.len()).min(dataset.train.len());
+        let bar = bar(4, "comparing sets of images");
+        let set = |images: &[f32]| {
+            bar.inc(1);
+            SlicedWasserstein::new(images, dims[0], dims[1])
+        };
+        let read = |images: &dyn Images| {
+            let mut pixels = Vec::new();
+            data::batch(images, &(0..count as u32).collect::<Vec<_>>(), &mut pixels)?;
+            Ok::<_, crate::Error>(pixels)
+        };
+        let floats = |pixels: &[u8]| pixels.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect::<Vec<_>>();
+        let test = read(dataset.test.as_ref())?;
+        let real = set(&floats(&test))?;
+        let z = posterior_means(&trained.encode(&test)?, latent);
+        let reconstructions = real.distance(&set(&trained.decode(&z)?)?)?;
+        let training_images = real.distance(&set(&floats(&read(dataset.train.as_ref())?))?)?;
+        let noise = rng::normals(&mut rng::stream(seed, Stream::Sample, 0), count * latent);
+        let normal = real.distance(&set(&trained.decode(&noise)?)?)?;
+        let mixture = match mixture {
+            Some(mixture) => Some(real.distance(&set(&trained.decode(&mixture.sample(count, seed, 1.0))?)?)?),
+            None => None,
+        };
+        bar.finish_and_clear();
+        Ok(Self { images: count, training_images, reconstructions, normal, mixture })
     }
 }
 
@@ -121,11 +187,21 @@ impl Report<'_> {
             let name = format!("-log p(x) <=, {} draws", bound.samples);
             print(format_args!("{name:<28} {:>16.6} {:>18.3}", bound.nats_per_dim, bound.nats))?;
         }
-        print(format_args!("{:<28} {:>16} {:>18}", "", "squared error", "PSNR in dB"))?;
-        print(format_args!("{:<28} {:>16.6} {:>18.3}", "decoded latent mean", e.mse, e.psnr))?;
+        print(format_args!("{:<28} {:>16} {:>18} {:>10}", "", "squared error", "PSNR in dB", "SSIM"))?;
+        print(format_args!("{:<28} {:>16.6} {:>18.3} {:>10.4}", "decoded latent mean", e.mse, e.psnr, e.ssim))?;
         if let Some(pca) = &self.pca {
             let name = format!("PCA, {} components", pca.components);
             print(format_args!("{name:<28} {:>16.6} {:>18.3}", pca.mse, pca.psnr))?;
+        }
+        if let Some(d) = &self.distances {
+            let title = format!("sliced Wasserstein distance of {} images to test images", d.images);
+            print(title)?;
+            let rows = [("training images", d.training_images), ("reconstructions", d.reconstructions)];
+            let samples = [("samples from N(0, I)", Some(d.normal)), ("samples from the fitted prior", d.mixture)];
+            let samples = samples.into_iter().filter_map(|(name, distance)| Some((name, distance?)));
+            for (name, distance) in rows.into_iter().chain(samples) {
+                print(format_args!("{name:<28} {distance:>16.1}"))?;
+            }
         }
         print(format_args!("active units: {} of {}", e.active_units, e.latent_dim))?;
         for advice in advice(&e.kl_dims, self.likelihood, e.mse, self.pca.as_ref().map(|pca| pca.mse)) {

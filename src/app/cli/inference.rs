@@ -19,6 +19,9 @@ use crate::vae::inference::{Model, Trained, check_size};
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::train::Settings;
 
+/// Images that a trained model processes at once unless an option says otherwise.
+pub(super) const BATCH: usize = 128;
+
 /// Choice of a trained model and its device.
 #[derive(Args, Debug, Clone)]
 pub(super) struct TrainedArgs {

@@ -32,6 +32,17 @@ pub(super) struct InterpolateArgs {
     images: ImagesArgs,
 }
 
+/// Returns the point at share `t` of the way from `a` to `b` on a sphere around the origin (Shoemake, "Animating Rotation with Quaternion
+/// Curves", 1985). Most of a Gaussian's mass lies near a sphere, which a straight line leaves.
+fn slerp(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let angle = (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).clamp(-1.0, 1.0).acos();
+    // Vectors in the same or in opposite directions, or of length zero, span no plane.
+    let [from, to] =
+        if angle.sin() > 1e-3 { [1.0 - t, t].map(|share| (share * angle).sin() / angle.sin()) } else { [1.0 - t, t] };
+    a.iter().zip(b).map(|(a, b)| from * a + to * b).collect()
+}
+
 impl InterpolateArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         check_output(&self.out, &["png"])?;
@@ -42,15 +53,29 @@ impl InterpolateArgs {
         let mut trained = self.trained.start(&model, &[(Mode::Encode, 2), (Mode::Decode, steps)])?;
         let mu = posterior_means(&trained.encode(&pixels)?, config.latent_dim);
         let (from, to) = mu.split_at(config.latent_dim);
-        let z: Vec<f32> = (0..steps)
-            .map(|step| step as f32 / (steps - 1) as f32)
-            .flat_map(|t| from.iter().zip(to).map(move |(a, b)| a + t * (b - a)))
-            .collect();
+        let z: Vec<f32> = (0..steps).flat_map(|step| slerp(from, to, step as f32 / (steps - 1) as f32)).collect();
         let (first, last) = pixels.split_at(pixels.len() / 2);
         let mut row = ImageBatch::from_bytes(first, dims)?;
         row.append(ImageBatch::from_floats(&trained.decode(&z)?, dims)?)?;
         row.append(ImageBatch::from_bytes(last, dims)?)?;
         save_grid(&self.out, steps + 2, &row, "interpolation, with the originals at both ends")?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interpolation_follows_the_sphere() {
+        let (a, b) = ([3.0f32, 0.0, 0.0], [0.0f32, 3.0, 0.0]);
+        for (t, want) in [(0.0, a), (1.0, b), (0.5, [4.5f32.sqrt(), 4.5f32.sqrt(), 0.0])] {
+            let got = slerp(&a, &b, t);
+            assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-5), "{t}: {got:?}");
+        }
+        // No plane: a straight line.
+        assert_eq!(slerp(&a, &[-3.0, 0.0, 0.0], 0.5), [0.0; 3]);
+        assert_eq!(slerp(&a, &[0.0; 3], 0.5), [1.5, 0.0, 0.0]);
     }
 }

@@ -28,10 +28,13 @@ mod data;
 mod devices;
 mod encode;
 mod eval;
+mod export;
+mod fit_prior;
 mod inference;
 mod info;
 mod interpolate;
 mod kernels;
+mod latent;
 mod output;
 mod pipeline_cache;
 mod progress;
@@ -63,10 +66,16 @@ enum Command {
     Interpolate(interpolate::InterpolateArgs),
     /// Vary each latent dimension from -3 to 3 with the others fixed: one row of images per dimension.
     Traverse(traverse::TraverseArgs),
+    /// Plot the latent means of images in two dimensions, and the KL divergence of each latent dimension.
+    Latent(latent::LatentArgs),
     /// Encode images: write the mean and log standard deviation of their latent dimensions.
     Encode(encode::EncodeArgs),
     /// Evaluate a trained model on the test images.
     Eval(eval::EvalArgs),
+    /// Fit a prior to the encoded training images, from which samples look more like the data.
+    FitPrior(fit_prior::FitPriorArgs),
+    /// Write the weights of a model to a file, with the tensor names of vae-wgpu or of github.com/pi-tau/vae.
+    Export(export::ExportArgs),
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),
     /// Download a data set if it is missing, verify it and print its statistics.
@@ -108,8 +117,11 @@ pub fn main() -> ExitCode {
         Command::Reconstruct(args) => args.run(),
         Command::Interpolate(args) => args.run(),
         Command::Traverse(args) => args.run(),
+        Command::Latent(args) => args.run(),
         Command::Encode(args) => args.run(),
         Command::Eval(args) => args.run(),
+        Command::FitPrior(args) => args.run(),
+        Command::Export(args) => args.run(),
         Command::Devices(args) => args.run(),
         Command::Data(args) => args.run(),
         Command::Check(args) => args.run(),
@@ -201,7 +213,7 @@ struct ModelArgs {
     #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.blocks = n))]
     blocks: Option<usize>,
     /// Number of latent dimensions [default: 64; with --recipe seed: 16].
-    #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.latent_dim = n))]
+    #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.latent_dim = n), alias = "latent_dim")]
     latent_dim: Option<usize>,
     /// Normalization: batch, or position (over the channels at each pixel) [default: batch].
     #[arg(long, value_name = "batch|position")]

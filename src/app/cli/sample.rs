@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::eprintln_lossy;
 use super::inference::{TrainedArgs, dims};
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use super::values::non_negative;
+use crate::app::io::prior;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
+use crate::vae::inference::Model;
 use crate::vae::model::Mode;
 use crate::vae::tensor_file::Array;
 
@@ -23,8 +25,12 @@ pub(super) struct SampleArgs {
     /// Seed of the latent noise.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Standard deviation of the latent noise.
-    #[arg(long, value_name = "STD", default_value_t = 1.0, value_parser = non_negative)]
+    /// Distribution of the latent vectors: the fitted mixture, or a standard normal distribution [default: mixture if prior.safetensors
+    /// lies beside the model, which training and `vae-wgpu fit-prior` write].
+    #[arg(long, value_enum)]
+    prior: Option<Prior>,
+    /// Factor of the standard deviation of the latent vectors: below 1 for more typical images, above for more varied ones.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = non_negative)]
     temperature: f64,
     /// Write the pixel values (-1 to 1, [n, channels, height, width]) instead of a PNG, to a .npy or .safetensors file.
     #[arg(long)]
@@ -34,6 +40,16 @@ pub(super) struct SampleArgs {
     out: Option<PathBuf>,
     #[command(flatten)]
     trained: TrainedArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Prior {
+    Mixture,
+    Normal,
+}
+
+fn missing(model: &Model) -> anyhow::Error {
+    anyhow::anyhow!("{} does not exist; fit a prior with `vae-wgpu fit-prior`", prior::path(model).display())
 }
 
 impl SampleArgs {
@@ -46,9 +62,21 @@ impl SampleArgs {
             check_grid(count)?;
         }
         let model = self.trained.load()?;
+        let mixture = match self.prior {
+            Some(Prior::Normal) => None,
+            Some(Prior::Mixture) => Some(prior::load(&model)?.ok_or_else(|| missing(&model))?),
+            None => prior::load(&model)?,
+        };
         let mut trained = self.trained.start(&model, &[(Mode::Decode, count)])?;
-        let mut z = rng::normals(&mut rng::stream(self.seed, Stream::Sample, 0), count * model.config.latent_dim);
-        z.iter_mut().for_each(|z| *z *= self.temperature as f32);
+        let z = match mixture {
+            Some(mixture) => mixture.sample(count, self.seed, self.temperature),
+            None => {
+                let mut z =
+                    rng::normals(&mut rng::stream(self.seed, Stream::Sample, 0), count * model.config.latent_dim);
+                z.iter_mut().for_each(|z| *z *= self.temperature as f32);
+                z
+            }
+        };
         let means = trained.decode(&z)?;
         if self.raw {
             let [c, h, w] = dims(&model.config);

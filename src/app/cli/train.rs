@@ -9,16 +9,20 @@ use std::sync::atomic::AtomicBool;
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
+use super::inference::BATCH;
 use super::output::check_output;
 use super::values::{non_negative, share};
-use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, signals};
+use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
 use crate::app::cli::progress::observer;
 use crate::app::io::atomic::create_parent;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::run_store::FolderStore;
-use crate::app::io::tensor_file;
+use crate::app::io::{model, tensor_file};
+use crate::runtime::plan;
+use crate::vae::data::Dataset;
 use crate::vae::model::Mode;
 use crate::vae::runner::Device;
+use crate::vae::train::store::RunStore;
 use crate::vae::train::{MAX_EPOCHS, Outcome, Recipe, Schedule, Settings, TrainContext, Trainer};
 use crate::vae::weights::{TensorSchema, Weights};
 
@@ -75,7 +79,7 @@ struct TrainingArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
     /// Images per training step [default: 128].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "batch_size")]
     batch_size: Option<NonZeroUsize>,
     /// Seed of the initial weights, image order, noise and augmentation [default: 0].
     #[arg(long, value_name = "N")]
@@ -90,10 +94,10 @@ struct TrainingArgs {
     #[arg(long, value_enum)]
     schedule: Option<ScheduleArg>,
     /// Decoupled weight decay (AdamW) [default: 0.0001].
-    #[arg(long, value_name = "RATE", value_parser = non_negative)]
+    #[arg(long, value_name = "RATE", value_parser = non_negative, aliases = ["weight_decay", "reg"])]
     weight_decay: Option<f64>,
     /// Clip the global gradient norm to this value; 0 disables clipping [default: 1; with --recipe seed: 0].
-    #[arg(long, value_name = "NORM", value_parser = non_negative)]
+    #[arg(long, value_name = "NORM", value_parser = non_negative, alias = "clip_grad")]
     clip_grad: Option<f64>,
     /// Weight of the KL term in the loss [default: 1].
     #[arg(long, value_name = "WEIGHT", value_parser = non_negative)]
@@ -189,10 +193,15 @@ impl TrainArgs {
         if profile {
             trainer.profile(self.output.trace.clone());
         }
-        Ok(match trainer.run()? {
-            Outcome::Finished => ExitCode::SUCCESS,
-            Outcome::Interrupted => ExitCode::from(INTERRUPTED),
-        })
+        let outcome = trainer.run()?;
+        let run = store.path().to_owned();
+        match outcome {
+            Outcome::Finished => {
+                self.fit_prior(&run, &dataset, &device, &plan)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Outcome::Interrupted => Ok(ExitCode::from(INTERRUPTED)),
+        }
     }
 
     /// Returns the settings, and the folder of the run to resume.
@@ -238,11 +247,27 @@ impl TrainArgs {
         Ok((settings, None))
     }
 
+    /// Fits a prior to the best weights of the run. The run is complete without it, so a failure is a warning.
+    fn fit_prior(&self, run: &Path, dataset: &Dataset, device: &Device, plan: &plan::Options) -> anyhow::Result<()> {
+        let fit = || {
+            let model = model::load(run)?;
+            let images = dataset.train.as_ref();
+            let mut trained = model.on(device, plan, BATCH, &[(Mode::Encode, images.len())])?;
+            fit_prior::fit(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0)
+        };
+        match fit() {
+            Ok(said) if !self.output.quiet && !self.output.json => eprintln_lossy(said),
+            Ok(_) => {}
+            Err(error) => eprintln_lossy(format_args!("warning: no prior was fitted: {error:#}")),
+        }
+        Ok(())
+    }
+
     /// Loads the initial weights.
     fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
         let Some(path) = &self.run.init else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
-        Ok(Some(Weights::from_file(tensor_file::load(path)?, path, TensorSchema::of(&graph))?))
+        Ok(Some(Weights::from_foreign_file(tensor_file::load(path)?, path, TensorSchema::of(&graph))?))
     }
 }
 

@@ -5,6 +5,7 @@ pub mod atomic;
 mod crash;
 pub mod csv;
 pub mod model;
+pub mod prior;
 pub mod run_config;
 pub mod run_folder;
 pub mod run_store;

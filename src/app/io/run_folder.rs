@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::app::io::atomic;
 use crate::app::io::atomic::{FolderLock, LOCK, LockState};
+use crate::app::io::prior;
 use crate::app::io::run_config::RunConfig;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::{Error, Result};
@@ -63,9 +64,10 @@ impl Drop for Reserved {
 }
 
 /// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "checkpoint.safetensors",
     "model.safetensors",
+    prior::FILE,
     "config.json",
     "metrics.csv",
     "epochs.csv",

@@ -17,10 +17,10 @@ use crate::vae::train::rows::{EpochRow, StepRow};
 /// --no-hinting`.
 const FONT: &[u8] = include_bytes!("../../../assets/DejaVuSans-ascii.ttf");
 /// Name under which the font is registered.
-const INFO: &str = "sans-serif";
+pub(super) const INFO: &str = "sans-serif";
 
 const SIZE: (u32, u32) = (1200, 760);
-const INK: RGBColor = RGBColor(51, 51, 51);
+pub(super) const INK: RGBColor = RGBColor(51, 51, 51);
 const BLUE: RGBColor = RGBColor(31, 119, 180);
 const ORANGE: RGBColor = RGBColor(230, 120, 20);
 const GREEN: RGBColor = RGBColor(44, 145, 60);
@@ -275,7 +275,7 @@ fn moving_mean(points: &[Point]) -> Vec<Point> {
     points.iter().map(mean).collect()
 }
 
-fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
+pub(super) fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
     static REGISTERED: LazyLock<bool> = LazyLock::new(|| register_font(INFO, FontStyle::Normal, FONT).is_ok());
     if !*REGISTERED {
         return Err(Error::bug("the embedded font is invalid"));
@@ -289,7 +289,7 @@ fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
 }
 
 /// Drawing into memory fails only through a bug in this file.
-fn failed(error: impl Display) -> Error {
+pub(super) fn failed(error: impl Display) -> Error {
     Error::bug(format!("plot: {error}"))
 }
 

@@ -1,0 +1,56 @@
+//! `vae-wgpu export`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use super::eprintln_lossy;
+use super::output::check_output;
+use crate::app::io::{atomic, model, tensor_file};
+use crate::error::Error;
+use crate::vae::model::{Mode, VARIANCE};
+use crate::vae::names::to_seed;
+use crate::vae::weights::TensorSchema;
+
+#[derive(Args, Debug)]
+pub(super) struct ExportArgs {
+    /// Run folder written by `vae-wgpu train`, or a safetensors file.
+    #[arg(value_name = "RUN|FILE")]
+    run: PathBuf,
+    /// Names of the tensors: those of vae-wgpu, or those of github.com/pi-tau/vae.
+    #[arg(long, value_enum, default_value = "own")]
+    names: Names,
+    /// Output file.
+    #[arg(long, short, value_name = "FILE", default_value = "weights.safetensors")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Names {
+    Own,
+    Seed,
+}
+
+impl ExportArgs {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        check_output(&self.out, &["safetensors"])?;
+        let model = model::load(&self.run)?;
+        let config = model.config;
+        let graph = config.graph(1, Mode::Encode)?;
+        let mut file = model.weights.into_file(TensorSchema::of(&graph), &serde_json::to_string(&config)?)?;
+        if self.names == Names::Seed {
+            // The variance of the likelihood has no counterpart, and images do not depend on it.
+            file.tensors.remove(VARIANCE);
+            let renamed = std::mem::take(&mut file.tensors).into_iter().map(|(name, array)| {
+                let theirs = to_seed(&name, config.groups, config.blocks);
+                Ok((theirs.ok_or_else(|| Error::bug(format!("no name for `{name}`")))?, array))
+            });
+            file.tensors = renamed.collect::<crate::Result<_>>()?;
+        }
+        atomic::create_parent(&self.out)?;
+        tensor_file::save(&file, &self.out)?;
+        eprintln_lossy(format_args!("{} tensors: {}", file.tensors.len(), self.out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+}
