@@ -13,10 +13,11 @@ pub const ARCHIVE: &str = "cifar-10-binary.tar.gz";
 pub const URL: &str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz";
 
 /// Bytes of a record: one label and 3,072 pixel values.
-pub const RECORD: usize = 1 + PIXELS;
+pub const RECORD: usize = LAYOUT.record();
 /// Size limit of a file; those of CIFAR-10 have 30,730,000 bytes.
 pub const MAX_FILE: usize = 32 << 20;
 
+const LAYOUT: Layout = Layout { name: "CIFAR-10", url: URL, labels: &[10] };
 const PIXELS: usize = 3 * 32 * 32;
 const TRAIN: [&str; 5] =
     ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
@@ -50,7 +51,7 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
         ));
     }
     let classes = match contents.get(NAMES) {
-        Some(text) => class_names(&member(origin, NAMES), text)?,
+        Some(text) => class_names(&member(origin, NAMES), text, CLASSES.len())?,
         None => CLASSES.map(str::to_owned).to_vec(),
     };
     let mut half = |files: &[&'static str]| {
@@ -60,7 +61,7 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
         for file in files {
             // Each file is dropped once it is parsed, to avoid a second copy of 180 MB.
             let bytes = contents.remove(file).unwrap_or_default();
-            records(&member(origin, file), &bytes, &mut labels, &mut pixels)?;
+            LAYOUT.parse(&member(origin, file), &bytes, &mut labels, &mut pixels)?;
         }
         InMemoryImages::new((3, 32, 32), classes.clone(), labels, pixels)
     };
@@ -73,45 +74,66 @@ pub(crate) fn member(origin: &str, file: &str) -> String {
     format!("{}/{file}", origin.trim_end_matches(['/', '\\']))
 }
 
-/// Appends the records of `bytes` to `labels` and `pixels`.
-fn records(file: &str, bytes: &[u8], labels: &mut Vec<u8>, pixels: &mut Vec<u8>) -> Result<()> {
-    let damaged = |what: String| {
-        Err(Error::data(file, what, format_args!("the file is damaged or not from CIFAR-10: download {URL} again")))
-    };
-    if bytes.is_empty() {
-        return damaged("byte 0: the file is empty, expected records of 3073 bytes".into());
-    }
-    for (i, record) in bytes.chunks(RECORD).enumerate() {
-        let offset = i * RECORD;
-        let Some((&label, image)) = record.split_first().filter(|_| record.len() == RECORD) else {
-            return damaged(format!(
-                "byte {offset}: record {i} has {} of {RECORD} bytes; the size of {} bytes is not a multiple of {RECORD}",
-                record.len(),
-                bytes.len()
-            ));
-        };
-        if usize::from(label) >= CLASSES.len() {
-            return damaged(format!("byte {offset}: record {i} has label {label}, expected 0 to 9"));
-        }
-        labels.push(label);
-        pixels.extend_from_slice(image);
-    }
-    Ok(())
+/// Layout of the records of a data set: labels, then the red, green and blue planes of a 32x32 image.
+pub(super) struct Layout {
+    /// Name of the data set.
+    pub(super) name: &'static str,
+    /// Address of its archive.
+    pub(super) url: &'static str,
+    /// Number of values of each label byte. The last label is the class.
+    pub(super) labels: &'static [u8],
 }
 
-/// Parses ten names, one per line. Ignores blank lines.
-fn class_names(file: &str, bytes: &[u8]) -> Result<Vec<String>> {
+impl Layout {
+    /// Returns the bytes of a record.
+    pub(super) const fn record(&self) -> usize {
+        self.labels.len() + PIXELS
+    }
+
+    /// Appends the records of `bytes` to `labels` and `pixels`.
+    pub(super) fn parse(&self, file: &str, bytes: &[u8], labels: &mut Vec<u8>, pixels: &mut Vec<u8>) -> Result<()> {
+        let size = self.record();
+        let damaged = |what: String| {
+            let Self { name, url, .. } = self;
+            Err(Error::data(file, what, format_args!("the file is damaged or not from {name}: download {url} again")))
+        };
+        if bytes.is_empty() {
+            return damaged(format!("byte 0: the file is empty, expected records of {size} bytes"));
+        }
+        for (i, record) in bytes.chunks(size).enumerate() {
+            let offset = i * size;
+            let Some((own, image)) = record.split_at_checked(self.labels.len()).filter(|_| record.len() == size) else {
+                return damaged(format!(
+                    "byte {offset}: record {i} has {} of {size} bytes; the size of {} bytes is not a multiple of {size}",
+                    record.len(),
+                    bytes.len()
+                ));
+            };
+            let mut known = own.iter().zip(self.labels).enumerate();
+            if let Some((at, (label, values))) = known.find(|(_, (label, values))| label >= values) {
+                let last = values - 1;
+                return damaged(format!("byte {}: record {i} has label {label}, expected 0 to {last}", offset + at));
+            }
+            labels.extend(own.last());
+            pixels.extend_from_slice(image);
+        }
+        Ok(())
+    }
+}
+
+/// Parses `count` names, one per line. Ignores blank lines.
+pub(super) fn class_names(file: &str, bytes: &[u8], count: usize) -> Result<Vec<String>> {
     let reject = |what: String| Err(Error::data(file, what, "delete the file to use the standard names"));
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
         Err(e) => {
-            return reject(format!("byte {}: not UTF-8, expected ten names of classes", e.valid_up_to()));
+            return reject(format!("byte {}: not UTF-8, expected {count} names of classes", e.valid_up_to()));
         }
     };
     let names: Vec<String> =
         text.trim_start_matches('\u{feff}').lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
-    if names.len() != CLASSES.len() {
-        return reject(format!("{} names of classes in {} bytes, expected 10", names.len(), bytes.len()));
+    if names.len() != count {
+        return reject(format!("{} names of classes in {} bytes, expected {count}", names.len(), bytes.len()));
     }
     if let Some(i) = names.iter().position(|n| n.chars().count() > 64 || n.chars().any(char::is_control)) {
         return reject(format!("line {}: expected a name of at most 64 printable characters", i + 1));

@@ -1,10 +1,10 @@
-//! Data sets: CIFAR-10, built-in shapes, or images of the caller.
+//! Data sets: CIFAR-10, CIFAR-100, IDX files as of MNIST, built-in shapes, or images of the caller.
 //!
 //! A data set consists of training and test [`Images`]. Images are bytes in the order channel, row, column. [`batch`] reads them;
 //! the model scales them to -1 to 1. Shuffling, augmentation and shapes are functions of seed and index, so a run can resume at any
 //! step.
 //!
-//! This module does not access files or the network. The application reads the files of CIFAR-10.
+//! This module does not access files or the network. The application reads the files of data sets.
 
 use std::fmt::{self, Debug};
 use std::ops::Deref;
@@ -17,6 +17,8 @@ use crate::runtime::tensor::rng::Stream;
 
 pub mod augment;
 pub mod cifar10;
+pub mod cifar100;
+pub mod idx;
 pub mod shapes;
 
 pub use augment::Augment;
@@ -282,7 +284,7 @@ impl Dataset {
 }
 
 /// Checks the arguments of [`Images::read_into`].
-fn check_read(images: &dyn Images, index: usize, pixels: &[u8]) -> Result<()> {
+pub(crate) fn check_read(images: &dyn Images, index: usize, pixels: &[u8]) -> Result<()> {
     if index >= images.len() {
         return Err(Error::argument("index of an image", format!("less than {}", images.len()), index));
     }
