@@ -268,7 +268,7 @@ fn sentence(hint: &str) -> String {
 }
 
 /// Text from a file or another program, made safe to print: one line of bounded length without control characters.
-fn printable(text: impl fmt::Display) -> String {
+pub(crate) fn printable(text: impl fmt::Display) -> String {
     const MOST: usize = 1000;
     let text = text.to_string();
     let mut shown: String = text.chars().take(MOST).map(|c| if c.is_control() { '?' } else { c }).collect();

@@ -6,19 +6,30 @@ use std::process::ExitCode;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::values::non_empty;
+use super::progress::grouped;
+use super::values::{image_size, non_empty};
 use super::{eprintln_lossy, print};
-use crate::app::data::{DataSpec, FetchProgress};
+use crate::app::data::{DataSpec, FetchProgress, ImageOptions, Opened, Summary};
+use crate::error::{Error, printable};
 use crate::vae::data::{Dataset, Description, Statistics};
+use crate::vae::model::VaeConfig;
+use crate::vae::train::Settings;
 
 /// Choice of a data set.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Data set")]
 pub(super) struct DatasetArgs {
-    /// Folder or archive of CIFAR-10, or `shapes` for the built-in data set [default: ./datasets/cifar-10-batches-bin, else the user's
-    /// cache, else a download].
+    /// Folder of PNG or JPEG images, CIFAR-10 or CIFAR-100 as binary files or archive, folder with MNIST's IDX files, or `shapes` for the
+    /// built-in data set [default: CIFAR-10 from ./datasets/cifar-10-batches-bin, else the user's cache, else a download].
     #[arg(long, value_name = "PATH|shapes", value_parser = non_empty::<DataSpec>)]
     data: Option<DataSpec>,
+    /// Crop the images of a folder to squares and resize them to this height and width: 32, 64 or 128 [default: 32, or the size of the
+    /// model].
+    #[arg(long, value_name = "PIXELS", value_parser = image_size)]
+    image_size: Option<usize>,
+    /// Reject a folder with a broken image. Otherwise up to 10 broken images, or 1 %, are skipped with a warning.
+    #[arg(long)]
+    strict: bool,
     /// Use only the first N training images.
     #[arg(long, value_name = "N")]
     train_limit: Option<NonZeroUsize>,
@@ -28,15 +39,16 @@ pub(super) struct DatasetArgs {
 }
 
 impl DatasetArgs {
-    /// Returns the data set that a run was started with.
-    pub(super) fn new(
-        data: Option<&str>,
-        train_limit: Option<usize>,
-        val_limit: Option<usize>,
-    ) -> anyhow::Result<Self> {
-        let data = data.map(str::parse).transpose()?;
+    /// Returns the data set of a run. `self` has the options of this call.
+    pub(super) fn of_run(&self, run: &Settings) -> anyhow::Result<Self> {
+        let data = run.data.as_deref().map(str::parse).transpose()?;
+        Ok(Self { data, image_size: self.image_size.or(run.image_size), ..self.clone() })
+    }
+
+    /// Returns the same images with the limits of a run.
+    pub(super) fn with_limits_of(self, run: &Settings) -> Self {
         let limit = |n: Option<usize>| n.and_then(NonZeroUsize::new);
-        Ok(Self { data, train_limit: limit(train_limit), val_limit: limit(val_limit) })
+        Self { train_limit: limit(run.train_limit), val_limit: limit(run.val_limit), ..self }
     }
 
     /// Returns the data set as stored in a run: a path is made absolute.
@@ -53,13 +65,83 @@ impl DatasetArgs {
         (self.train_limit.map(NonZeroUsize::get), self.val_limit.map(NonZeroUsize::get))
     }
 
-    /// Opens the data set; a download shows its progress on stderr unless `quiet`.
-    pub(super) fn open(&self, quiet: bool) -> anyhow::Result<Dataset> {
+    /// Returns the requested size of the images of a folder.
+    pub(super) fn image_size(&self) -> Option<usize> {
+        self.image_size
+    }
+
+    /// Opens the data set. The images of a folder become input of `model`, or without one get the requested size. Shows progress and a
+    /// summary of a folder on stderr unless `quiet`, and warns about skipped files.
+    pub(super) fn open(&self, quiet: bool, model: Option<&VaeConfig>) -> anyhow::Result<Opened> {
         let spec = self.data.clone().unwrap_or_default();
+        if let (Some(size), Some(model)) = (self.image_size, model.filter(|m| Some(m.image_size) != self.image_size)) {
+            let expected = format!("{}, the size of the model's images", model.image_size);
+            return Err(Error::argument("--image-size", expected, size).into());
+        }
+        let default = ImageOptions::default();
+        let size = model.map(|m| m.image_size).or(self.image_size).unwrap_or(default.size);
+        let options = ImageOptions { size, channels: model.map(|m| m.image_channels), strict: self.strict };
         let mut meter = FetchBar::new(quiet);
-        let opened = crate::app::data::open(&spec, &mut |progress| meter.show(progress));
+        let opened = crate::app::data::open(&spec, &options, &mut |progress| meter.show(progress));
         meter.bar.finish_and_clear();
-        Ok(opened?.limited(self.train_limit.map(NonZeroUsize::get), self.val_limit.map(NonZeroUsize::get))?)
+        let Opened { dataset, images } = opened?;
+        match &images {
+            Some(summary) => summarize(&dataset, summary, quiet),
+            None => {
+                let (_, found, _) = dataset.train.size();
+                if let Some(size) = self.image_size.filter(|size| *size != found) {
+                    let expected = format!("{found} for {}; only a folder of images is resized", dataset.name);
+                    return Err(Error::argument("--image-size", expected, size).into());
+                }
+            }
+        }
+        let (train, test) = self.limits();
+        Ok(Opened { dataset: dataset.limited(train, test)?, images })
+    }
+}
+
+/// Prints what was read from a folder of images unless `quiet`, and a warning about skipped files.
+fn summarize(dataset: &Dataset, summary: &Summary, quiet: bool) {
+    const NAMED: usize = 5;
+    let list = |names: &[String], all: usize| {
+        let more = all.saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {} more", grouped(more as u64)) } else { String::new() };
+        names.join(", ") + &more
+    };
+    let Summary { images, files, skipped, in_memory } = summary;
+    if !skipped.is_empty() {
+        let named: Vec<_> = skipped.iter().take(NAMED).map(|path| printable(path.display())).collect();
+        eprintln_lossy(format_args!(
+            "warning: {} of {} image files cannot be decoded and are skipped: {}",
+            grouped(skipped.len() as u64),
+            grouped(*files as u64),
+            list(&named, skipped.len())
+        ));
+    }
+    if quiet {
+        return;
+    }
+    let ((c, h, w), classes) = (dataset.train.size(), dataset.train.classes());
+    let named: Vec<_> = classes.iter().take(NAMED).cloned().collect();
+    let memory =
+        in_memory.map_or_else(|| "decoded anew for each epoch".to_owned(), |b| format!("{} in memory", bytes(b)));
+    let skipped = match skipped.len() {
+        0 => String::new(),
+        count => format!(", {} files skipped", grouped(count as u64)),
+    };
+    eprintln_lossy(format_args!(
+        "data    {} images of {c}x{h}x{w}: {memory}{skipped}; classes: {}",
+        grouped(*images as u64),
+        list(&named, classes.len())
+    ));
+}
+
+/// Formats a number of bytes: `1.2 GB`.
+fn bytes(bytes: u64) -> String {
+    match bytes as f64 {
+        b if b < 1e6 => format!("{:.1} kB", b / 1e3),
+        b if b < 1e9 => format!("{:.1} MB", b / 1e6),
+        b => format!("{:.1} GB", b / 1e9),
     }
 }
 
@@ -86,19 +168,26 @@ impl FetchBar {
             }
             FetchProgress::Verifying => "verifying the checksum",
             FetchProgress::Unpacking => "unpacking",
+            FetchProgress::Decoding { done, total } => {
+                self.bar.set_length(total);
+                self.bar.set_position(done);
+                "reading images"
+            }
         };
         if self.stage.replace(stage) == Some(stage) {
             return;
         }
         let template = match progress {
             FetchProgress::Downloading { .. } => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            FetchProgress::Decoding { .. } => "{msg} {wide_bar} {pos}/{len} {eta}",
             _ => "{msg} ...",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style);
         }
         self.bar.set_message(stage);
-        if self.lines {
+        // A summary follows the decoding of images.
+        if self.lines && !matches!(progress, FetchProgress::Decoding { .. }) {
             eprintln_lossy(stage);
         }
     }
@@ -115,7 +204,7 @@ pub(super) struct DataArgs {
 
 impl DataArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let description = self.dataset.open(false)?.describe()?;
+        let description = self.dataset.open(self.json, None)?.dataset.describe()?;
         if self.json {
             print(serde_json::to_string_pretty(&description)?)?;
         } else {

@@ -56,16 +56,20 @@ impl TrainedArgs {
         Ok(model.on(&device, &options, batch, work)?)
     }
 
-    /// Opens the data set of `args`, or without one the data set that the run was trained on.
+    /// Opens the data set of `args`, or without one the data set that the run was trained on. The images of a folder are resized to those
+    /// of the model.
     pub(super) fn dataset(&self, args: &DatasetArgs, config: &VaeConfig) -> anyhow::Result<Dataset> {
         let mut args = args.clone();
         if args.spec().is_none() && self.run.is_dir() {
             let run: RunConfig<Settings> = RunFolder::view(&self.run)?.load_config()?;
-            let (train, test) = args.limits();
-            args = DatasetArgs::new(run.settings.data.as_deref(), train, test)?;
+            args = args.of_run(&run.settings)?;
         }
-        let dataset = args.open(false)?;
-        check_size(config, dataset.test.as_ref())?;
+        let dataset = args.open(false, Some(config))?.dataset;
+        if let Err(Error::InvalidArgument { expected, found, .. }) = check_size(config, dataset.test.as_ref()) {
+            let what = format!("its images have {found} values, those of the model {expected}");
+            let hint = "pass the data set of the run, or a folder of PNG or JPEG images, which are resized";
+            return Err(Error::data(&dataset.name, what, hint).into());
+        }
         Ok(dataset)
     }
 }
@@ -149,17 +153,10 @@ impl Source {
 /// Loads an image file as model input `[channels, size, size]`: cropped to a square, resized, and converted to grey for a model with one
 /// channel.
 pub(super) fn from_file(path: &Path, config: &VaeConfig) -> anyhow::Result<Vec<u8>> {
-    let bytes = ImageBatch::load(path, config.image_size as u32)?.to_bytes();
+    let image = ImageBatch::load(path, config.image_size as u32)?;
     match config.image_channels {
-        3 => Ok(bytes),
-        1 => {
-            let (r, gb) = bytes.split_at(bytes.len() / 3);
-            let (g, b) = gb.split_at(r.len());
-            let grey = |((r, g), b): ((&u8, &u8), &u8)| {
-                ((299 * u32::from(*r) + 587 * u32::from(*g) + 114 * u32::from(*b) + 500) / 1000) as u8
-            };
-            Ok(r.iter().zip(g).zip(b).map(grey).collect())
-        }
+        3 => Ok(image.to_bytes()),
+        1 => Ok(image.to_grey_bytes()),
         other => Err(Error::argument("number of image channels of the model", "1 or 3 for image files", other).into()),
     }
 }

@@ -207,7 +207,7 @@ impl Totals {
 }
 
 /// Formats `1721891` as `1,721,891`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

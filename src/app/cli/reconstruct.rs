@@ -17,7 +17,9 @@ use crate::vae::tensor_file::Array;
 #[derive(Args, Debug)]
 pub(super) struct ReconstructArgs {
     /// PNG or JPEG files to reconstruct instead of images of a data set; cropped to a square and resized.
-    #[arg(value_name = "FILES", index = 2, conflicts_with_all = ["data", "split", "train_limit", "val_limit", "count"])]
+    #[arg(value_name = "FILES", index = 2, conflicts_with_all = [
+        "data", "image_size", "strict", "split", "train_limit", "val_limit", "count",
+    ])]
     files: Vec<PathBuf>,
     /// Number of images, from the start of the data set.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]

@@ -14,13 +14,17 @@ use super::output::check_output;
 use super::values::{non_negative, share};
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
 use crate::app::cli::progress::observer;
+use crate::app::data::Opened;
 use crate::app::io::atomic::create_parent;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::run_store::FolderStore;
 use crate::app::io::{model, tensor_file};
+use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
+use crate::error::Error;
 use crate::runtime::plan;
-use crate::vae::data::Dataset;
-use crate::vae::model::Mode;
+use crate::vae::data;
+use crate::vae::data::{Dataset, Images};
+use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
 use crate::vae::train::store::RunStore;
 use crate::vae::train::{MAX_EPOCHS, Outcome, Recipe, Schedule, Settings, TrainContext, Trainer};
@@ -59,7 +63,7 @@ struct RunArgs {
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
-        "val_split", "recipe",
+        "val_split", "recipe", "image_size",
     ])]
     resume: Option<PathBuf>,
     /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
@@ -153,11 +157,19 @@ impl TrainArgs {
         if let Some(table) = &self.plan.plan.variants {
             check_exists(table)?;
         }
-        let (settings, resumed) = self.settings()?;
+        if let Some(weights) = &self.run.init {
+            check_exists(weights)?;
+        }
+        let (mut settings, resumed) = self.settings()?;
         settings.check()?;
+        let quiet = self.output.quiet || self.output.json;
+        let model = resumed.as_ref().map(|_| &settings.model);
+        let args = self.dataset.of_run(&settings)?.with_limits_of(&settings);
+        let Opened { dataset, images } = args.open(quiet, model)?;
+        if resumed.is_none() {
+            fit_to_images(&mut settings.model, &dataset)?;
+        }
         let init = self.init(&settings)?;
-        let dataset = DatasetArgs::new(settings.data.as_deref(), settings.train_limit, settings.val_limit)?;
-        let dataset = dataset.open(self.output.quiet || self.output.json)?;
         let device = self.device.open_for_models(!self.output.quiet && !self.output.json)?;
         let profile = self.output.profile || self.output.trace.is_some();
         if profile && matches!(device, Device::Cpu) {
@@ -183,8 +195,15 @@ impl TrainArgs {
                 Trainer::resume(settings, &mut store, context)?
             }
             None => {
-                store = FolderStore::new(RunFolder::create(self.run.out.as_deref(), self.run.force)?);
-                Trainer::new(settings, &mut store, init.as_ref(), context)?
+                let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
+                let preview = folder.data_preview();
+                store = FolderStore::new(folder);
+                let trainer = Trainer::new(settings, &mut store, init.as_ref(), context)?;
+                // Of own images, so that the user can check the crop.
+                if images.is_some() {
+                    save_preview(&preview, dataset.train.as_ref())?;
+                }
+                trainer
             }
         };
         if let Some(trace) = &self.output.trace {
@@ -220,6 +239,7 @@ impl TrainArgs {
         let settings = Settings {
             model: self.model.config(base.model)?,
             data: self.dataset.spec(),
+            image_size: self.dataset.image_size(),
             train_limit,
             val_limit,
             val_split: t.val_split.unwrap_or(base.val_split),
@@ -271,7 +291,30 @@ impl TrainArgs {
     }
 }
 
+/// Sets the size of the model's images to that of a data set.
+fn fit_to_images(model: &mut VaeConfig, dataset: &Dataset) -> crate::Result<()> {
+    let (channels, height, width) = dataset.train.size();
+    if height != width {
+        let what = format!("its images have {height}x{width} pixels, expected as many rows as columns");
+        let hint = "save them as PNG files and pass their folder: they are cropped and resized to --image-size";
+        return Err(Error::data(&dataset.name, what, hint));
+    }
+    (model.image_channels, model.image_size) = (channels, height);
+    model.check()
+}
+
+/// Writes a grid of the first 64 images as the model gets them.
+fn save_preview(path: &Path, images: &dyn Images) -> crate::Result<()> {
+    let (channels, height, width) = images.size();
+    let first: Vec<u32> = (0..images.len().min(64) as u32).collect();
+    let mut pixels = Vec::new();
+    data::batch(images, &first, &mut pixels)?;
+    let images = ImageBatch::from_bytes(&pixels, [channels, height, width])?;
+    let grid = Grid { columns: 8, scale: (96 / width as u32).max(1), ..Grid::default() };
+    save_png(path, &grid.draw(&images)?)
+}
+
 /// Reports a wrong path before the data set is opened and the kernels are compiled.
 fn check_exists(path: &Path) -> crate::Result<()> {
-    std::fs::metadata(path).map(drop).map_err(crate::Error::file("find", path))
+    std::fs::metadata(path).map(drop).map_err(Error::file("find", path))
 }

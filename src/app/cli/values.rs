@@ -4,6 +4,7 @@ use std::error;
 use std::str::FromStr;
 
 use crate::app::bench::tune::KnownVariants;
+use crate::app::data::image_folder::SIZES;
 use crate::error::Error;
 use crate::vae::model::VaeConfig;
 
@@ -37,6 +38,12 @@ pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
 pub(super) fn share(text: &str) -> Result<f64, ParseError> {
     let value: f64 = text.parse()?;
     if (0.0..1.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to below 1".into()) }
+}
+
+/// Parses a size of [`SIZES`].
+pub(super) fn image_size(text: &str) -> Result<usize, ParseError> {
+    let size = text.parse()?;
+    if SIZES.contains(&size) { Ok(size) } else { Err("expected 32, 64 or 128".into()) }
 }
 
 /// Parses `OP=NAME`: an operation or a pass, and one of its variants.

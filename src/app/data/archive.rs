@@ -1,54 +1,101 @@
-//! Reads CIFAR-10 from a folder or from its `.tar.gz`.
+//! Reads CIFAR-10 and CIFAR-100 from a folder or from their `.tar.gz`, and files in MNIST's format from a folder.
 //!
-//! The archive is not trusted. Only regular files with known names are read, and no path in the archive is written to. Memory use is
+//! An archive is not trusted. Only regular files with known names are read, and no path in the archive is written to. Memory use is
 //! bounded by the data that is present, not by sizes in headers.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use flate2::bufread::MultiGzDecoder;
 
+use super::{ACCEPTED, python_version};
 use crate::error::{Error, Result};
-use crate::vae::data::Dataset;
-use crate::vae::data::cifar10;
-use crate::vae::data::cifar10::{Contents, FILES, MAX_FILE, URL};
+use crate::vae::data::cifar10::Contents;
+use crate::vae::data::{Dataset, cifar10, cifar100, idx};
 
 /// Limit on the unpacked size of an archive, in bytes.
 const MAX_TOTAL: u64 = 192 << 20;
+/// The way out of a damaged archive.
+const AGAIN: &str = "download it again, e.g. from https://www.cs.toronto.edu/~kriz/cifar.html";
 
-/// Opens CIFAR-10 from an archive, from a folder with its binary files, or from a folder that contains either under its usual name.
+/// Opens CIFAR-10 or CIFAR-100 from an archive.
 ///
 /// # Errors
 /// [`Error::Data`] for a missing, damaged or unknown file, [`Error::File`] where it cannot be read.
 pub fn open(path: &Path) -> Result<Dataset> {
     let origin = path.display().to_string();
-    let found = fs::metadata(path).map_err(Error::file("open the data set", path))?;
-    if !found.is_dir() {
-        return cifar10::parse(&origin, read(&origin, open_file(path)?)?);
+    parse(&origin, read(&origin, open_file(path)?)?)
+}
+
+/// Parses the files of CIFAR-10 or CIFAR-100, whichever is present. `origin` is used in messages.
+///
+/// # Errors
+/// As [`cifar10::parse`]; [`Error::Data`] if there is neither.
+pub fn parse(origin: &str, contents: Contents) -> Result<Dataset> {
+    if contents.is_empty() {
+        return Err(Error::data(origin, "the archive holds neither CIFAR-10 nor CIFAR-100 as binary files", ACCEPTED));
     }
-    let holds = |name: &str| path.join(name).exists();
-    if !FILES.into_iter().any(holds) {
-        for inner in [cifar10::FOLDER, cifar10::ARCHIVE] {
-            if holds(inner) {
-                return open(&path.join(inner));
-            }
-        }
-    }
-    folder(path)
+    let is_cifar10 = contents.keys().any(|name| cifar10::known(name).is_some());
+    if is_cifar10 { cifar10::parse(origin, contents) } else { cifar100::parse(origin, contents) }
 }
 
 /// Opens a folder that holds CIFAR-10's binary files themselves.
 pub(super) fn folder(path: &Path) -> Result<Dataset> {
+    cifar10::parse(&path.display().to_string(), contents(path, &cifar10::FILES)?)
+}
+
+/// Opens a folder that holds CIFAR-100's binary files themselves.
+pub(super) fn cifar100_folder(path: &Path) -> Result<Dataset> {
+    cifar100::parse(&path.display().to_string(), contents(path, &cifar100::FILES)?)
+}
+
+fn contents(path: &Path, files: &[&'static str]) -> Result<Contents> {
     let mut contents = Contents::new();
-    for name in FILES {
-        let file = path.join(name);
+    for &name in files {
+        let (file, limit) = (path.join(name), limit(name));
         if file.exists() {
-            let bytes = at_most(MAX_FILE, open_file(&file)?).map_err(Error::file("read", &file))?;
-            contents.insert(name, bytes.ok_or_else(|| too_large(file.display(), format_args!("over {MAX_FILE}")))?);
+            let bytes = at_most(limit, open_file(&file)?).map_err(Error::file("read", &file))?;
+            contents.insert(name, bytes.ok_or_else(|| too_large(file.display(), format_args!("over {limit}"), limit))?);
         }
     }
-    cifar10::parse(&path.display().to_string(), contents)
+    Ok(contents)
+}
+
+/// Opens a folder with files in MNIST's format, packed with gzip or not.
+pub(super) fn idx_folder(path: &Path) -> Result<Dataset> {
+    let mut contents = idx::Contents::new();
+    for name in idx::FILES {
+        if let Some(file) = idx_file(path, name) {
+            contents.insert(name, (file.display().to_string(), read_idx(&file)?));
+        }
+    }
+    idx::parse(&path.display().to_string(), contents)
+}
+
+/// Returns the path of a file in MNIST's format: `train-images-idx3-ubyte`, `train-images.idx3-ubyte`, `train-images-idx3.ubyte`, or one
+/// of these with `.gz`.
+pub(super) fn idx_file(folder: &Path, name: &str) -> Option<PathBuf> {
+    let plain = [name.to_owned(), name.replacen("-idx", ".idx", 1), name.replacen("-ubyte", ".ubyte", 1)];
+    let packed = plain.clone().map(|name| name + ".gz");
+    plain.iter().chain(&packed).map(|name| folder.join(name)).find(|file| file.exists())
+}
+
+fn read_idx(path: &Path) -> Result<Vec<u8>> {
+    let file = open_file(path)?;
+    let bytes = if path.extension().is_some_and(|e| e == "gz") {
+        let damaged = |e: io::Error| {
+            let what = format!("the gzip file is truncated or damaged ({e})");
+            Error::data(path.display(), what, "download it again")
+        };
+        at_most(idx::MAX_FILE, MultiGzDecoder::new(BufReader::new(file))).map_err(damaged)?
+    } else {
+        at_most(idx::MAX_FILE, file).map_err(Error::file("read", path))?
+    };
+    bytes.ok_or_else(|| {
+        let what = format!("over {0} bytes, expected at most {0}", idx::MAX_FILE);
+        Error::data(path.display(), what, "save the images of larger sets as PNG files and pass their folder")
+    })
 }
 
 /// Opens a regular file. Reading anything else, such as a pipe, could block forever.
@@ -67,8 +114,18 @@ fn at_most(limit: usize, source: impl Read) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes).filter(|b| b.len() <= limit))
 }
 
-fn too_large(file: impl std::fmt::Display, found: impl std::fmt::Display) -> Error {
-    Error::data(file, format_args!("{found} bytes, expected at most {MAX_FILE}"), format_args!("download {URL} again"))
+/// Returns the size limit of a file in bytes.
+fn limit(name: &str) -> usize {
+    if cifar100::FILES.contains(&name) { cifar100::MAX_FILE } else { cifar10::MAX_FILE }
+}
+
+fn too_large(file: impl std::fmt::Display, found: impl std::fmt::Display, limit: usize) -> Error {
+    Error::data(file, format_args!("{found} bytes, expected at most {limit}"), AGAIN)
+}
+
+/// Returns a name of a file of CIFAR-10 or CIFAR-100.
+fn known(name: &str) -> Option<&'static str> {
+    cifar10::known(name).or_else(|| cifar100::FILES.into_iter().find(|f| *f == name))
 }
 
 /// Extracts the known files of a gzipped tar archive and verifies the checksum of gzip. `origin` names the archive in errors.
@@ -95,8 +152,7 @@ fn check_magic(origin: &str, source: &mut impl io::BufRead) -> Result<()> {
         [one] => format!("one byte, {one:02x}"),
         [a, b, ..] => format!("{a:02x} {b:02x}"),
     };
-    let hint = format!("download the binary version of CIFAR-10 from {URL}");
-    Err(Error::data(origin, format!("byte 0: {found}; expected a gzip archive, which starts with 1f 8b"), hint))
+    Err(Error::data(origin, format!("byte 0: {found}; expected a gzip archive, which starts with 1f 8b"), ACCEPTED))
 }
 
 fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Contents> {
@@ -124,18 +180,20 @@ fn members(origin: &str, archive: &mut tar::Archive<impl Read>) -> Result<Conten
         if kind.is_symlink() || kind.is_hard_link() {
             return refuse("a link, expected only files and folders");
         }
-        let size = entry.size();
-        if size > MAX_FILE as u64 {
-            return Err(too_large(cifar10::member(origin, &path), format_args!("byte {offset}: declared {size}")));
+        let name = Path::new(&path).file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let (size, limit) = (entry.size(), limit(name));
+        if size > limit as u64 {
+            let member = cifar10::member(origin, &path);
+            return Err(too_large(member, format_args!("byte {offset}: declared {size}"), limit));
         }
-        let name = Path::new(&path).file_name().and_then(|n| n.to_str()).and_then(cifar10::known);
-        let Some(name) = name.filter(|_| !kind.is_dir()) else {
+        Path::new(&path).components().try_for_each(|part| python_version(origin, part.as_os_str()))?;
+        let Some(name) = known(name).filter(|_| !kind.is_dir()) else {
             continue;
         };
         if !kind.is_file() {
             return refuse("not a regular file");
         }
-        let bytes = at_most(MAX_FILE, &mut entry).map_err(|e| damaged(origin, &last, &e))?.unwrap_or_default();
+        let bytes = at_most(limit, &mut entry).map_err(|e| damaged(origin, &last, &e))?.unwrap_or_default();
         if bytes.len() as u64 != size {
             let cut = io::Error::new(io::ErrorKind::UnexpectedEof, format!("{} of {size} bytes", bytes.len()));
             return Err(damaged(origin, &last, &cut));
@@ -152,7 +210,7 @@ fn damaged(origin: &str, place: &str, error: &io::Error) -> Error {
         io::ErrorKind::UnexpectedEof => format!("the archive is truncated {place} ({error})"),
         _ => format!("the archive is damaged {place} ({error})"),
     };
-    Error::data(origin, what, format_args!("download {URL} again"))
+    Error::data(origin, what, AGAIN)
 }
 
 /// A reader that returns an error, rather than end of file, after `left` bytes.
@@ -165,7 +223,9 @@ impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.left = self.left.checked_sub(count as u64).ok_or_else(|| {
-            io::Error::other(format!("it unpacks to more than {MAX_TOTAL} bytes; CIFAR-10 has 184 million"))
+            io::Error::other(format!(
+                "it unpacks to more than {MAX_TOTAL} bytes; CIFAR-10 and CIFAR-100 have 184 million"
+            ))
         })?;
         Ok(count)
     }

@@ -1,20 +1,29 @@
-//! Opens data sets: the built-in shapes, and CIFAR-10 from a folder, an archive or the network.
+//! Opens data sets: the built-in shapes, CIFAR-10 from the network, and what `--data` names: a folder of images, CIFAR-10, CIFAR-100, or
+//! files in MNIST's format.
 
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::error::Result;
-use crate::vae::data::{Dataset, shapes};
+use crate::error::{Error, Result};
+use crate::vae::data::{Dataset, cifar10, cifar100, idx, shapes};
 
 pub mod archive;
 pub mod cache;
 pub mod download;
+pub mod image_folder;
 
 pub use cache::CacheDirs;
+pub use image_folder::{ImageOptions, Summary};
 
-/// Progress of fetching a data set.
+/// The way out of a path that holds no data set.
+const ACCEPTED: &str = "pass a folder of PNG or JPEG images, the binary version of CIFAR-10 or CIFAR-100 (a folder or a .tar.gz), or a \
+                        folder with the four IDX files of MNIST";
+
+/// Progress of opening a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FetchProgress {
@@ -31,6 +40,13 @@ pub enum FetchProgress {
     Verifying,
     /// Unpacking the archive.
     Unpacking,
+    /// Decoding a folder of images.
+    Decoding {
+        /// Files that have been decoded.
+        done: u64,
+        /// All files.
+        total: u64,
+    },
 }
 
 /// A data set to open.
@@ -41,7 +57,7 @@ pub enum DataSpec {
     Cifar10,
     /// The built-in images of [`shapes`].
     Shapes,
-    /// A folder with CIFAR-10's binary files, or `cifar-10-binary.tar.gz`.
+    /// A folder of images, the binary version of CIFAR-10 or CIFAR-100, or a folder with files in MNIST's format.
     Path(PathBuf),
 }
 
@@ -64,16 +80,79 @@ impl fmt::Display for DataSpec {
     }
 }
 
-/// Opens a data set. Only [`DataSpec::Cifar10`] uses the network, and reports to `progress`.
+/// An open data set.
+#[derive(Debug)]
+pub struct Opened {
+    /// The data set.
+    pub dataset: Dataset,
+    /// What was read from a folder of images; `None` for other data sets.
+    pub images: Option<Summary>,
+}
+
+impl From<Dataset> for Opened {
+    fn from(dataset: Dataset) -> Self {
+        Self { dataset, images: None }
+    }
+}
+
+/// Opens a data set. `options` apply to a folder of images. Only [`DataSpec::Cifar10`] uses the network.
 ///
 /// # Errors
 /// [`Error::Data`](crate::Error::Data), [`Error::Download`](crate::Error::Download) or [`Error::File`](crate::Error::File).
-pub fn open(spec: &DataSpec, progress: &mut dyn FnMut(FetchProgress)) -> Result<Dataset> {
+pub fn open(spec: &DataSpec, options: &ImageOptions, progress: &mut dyn FnMut(FetchProgress)) -> Result<Opened> {
     match spec {
-        DataSpec::Cifar10 => CacheDirs::user()?.open(progress),
-        DataSpec::Shapes => shapes::dataset(),
-        DataSpec::Path(path) => archive::open(path),
+        DataSpec::Cifar10 => CacheDirs::user()?.open(progress).map(Opened::from),
+        DataSpec::Shapes => shapes::dataset().map(Opened::from),
+        DataSpec::Path(path) => open_path(path, options, progress),
     }
+}
+
+/// Opens the data set at a path, whose content decides what it is. A folder may also hold the folder or the archive of CIFAR-10 or
+/// CIFAR-100 under its usual name.
+fn open_path(path: &Path, options: &ImageOptions, progress: &mut dyn FnMut(FetchProgress)) -> Result<Opened> {
+    let found = fs::metadata(path).map_err(Error::file("open the data set", path))?;
+    let origin = path.display().to_string();
+    if !found.is_dir() {
+        python_version(&origin, path.file_name().unwrap_or_default())?;
+        return archive::open(path).map(Opened::from);
+    }
+    let holds = |name: &str| path.join(name).exists();
+    if cifar10::FILES.into_iter().any(holds) {
+        return archive::folder(path).map(Opened::from);
+    }
+    if cifar100::FILES.into_iter().any(holds) {
+        return archive::cifar100_folder(path).map(Opened::from);
+    }
+    if idx::FILES.into_iter().any(|name| archive::idx_file(path, name).is_some()) {
+        return archive::idx_folder(path).map(Opened::from);
+    }
+    let inner = [cifar10::FOLDER, cifar10::ARCHIVE, cifar100::FOLDER, cifar100::ARCHIVE];
+    if let Some(name) = inner.into_iter().find(|name| holds(name)) {
+        return open_path(&path.join(name), options, progress);
+    }
+    for entry in fs::read_dir(path).map_err(Error::file("list", path))?.flatten() {
+        python_version(&origin, &entry.file_name())?;
+    }
+    if ["train", "test", "meta"].iter().all(|name| path.join(name).is_file()) {
+        return Err(python_error(&origin, 100));
+    }
+    let (dataset, summary) = image_folder::open(path, options, progress)?;
+    Ok(Opened { dataset, images: Some(summary) })
+}
+
+/// Rejects a name of a file or folder that only the Python version of CIFAR has. `origin` is used in messages.
+fn python_version(origin: &str, name: &OsStr) -> Result<()> {
+    match name.to_string_lossy().as_ref() {
+        "cifar-100-python" | "cifar-100-python.tar.gz" => Err(python_error(origin, 100)),
+        "cifar-10-batches-py" | "cifar-10-python.tar.gz" | "data_batch_1" => Err(python_error(origin, 10)),
+        _ => Ok(()),
+    }
+}
+
+fn python_error(origin: &str, classes: usize) -> Error {
+    let url = if classes == 10 { cifar10::URL } else { cifar100::URL };
+    let what = format!("this is the Python version of CIFAR-{classes}, and only the binary version can be read");
+    Error::data(origin, what, format_args!("download {url} and pass the archive"))
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ const FILES: [&str; 10] = [
     "training_loss.png",
     "grad_norm.png",
     "learning_rate.png",
+    "data_preview.png",
 ];
 /// Folders of a run with one image per epoch.
 const SAMPLES: &str = "samples";
@@ -264,6 +265,12 @@ impl RunFolder {
         self.path.join("learning_rate.png")
     }
 
+    /// `data_preview.png`: the first images of a folder as the model gets them.
+    #[must_use]
+    pub fn data_preview(&self) -> PathBuf {
+        self.path.join("data_preview.png")
+    }
+
     /// `samples/epoch_NN.png`: samples from fixed noise.
     #[must_use]
     pub fn samples(&self, epoch: u64) -> PathBuf {
@@ -287,7 +294,8 @@ impl RunFolder {
         let fits = |column: &ImageBatch| column.size() == images.size() && column.len() == images.len();
         let column = |epoch| ImageBatch::load_strip(&self.reconstructions(epoch)).ok().filter(fits);
         let columns: Vec<_> = columns(epoch).into_iter().map(column).collect();
-        let grid = Grid { scale: 2, ..Grid::default() };
+        // Large images are not enlarged, so that the grid stays within its limit.
+        let grid = Grid { scale: if images.size().0 > 32 { 1 } else { 2 }, ..Grid::default() };
         save_png(&self.history(), &grid.draw_columns(&columns)?)
     }
 

@@ -70,13 +70,22 @@ impl ImageBatch {
     /// # Errors
     /// [`Error::File`] if they cannot be decoded.
     pub fn from_file(bytes: &[u8], path: &Path, size: u32) -> Result<Self> {
+        Ok(Self::from_file_with_color(bytes, path, size)?.0)
+    }
+
+    /// The same, and whether the file stores colours.
+    ///
+    /// # Errors
+    /// As [`ImageBatch::from_file`].
+    pub fn from_file_with_color(bytes: &[u8], path: &Path, size: u32) -> Result<(Self, bool)> {
         let whole = decode(bytes, path)?;
+        let has_color = whole.color().has_color();
         // Crop before resizing: enlarging a narrow strip would take too much memory.
         let side = whole.width().min(whole.height());
         let middle = whole.crop_imm((whole.width() - side) / 2, (whole.height() - side) / 2, side, side);
         drop(whole);
         let image = middle.resize_exact(size, size, FilterType::CatmullRom).into_rgb8();
-        Ok(Self { width: size, height: size, pixels: vec![image] })
+        Ok((Self { width: size, height: size, pixels: vec![image] }, has_color))
     }
 
     /// Loads a PNG file written by [`ImageBatch::save_strip`]; at most 256 images.
@@ -135,6 +144,15 @@ impl ImageBatch {
     pub fn to_bytes(&self) -> Vec<u8> {
         let plane = |image: &RgbImage, c: usize| image.pixels().map(|p| p.0[c]).collect::<Vec<_>>();
         self.pixels.iter().flat_map(|p| [0, 1, 2].map(|c| plane(p, c))).flatten().collect()
+    }
+
+    /// Returns the bytes `[n, 1, height, width]` of the images in grey: the luma of ITU-R BT.601.
+    #[must_use]
+    pub fn to_grey_bytes(&self) -> Vec<u8> {
+        let grey = |Rgb([r, g, b]): &Rgb<u8>| {
+            ((299 * u32::from(*r) + 587 * u32::from(*g) + 114 * u32::from(*b) + 500) / 1000) as u8
+        };
+        self.pixels.iter().flat_map(|image| image.pixels().map(grey)).collect()
     }
 
     /// Appends the images of another batch.
@@ -306,6 +324,8 @@ mod tests {
         assert_eq!(images.pixels[1].get_pixel(3, 2).0, [48 + 11, 48 + 16 + 11, 48 + 32 + 11]);
         let grey = ImageBatch::from_bytes(&[1, 2, 3, 4], [1, 2, 2]).unwrap();
         assert_eq!(grey.pixels[0].get_pixel(1, 1).0, [4; 3]);
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(ImageBatch::from_bytes(&all, [1, 16, 16]).unwrap().to_grey_bytes(), all);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::vae::weights::{TensorSchema, Weights};
 
 /// Number of samples drawn after each epoch.
 pub(super) const SAMPLES: usize = 49;
+/// Numbers of images to reconstruct after each epoch.
+const LEAST_SHOWN: usize = 8;
+const MOST_SHOWN: usize = 16;
 /// Index of their noise, beyond that of any step.
 const SAMPLE_NOISE: u64 = 1 << 63;
 
@@ -84,7 +87,7 @@ impl Trainer<'_> {
     /// Saves reconstructions and samples after an epoch, and the originals before the first (epoch 0).
     pub(super) fn images(&mut self, epoch: u64) -> Result<()> {
         let images = self.dataset.test.as_ref();
-        let shown = first_of_each_class(images);
+        let shown = shown_images(images);
         let mut pixels = Vec::new();
         data::batch(images, &shown, &mut pixels)?;
         let (c, h, w) = images.size();
@@ -101,8 +104,9 @@ impl Trainer<'_> {
     }
 }
 
-/// Returns the index of the first image of each class that occurs.
-pub(super) fn first_of_each_class(images: &dyn Images) -> Vec<u32> {
+/// Returns the indices of the images to reconstruct: the first of each class that occurs, of at most [`MOST_SHOWN`] classes. If there are
+/// fewer than [`LEAST_SHOWN`], others from the start follow.
+pub(super) fn shown_images(images: &dyn Images) -> Vec<u32> {
     let mut first: BTreeMap<u8, u32> = BTreeMap::new();
     for i in 0..images.len() {
         first.entry(images.label(i)).or_insert(i as u32);
@@ -110,5 +114,8 @@ pub(super) fn first_of_each_class(images: &dyn Images) -> Vec<u32> {
             break;
         }
     }
-    first.into_values().collect()
+    let mut shown: Vec<u32> = first.into_values().take(MOST_SHOWN).collect();
+    let others: Vec<u32> = (0..images.len() as u32).filter(|i| !shown.contains(i)).take(LEAST_SHOWN).collect();
+    shown.extend(others.into_iter().take(LEAST_SHOWN.saturating_sub(shown.len())));
+    shown
 }

@@ -451,7 +451,7 @@ fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>
     for (images, mode) in [(&parts.train, Mode::Train), (&parts.validation, Mode::Evaluate)] {
         programs.extend(batch_sizes(images.len(), settings.batch_size).map(|size| (size, mode)));
     }
-    programs.push((artifacts::first_of_each_class(context.dataset.test.as_ref()).len(), Mode::Evaluate));
+    programs.push((artifacts::shown_images(context.dataset.test.as_ref()).len(), Mode::Evaluate));
     programs.push((artifacts::SAMPLES, Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
 }

@@ -37,6 +37,7 @@ impl Recipe {
         let seed = Settings {
             model: VaeConfig { latent_dim: 16, likelihood: Likelihood::Unit, ..VaeConfig::default() },
             data: None,
+            image_size: None,
             train_limit: None,
             val_limit: None,
             val_split: 0.0,
@@ -90,6 +91,9 @@ pub struct Settings {
     pub model: VaeConfig,
     /// Data set as given to `--data`; `None` is the default, CIFAR-10.
     pub data: Option<String>,
+    /// Height and width to which the images of a folder were to be resized; `None` is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
     /// Number of training images to use, from the first; `None` uses all.
     pub train_limit: Option<usize>,
     /// Number of test images to use, from the first; `None` uses all.

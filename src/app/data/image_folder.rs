@@ -1,0 +1,300 @@
+//! A data set from a folder of PNG and JPEG files.
+//!
+//! Every file is decoded once when the folder is opened, on several threads. This finds broken files before training starts, and decides
+//! whether the images are grey. The images stay in memory if they fit; otherwise each is decoded again whenever it is read.
+//!
+//! The files are sorted by path and then shuffled with a fixed seed. The order is the same in every run, and the first images are of all
+//! classes.
+
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::fmt::{self, Debug};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use super::{ACCEPTED, FetchProgress};
+use crate::app::io::atomic;
+use crate::app::viz::image_grid::ImageBatch;
+use crate::error::{Error, Result, printable};
+use crate::runtime::sys::{memory, threads};
+use crate::vae::data;
+use crate::vae::data::{Dataset, Images};
+
+/// Sizes of `--image-size`.
+pub const SIZES: [usize; 3] = [32, 64, 128];
+
+/// Largest number of classes: labels are bytes.
+const MAX_CLASSES: usize = 256;
+/// Number of files that are decoded between two reports of progress.
+const CHUNK: usize = 1024;
+/// Memory for images where the available memory is unknown, in bytes.
+const UNKNOWN_MEMORY: u64 = 2 << 30;
+
+/// How a folder of images becomes model input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Height and width to resize to; default 32.
+    pub size: usize,
+    /// Channels, 1 or 3. `None`, the default, stands for 1 if all files are greyscale, else 3.
+    pub channels: Option<usize>,
+    /// Whether a single broken file is an error; default false.
+    pub strict: bool,
+}
+
+impl Default for ImageOptions {
+    fn default() -> Self {
+        Self { size: SIZES[0], channels: None, strict: false }
+    }
+}
+
+/// What was read from a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Number of images.
+    pub images: usize,
+    /// Number of files, including the skipped ones.
+    pub files: usize,
+    /// Paths of the broken files, which were skipped, in sorted order.
+    pub skipped: Vec<PathBuf>,
+    /// Bytes of the images in memory; `None` if they do not fit and are decoded whenever they are read.
+    pub in_memory: Option<u64>,
+}
+
+/// A file to decode.
+#[derive(Debug)]
+struct ImageFile {
+    path: PathBuf,
+    class: String,
+    /// Whether it is in the folder of test images.
+    is_test: bool,
+}
+
+/// Opens a folder of images. `progress` gets the number of decoded files.
+///
+/// # Errors
+/// [`Error::Data`] for a folder without images, with more than 256 classes or with too many broken files, [`Error::File`] where a folder
+/// cannot be listed.
+pub fn open(
+    root: &Path,
+    options: &ImageOptions,
+    progress: &mut dyn FnMut(FetchProgress),
+) -> Result<(Dataset, Summary)> {
+    let limit = memory::available().map_or(UNKNOWN_MEMORY, |bytes| bytes / 2);
+    open_within(limit, root, options, progress)
+}
+
+/// The same with a memory limit in bytes.
+fn open_within(
+    limit: u64,
+    root: &Path,
+    options: &ImageOptions,
+    progress: &mut dyn FnMut(FetchProgress),
+) -> Result<(Dataset, Summary)> {
+    if let Some(channels) = options.channels.filter(|channels| ![1, 3].contains(channels)) {
+        return Err(Error::argument("number of image channels of the model", "1 or 3 for image files", channels));
+    }
+    if !(1..=1024).contains(&options.size) {
+        return Err(Error::argument("image size", "1 to 1024", options.size));
+    }
+    let (files, has_splits) = list(root)?;
+    if files.is_empty() {
+        let what = "there are no PNG or JPEG images in this folder or in the folders below it";
+        return Err(Error::data(root.display(), what, ACCEPTED));
+    }
+    let classes = class_names(root, &files)?;
+    let (area, total) = (options.size * options.size, files.len());
+    let (mut images, mut broken) = (Vec::with_capacity(total), Vec::new());
+    let (mut has_color, mut bytes) = (false, 0);
+    for (chunk, first) in files.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
+        progress(FetchProgress::Decoding { done: first, total: total as u64 });
+        let decoded = threads::map(chunk, |file| Ok(decode(&file.path, options)))?;
+        for (file, decoded) in chunk.iter().zip(decoded) {
+            match decoded {
+                Ok(planes) => {
+                    has_color |= planes.len() > area;
+                    bytes += planes.len() as u64;
+                    let label = classes.binary_search(&file.class).unwrap_or_default() as u8;
+                    let planes = Some(planes).filter(|_| bytes <= limit);
+                    images.push((FileImage { path: file.path.clone(), label, planes }, file.is_test));
+                }
+                Err(error) => broken.push((file.path.clone(), error)),
+            }
+        }
+        if bytes > limit {
+            images.iter_mut().for_each(|(image, _)| image.planes = None);
+        }
+    }
+    broken.sort_by(|(a, _), (b, _)| a.cmp(b));
+    check_broken(&broken, total, options.strict)?;
+    let count = images.len();
+    if !has_splits {
+        // The files are shuffled, so the last tenth is a random one.
+        let first_test = count - (count / 10).max(1);
+        images.iter_mut().enumerate().for_each(|(i, (_, is_test))| *is_test = i >= first_test);
+    }
+    let channels = options.channels.unwrap_or(if has_color { 3 } else { 1 });
+    let (test, train): (Vec<_>, Vec<_>) = images.into_iter().partition(|(_, is_test)| *is_test);
+    if train.is_empty() || test.is_empty() {
+        let what = format!("{} training and {} test images, expected at least 1 of each", train.len(), test.len());
+        return Err(Error::data(root.display(), what, "add images"));
+    }
+    let names: Vec<_> = classes.iter().map(printable).collect();
+    let half = |images: Vec<(FileImage, bool)>| {
+        let images = images.into_iter().map(|(image, _)| image).collect();
+        Box::new(FolderImages {
+            options: ImageOptions { channels: Some(channels), ..*options },
+            classes: names.clone(),
+            images,
+        })
+    };
+    let dataset = Dataset::new(printable(root_name(root)), root.display().to_string(), half(train), half(test))?;
+    let skipped = broken.into_iter().map(|(path, _)| path).collect();
+    Ok((dataset, Summary { images: count, files: total, skipped, in_memory: Some(bytes).filter(|b| *b <= limit) }))
+}
+
+/// Rejects too many broken files: more than 1 % and more than 10, or all, or any if `strict`.
+fn check_broken(broken: &[(PathBuf, Error)], files: usize, strict: bool) -> Result<()> {
+    let most = if strict { 0 } else { (files / 100).max(10).min(files - 1) };
+    let Some((path, error)) = broken.first().filter(|_| broken.len() > most) else { return Ok(()) };
+    let hint = match strict {
+        true => "replace or remove it, or leave out --strict, which rejects a folder with a broken file".to_owned(),
+        false => format!(
+            "{} of {files} image files are broken, and at most {most} are skipped: replace or remove them",
+            broken.len()
+        ),
+    };
+    Err(Error::data(path.display(), reason(error), hint))
+}
+
+/// Returns the cause of an error.
+fn reason(error: &Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Lists the image files below a folder in the order of the data set. Returns whether the folder has splits: all images are in the folders
+/// `train` and `test` (or `val`).
+fn list(root: &Path) -> Result<(Vec<ImageFile>, bool)> {
+    let (mut paths, mut folders) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(Error::file("list", &folder))? {
+            let entry = entry.map_err(Error::file("list", &folder))?;
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            // Links to folders are not followed, because they may form a cycle.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(path);
+            } else if is_image(&path) && fs::metadata(&path).map_or(true, |found| found.is_file()) {
+                // A file that cannot be read counts as broken.
+                paths.push(path);
+            }
+        }
+    }
+    paths.sort();
+    let folders = |path: &Path| -> Vec<String> {
+        let below = path.strip_prefix(root).unwrap_or(path).parent().unwrap_or(Path::new(""));
+        let names = below.components().filter(|c| matches!(c, Component::Normal(_)));
+        names.map(|c| c.as_os_str().to_string_lossy().into_owned()).take(2).collect()
+    };
+    let tops: BTreeSet<_> = paths.iter().map(|path| folders(path).into_iter().next()).collect();
+    let tops: Vec<_> = tops.iter().map(Option::as_deref).collect();
+    let has_splits = [["test", "train"], ["train", "val"]].iter().any(|splits| tops == splits.map(Some));
+    let file = |path: &PathBuf| {
+        let mut folders = folders(path).into_iter();
+        let is_test = has_splits && folders.next().is_some_and(|split| split != "train");
+        ImageFile { class: folders.next().unwrap_or_else(|| root_name(root)), path: path.clone(), is_test }
+    };
+    let order = data::epoch_order(0, 0, paths.len());
+    Ok((order.iter().filter_map(|&i| paths.get(i as usize)).map(file).collect(), has_splits))
+}
+
+fn is_image(path: &Path) -> bool {
+    let kind = path.extension().unwrap_or_default();
+    ["png", "jpg", "jpeg"].iter().any(|known| kind.eq_ignore_ascii_case(known))
+}
+
+/// Returns the name of a folder, which is also the class of the images directly in it.
+fn root_name(root: &Path) -> String {
+    let path = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+    path.file_name().map_or_else(|| "images".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Returns the names of all classes in sorted order.
+fn class_names(root: &Path, files: &[ImageFile]) -> Result<Vec<String>> {
+    let names: BTreeSet<&String> = files.iter().map(|file| &file.class).collect();
+    if names.len() > MAX_CLASSES {
+        let what = format!("{} folders with images, expected at most {MAX_CLASSES} classes", names.len());
+        let hint = "merge folders, or move all of them into one folder, which is then the only class";
+        return Err(Error::data(root.display(), what, hint));
+    }
+    Ok(names.into_iter().cloned().collect())
+}
+
+/// Decodes a file into one plane, or into three if it stores colours and the channels are not 1.
+fn decode(path: &Path, options: &ImageOptions) -> Result<Box<[u8]>> {
+    let bytes = atomic::read(path)?;
+    let (image, has_color) = ImageBatch::from_file_with_color(&bytes, path, options.size as u32)?;
+    let is_grey = !has_color || options.channels == Some(1);
+    Ok(if is_grey { image.to_grey_bytes() } else { image.to_bytes() }.into_boxed_slice())
+}
+
+struct FileImage {
+    path: PathBuf,
+    label: u8,
+    /// One plane or three, if it is kept in memory.
+    planes: Option<Box<[u8]>>,
+}
+
+/// Images from files, in memory or decoded whenever they are read.
+struct FolderImages {
+    /// Options with the channels of every image.
+    options: ImageOptions,
+    classes: Vec<String>,
+    images: Vec<FileImage>,
+}
+
+impl Debug for FolderImages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FolderImages")
+            .field("len", &self.images.len())
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Images for FolderImages {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn size(&self) -> (usize, usize, usize) {
+        (self.options.channels.unwrap_or(3), self.options.size, self.options.size)
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn label(&self, index: usize) -> u8 {
+        self.images[index].label
+    }
+
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
+        data::check_read(self, index, pixels)?;
+        let image = &self.images[index];
+        let decoded;
+        let planes = match &image.planes {
+            Some(planes) => planes,
+            None => {
+                let gone =
+                    |e| Error::data(image.path.display(), reason(&e), "restore the file, which could be read before");
+                decoded = decode(&image.path, &self.options).map_err(gone)?;
+                &decoded
+            }
+        };
+        // A grey image has one plane for all channels.
+        pixels.chunks_exact_mut(planes.len()).for_each(|channels| channels.copy_from_slice(planes));
+        Ok(())
+    }
+}
