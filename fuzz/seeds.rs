@@ -124,7 +124,26 @@ fn records() -> Result<()> {
     save("cifar", "label", &file(5, &record(10)))?;
     save("cifar", "names", &file(6, b"a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n"))?;
     save("cifar", "names_few", &file(6, b"a\nb\n"))?;
-    save("cifar", "names_odd", &file(6, b"a\nb\nc\nd\ne\nf\ng\nh\ni\n\xff\n"))
+    save("cifar", "names_odd", &file(6, b"a\nb\nc\nd\ne\nf\ng\nh\ni\n\xff\n"))?;
+    let fine = |coarse: u8, class: u8| [&[coarse, class][..], &[class; RECORD - 1]].concat();
+    save("cifar100", "good", &file(0, &[fine(0, 0), fine(19, 99)].concat()))?;
+    save("cifar100", "cut", &file(1, &fine(0, 0)[..3000]))?;
+    save("cifar100", "empty", &file(0, &[]))?;
+    save("cifar100", "coarse", &file(1, &fine(20, 0)))?;
+    save("cifar100", "fine", &file(1, &fine(0, 100)))?;
+    save("cifar100", "names_few", &file(2, b"a\nb\n"))?;
+    let idx = |which: u8, numbers: &[u32], data: &[u8]| {
+        let header: Vec<u8> = numbers.iter().flat_map(|n| n.to_be_bytes()).collect();
+        file(which, &[&header[..], data].concat())
+    };
+    save("idx", "good", &idx(0, &[0x803, 1, 2, 3], &[9; 6]))?;
+    save("idx", "labels", &idx(1, &[0x801, 1], &[255]))?;
+    save("idx", "cut", &idx(0, &[0x803, 1, 28, 28], &[9; 700]))?;
+    save("idx", "header", &idx(2, &[0x803, 1], &[]))?;
+    save("idx", "magic", &idx(3, &[0x803, 1], &[0]))?;
+    save("idx", "count", &idx(0, &[0x803, u32::MAX, 32, 32], &[0; 64]))?;
+    save("idx", "size", &idx(0, &[0x803, 1, u32::MAX, u32::MAX], &[0; 64]))?;
+    save("idx", "zero", &idx(0, &[0x803, 1, 0, 0], &[]))
 }
 
 /// A small model and its checkpoint, as files.

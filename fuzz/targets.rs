@@ -14,7 +14,7 @@ use vae_wgpu::app::io::run_config::RunConfig;
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::app::viz::plots;
 use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
-use vae_wgpu::vae::data::{Dataset, cifar10 as cifar};
+use vae_wgpu::vae::data::{Dataset, cifar10 as cifar, cifar100 as fine, idx as mnist};
 use vae_wgpu::vae::inference::Model;
 use vae_wgpu::vae::model::Mode;
 use vae_wgpu::vae::tensor_file::TensorFile;
@@ -26,11 +26,13 @@ use vae_wgpu::vae::weights::TensorSchema;
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 7] = [
+pub(crate) const TARGETS: [Target; 9] = [
     ("archive", archive),
     ("checkpoint", checkpoint),
     ("cifar", cifar),
+    ("cifar100", cifar100),
     ("config", config),
+    ("idx", idx),
     ("picture", picture),
     ("table", table),
     ("weights", weights),
@@ -54,7 +56,8 @@ fn clear(error: &Error) {
 
 fn sound(dataset: &Dataset) {
     for images in [&dataset.train, &dataset.test] {
-        let mut picture = vec![0; 3 * 32 * 32];
+        let (channels, height, width) = images.size();
+        let mut picture = vec![0; channels * height * width];
         images.read_into(images.len() - 1, &mut picture).unwrap();
         assert!((0..images.len()).all(|i| usize::from(images.label(i)) < images.classes().len()));
     }
@@ -67,7 +70,7 @@ pub(crate) fn archive(bytes: &[u8]) {
         true => bytes.to_vec(),
         false => packed.write_all(bytes).and_then(|()| packed.finish()).unwrap_or_default(),
     };
-    match archive::read("outside", packed.as_slice()).and_then(|contents| cifar::parse("outside", contents)) {
+    match archive::read("outside", packed.as_slice()).and_then(|contents| archive::parse("outside", contents)) {
         Ok(dataset) => sound(&dataset),
         Err(error) => clear(&error),
     }
@@ -79,6 +82,32 @@ pub(crate) fn cifar(bytes: &[u8]) {
     let mut contents: cifar::Contents = cifar::FILES[..6].iter().map(|name| (*name, vec![1; cifar::RECORD])).collect();
     contents.insert(cifar::FILES[usize::from(*which) % cifar::FILES.len()], bytes.to_vec());
     match cifar::parse("outside", contents) {
+        Ok(dataset) => sound(&dataset),
+        Err(error) => clear(&error),
+    }
+}
+
+/// The same for CIFAR-100.
+pub(crate) fn cifar100(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    let mut contents: cifar::Contents = fine::FILES[..2].iter().map(|name| (*name, vec![1; fine::RECORD])).collect();
+    contents.insert(fine::FILES[usize::from(*which) % fine::FILES.len()], bytes.to_vec());
+    match fine::parse("outside", contents) {
+        Ok(dataset) => sound(&dataset),
+        Err(error) => clear(&error),
+    }
+}
+
+/// The same for files in MNIST's format; the valid ones have one image or label.
+pub(crate) fn idx(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else { return };
+    let file = |numbers: &[u32]| [&numbers.iter().flat_map(|n| n.to_be_bytes()).collect::<Vec<_>>()[..], &[7]].concat();
+    let valid = [file(&[0x803, 1, 1, 1]), file(&[0x801, 1])];
+    let named = |(i, name): (usize, &'static str)| (name, (name.to_owned(), valid[i % 2].clone()));
+    let mut contents: mnist::Contents = mnist::FILES.into_iter().enumerate().map(named).collect();
+    let name = mnist::FILES[usize::from(*which) % mnist::FILES.len()];
+    contents.insert(name, (name.to_owned(), bytes.to_vec()));
+    match mnist::parse("outside", contents) {
         Ok(dataset) => sound(&dataset),
         Err(error) => clear(&error),
     }

@@ -5,6 +5,8 @@
 #[path = "cli/runs.rs"]
 mod runs;
 
+#[path = "cli/data.rs"]
+mod data;
 #[cfg(target_os = "linux")]
 #[path = "cli/faults.rs"]
 mod faults;

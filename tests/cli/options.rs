@@ -71,6 +71,8 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--batch", 2, &["", "0", "-1", "1.5", "many", "99999999999999999999"]),
     ("--data", 2, &[""]),
     ("--data", 1, &["missing", "folder", "text", "empty", "cut.tar.gz", "/dev/null"]),
+    ("--image-size", 2, &["", "0", "-1", "31", "32.0", "256", "large", "99999999999999999999"]),
+    ("--image-size", 1, &["64"]),
     ("--train-limit", 2, &["", "0", "-1", "1.5", "all", "99999999999999999999"]),
     ("--val-limit", 2, &["", "0", "-1", "1.5", "all", "99999999999999999999"]),
     ("--count", 2, &["", "0", "-1", "1.5", "all", "99999999999999999999"]),
@@ -128,6 +130,12 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("train", "--quiet --json", 2, "--json"),
     ("train", "--resume run --lr 1", 2, "--lr"),
     ("train", "more", 2, "more"),
+    ("train", "--resume run --image-size 64", 2, "--image-size"),
+    ("train", "--data broken", 1, "broken/0.png"),
+    ("train", "--data broken --strict", 1, "broken/0.png"),
+    ("train", "--data python", 1, "Python version"),
+    ("train", "--data cut.png", 1, "expected a gzip archive"),
+    ("reconstruct", "cut.png --strict", 2, "--strict"),
     ("sample", "--out new.jpg", 2, "new.jpg"),
     ("sample", "--out new", 2, "new"),
     ("sample", "--out run", 2, "run"),
@@ -169,6 +177,11 @@ impl TrainContext {
     /// A folder with a small trained model in `run`, and with invalid files.
     fn new() -> Self {
         let stage = Self(tempfile::tempdir().unwrap());
+        for folder in ["broken", "python"] {
+            fs::create_dir(stage.path(folder)).unwrap();
+        }
+        fs::write(stage.path("broken/0.png"), "hello").unwrap();
+        fs::write(stage.path("python/data_batch_1"), [0x80, 2]).unwrap();
         for folder in ["run", "folder", "folder.png", "folder.json", "folder.safetensors"] {
             fs::create_dir(stage.path(folder)).unwrap();
         }

@@ -298,3 +298,154 @@ impl Images for FolderImages {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{GrayImage, Luma, Rgb, RgbImage};
+
+    fn save(root: &Path, name: &str, shade: u8) {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbImage::from_pixel(40, 50, Rgb([shade, 0, 255 - shade])).save(&path).unwrap();
+    }
+
+    fn open_quietly(root: &Path, limit: u64, options: ImageOptions) -> Result<(Dataset, Summary)> {
+        open_within(limit, root, &options, &mut |_| ())
+    }
+
+    fn opened(root: &Path) -> (Dataset, Summary) {
+        open_quietly(root, u64::MAX, ImageOptions::default()).unwrap()
+    }
+
+    fn refusal(root: &Path, strict: bool) -> String {
+        open_quietly(root, u64::MAX, ImageOptions { strict, ..ImageOptions::default() }).unwrap_err().to_string()
+    }
+
+    fn pixels(images: &dyn Images) -> Vec<u8> {
+        let mut pixels = Vec::new();
+        data::batch(images, &(0..images.len() as u32).collect::<Vec<_>>(), &mut pixels).unwrap();
+        pixels
+    }
+
+    #[test]
+    fn classes_are_the_folders_below_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("pets");
+        for i in 0..20 {
+            save(&root, &format!("dog/deep/er/{i}.png"), i);
+            save(&root, &format!("cat/{i}.JPG"), i);
+        }
+        save(&root, "here.jpeg", 1);
+        for ignored in [".hidden/a.png", "cat/.b.png"] {
+            save(&root, ignored, 1);
+        }
+        fs::write(root.join("cat/notes.txt"), "hello").unwrap();
+        let (data, summary) = opened(&root);
+        assert_eq!(
+            (data.train.classes(), data.name.as_str()),
+            (&["cat", "dog", "pets"].map(str::to_owned)[..], "pets")
+        );
+        assert_eq!((data.train.len(), data.test.len(), data.train.size()), (37, 4, (3, 32, 32)));
+        assert_eq!((summary.images, summary.files, summary.in_memory), (41, 41, Some(41 * 3072)));
+        // The same images in the same order, and of all classes from the start.
+        let again = opened(&root).0;
+        assert_eq!(pixels(data.train.as_ref()), pixels(again.train.as_ref()));
+        assert_eq!(data.fingerprint().unwrap(), again.fingerprint().unwrap());
+        assert_eq!((0..8).map(|i| data.train.label(i)).collect::<BTreeSet<_>>(), [0, 1].into());
+    }
+
+    #[test]
+    fn split_folders_are_kept() {
+        for test in ["test", "val"] {
+            let dir = tempfile::tempdir().unwrap();
+            for i in 0..9 {
+                save(dir.path(), &format!("train/{}/{i}.png", ["a", "b"][i % 2]), i as u8);
+            }
+            save(dir.path(), &format!("{test}/c/1.png"), 200);
+            let (data, _) = opened(dir.path());
+            assert_eq!((data.train.len(), data.test.len()), (9, 1));
+            assert_eq!((data.train.classes(), data.test.label(0)), (&["a", "b", "c"].map(str::to_owned)[..], 2));
+        }
+        // With another folder beside them, all are classes.
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["train/1.png", "test/1.png", "bus/1.png"] {
+            save(dir.path(), name, 1);
+        }
+        assert_eq!(opened(dir.path()).0.train.classes(), ["bus", "test", "train"]);
+    }
+
+    #[test]
+    fn images_are_the_same_from_memory_and_from_files() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..12 {
+            save(dir.path(), &format!("{i}.png"), i * 20);
+        }
+        GrayImage::from_fn(9, 9, |x, y| Luma([(x * 20 + y) as u8])).save(dir.path().join("grey.png")).unwrap();
+        for channels in [None, Some(1), Some(3)] {
+            let options = ImageOptions { channels, size: 64, ..ImageOptions::default() };
+            let (kept, memory) = open_quietly(dir.path(), u64::MAX, options).unwrap();
+            let (anew, files) = open_quietly(dir.path(), 3 * 64 * 64 * 5, options).unwrap();
+            assert!(memory.in_memory.is_some() && files.in_memory.is_none());
+            assert_eq!(kept.train.size(), (channels.unwrap_or(3), 64, 64));
+            assert_eq!(pixels(kept.train.as_ref()), pixels(anew.train.as_ref()));
+            assert_eq!(kept.fingerprint().unwrap(), anew.fingerprint().unwrap());
+        }
+        let (anew, _) = open_quietly(dir.path(), 0, ImageOptions::default()).unwrap();
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            fs::write(entry.unwrap().path(), "gone").unwrap();
+        }
+        let error = anew.train.read_into(0, &mut [0; 3072]).unwrap_err();
+        assert!(matches!(&error, Error::Data { .. }) && error.to_string().contains(".png: "), "{error}");
+        assert!(open_quietly(dir.path(), 0, ImageOptions { channels: Some(2), ..ImageOptions::default() }).is_err());
+    }
+
+    #[test]
+    fn greyscale_files_give_one_channel() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..10u8 {
+            let kind = if i % 2 == 0 { "png" } else { "jpg" };
+            GrayImage::from_pixel(20, 30, Luma([i * 25])).save(dir.path().join(format!("{i}.{kind}"))).unwrap();
+        }
+        let (data, summary) = opened(dir.path());
+        assert_eq!((data.train.size(), summary.in_memory), ((1, 32, 32), Some(10 * 1024)));
+        save(dir.path(), "colour.png", 7);
+        assert_eq!(opened(dir.path()).0.train.size(), (3, 32, 32));
+    }
+
+    #[test]
+    fn few_broken_files_are_skipped_and_many_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..30 {
+            save(dir.path(), &format!("good/{i}.png"), i);
+        }
+        for i in 0..10 {
+            fs::write(dir.path().join(format!("good/broken{i}.jpg")), "hello").unwrap();
+        }
+        let (data, summary) = opened(dir.path());
+        assert_eq!((data.train.len(), data.test.len(), summary.files, summary.skipped.len()), (27, 3, 40, 10));
+        assert!(summary.skipped[0].ends_with("good/broken0.jpg"));
+        let error = refusal(dir.path(), true);
+        assert!(error.contains("good/broken0.jpg: ") && error.contains("--strict"), "{error}");
+        fs::write(dir.path().join("good/a\n.png"), "").unwrap();
+        let error = refusal(dir.path(), false);
+        assert!(error.contains("good/a?.png: ") && error.contains("11 of 41 image files are broken"), "{error}");
+    }
+
+    #[test]
+    fn folders_without_enough_images_are_rejected() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(refusal(dir.path(), false).contains("there are no PNG or JPEG images in this folder"));
+        fs::write(dir.path().join("a.png"), "hello").unwrap();
+        assert!(refusal(dir.path(), false).contains("1 of 1 image files are broken"));
+        save(dir.path(), "a.png", 3);
+        assert!(refusal(dir.path(), false).contains("0 training and 1 test images"));
+        save(dir.path(), "b.png", 3);
+        assert_eq!(opened(dir.path()).0.test.len(), 1);
+        for i in 0..256 {
+            save(dir.path(), &format!("class{i}/a.png"), 3);
+        }
+        assert!(refusal(dir.path(), false).contains("257 folders with images, expected at most 256 classes"));
+        assert!(open_quietly(dir.path(), 0, ImageOptions { size: 0, ..ImageOptions::default() }).is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! Runs on the user's own data: folders of images, CIFAR-100 and files in MNIST's format, from training to evaluation.
+
+use std::fs;
+use std::path::Path;
+
+use image::{GrayImage, Luma, Rgb, RgbImage};
+use serde_json::Value;
+use tempfile::TempDir;
+use vae_wgpu::vae::data::{cifar100, idx};
+
+use crate::runs::{command, ok, run_in, text};
+
+/// Trains one epoch of a tiny model on the CPU.
+fn train(data: &str, run: &str, more: &str) -> String {
+    let line = "train --channels 2 --blocks 1 --latent-dim 2 --epochs 1 --batch-size 64 --device cpu";
+    let mut args: Vec<&str> = line.split(' ').collect();
+    args.extend(["--data", data, "--out", run]);
+    args.extend(more.split_whitespace());
+    text(&ok(&args).stderr)
+}
+
+fn config(run: &str) -> Value {
+    serde_json::from_slice(&fs::read(Path::new(run).join("config.json")).unwrap()).unwrap()
+}
+
+/// Samples, reconstructs and evaluates with the data set of the run.
+fn use_model(dir: &TempDir, run: &str) -> Value {
+    let path = |name: &str| run_in(dir, name);
+    ok(&["sample", run, "-n", "4", "--out", &path("s.png"), "--device", "cpu"]);
+    ok(&["reconstruct", run, "-n", "4", "--out", &path("r.png"), "--device", "cpu"]);
+    let output = ok(&["eval", run, "--no-pca", "--json", "--device", "cpu"]);
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// `count` images of different sizes in five class folders, alternately PNG and JPEG.
+fn write_images(root: &Path, count: u32) {
+    for i in 0..count {
+        let class = ["bird", "cat", "dog", "frog", "newt"][i as usize % 5];
+        let folder = root.join(class);
+        fs::create_dir_all(&folder).unwrap();
+        let (width, height) = (20 + i % 13, 20 + i % 7);
+        let image =
+            RgbImage::from_fn(width, height, |x, y| Rgb([(i % 5 * 50) as u8, (x * 7) as u8, (y * 9 + i) as u8]));
+        let kind = if i % 2 == 0 { "png" } else { "jpg" };
+        image.save(folder.join(format!("{i:04}.{kind}"))).unwrap();
+    }
+}
+
+#[test]
+fn folder_of_images_is_trained_sampled_and_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (run_in(&dir, "animals"), run_in(&dir, "run"));
+    write_images(Path::new(&data), 1000);
+    for i in 0..7 {
+        fs::write(Path::new(&data).join(format!("cat/broken{i}.png")), "hello").unwrap();
+    }
+    let said = train(&data, &run, "");
+    for part in [
+        "warning: 7 of 1,007 image files cannot be decoded and are skipped: ",
+        "cat/broken4.png and 2 more",
+        "data    1,000 images of 3x32x32: 3.1 MB in memory, 7 files skipped; classes: bird, cat, dog, frog, newt\n",
+        "done: 1 epochs",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // 64 images of 32 pixels, three times enlarged.
+    let preview = image::image_dimensions(Path::new(&run).join("data_preview.png")).unwrap();
+    assert_eq!(preview, (8 * 98 + 2, 8 * 98 + 2));
+    let settings = config(&run)["settings"].clone();
+    assert_eq!((&settings["data"], settings.get("image_size")), (&Value::from(data.as_str()), None));
+    assert_eq!(use_model(&dir, &run)["images"], 100);
+    // A run resumes with its images.
+    let resumed = ok(&["train", "--resume", &run, "--epochs", "2", "--device", "cpu"]);
+    assert!(text(&resumed.stderr).contains("done: 2 epochs"), "{}", text(&resumed.stderr));
+    let described = ok(&["data", "--data", &data, "--json"]);
+    let described: Value = serde_json::from_slice(&described.stdout).unwrap();
+    assert_eq!((&described["train"]["images"], &described["test"]["images"]), (&900.into(), &100.into()));
+
+    let rejected = command(&["train", "--data", &data, "--strict", "--out", &run_in(&dir, "strict")]).output().unwrap();
+    let said = text(&rejected.stderr);
+    assert_eq!(rejected.status.code(), Some(1), "{said}");
+    assert!(said.contains("cat/broken0.png: ") && said.lines().count() == 1, "{said}");
+    assert!(!dir.path().join("strict").exists());
+    let quiet = command(&["data", "--data", &data, "--image-size", "48"]).output().unwrap();
+    assert_eq!(quiet.status.code(), Some(2));
+}
+
+#[test]
+fn larger_images_are_remembered_by_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (run_in(&dir, "animals"), run_in(&dir, "run"));
+    write_images(Path::new(&data), 40);
+    let said = train(&data, &run, "--image-size 64 --batch-size 16");
+    assert!(said.contains("data    40 images of 3x64x64: "), "{said}");
+    let settings = config(&run)["settings"].clone();
+    assert_eq!((&settings["image_size"], &settings["model"]["image_size"]), (&64.into(), &64.into()));
+    assert_eq!(use_model(&dir, &run)["images"], 4);
+    ok(&["train", "--resume", &run, "--epochs", "2", "--device", "cpu"]);
+    // Another folder is resized to the model, other data sets are not.
+    ok(&["eval", &run, "--data", &data, "--no-pca", "--device", "cpu"]);
+    for (more, part) in [
+        (&["--data", "shapes"][..], "its images have 3x32x32 values, those of the model 3x64x64. Pass the data set"),
+        (&["--image-size", "32"], "invalid --image-size: expected 64, the size of the model's images, found 32"),
+    ] {
+        let output = command(&[&["eval", run.as_str(), "--device", "cpu"], more].concat()).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
+    }
+    let output = command(&["data", "--data", "shapes", "--image-size", "64"]).output().unwrap();
+    assert!(text(&output.stderr).contains("only a folder of images is resized"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn grey_images_are_trained_with_one_channel() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (run_in(&dir, "grey"), run_in(&dir, "run"));
+    fs::create_dir(&data).unwrap();
+    for i in 0..30u8 {
+        GrayImage::from_fn(30, 40, |x, y| Luma([i * 5 + (x + y) as u8]))
+            .save(Path::new(&data).join(format!("{i}.png")))
+            .unwrap();
+    }
+    let said = train(&data, &run, "--quiet");
+    assert!(said.is_empty(), "{said}");
+    assert_eq!(config(&run)["settings"]["model"]["image_channels"], 1);
+    assert_eq!(use_model(&dir, &run)["images"], 3);
+}
+
+#[test]
+fn cifar100_is_trained_sampled_and_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (run_in(&dir, "data"), run_in(&dir, "run"));
+    let folder = Path::new(&data).join(cifar100::FOLDER);
+    fs::create_dir_all(&folder).unwrap();
+    let records = |count: u8| -> Vec<u8> {
+        (0..count).flat_map(|i| [vec![i % 20, i % 100], vec![i; cifar100::RECORD - 2]].concat()).collect()
+    };
+    fs::write(folder.join("train.bin"), records(200)).unwrap();
+    fs::write(folder.join("test.bin"), records(30)).unwrap();
+    let said = train(&data, &run, "");
+    assert!(!said.contains("\ndata ") && !Path::new(&run).join("data_preview.png").exists(), "{said}");
+    let report = use_model(&dir, &run);
+    assert_eq!((&report["images"], &report["data"]), (&30.into(), &"CIFAR-100".into()));
+}
+
+#[test]
+fn idx_files_are_trained_sampled_and_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (run_in(&dir, "digits"), run_in(&dir, "run"));
+    fs::create_dir(&data).unwrap();
+    for (name, count) in idx::FILES.iter().zip([100u32, 100, 20, 20]) {
+        let images = name.contains("images");
+        let mut file = if images { 0x803u32 } else { 0x801 }.to_be_bytes().to_vec();
+        file.extend(count.to_be_bytes());
+        if images {
+            file.extend([28u32, 28].iter().flat_map(|n| n.to_be_bytes()));
+            file.extend((0..count * 784).map(|i| (i * 7) as u8));
+        } else {
+            file.extend((0..count).map(|i| (i % 10) as u8));
+        }
+        fs::write(Path::new(&data).join(name), file).unwrap();
+    }
+    train(&data, &run, "");
+    assert_eq!(config(&run)["settings"]["model"]["image_channels"], 1);
+    assert_eq!(use_model(&dir, &run)["images"], 20);
+}
