@@ -64,7 +64,7 @@ impl Drop for Reserved {
 }
 
 /// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "checkpoint.safetensors",
     "model.safetensors",
     prior::FILE,
