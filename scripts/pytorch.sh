@@ -24,7 +24,7 @@ for model in "batch optimal" "batch unit" "position optimal"; do
     "$binary" reconstruct "$run" --count 32 --raw --out "$run/images.safetensors"
     load "$run" --count 32 --latents "$run/latents.safetensors" --compare "$run/images.safetensors" --out "$run/decoded.png" \
         --save "$run/back.safetensors"
-    "$binary" sample "$run/back.safetensors" --raw --out "$run/back.npy"
+    "$binary" sample "$run/back.safetensors" --prior normal --raw --out "$run/back.npy"
     "$binary" sample "$run" --prior normal --raw --out "$run/samples.npy"
     cmp "$run/samples.npy" "$run/back.npy"
     load "$run" --prior mixture --out "$run/mixture.png"

@@ -104,7 +104,7 @@ fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
                 what: "tensors".into(),
                 expected: "those of a model, with the names of vae-wgpu or pi-tau/vae".into(),
                 found: "others".into(),
-                hint: "docs/pytorch.md lists the names".into(),
+                hint: "see docs/pytorch.md for the names".into(),
             });
         }
     };

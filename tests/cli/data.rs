@@ -90,7 +90,7 @@ fn larger_images_are_remembered_by_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let (data, run) = (run_in(&dir, "animals"), run_in(&dir, "run"));
     write_images(Path::new(&data), 40);
-    let said = train(&data, &run, "--image-size 64 --batch-size 16");
+    let said = train(&data, &run, "--image-size 64");
     assert!(said.contains("data    40 images of 3x64x64: "), "{said}");
     let settings = config(&run)["settings"].clone();
     assert_eq!((&settings["image_size"], &settings["model"]["image_size"]), (&64.into(), &64.into()));

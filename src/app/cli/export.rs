@@ -9,6 +9,7 @@ use super::eprintln_lossy;
 use super::output::check_output;
 use crate::app::io::{atomic, model, tensor_file};
 use crate::error::Error;
+use crate::runtime::op::Likelihood;
 use crate::vae::model::{Mode, VARIANCE};
 use crate::vae::names::to_seed;
 use crate::vae::weights::TensorSchema;
@@ -36,8 +37,11 @@ impl ExportArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         check_output(&self.out, &["safetensors"])?;
         let model = model::load(&self.run)?;
-        let config = model.config;
+        let mut config = model.config;
         let graph = config.graph(1, Mode::Encode)?;
+        if self.names == Names::Seed {
+            config.likelihood = Likelihood::Unit;
+        }
         let mut file = model.weights.into_file(TensorSchema::of(&graph), &serde_json::to_string(&config)?)?;
         if self.names == Names::Seed {
             // The variance of the likelihood has no counterpart, and images do not depend on it.

@@ -385,7 +385,7 @@ mod tests {
         for channels in [None, Some(1), Some(3)] {
             let options = ImageOptions { channels, size: 64, ..ImageOptions::default() };
             let (kept, memory) = open_quietly(dir.path(), u64::MAX, options).unwrap();
-            let (anew, files) = open_quietly(dir.path(), 3 * 64 * 64 * 5, options).unwrap();
+            let (anew, files) = open_quietly(dir.path(), 64 * 64 * 5, options).unwrap();
             assert!(memory.in_memory.is_some() && files.in_memory.is_none());
             assert_eq!(kept.train.size(), (channels.unwrap_or(3), 64, 64));
             assert_eq!(pixels(kept.train.as_ref()), pixels(anew.train.as_ref()));
