@@ -98,7 +98,7 @@ impl From<Dataset> for Opened {
 /// Opens a data set. `options` apply to a folder of images. Only [`DataSpec::Cifar10`] uses the network.
 ///
 /// # Errors
-/// [`Error::Data`](crate::Error::Data), [`Error::Download`](crate::Error::Download) or [`Error::File`](crate::Error::File).
+/// [`Error::Data`], [`Error::Download`] or [`Error::File`].
 pub fn open(spec: &DataSpec, options: &ImageOptions, progress: &mut dyn FnMut(FetchProgress)) -> Result<Opened> {
     match spec {
         DataSpec::Cifar10 => CacheDirs::user()?.open(progress).map(Opened::from),
