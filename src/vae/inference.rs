@@ -14,7 +14,7 @@ use crate::vae::model::{Mode, VARIANCE, VaeConfig};
 use crate::vae::names;
 use crate::vae::runner::{Device, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
-use crate::vae::weights::{TensorSchema, Weights};
+use crate::vae::weights::{KL_DIMS, TensorSchema, Weights};
 
 /// A trained model: its configuration and matching weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Model {
     pub config: VaeConfig,
     /// Parameters and running statistics.
     pub weights: Weights,
+    /// KL divergence of each latent dimension in nats over the validation images, if the file has it.
+    pub kl_dims: Option<Vec<f64>>,
 }
 
 impl Model {
@@ -46,8 +48,10 @@ impl Model {
         names::from_seed(&mut file);
         let config = config_of(&file, &path)?;
         let graph = config.graph(1, Mode::Encode)?;
+        let kl_dims: Option<Vec<f64>> = file.metadata.get(KL_DIMS).and_then(|text| serde_json::from_str(text).ok());
+        let kl_dims = kl_dims.filter(|kl_dims| kl_dims.len() == config.latent_dim);
         let weights = Weights::from_file(file, &path, TensorSchema::of(&graph))?;
-        Ok(Self { path, config, weights })
+        Ok(Self { path, config, weights, kl_dims })
     }
 
     /// Returns the variance of the likelihood, of pixel values from -1 to 1: 1, or the running statistic of the loss.

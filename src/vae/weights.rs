@@ -15,6 +15,9 @@ use crate::vae::tensor_file::{Array, TensorFile};
 /// Prefixes of the names of Adam's moments in a checkpoint.
 pub(crate) const MOMENTS: [&str; 2] = ["adam.m/", "adam.v/"];
 
+/// Entry of a model's metadata: the KL divergence of each latent dimension in nats, over the validation images.
+pub(crate) const KL_DIMS: &str = "kl_dims";
+
 /// Names and shapes of the tensors of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSchema<'a> {

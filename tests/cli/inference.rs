@@ -258,12 +258,16 @@ fn interpolations_and_traversals_have_the_expected_images() {
 
     stage.ok("traverse run --steps 5");
     let zeros = stage.png("traversal.png");
-    assert_eq!(zeros.dimensions(), (side(5), side(LATENT as u32)));
+    // Labels stand left of the images.
+    const LABELS: u32 = 190;
+    assert_eq!(zeros.dimensions(), (LABELS + side(5), side(LATENT as u32)));
     // The middle image is the same in every row.
-    let cut = |row: u32| image::imageops::crop_imm(&zeros, 2 + 2 * 98, 2 + row * 98, 96, 96).to_image();
+    let cut = |row: u32| image::imageops::crop_imm(&zeros, LABELS + 2 + 2 * 98, 2 + row * 98, 96, 96).to_image();
     assert_eq!(cut(0), cut(3));
     stage.ok("traverse run --data shapes --image 2 --out image.png");
-    assert_eq!(stage.png("image.png").dimensions(), (side(7), side(LATENT as u32)));
+    assert_eq!(stage.png("image.png").dimensions(), (LABELS + side(7), side(LATENT as u32)));
+    stage.ok("traverse run --dims 2 --out two.png");
+    assert_eq!(stage.png("two.png").dimensions(), (LABELS + side(7), side(2)));
     assert_ne!(fs::read(stage.path("image.png")).unwrap(), fs::read(stage.path("traversal.png")).unwrap());
 }
 

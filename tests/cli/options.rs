@@ -99,6 +99,7 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--prior", 2, &["", "uniform", "1"]),
     ("--components", 2, &["", "0", "-1", "1001", "some"]),
     ("--distances", 2, &["", "-1", "1.5", "100001", "all"]),
+    ("--dims", 2, &["", "-1", "1.5", "most"]),
     ("--names", 2, &["", "keras", "1"]),
     ("--norm", 2, &["", "group", "1"]),
     ("--schedule", 2, &["", "wavy", "1"]),

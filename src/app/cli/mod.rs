@@ -64,7 +64,7 @@ enum Command {
     Reconstruct(reconstruct::ReconstructArgs),
     /// Interpolate between two images in latent space.
     Interpolate(interpolate::InterpolateArgs),
-    /// Vary each latent dimension from -3 to 3 with the others fixed: one row of images per dimension.
+    /// Vary latent dimensions from -3 to 3 with the others fixed: one row of images per dimension, those that carry most first.
     Traverse(traverse::TraverseArgs),
     /// Plot the latent means of images in two dimensions, and the KL divergence of each latent dimension.
     Latent(latent::LatentArgs),

@@ -216,7 +216,7 @@ impl TrainArgs {
         let run = store.path().to_owned();
         match outcome {
             Outcome::Finished => {
-                self.fit_prior(&run, &dataset, &device, &plan)?;
+                self.fit_prior(&run, &dataset, &device, &plan);
                 Ok(ExitCode::SUCCESS)
             }
             Outcome::Interrupted => Ok(ExitCode::from(INTERRUPTED)),
@@ -268,7 +268,7 @@ impl TrainArgs {
     }
 
     /// Fits a prior to the best weights of the run. The run is complete without it, so a failure is a warning.
-    fn fit_prior(&self, run: &Path, dataset: &Dataset, device: &Device, plan: &plan::Options) -> anyhow::Result<()> {
+    fn fit_prior(&self, run: &Path, dataset: &Dataset, device: &Device, plan: &plan::Options) {
         let fit = || {
             let model = model::load(run)?;
             let images = dataset.train.as_ref();
@@ -280,7 +280,6 @@ impl TrainArgs {
             Ok(_) => {}
             Err(error) => eprintln_lossy(format_args!("warning: no prior was fitted: {error:#}")),
         }
-        Ok(())
     }
 
     /// Loads the initial weights.

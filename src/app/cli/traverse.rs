@@ -6,10 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
-use super::output::{check_grid, check_output, save_grid};
+use super::eprintln_lossy;
+use super::output::{check_grid, check_output};
 use super::values::non_empty;
-use crate::app::viz::image_grid::ImageBatch;
-use crate::vae::inference::posterior_means;
+use crate::app::io::atomic::create_parent;
+use crate::app::viz::caption::label_rows;
+use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
+use crate::vae::inference::{Model, posterior_means};
 use crate::vae::model::Mode;
 
 /// Largest magnitude of the varied latent dimension.
@@ -20,6 +23,9 @@ pub(super) struct TraverseArgs {
     /// Start from the encoding of this image (its index in the data set, or a PNG or JPEG file) instead of zeros.
     #[arg(long, value_name = "I|FILE", value_parser = non_empty::<Source>)]
     image: Option<Source>,
+    /// Number of latent dimensions to show, those that carry most first; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    dims: usize,
     /// Images per row.
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
@@ -32,26 +38,44 @@ pub(super) struct TraverseArgs {
     images: ImagesArgs,
 }
 
+/// Returns up to `count` latent dimensions, those with the largest KL divergence first, or the first ones if it is not known.
+fn most_informative(model: &Model, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..model.config.latent_dim).collect();
+    if let Some(kl) = &model.kl_dims {
+        order.sort_by(|&a, &b| kl[b].total_cmp(&kl[a]));
+    }
+    order.truncate(if count == 0 { order.len() } else { count });
+    order
+}
+
 impl TraverseArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         check_output(&self.out, &["png"])?;
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
         let (latent, steps) = (config.latent_dim, self.steps as usize);
-        check_grid(latent * steps)?;
+        let shown = most_informative(&model, self.dims);
+        check_grid(shown.len() * steps)?;
         let pixels = match &self.image {
             Some(image) => Source::read(&[("--image", image)], &self.images, &self.trained, config)?,
             None => Vec::new(),
         };
         let encoded = usize::from(self.image.is_some());
-        let mut trained = self.trained.start(&model, &[(Mode::Decode, latent * steps), (Mode::Encode, encoded)])?;
+        let mut trained = self.trained.start(&model, &[(Mode::Decode, shown.len() * steps), (Mode::Encode, encoded)])?;
         let middle = if encoded == 0 { vec![0.0; latent] } else { posterior_means(&trained.encode(&pixels)?, latent) };
-        let mut z = middle.repeat(latent * steps);
+        let mut z = middle.repeat(shown.len() * steps);
         for (i, row) in z.chunks_exact_mut(latent).enumerate() {
-            row[i / steps] = RANGE * (2.0 * (i % steps) as f32 / (steps - 1) as f32 - 1.0);
+            row[shown[i / steps]] = RANGE * (2.0 * (i % steps) as f32 / (steps - 1) as f32 - 1.0);
         }
         let images = ImageBatch::from_floats(&trained.decode(&z)?, dims)?;
-        save_grid(&self.out, steps, &images, "one row per latent dimension, from -3 to 3")?;
+        let grid = Grid { columns: steps, ..Grid::default() }.draw(&images)?;
+        let label = |dim: &usize| match &model.kl_dims {
+            Some(kl) => format!("dimension {dim}: {:.2} nats", kl[*dim]),
+            None => format!("dimension {dim}"),
+        };
+        create_parent(&self.out)?;
+        save_png(&self.out, &label_rows(&grid, &shown.iter().map(label).collect::<Vec<_>>())?)?;
+        eprintln_lossy(format_args!("one row per latent dimension, from -3 to 3: {}", self.out.display()));
         Ok(ExitCode::SUCCESS)
     }
 }

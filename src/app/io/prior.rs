@@ -57,3 +57,29 @@ fn other_weights(path: &Path, expected: String, found: String) -> Error {
         hint: "fit it again with `vae-wgpu fit-prior`, or pass --prior normal".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::graph::{Arena, initial};
+    use crate::vae::model::{Mode, VaeConfig};
+    use crate::vae::weights::Weights;
+
+    #[test]
+    fn a_prior_of_other_weights_is_rejected() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
+        let graph = config.graph(1, Mode::Encode).unwrap();
+        let model = |seed| {
+            let [params, states] = [Arena::Params, Arena::States].map(|arena| initial(&graph, arena, seed).unwrap());
+            Model { path: dir.path().join("model.safetensors"), config, weights: Weights { params, states }, kl_dims: None }
+        };
+        assert_eq!(load(&model(1)).unwrap(), None);
+        let points: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
+        let mixture = Mixture::fit(&points, 2, 2, 0, &mut |_, _| {}).unwrap();
+        assert_eq!(save(&mixture, &model(1)).unwrap(), dir.path().join(FILE));
+        assert_eq!(load(&model(1)).unwrap().unwrap().components(), 2);
+        let error = load(&model(2)).unwrap_err().to_string();
+        assert!(error.contains("fit-prior") && error.contains("--prior normal"), "{error}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Image grids, plots and performance traces.
 
+pub mod caption;
 pub mod image_grid;
 pub mod latent_plots;
 pub mod plots;

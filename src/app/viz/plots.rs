@@ -275,11 +275,14 @@ fn moving_mean(points: &[Point]) -> Vec<Point> {
     points.iter().map(mean).collect()
 }
 
-pub(super) fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
+/// Makes the embedded font known to the drawing library.
+pub(super) fn register_fonts() -> Result<()> {
     static REGISTERED: LazyLock<bool> = LazyLock::new(|| register_font(INFO, FontStyle::Normal, FONT).is_ok());
-    if !*REGISTERED {
-        return Err(Error::bug("the embedded font is invalid"));
-    }
+    if *REGISTERED { Ok(()) } else { Err(Error::bug("the embedded font is invalid")) }
+}
+
+pub(super) fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
+    register_fonts()?;
     let mut pixels = vec![255; (SIZE.0 * SIZE.1 * 3) as usize];
     let canvas = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
     paint(&canvas)?;

@@ -10,7 +10,7 @@ use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::train::store::{About, DecodedImages};
-use crate::vae::weights::{TensorSchema, Weights};
+use crate::vae::weights::{KL_DIMS, TensorSchema, Weights};
 
 /// Number of samples drawn after each epoch.
 pub(super) const SAMPLES: usize = 49;
@@ -48,10 +48,12 @@ impl Trainer<'_> {
         self.warn(&message)
     }
 
-    pub(super) fn save_model(&mut self) -> Result<()> {
+    /// Saves the weights. `kl_dims`: KL divergence of each latent dimension in nats.
+    pub(super) fn save_model(&mut self, kl_dims: &[f64]) -> Result<()> {
         let config = serde_json::to_string(&self.settings.model).map_err(Error::bug)?;
         let weights = self.weights()?;
-        let file = weights.into_file(TensorSchema::of(self.runner.graph()?), &config)?;
+        let mut file = weights.into_file(TensorSchema::of(self.runner.graph()?), &config)?;
+        file.metadata.insert(KL_DIMS.to_owned(), serde_json::to_string(kl_dims).map_err(Error::bug)?);
         self.store.save_model(file)
     }
 

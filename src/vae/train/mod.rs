@@ -406,7 +406,7 @@ impl<'a> Trainer<'a> {
         self.epoch_rows.push(row);
         self.finished = epoch;
         let better = self.best.is_none_or(|best| row.val_total < best);
-        let model = if better { self.save_model() } else { Ok(()) };
+        let model = if better { self.save_model(&val.kl_dims) } else { Ok(()) };
         let best = better && model.is_ok();
         if best {
             self.best = Some(row.val_total);
