@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
 use super::eprintln_lossy;
+use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
 use super::output::{check_grid, check_output};
 use super::values::non_empty;
 use crate::app::io::atomic::create_parent;
@@ -61,7 +61,8 @@ impl TraverseArgs {
             None => Vec::new(),
         };
         let encoded = usize::from(self.image.is_some());
-        let mut trained = self.trained.start(&model, &[(Mode::Decode, shown.len() * steps), (Mode::Encode, encoded)])?;
+        let mut trained =
+            self.trained.start(&model, &[(Mode::Decode, shown.len() * steps), (Mode::Encode, encoded)])?;
         let middle = if encoded == 0 { vec![0.0; latent] } else { posterior_means(&trained.encode(&pixels)?, latent) };
         let mut z = middle.repeat(shown.len() * steps);
         for (i, row) in z.chunks_exact_mut(latent).enumerate() {

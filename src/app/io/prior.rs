@@ -72,7 +72,12 @@ mod tests {
         let graph = config.graph(1, Mode::Encode).unwrap();
         let model = |seed| {
             let [params, states] = [Arena::Params, Arena::States].map(|arena| initial(&graph, arena, seed).unwrap());
-            Model { path: dir.path().join("model.safetensors"), config, weights: Weights { params, states }, kl_dims: None }
+            Model {
+                path: dir.path().join("model.safetensors"),
+                config,
+                weights: Weights { params, states },
+                kl_dims: None,
+            }
         };
         assert_eq!(load(&model(1)).unwrap(), None);
         let points: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
