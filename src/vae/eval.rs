@@ -124,7 +124,7 @@ pub fn evaluate(
     let (latent, dims) = (model.config().latent_dim, model.config().images(1).len());
     let mut noise: Vec<_> =
         (0..options.iwae.max(1) as u64).map(|k| rng::stream(options.seed, Stream::Sample, k)).collect();
-    let [mut recon, mut kl, mut squares, mut similarity, mut bound] = [0.0f64; 5];
+    let [mut recon, mut squares, mut similarity, mut bound] = [0.0f64; 4];
     let ssim = Ssim::new([model.config().image_channels, model.config().image_size, model.config().image_size]);
     let variance = model.variance();
     let log_scale = LN_2PI + variance.ln();
@@ -141,7 +141,6 @@ pub fn evaluate(
             for (sum, kl) in kl_dims.iter_mut().zip(divergences(row)) {
                 *sum += kl;
             }
-            kl += divergences(row).sum::<f64>();
         }
         let mut log_weights = vec![Vec::with_capacity(options.iwae); z_mean.len() / latent];
         for (k, noise) in noise.iter_mut().enumerate() {
@@ -164,6 +163,7 @@ pub fn evaluate(
         done(seen);
         Ok(())
     })?;
+    let kl: f64 = kl_dims.iter().sum();
     if let Some((name, _)) = [("recon", recon), ("kl", kl), ("mse", squares)].iter().find(|(_, v)| !v.is_finite()) {
         return Err(Error::NonFiniteOutput { what: (*name).to_owned() });
     }
