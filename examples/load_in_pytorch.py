@@ -36,13 +36,14 @@ class Config:
     norm: str = "batch"
     image_size: int = 32
     image_channels: int = 3
-    likelihood: str = "unit"  # Files with the unit likelihood do not name it.
+    likelihood: str = "unit"  # Files with the unit likelihood do not name it,
+    classes: int = 0  # and files of models without classes not their number.
 
     @staticmethod
     def from_json(text):
         values = json.loads(text)
         known = {field.name for field in fields(Config)}
-        if not isinstance(values, dict) or set(values) | {"likelihood"} != known:
+        if not isinstance(values, dict) or set(values) | {"likelihood", "classes"} != known:
             raise ValueError(f"expected an object with exactly the fields {', '.join(sorted(known))}")
         for field, choices in [("norm", ("batch", "position")), ("likelihood", ("unit", "optimal"))]:
             if values.get(field, choices[0]) not in choices:
@@ -117,6 +118,15 @@ class Group(nn.Module):
         return x
 
 
+def add_label(half, x, classes):
+    """Adds the layer `label` of the one-hot `classes`, if the model is conditional."""
+    if not hasattr(half, "label"):
+        return x
+    if classes is None:
+        raise ValueError("the model is conditional: pass the class of each image, a tensor of integers")
+    return x + half.label(F.one_hot(classes, half.label.in_features).float())
+
+
 class Encoder(nn.Module):
     """Images to mean and log standard deviation of the latent Gaussian."""
 
@@ -130,13 +140,15 @@ class Encoder(nn.Module):
             channels *= 2
         self.norm = norm_layer(config.norm, channels)
         self.fc = nn.Linear(channels, 2 * config.latent_dim)
+        if config.classes:
+            self.label = nn.Linear(config.classes, 2 * config.latent_dim)
 
-    def forward(self, x):
+    def forward(self, x, classes=None):
         x = self.stem(x)
         for group in self.groups:
             x = group(x)
         x = F.relu(self.norm(x)).mean(dim=(2, 3))
-        return self.fc(x).chunk(2, dim=1)
+        return add_label(self, self.fc(x), classes).chunk(2, dim=1)
 
 
 class Decoder(nn.Module):
@@ -147,6 +159,8 @@ class Decoder(nn.Module):
         channels, size = config.channels << config.groups, config.image_size >> config.groups
         self.shape = (channels, size, size)
         self.fc = nn.Linear(config.latent_dim, channels * size * size)
+        if config.classes:
+            self.label = nn.Linear(config.classes, channels * size * size)
         self.groups = nn.ModuleList()
         for _ in range(config.groups):
             self.groups.append(Group(config, channels, channels // 2, "up"))
@@ -154,8 +168,8 @@ class Decoder(nn.Module):
         self.norm = norm_layer(config.norm, channels)
         self.out = nn.Conv2d(channels, config.image_channels, 3, padding=1)
 
-    def forward(self, z):
-        x = self.fc(z).unflatten(1, self.shape)
+    def forward(self, z, classes=None):
+        x = add_label(self, self.fc(z), classes).unflatten(1, self.shape)
         for group in self.groups:
             x = group(x)
         return self.out(F.relu(self.norm(x)))
@@ -174,7 +188,8 @@ class Loss(nn.Module):
 
 
 class VAE(nn.Module):
-    """The model that vae-wgpu trains. Images are `[n, c, h, w]`, from -1 to 1: `bytes / 127.5 - 1`."""
+    """The model that vae-wgpu trains. Images are `[n, c, h, w]`, from -1 to 1: `bytes / 127.5 - 1`. A conditional model also takes
+    the class of each."""
 
     def __init__(self, config):
         super().__init__()
@@ -183,10 +198,10 @@ class VAE(nn.Module):
         if config.likelihood == "optimal":
             self.loss = Loss()
 
-    def forward(self, x):
-        mu, log_std = self.encoder(x)
+    def forward(self, x, classes=None):
+        mu, log_std = self.encoder(x, classes)
         z = mu + log_std.exp() * torch.randn_like(mu)
-        return self.decoder(z), mu, log_std
+        return self.decoder(z, classes), mu, log_std
 
 
 # ---- Names and shapes, without PyTorch ------------------------------------------------------------------------------
@@ -223,6 +238,9 @@ def names_and_shapes(config):
     layer("encoder.fc", [2 * config.latent_dim, widest], 2 * config.latent_dim)
     layer("decoder.fc", [widest * size * size, config.latent_dim], widest * size * size)
     layer("decoder.out", [config.image_channels, c, 3, 3], config.image_channels)
+    if config.classes:
+        layer("encoder.label", [2 * config.latent_dim, config.classes], 2 * config.latent_dim)
+        layer("decoder.label", [widest * size * size, config.classes], widest * size * size)
     if config.likelihood == "optimal":
         tensors["loss.variance"] = [1]
     norm("encoder.norm", widest)
@@ -237,7 +255,7 @@ def self_check():
     """Compares `names_and_shapes` with the module, for sizes of every kind."""
     configs = [
         Config(),
-        Config(likelihood="optimal"),
+        Config(likelihood="optimal", classes=10),
         Config(norm="position"),
         Config(channels=2, blocks=1, groups=1, latent_dim=1, image_size=2, image_channels=1),
         Config(channels=6, blocks=3, groups=4, latent_dim=5, norm="position", image_size=48, image_channels=4),
@@ -281,12 +299,17 @@ def load_prior(path):
     return load_file(path) if path.exists() else None
 
 
-def sample_latents(config, count, generator, temperature=1.0, prior=None):
-    """Draws `[count, latent_dim]` from the fitted prior, or without one from N(0, I)."""
+def sample_latents(config, count, generator, temperature=1.0, prior=None, classes=None):
+    """Draws `[count, latent_dim]` from the fitted prior, or without one from N(0, I); of these classes, for a conditional model."""
     noise = temperature * torch.randn(count, config.latent_dim, generator=generator)
     if prior is None:
         return noise
-    component = torch.multinomial(prior["mixture.weights"], count, replacement=True, generator=generator)
+    weights = prior["mixture.weights"].expand(count, -1)
+    if classes is not None and "mixture.classes" in prior:
+        own = prior["mixture.classes"] == classes.unsqueeze(1)
+        # A class without Gaussians of its own uses all.
+        weights = torch.where(own | ~own.any(dim=1, keepdim=True), weights, 0)
+    component = torch.multinomial(weights, 1, generator=generator).squeeze(1)
     return prior["mixture.means"][component] + torch.einsum("nij,nj->ni", prior["mixture.factors"][component], noise)
 
 
@@ -300,7 +323,8 @@ def save(model, config, path):
     from safetensors.torch import save_file
 
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in tensors_of(model).items()}
-    sizes = {field: value for field, value in asdict(config).items() if (field, value) != ("likelihood", "unit")}
+    left_out = [("likelihood", "unit"), ("classes", 0)]
+    sizes = {field: value for field, value in asdict(config).items() if (field, value) not in left_out}
     save_file(tensors, path, metadata={"format": "pt", "config": json.dumps(sizes)})
 
 
@@ -389,16 +413,22 @@ def run(options):
         return
 
     model, config = load(options.model)
+    classes = None
+    if config.classes:
+        # Equal numbers of all classes, in order, unless a file names them.
+        classes = torch.arange(options.count) * config.classes // options.count
     if options.latents:
         z = tensor_from(options.latents, "mu")[: options.count]
+        if config.classes:
+            classes = tensor_from(options.latents, "label")[: options.count]
     else:
         prior = None if options.prior == "normal" else load_prior(options.model)
         if prior is None and options.prior == "mixture":
             raise ValueError("there is no prior.safetensors beside the model; write it with `vae-wgpu fit-prior`")
         generator = torch.Generator().manual_seed(options.seed)
-        z = sample_latents(config, options.count, generator, options.temperature, prior)
+        z = sample_latents(config, options.count, generator, options.temperature, prior, classes)
     with torch.no_grad():
-        images = model.decoder(z)
+        images = model.decoder(z, classes)
     write_png(options.out, images)
     print(f"{len(images)} images: {options.out}")
     if options.compare:

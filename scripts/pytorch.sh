@@ -15,11 +15,11 @@ trap 'rm -rf "$scratch"' EXIT
 load() { "$python" examples/load_in_pytorch.py "$@"; }
 
 load --self-check
-for model in "batch optimal" "batch unit" "position optimal"; do
-    read -r norm likelihood <<<"$model"
-    run=$scratch/$norm-$likelihood
+for model in "batch optimal" "batch unit" "position optimal" "batch optimal --conditional"; do
+    read -r norm likelihood conditional <<<"$model"
+    run=$scratch/$norm-$likelihood$conditional
     "$binary" train --quiet --data shapes --train-limit 128 --val-limit 32 --channels 8 --blocks 2 --batch-size 32 --epochs 1 \
-        --norm "$norm" --likelihood "$likelihood" --out "$run"
+        --norm "$norm" --likelihood "$likelihood" ${conditional:+"$conditional"} --out "$run"
     "$binary" encode "$run" --val-limit 32 --out "$run/latents.safetensors"
     "$binary" reconstruct "$run" --count 32 --raw --out "$run/images.safetensors"
     load "$run" --count 32 --latents "$run/latents.safetensors" --compare "$run/images.safetensors" --out "$run/decoded.png" \

@@ -9,8 +9,9 @@ use crate::runtime::sys::threads;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::data::Images;
-use crate::vae::inference::{Trained, check_size, draw, in_blocks, posterior_means, scaled};
+use crate::vae::inference::{Trained, check_size, draws, in_blocks, posterior_means, scaled};
 use crate::vae::metrics::Ssim;
+use crate::vae::runner::Labelled;
 
 /// A latent dimension is active if the variance of its posterior mean over the data exceeds this value (Burda et al., arXiv:1509.00519).
 const ACTIVE_VARIANCE: f64 = 0.01;
@@ -131,10 +132,11 @@ pub fn evaluate(
     let mut mu: Vec<f32> = Vec::new();
     let mut kl_dims = vec![0.0f64; latent];
     let mut seen = 0;
-    in_blocks(images, model.batch(), |pixels| {
-        let h = model.encode(pixels)?;
+    in_blocks(images, model.batch(), |block| {
+        let Labelled { values: pixels, labels } = block;
+        let h = model.encode(block)?;
         let z_mean = posterior_means(&h, latent);
-        let means = model.decode(&z_mean)?;
+        let means = model.decode(Labelled { values: &z_mean, labels })?;
         squares += squared_errors(pixels, &means, dims).iter().sum::<f64>();
         similarity += similarities(&ssim, pixels, &means, dims)?.iter().sum::<f64>();
         for row in h.chunks_exact(2 * latent) {
@@ -145,9 +147,8 @@ pub fn evaluate(
         let mut log_weights = vec![Vec::with_capacity(options.iwae); z_mean.len() / latent];
         for (k, noise) in noise.iter_mut().enumerate() {
             let eps = rng::normals(noise, z_mean.len());
-            let z: Vec<f32> =
-                h.chunks_exact(2 * latent).zip(eps.chunks_exact(latent)).flat_map(|(h, eps)| draw(h, eps)).collect();
-            let errors = squared_errors(pixels, &model.decode(&z)?, dims);
+            let z = draws(&h, &eps, latent);
+            let errors = squared_errors(pixels, &model.decode(Labelled { values: &z, labels })?, dims);
             let nats: Vec<f64> = errors.iter().map(|e| 0.5 * (e / variance + log_scale * dims as f64)).collect();
             if k == 0 {
                 recon += nats.iter().sum::<f64>();
@@ -243,6 +244,7 @@ pub(crate) fn active_units(mu: &[f32], latent: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vae::inference::draw;
 
     #[test]
     fn log_mean_exp_does_not_overflow() {

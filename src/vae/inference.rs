@@ -12,9 +12,9 @@ use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::model::{Mode, VARIANCE, VaeConfig};
 use crate::vae::names;
-use crate::vae::runner::{Device, Runner, batch_sizes};
+use crate::vae::runner::{Device, Labelled, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
-use crate::vae::weights::{KL_DIMS, TensorSchema, Weights};
+use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema, Weights};
 
 /// A trained model: its configuration and matching weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,8 @@ pub struct Model {
     pub weights: Weights,
     /// KL divergence of each latent dimension in nats over the validation images, if the file has it.
     pub kl_dims: Option<Vec<f64>>,
+    /// Names of the classes of a conditional model, numbers if the file has no names; empty for other models.
+    pub classes: Vec<String>,
 }
 
 impl Model {
@@ -50,8 +52,11 @@ impl Model {
         let graph = config.graph(1, Mode::Encode)?;
         let kl_dims: Option<Vec<f64>> = file.metadata.get(KL_DIMS).and_then(|text| serde_json::from_str(text).ok());
         let kl_dims = kl_dims.filter(|kl_dims| kl_dims.len() == config.latent_dim);
+        let classes: Option<Vec<String>> = file.metadata.get(CLASSES).and_then(|text| serde_json::from_str(text).ok());
+        let classes = classes.filter(|classes| classes.len() == config.classes);
+        let classes = classes.unwrap_or_else(|| (0..config.classes).map(|class| class.to_string()).collect());
         let weights = Weights::from_file(file, &path, TensorSchema::of(&graph))?;
-        Ok(Self { path, config, weights, kl_dims })
+        Ok(Self { path, config, weights, kl_dims, classes })
     }
 
     /// Returns the variance of the likelihood, of pixel values from -1 to 1: 1, or the running statistic of the loss.
@@ -150,38 +155,41 @@ impl Trained {
         self.runner.describe()
     }
 
-    /// Encodes any number of images, `[n, c, h, w]` bytes, to `[n, 2 * latent]`: mu, then log_std.
+    /// Encodes any number of images, `[n, c, h, w]` bytes, with the class of each for a conditional model, to `[n, 2 * latent]`: mu, then log_std.
     ///
     /// # Errors
     /// [`Error::NonFiniteOutput`] if the output is not finite, [`Error::InvalidArgument`] for an incomplete image, and errors of the
     /// device.
-    pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
+    pub fn encode<'a>(&mut self, images: impl Into<Labelled<'a, u8>>) -> Result<Vec<f32>> {
         let image = self.config().images(1).len();
-        self.batches("the image bytes", images, image, Runner::encode)
+        self.batches("the image bytes", images.into(), image, |runner, part| runner.encode(part))
     }
 
-    /// Decodes any number of latent vectors, `[n, latent]`, to mean images, `[n, c, h, w]` with values from about -1 to 1.
+    /// Decodes any number of latent vectors, `[n, latent]`, with the class of each for a conditional model, to mean images, `[n, c, h, w]` with values from about -1 to 1.
     ///
     /// # Errors
     /// As [`Trained::encode`].
-    pub fn decode(&mut self, z: &[f32]) -> Result<Vec<f32>> {
+    pub fn decode<'a>(&mut self, z: impl Into<Labelled<'a, f32>>) -> Result<Vec<f32>> {
         let latent = self.config().latent_dim;
-        self.batches("the latent vectors", z, latent, Runner::decode)
+        self.batches("the latent vectors", z.into(), latent, |runner, part| runner.decode(part))
     }
 
     fn batches<T>(
         &mut self,
         what: &str,
-        all: &[T],
+        all: Labelled<'_, T>,
         each: usize,
-        run: impl Fn(&mut Runner, &[T]) -> Result<Vec<f32>>,
+        run: impl Fn(&mut Runner, Labelled<'_, T>) -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
-        if !all.len().is_multiple_of(each) {
-            return Err(Error::argument(format!("length of {what}"), format!("a multiple of {each}"), all.len()));
+        let Labelled { values, labels } = all;
+        if !values.len().is_multiple_of(each) {
+            return Err(Error::argument(format!("length of {what}"), format!("a multiple of {each}"), values.len()));
         }
         let mut results = Vec::new();
-        for part in all.chunks(self.batch * each) {
-            let result = run(&mut self.runner, part)?;
+        for (i, values) in values.chunks(self.batch * each).enumerate() {
+            let first = (i * self.batch).min(labels.len());
+            let labels = &labels[first..labels.len().min(first + self.batch)];
+            let result = run(&mut self.runner, Labelled { values, labels })?;
             if !result.iter().all(|v| v.is_finite()) {
                 return Err(Error::NonFiniteOutput { what: "the model output".to_owned() });
             }
@@ -195,6 +203,13 @@ impl Trained {
 #[must_use]
 pub fn posterior_means(h: &[f32], latent: usize) -> Vec<f32> {
     h.chunks_exact(2 * latent.max(1)).flat_map(|row| &row[..latent]).copied().collect()
+}
+
+/// Returns a sample of each posterior, `[n, latent]`, from `h`, `[n, 2 * latent]`, and standard normal noise, `[n, latent]`.
+#[must_use]
+pub fn draws(h: &[f32], noise: &[f32], latent: usize) -> Vec<f32> {
+    let latent = latent.max(1);
+    h.chunks_exact(2 * latent).zip(noise.chunks_exact(latent)).flat_map(|(h, eps)| draw(h, eps)).collect()
 }
 
 /// Returns z = mu + exp(log_std) * eps, in single precision as in training.
@@ -217,16 +232,17 @@ pub fn check_size(config: &VaeConfig, images: &dyn Images) -> Result<()> {
     Err(Error::argument("size of the images", expected, format!("{c}x{h}x{w}")))
 }
 
-/// Calls `each` with the bytes of `size` images at a time, in order. The last call may get fewer.
+/// Calls `each` with the bytes and classes of `size` images at a time, in order. The last call may get fewer.
 ///
 /// # Errors
 /// Errors of `images` and of `each`.
-pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub fn in_blocks(images: &dyn Images, size: usize, mut each: impl FnMut(Labelled<'_, u8>) -> Result<()>) -> Result<()> {
     let mut pixels = Vec::new();
     for first in (0..images.len()).step_by(size.max(1)) {
         let indices: Vec<u32> = (first as u32..images.len().min(first + size) as u32).collect();
         data::batch(images, &indices, &mut pixels)?;
-        each(&pixels)?;
+        let labels = data::labels(images, &indices);
+        each(Labelled { values: &pixels, labels: &labels })?;
     }
     Ok(())
 }

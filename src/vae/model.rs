@@ -70,11 +70,19 @@ pub struct VaeConfig {
     /// Distribution of a pixel around its decoded value.
     #[serde(default, skip_serializing_if = "is_unit")]
     pub likelihood: Likelihood,
+    /// Number of classes of a conditional VAE (Sohn et al., "Learning Structured Output Representation using Deep Conditional
+    /// Generative Models", 2015), whose encoder and decoder know the class of an image; 0 for none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub classes: usize,
 }
 
 /// Files with the unit likelihood do not name it, so that earlier versions can read them.
 fn is_unit(likelihood: &Likelihood) -> bool {
     *likelihood == Likelihood::Unit
+}
+
+fn is_none(classes: &usize) -> bool {
+    *classes == 0
 }
 
 impl Default for VaeConfig {
@@ -90,9 +98,13 @@ impl Default for VaeConfig {
             image_size: 32,
             image_channels: 3,
             likelihood: Likelihood::Optimal,
+            classes: 0,
         }
     }
 }
+
+/// Largest number of classes: labels are bytes.
+pub const MAX_CLASSES: usize = 256;
 
 /// Epsilon of both normalizations.
 const NORM_EPS: f64 = 1e-5;
@@ -132,6 +144,9 @@ impl VaeConfig {
                 return bad(what, format!("1 to {most}"), found);
             }
         }
+        if self.classes > MAX_CLASSES {
+            return bad("classes", format!("0 to {MAX_CLASSES}"), self.classes);
+        }
         if self.image_channels == 0 || self.image_channels > 16 {
             return bad("image channels", "1 to 16".into(), self.image_channels);
         }
@@ -150,8 +165,8 @@ impl VaeConfig {
 
     /// Returns the graph for one batch size. The graphs of a model share their parameters and running statistics.
     ///
-    /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `objective`
-    /// (weight of the KL term and free bits, see [`Elbo`]), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs: `terms`
+    /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `labels` (one-hot, `[batch, classes]`, if there are classes),
+    /// `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `objective` (weight of the KL term and free bits, see [`Elbo`]), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs: `terms`
     /// (total, recon, kl, mse), `kl_dims` (`[latent]`), `h` (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite
     /// flag).
     ///
@@ -200,7 +215,11 @@ impl VaeConfig {
         let mut b = Builder::new();
         let bytes = b.input("images", Spec::bytes(self.images(batch)))?;
         let x = b.apply("image_decode", &[bytes], |s| ImageDecode::new(s[0]))?;
-        let h = b.scope("encoder", |b| self.encoder(b, x, training))?;
+        let labels = match self.classes {
+            0 => None,
+            classes => Some(b.input("labels", Spec::nhwc(Shape::new(batch, classes, 1, 1)))?),
+        };
+        let h = b.scope("encoder", |b| self.encoder(b, x, labels, training))?;
         let latent = Spec::nhwc(Shape::new(batch, self.latent_dim, 1, 1));
         let z = if mode == Mode::Decode {
             b.input("z", latent)?
@@ -208,7 +227,7 @@ impl VaeConfig {
             let eps = b.input("eps", latent)?;
             b.apply("reparameterize", &[h, eps], |s| Reparameterize::new(s[0], s[1]))?
         };
-        let mean = b.scope("decoder", |b| self.decoder(b, z, training))?;
+        let mean = b.scope("decoder", |b| self.decoder(b, z, labels, training))?;
         let objective = b.input("objective", Spec::flat(2))?;
         let config = ElboConfig { likelihood: self.likelihood, training };
         let inputs = [x, mean, h, objective];
@@ -332,6 +351,15 @@ fn conv(b: &mut Builder, name: &str, x: ValueId, out: usize, kernel: usize, stri
     b.apply(name, &[x], |s| Conv::conv2d(s[0], out, kernel, stride, kernel / 2))
 }
 
+/// Adds the linear layer `fc`. With labels, a second one, `label`, is added to its output: together they are the linear layer of x and
+/// the one-hot label, concatenated.
+fn linear_with_labels(b: &mut Builder, x: ValueId, labels: Option<ValueId>, out: Shape) -> Result<ValueId> {
+    let y = b.apply("fc", &[x], |s| Conv::linear(s[0], out))?;
+    let Some(labels) = labels else { return Ok(y) };
+    let of_label = b.apply("label", &[labels], |s| Conv::linear(s[0], out))?;
+    b.apply("label.add", &[y, of_label], |s| Add::new(s[0], s[1]))
+}
+
 impl VaeConfig {
     fn groups(&self, b: &mut Builder, mut x: ValueId, scale: Scale, training: bool) -> Result<ValueId> {
         for g in 0..self.groups {
@@ -347,19 +375,19 @@ impl VaeConfig {
         Ok(x)
     }
 
-    fn encoder(&self, b: &mut Builder, x: ValueId, training: bool) -> Result<ValueId> {
+    fn encoder(&self, b: &mut Builder, x: ValueId, labels: Option<ValueId>, training: bool) -> Result<ValueId> {
         let h = conv(b, "stem", x, self.channels, 3, 1)?;
         let h = self.groups(b, h, Scale::Down, training)?;
         let h = norm_relu(b, "norm", h, self.norm, training)?;
         let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
         let out = Shape::vector(2 * self.latent_dim);
-        b.apply("fc", &[h], |s| Conv::linear(s[0], out))
+        linear_with_labels(b, h, labels, out)
     }
 
-    fn decoder(&self, b: &mut Builder, z: ValueId, training: bool) -> Result<ValueId> {
+    fn decoder(&self, b: &mut Builder, z: ValueId, labels: Option<ValueId>, training: bool) -> Result<ValueId> {
         let size = self.image_size >> self.groups;
         let out = Shape::new(1, self.channels << self.groups, size, size);
-        let h = b.apply("fc", &[z], |s| Conv::linear(s[0], out))?;
+        let h = linear_with_labels(b, z, labels, out)?;
         let h = self.groups(b, h, Scale::Up, training)?;
         let h = norm_relu(b, "norm", h, self.norm, training)?;
         conv(b, "out", h, self.image_channels, 3, 1)

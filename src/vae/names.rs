@@ -97,6 +97,7 @@ pub(crate) fn config_of_shapes(file: &TensorFile) -> Option<VaeConfig> {
     let groups = (0..).take_while(|group| has(conv(*group, 0))).count();
     let blocks = (0..).take_while(|block| has(conv(0, *block))).count();
     let pixels = decoded.checked_div(channels.checked_shl(groups as u32)?)?;
+    let classes = dims("decoder.label.weight").and_then(|dims| dims.get(1).copied()).unwrap_or(0);
     let config = VaeConfig {
         channels,
         blocks,
@@ -106,6 +107,7 @@ pub(crate) fn config_of_shapes(file: &TensorFile) -> Option<VaeConfig> {
         image_size: pixels.isqrt().checked_shl(groups as u32)?,
         image_channels,
         likelihood: if has(VARIANCE.to_owned()) { Likelihood::Optimal } else { Likelihood::Unit },
+        classes,
     };
     config.check().is_ok().then_some(config)
 }
@@ -168,6 +170,7 @@ mod tests {
             VaeConfig::default(),
             VaeConfig { norm: Norm::Position, image_channels: 1, ..small },
             VaeConfig { likelihood: Likelihood::Unit, ..small },
+            VaeConfig { classes: 7, ..small },
         ] {
             assert_eq!(config_of_shapes(&file(&config)), Some(config));
         }

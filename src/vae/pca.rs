@@ -117,8 +117,8 @@ impl Pca {
         }
         let basis = self.components.transpose();
         let mut sum = 0.0;
-        in_blocks(images, BLOCK, |pixels| {
-            let block = centred(pixels, &self.mean);
+        in_blocks(images, BLOCK, |images| {
+            let block = centred(images.values, &self.mean);
             // The components are orthonormal, so the squared norms of projection and error add up.
             sum += block.norm_squared() - (&basis * &block).norm_squared();
             Ok(())
@@ -133,8 +133,8 @@ fn orthonormal(matrix: DMatrix<f64>) -> DMatrix<f64> {
 
 fn mean(images: &dyn Images, dims: usize) -> Result<DVector<f64>> {
     let mut sums = DVector::zeros(dims);
-    in_blocks(images, BLOCK, |pixels| {
-        for image in pixels.chunks_exact(dims) {
+    in_blocks(images, BLOCK, |images| {
+        for image in images.values.chunks_exact(dims) {
             sums.iter_mut().zip(image).for_each(|(sum, x)| *sum += scaled(*x));
         }
         Ok(())

@@ -4,6 +4,8 @@
 //! mixture fitted to them after training closes most of that gap (Ghosh et al., arXiv:1903.12436). It is fitted to samples of the
 //! posteriors, not to their means, which are spread less widely.
 
+use std::collections::BTreeMap;
+
 use nalgebra::{Cholesky, DMatrix, DVector, DVectorView};
 
 use crate::error::{Error, Result};
@@ -30,8 +32,8 @@ pub fn encode(model: &mut Trained, images: &dyn Images, seed: u64, done: &mut dy
     let latent = model.config().latent_dim;
     let mut noise = rng::stream(seed, Stream::Prior, 2);
     let mut samples = Vec::with_capacity(images.len() * latent);
-    in_blocks(images, model.batch(), |pixels| {
-        for h in model.encode(pixels)?.chunks_exact(2 * latent) {
+    in_blocks(images, model.batch(), |block| {
+        for h in model.encode(block)?.chunks_exact(2 * latent) {
             samples.extend(draw(h, &rng::normals(&mut noise, latent)));
         }
         done(samples.len() / latent);
@@ -49,6 +51,8 @@ pub struct Mixture {
 #[derive(Clone, Debug, PartialEq)]
 struct Component {
     weight: f64,
+    /// Class of the images whose latent vectors it was fitted to, if each class has its own components.
+    class: Option<u8>,
     mean: DVector<f64>,
     /// Lower Cholesky factor of the covariance.
     factor: DMatrix<f64>,
@@ -93,6 +97,48 @@ impl Mixture {
             before = log_density;
         }
         Ok(mixture)
+    }
+
+    /// Fits a mixture to the points of each class, `labels`, and joins them: a distribution of latent vector and class. Each class gets its
+    /// share of `count` components, and at least one. A class with fewer than two points gets none.
+    ///
+    /// # Errors
+    /// As [`Mixture::fit`]; [`Error::InvalidArgument`] for another number of labels, or if no class has two points.
+    pub fn fit_classes(
+        points: &[f32],
+        labels: &[u8],
+        dims: usize,
+        count: usize,
+        seed: u64,
+        done: &mut dyn FnMut(usize, f64),
+    ) -> Result<Self> {
+        if dims == 0 || points.len() != labels.len() * dims {
+            return Err(Error::argument("number of labels", points.len() / dims.max(1), labels.len()));
+        }
+        let mut by_class: BTreeMap<u8, Vec<f32>> = BTreeMap::new();
+        for (point, label) in points.chunks_exact(dims).zip(labels) {
+            by_class.entry(*label).or_default().extend_from_slice(point);
+        }
+        by_class.retain(|_, points| points.len() >= 2 * dims);
+        let kept: usize = by_class.values().map(Vec::len).sum();
+        let each = count.checked_div(by_class.len()).unwrap_or_default().max(1);
+        let (mut components, mut iterations, mut log_density) = (Vec::new(), 0, 0.0);
+        for (class, points) in by_class {
+            let share = points.len() as f64 / kept as f64;
+            let (mut density, mut last) = (0.0, 0);
+            let mixture = Self::fit(&points, dims, each, seed, &mut |iteration, now| {
+                (last, density) = (iteration, now);
+                done(iterations + iteration, log_density + share * now);
+            })?;
+            iterations += last;
+            log_density += share * density;
+            let joined = mixture.components.into_iter();
+            components.extend(joined.map(|c| Component { weight: c.weight * share, class: Some(class), ..c }));
+        }
+        if components.is_empty() {
+            return Err(Error::argument("points", "two or more of a class", labels.len()));
+        }
+        Ok(Self { components })
     }
 
     /// Components around centers, all with the covariance of the points.
@@ -174,18 +220,32 @@ impl Mixture {
     /// Draws `count` latent vectors, `[count, dims]`. `temperature` scales the distance from the mean of the component.
     #[must_use]
     pub fn sample(&self, count: usize, seed: u64, temperature: f64) -> Vec<f32> {
+        self.draw(std::iter::repeat_n(None, count), seed, temperature)
+    }
+
+    /// Draws a latent vector of each class in `labels`, `[labels.len(), dims]`: from the components of that class, or from all if it has
+    /// none.
+    #[must_use]
+    pub fn sample_classes(&self, labels: &[u8], seed: u64, temperature: f64) -> Vec<f32> {
+        self.draw(labels.iter().map(|label| Some(*label)), seed, temperature)
+    }
+
+    fn draw(&self, classes: impl Iterator<Item = Option<u8>>, seed: u64, temperature: f64) -> Vec<f32> {
         let dims = self.dims();
         let mut choices = rng::stream(seed, Stream::Prior, 0);
         let mut noise = rng::stream(seed, Stream::Sample, 0);
-        let mut samples = Vec::with_capacity(count * dims);
-        for _ in 0..count {
-            let mut place = f64::from(rng::below(&mut choices, u32::MAX)) / f64::from(u32::MAX);
-            let chosen = self.components.iter().find(|component| {
+        let mut samples = Vec::new();
+        for class in classes {
+            let has_its_own = class.is_some() && self.components.iter().any(|component| component.class == class);
+            let eligible = || self.components.iter().filter(move |component| !has_its_own || component.class == class);
+            let total: f64 = if has_its_own { eligible().map(|component| component.weight).sum() } else { 1.0 };
+            let mut place = total * f64::from(rng::below(&mut choices, u32::MAX)) / f64::from(u32::MAX);
+            let chosen = eligible().find(|component| {
                 place -= component.weight;
                 place < 0.0
             });
             let normal = DVector::from_iterator(dims, rng::normals(&mut noise, dims).into_iter().map(f64::from));
-            if let Some(component) = chosen.or(self.components.last()) {
+            if let Some(component) = chosen.or(eligible().next_back()) {
                 let z = &component.mean + &component.factor * normal * temperature;
                 samples.extend(z.iter().map(|v| *v as f32));
             }
@@ -194,7 +254,7 @@ impl Mixture {
     }
 
     /// Returns the mixture as a file: `mixture.weights` `[k]`, `mixture.means` `[k, dims]` and `mixture.factors` `[k, dims, dims]`, the
-    /// lower Cholesky factors of the covariances.
+    /// lower Cholesky factors of the covariances. If each class has its own components, also `mixture.classes` `[k]`.
     #[must_use]
     pub fn to_file(&self) -> TensorFile {
         let (count, dims) = (self.components(), self.dims());
@@ -209,6 +269,10 @@ impl Mixture {
         file.tensors.insert(MEANS.into(), array(&[count, dims], &mut all().flat_map(|c| c.mean.iter().copied())));
         let factors = all().flat_map(|c| c.factor.row_iter().flat_map(|row| row.iter().copied().collect::<Vec<_>>()));
         file.tensors.insert(FACTORS.into(), array(&[count, dims, dims], &mut factors.into_iter()));
+        let classes: Option<Vec<f64>> = all().map(|c| c.class.map(f64::from)).collect();
+        if let Some(classes) = classes {
+            file.tensors.insert(CLASSES.into(), array(&[count], &mut classes.into_iter()));
+        }
         file
     }
 
@@ -218,25 +282,38 @@ impl Mixture {
     /// [`Error::Checkpoint`] if a tensor is missing, unexpected or of another shape.
     pub fn from_file(file: TensorFile, path: &std::path::Path, dims: usize) -> Result<Self> {
         let count = file.tensors.get(WEIGHTS).map_or(1, |weights| weights.data.len());
-        let names = [(WEIGHTS, vec![count]), (MEANS, vec![count, dims]), (FACTORS, vec![count, dims, dims])];
-        let tensors = file.take(path, &names.map(|(name, dims)| (name.to_owned(), dims)))?;
-        let [weights, means, factors] = tensors.as_slice() else {
+        let mut names = vec![(WEIGHTS, vec![count]), (MEANS, vec![count, dims]), (FACTORS, vec![count, dims, dims])];
+        if file.tensors.contains_key(CLASSES) {
+            names.push((CLASSES, vec![count]));
+        }
+        let names: Vec<_> = names.into_iter().map(|(name, dims)| (name.to_owned(), dims)).collect();
+        let tensors = file.take(path, &names)?;
+        let [weights, means, factors, classes @ ..] = tensors.as_slice() else {
             return Err(Error::bug("a mixture of other tensors"));
+        };
+        let classes: Vec<Option<u8>> = match classes {
+            [classes, ..] => classes.iter().map(|class| Some(*class as u8)).collect(),
+            [] => vec![None; count],
         };
         let wide = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
         let rows = means.chunks_exact(dims).zip(factors.chunks_exact(dims * dims));
-        let component = |(weight, (mean, factor)): (&f32, (&[f32], &[f32]))| Component {
-            weight: f64::from(*weight),
-            mean: DVector::from_vec(wide(mean)),
-            factor: DMatrix::from_row_slice(dims, dims, &wide(factor)),
-        };
-        Ok(Self { components: weights.iter().zip(rows).map(component).collect() })
+        let mut components = Vec::with_capacity(count);
+        for ((weight, class), (mean, factor)) in weights.iter().zip(classes).zip(rows) {
+            components.push(Component {
+                weight: f64::from(*weight),
+                class,
+                mean: DVector::from_vec(wide(mean)),
+                factor: DMatrix::from_row_slice(dims, dims, &wide(factor)),
+            });
+        }
+        Ok(Self { components })
     }
 }
 
 const WEIGHTS: &str = "mixture.weights";
 const MEANS: &str = "mixture.means";
 const FACTORS: &str = "mixture.factors";
+const CLASSES: &str = "mixture.classes";
 
 impl Component {
     fn new(weight: f64, mean: DVector<f64>, mut covariance: DMatrix<f64>) -> Result<Self> {
@@ -244,7 +321,7 @@ impl Component {
             covariance[(i, i)] += RIDGE;
         }
         let factor = Cholesky::new(covariance).ok_or_else(|| Error::NonFiniteOutput { what: "a covariance".into() })?;
-        Ok(Self { weight, mean, factor: factor.unpack() })
+        Ok(Self { weight, class: None, mean, factor: factor.unpack() })
     }
 
     /// log (weight * density) of each point.
@@ -343,6 +420,26 @@ mod tests {
         assert_eq!(back.to_file().to_bytes(Path::new("x")).unwrap(), bytes);
         assert_eq!(back.components(), 2);
         assert!(read(3).is_err());
+    }
+
+    #[test]
+    fn samples_of_a_class_come_from_its_points() {
+        let points = clouds(2000);
+        let labels: Vec<u8> = (0..2000).map(|i| if i % 4 == 0 { 3 } else { 1 }).collect();
+        let mixture = Mixture::fit_classes(&points, &labels, 2, 4, 0, &mut |_, _| {}).unwrap();
+        assert_eq!(mixture.components(), 4);
+        assert!((mixture.components.iter().map(|c| c.weight).sum::<f64>() - 1.0).abs() < 1e-9);
+        let bytes = mixture.to_file().to_bytes(Path::new("x")).unwrap();
+        let file = TensorFile::from_bytes(&bytes, Path::new("x")).unwrap();
+        let mixture = Mixture::from_file(file, Path::new("x"), 2).unwrap();
+        let wanted = [3, 1, 1, 3].repeat(50);
+        let samples = mixture.sample_classes(&wanted, 7, 1.0);
+        let right = samples.chunks_exact(2).zip(&wanted).filter(|(z, label)| (z[0] < 0.0) == (**label == 3)).count();
+        assert_eq!(right, wanted.len());
+        // All components stand in for a class without its own.
+        assert!(mixture.sample_classes(&[0; 40], 7, 1.0).chunks_exact(2).any(|z| z[0] > 0.0));
+        assert!(Mixture::fit_classes(&points, &labels[1..], 2, 4, 0, &mut |_, _| {}).is_err());
+        assert!(Mixture::fit_classes(&points[..4], &[0, 1], 2, 4, 0, &mut |_, _| {}).is_err());
     }
 
     #[test]

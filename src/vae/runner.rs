@@ -98,6 +98,41 @@ impl Engine {
     }
 }
 
+/// Images or latent vectors, with the class of each for a conditional model. Other models ignore the classes.
+///
+/// Slices and vectors convert to values without classes; a pair converts to values and classes.
+#[derive(Clone, Copy, Debug)]
+pub struct Labelled<'a, T> {
+    /// Values, one item after the other.
+    pub values: &'a [T],
+    /// Class of each item.
+    pub labels: &'a [u8],
+}
+
+impl<'a, T> From<&'a [T]> for Labelled<'a, T> {
+    fn from(values: &'a [T]) -> Self {
+        Self { values, labels: &[] }
+    }
+}
+
+impl<'a, T> From<&'a Vec<T>> for Labelled<'a, T> {
+    fn from(values: &'a Vec<T>) -> Self {
+        Self { values, labels: &[] }
+    }
+}
+
+impl<'a, T, const N: usize> From<&'a [T; N]> for Labelled<'a, T> {
+    fn from(values: &'a [T; N]) -> Self {
+        Self { values, labels: &[] }
+    }
+}
+
+impl<'a, T> From<(&'a Vec<T>, &'a Vec<u8>)> for Labelled<'a, T> {
+    fn from((values, labels): (&'a Vec<T>, &'a Vec<u8>)) -> Self {
+        Self { values, labels }
+    }
+}
+
 /// A model on a device.
 ///
 /// Graphs have a fixed batch size, so there is a program for each batch size and mode. Programs share parameters, running
@@ -295,8 +330,30 @@ impl Runner {
         Ok(len / size)
     }
 
-    fn image_batch(&self, images: &[u8]) -> Result<usize> {
-        Self::batch("images", images.len(), self.config.images(1).len())
+    fn image_batch(&self, images: Labelled<'_, u8>) -> Result<usize> {
+        Self::batch("images", images.values.len(), self.config.images(1).len())
+    }
+
+    /// Writes the classes of a batch as one-hot vectors, if the model is conditional.
+    fn write_labels(&mut self, program: ProgramId, labels: &[u8], batch: usize) -> Result<()> {
+        let classes = self.config.classes;
+        if classes == 0 {
+            return Ok(());
+        }
+        if labels.len() != batch {
+            return Err(Error::argument("number of classes of a batch", batch, labels.len()));
+        }
+        let mut one_hot = vec![0.0; batch * classes];
+        for (row, &label) in one_hot.chunks_exact_mut(classes).zip(labels) {
+            let cell = row.get_mut(usize::from(label));
+            *cell.ok_or_else(|| Error::argument("class", format!("less than {classes}"), label))? = 1.0;
+        }
+        self.write(program, "labels", Data::F32(&one_hot))
+    }
+
+    fn write_images(&mut self, program: ProgramId, images: Labelled<'_, u8>) -> Result<()> {
+        self.write(program, "images", Data::U8(images.values))?;
+        self.write_labels(program, images.labels, self.image_batch(images)?)
     }
 
     fn write(&mut self, program: ProgramId, input: &str, data: Data<'_>) -> Result<()> {
@@ -319,7 +376,8 @@ impl Runner {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the number of bytes is not that of whole images, and as [`Runner::new`].
-    pub fn train(&mut self, images: &[u8], hyper: &Hyperparams) -> Result<u64> {
+    pub fn train<'a>(&mut self, images: impl Into<Labelled<'a, u8>>, hyper: &Hyperparams) -> Result<u64> {
+        let images = images.into();
         let noise = noise(self.seed, self.step, self.image_batch(images)? * self.config.latent_dim);
         self.train_with_noise(images, &noise, hyper)
     }
@@ -328,9 +386,15 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Runner::train`].
-    pub fn train_with_noise(&mut self, images: &[u8], eps: &[f32], hyper: &Hyperparams) -> Result<u64> {
+    pub fn train_with_noise<'a>(
+        &mut self,
+        images: impl Into<Labelled<'a, u8>>,
+        eps: &[f32],
+        hyper: &Hyperparams,
+    ) -> Result<u64> {
+        let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Train)?;
-        self.write(program, "images", Data::U8(images))?;
+        self.write_images(program, images)?;
         self.write(program, "eps", Data::F32(eps))?;
         let optimizer = self.engine.get().graph(program)?.optimizer();
         let adam = optimizer.ok_or_else(|| Error::bug("a training graph without optimizer"))?;
@@ -390,7 +454,8 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Runner::train`].
-    pub fn evaluate(&mut self, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
+    pub fn evaluate<'a>(&mut self, images: impl Into<Labelled<'a, u8>>, eps: &[f32], beta: f64) -> Result<Evaluation> {
+        let images = images.into();
         let losses = self.losses(images, eps, beta)?;
         let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
         Ok(Evaluation { mean: self.read(program, "mean")?, ..losses })
@@ -400,9 +465,10 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Runner::train`].
-    pub fn losses(&mut self, images: &[u8], eps: &[f32], beta: f64) -> Result<Evaluation> {
+    pub fn losses<'a>(&mut self, images: impl Into<Labelled<'a, u8>>, eps: &[f32], beta: f64) -> Result<Evaluation> {
+        let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
-        self.write(program, "images", Data::U8(images))?;
+        self.write_images(program, images)?;
         self.write(program, "eps", Data::F32(eps))?;
         self.write(program, "objective", Data::F32(&[beta as f32, 0.0]))?;
         self.run(program, &[])?;
@@ -416,9 +482,10 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Runner::train`].
-    pub fn encode(&mut self, images: &[u8]) -> Result<Vec<f32>> {
+    pub fn encode<'a>(&mut self, images: impl Into<Labelled<'a, u8>>) -> Result<Vec<f32>> {
+        let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Encode)?;
-        self.write(program, "images", Data::U8(images))?;
+        self.write_images(program, images)?;
         self.run(program, &[])?;
         self.read(program, "h")
     }
@@ -427,10 +494,12 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Runner::train`], for the number of latent values.
-    pub fn decode(&mut self, z: &[f32]) -> Result<Vec<f32>> {
-        let batch = Self::batch("latent vectors", z.len(), self.config.latent_dim)?;
+    pub fn decode<'a>(&mut self, z: impl Into<Labelled<'a, f32>>) -> Result<Vec<f32>> {
+        let z = z.into();
+        let batch = Self::batch("latent vectors", z.values.len(), self.config.latent_dim)?;
         let program = self.program(batch, Mode::Decode)?;
-        self.write(program, "z", Data::F32(z))?;
+        self.write(program, "z", Data::F32(z.values))?;
+        self.write_labels(program, z.labels, batch)?;
         self.run(program, &[])?;
         self.read(program, "mean")
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use byteorder::{ByteOrder, LittleEndian, WriteBytesExt};
+use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::json;
@@ -39,10 +40,24 @@ impl TensorFile {
     /// # Errors
     /// [`Error::InvalidArgument`] if the dimensions of an array do not match its length, [`Error::Checkpoint`] for NaN or infinity.
     pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>> {
+        self.encode(path, |_| Dtype::F32)
+    }
+
+    /// The same, with the weights of layers, which have two or more dimensions, as 16-bit floats: half of the size. Vectors, such as
+    /// running statistics, keep their precision.
+    ///
+    /// # Errors
+    /// As [`TensorFile::to_bytes`]; also for values above 65504, the largest that a 16-bit float can hold.
+    pub fn to_half_bytes(&self, path: &Path) -> Result<Vec<u8>> {
+        self.encode(path, |array| if array.dims.len() > 1 { Dtype::F16 } else { Dtype::F32 })
+    }
+
+    fn encode(&self, path: &Path, dtype: impl Fn(&Array) -> Dtype) -> Result<Vec<u8>> {
+        let mut values = Vec::new();
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), json!(self.metadata));
-        let mut end = 0;
-        for (name, Array { dims, data }) in &self.tensors {
+        for (name, array) in &self.tensors {
+            let Array { dims, data } = array;
             if dims.iter().product::<usize>() != data.len() || name == "__metadata__" {
                 return Err(Error::argument(
                     format!("number of values of `{name}`"),
@@ -51,23 +66,32 @@ impl TensorFile {
                 ));
             }
             check_finite(path, name, data)?;
-            let start = end;
-            end += 4 * data.len();
-            header.insert(name.clone(), json!({"dtype": "F32", "shape": dims, "data_offsets": [start, end]}));
+            let start = values.len();
+            let dtype = dtype(array);
+            if dtype == Dtype::F16 {
+                let halves: Vec<f16> = data.iter().map(|v| f16::from_f32(*v)).collect();
+                check_finite(path, name, &halves.iter().map(|v| v.to_f32()).collect::<Vec<_>>())?;
+                values.extend(halves.iter().flat_map(|v| v.to_le_bytes()));
+            } else {
+                append_f32(&mut values, data);
+            }
+            let end = values.len();
+            header
+                .insert(name.clone(), json!({"dtype": dtype.to_string(), "shape": dims, "data_offsets": [start, end]}));
         }
         let mut header = serde_json::Value::Object(header).to_string();
         header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let mut bytes = Vec::with_capacity(8 + header.len() + end);
+        let mut bytes = Vec::with_capacity(8 + header.len() + values.len());
         bytes.write_u64::<LittleEndian>(header.len() as u64).map_err(Error::bug)?;
         bytes.extend(header.as_bytes());
-        self.tensors.values().for_each(|tensor| append_f32(&mut bytes, &tensor.data));
+        bytes.extend(values);
         Ok(bytes)
     }
 
     /// Decodes a file written by [`TensorFile::to_bytes`] or PyTorch; `path` is used in errors. All lengths are checked before use.
     ///
     /// # Errors
-    /// [`Error::File`] for a malformed file, [`Error::Checkpoint`] for a type other than `f32`, NaN or infinity.
+    /// [`Error::File`] for a malformed file, [`Error::Checkpoint`] for a type other than `f32`, `f16` and `bf16`, NaN or infinity.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
         let malformed = |error| Error::malformed("parse", path, format!("not a valid safetensors file: {error}"));
         let (length, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
@@ -78,13 +102,20 @@ impl TensorFile {
         let infos: BTreeMap<_, _> = header.tensors().into_iter().filter(|(name, _)| !name.ends_with(COUNTER)).collect();
         for (name, info) in infos {
             let (start, end) = info.data_offsets;
-            if info.dtype != Dtype::F32 {
-                others.push(format!("`{name}` of {}", info.dtype));
-                continue;
-            }
             let bytes = data.get(start..end).ok_or_else(|| Error::bug(format!("`{name}` lies outside of its file")))?;
-            let mut values = vec![0.0; bytes.len() / 4];
-            LittleEndian::read_f32_into(&bytes[..4 * values.len()], &mut values);
+            let values: Vec<f32> = match info.dtype {
+                Dtype::F32 => bytes.chunks_exact(4).map(LittleEndian::read_f32).collect(),
+                Dtype::F16 => {
+                    bytes.chunks_exact(2).map(|v| f16::from_bits(LittleEndian::read_u16(v)).to_f32()).collect()
+                }
+                Dtype::BF16 => {
+                    bytes.chunks_exact(2).map(|v| bf16::from_bits(LittleEndian::read_u16(v)).to_f32()).collect()
+                }
+                other => {
+                    others.push(format!("`{name}` of {other}"));
+                    continue;
+                }
+            };
             check_finite(path, &name, &values)?;
             tensors.insert(name, Array { dims: info.shape.clone(), data: values });
         }
@@ -94,7 +125,7 @@ impl TensorFile {
         Err(Error::Checkpoint {
             path: path.to_owned(),
             what: "element type".into(),
-            expected: "F32 for all tensors".into(),
+            expected: "F32, F16 or BF16 for all tensors".into(),
             found: first_few(&others),
             hint: "convert the tensors to float32 before saving them".into(),
         })
@@ -208,6 +239,25 @@ mod tests {
     }
 
     #[test]
+    fn halves_are_rounded_and_vectors_are_not() {
+        let bytes = small().to_half_bytes(path()).unwrap();
+        assert!(bytes.len() < small().to_bytes(path()).unwrap().len());
+        let back = TensorFile::from_bytes(&bytes, path()).unwrap();
+        assert_eq!(back.tensors["a"], small().tensors["a"]);
+        let (rounded, exact) = (&back.tensors["b.weight"], &small().tensors["b.weight"]);
+        assert_eq!(rounded.dims, exact.dims);
+        assert!(rounded.data.iter().zip(&exact.data).all(|(a, b)| (a - b).abs() <= b.abs() / 2048.0));
+        assert_ne!(rounded.data, exact.data);
+        assert_eq!(bytes, back.to_half_bytes(path()).unwrap());
+        let large = Array { dims: vec![1, 1], data: vec![70_000.0] };
+        let file = TensorFile { tensors: [("large".to_owned(), large)].into(), ..TensorFile::default() };
+        assert!(matches!(file.to_half_bytes(path()), Err(Error::Checkpoint { .. })));
+        // 1.5 in bfloat16.
+        let brain = raw(r#"{"x":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}"#, &[0xc0, 0x3f]);
+        assert_eq!(TensorFile::from_bytes(&brain, path()).unwrap().tensors["x"].data, [1.5]);
+    }
+
+    #[test]
     fn truncation_at_any_offset_is_an_error() {
         let bytes = small().to_bytes(path()).unwrap();
         for length in 0..bytes.len() {
@@ -265,10 +315,10 @@ mod tests {
 
     #[test]
     fn other_element_types_are_rejected_by_name() {
-        let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"n.num_batches_tracked":{"dtype":"I64","shape":[],"data_offsets":[4,12]}}"#;
+        let header = r#"{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]},"n.num_batches_tracked":{"dtype":"I64","shape":[],"data_offsets":[4,12]}}"#;
         let error = TensorFile::from_bytes(&raw(header, &[0; 12]), path()).unwrap_err().to_string();
-        assert!(error.contains("found `a` of F16. Convert"), "{error}");
-        let header = header.replace("F16\",\"shape\":[2]", "F32\",\"shape\":[1]");
+        assert!(error.contains("found `a` of I32. Convert"), "{error}");
+        let header = header.replace("I32", "F32");
         let file = TensorFile::from_bytes(&raw(&header, &[0; 12]), path()).unwrap();
         assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["a"]);
     }

@@ -18,6 +18,9 @@ pub(crate) const MOMENTS: [&str; 2] = ["adam.m/", "adam.v/"];
 /// Entry of a model's metadata: the KL divergence of each latent dimension in nats, over the validation images.
 pub(crate) const KL_DIMS: &str = "kl_dims";
 
+/// Entry of a conditional model's metadata: the names of its classes.
+pub(crate) const CLASSES: &str = "classes";
+
 /// Names and shapes of the tensors of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSchema<'a> {

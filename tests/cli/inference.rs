@@ -179,6 +179,102 @@ fn samples_depend_only_on_the_seed_and_match_the_decoder() {
     assert_eq!(cold[..DIMS], cold[DIMS..]);
 }
 
+/// A conditional model with random weights in the run folder: class c brightens every image by c / 2.
+fn conditional(stage: &TrainContext) {
+    let config = VaeConfig { channels: 4, blocks: 1, latent_dim: LATENT, classes: 10, ..VaeConfig::default() };
+    let graph = config.graph(1, Mode::Encode).unwrap();
+    let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
+    let weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
+    let json = serde_json::to_string(&config).unwrap();
+    let mut file = weights.into_file(TensorSchema::of(&graph), &json).unwrap();
+    file.metadata.insert("classes".into(), serde_json::to_string(shapes::dataset().unwrap().test.classes()).unwrap());
+    let labels = file.tensors.get_mut("decoder.label.weight").unwrap();
+    assert_eq!(labels.dims[1], 10);
+    for row in labels.data.chunks_exact_mut(10) {
+        row.iter_mut().enumerate().for_each(|(class, weight)| *weight = class as f32 / 2.0);
+    }
+    tensor_file::save(&file, &stage.model()).unwrap();
+}
+
+#[test]
+fn conditional_models_decode_the_class() {
+    let stage = TrainContext::new();
+    conditional(&stage);
+    let samples = |options: &str| {
+        stage.ok(&format!("sample run -n 10 --raw --out s.npy {options}"));
+        npy(&stage.path("s.npy")).1
+    };
+    let (all, stars) = (samples(""), samples("--class star"));
+    assert_eq!(stars, samples("--class 5"));
+    assert_eq!(stars, samples("--class STAR"));
+    // Without a class there is one sample of each, in order: the sixth is the star.
+    let differ = |i: usize| all[i * DIMS..(i + 1) * DIMS] != stars[i * DIMS..(i + 1) * DIMS];
+    assert_eq!((0..10).filter(|i| !differ(*i)).collect::<Vec<_>>(), [5]);
+    // Labels follow their images through batches.
+    assert_eq!(all, samples("--batch-size 3"));
+    // The data set says what its images show; of a file nobody does.
+    stage.ok("reconstruct run -n 12 --raw");
+    let labels: Vec<u8> = (0..12).map(|i| i % 10).collect();
+    let (pixels, mut runner) = (test_pixels(12), stage.runner(12));
+    let h = runner.encode((&pixels, &labels)).unwrap();
+    let mu: Vec<f32> = h.chunks(2 * LATENT).flat_map(|row| row[..LATENT].to_vec()).collect();
+    assert_eq!(npy(&stage.path("reconstructions.npy")).1, runner.decode((&mu, &labels)).unwrap());
+    image::RgbImage::new(32, 32).save(stage.path("own.png")).unwrap();
+    stage.ok("reconstruct run own.png --class ring");
+    stage.ok("interpolate run --from own.png --to 3 --class ring");
+    stage.ok("traverse run --image own.png --class ring");
+    stage.ok("traverse run --class ring");
+    stage.ok("eval run --val-limit 20 --no-pca --distances 0");
+    for command in ["reconstruct run own.png", "interpolate run --from 0 --to own.png", "traverse run --image own.png"]
+    {
+        stage.fails(command, 1, &["pass --class with one of circle, square"]);
+    }
+    stage.fails("sample run --class hexagon", 2, &["hexagon", "circle, square, triangle"]);
+    stage.fails("sample run --class 10", 2, &["circle"]);
+    let missing = runner.decode(&mu).unwrap_err().to_string();
+    assert!(missing.contains("number of classes of a batch"), "{missing}");
+    assert!(runner.decode((&mu, &vec![10; 12])).unwrap_err().to_string().contains("less than 10"));
+}
+
+#[test]
+fn classes_are_refused_by_a_model_without_them() {
+    let stage = TrainContext::new();
+    for command in ["sample run", "reconstruct run -n 1", "traverse run"] {
+        stage.fails(&format!("{command} --class star"), 1, &["trained without --conditional"]);
+    }
+}
+
+#[test]
+fn halves_give_almost_the_same_images() {
+    let stage = TrainContext::new();
+    stage.ok("export run --half --out half.safetensors");
+    let sizes = [stage.model(), stage.path("half.safetensors")].map(|path| fs::metadata(path).unwrap().len());
+    assert!(sizes[1] < sizes[0] * 3 / 4, "{sizes:?}");
+    stage.ok("sample run -n 4 --raw --out a.npy");
+    stage.ok("sample half.safetensors -n 4 --raw --out b.npy");
+    let [a, b] = ["a.npy", "b.npy"].map(|name| npy(&stage.path(name)).1);
+    assert_ne!(a, b);
+    for (a, b) in a.iter().zip(&b) {
+        assert!((a - b).abs() < 0.02, "{a} and {b}");
+    }
+}
+
+#[test]
+fn reconstructions_can_be_sampled() {
+    let stage = TrainContext::new();
+    let run = |options: &str| {
+        stage.ok(&format!("reconstruct run -n 3 --raw {options}"));
+        npy(&stage.path("reconstructions.npy")).1
+    };
+    let (mean, sampled) = (run(""), run("--sample"));
+    assert_ne!(mean, sampled);
+    assert_eq!(sampled, run("--sample --seed 0"));
+    assert_ne!(sampled, run("--sample --seed 1"));
+    let noise = rng::normals(&mut rng::stream(0, Stream::Sample, 0), 3 * LATENT);
+    assert_eq!(sampled, stage.runner(3).evaluate(&test_pixels(3), &noise, 1.0).unwrap().mean);
+    stage.fails("reconstruct run --seed 1", 2, &["--sample"]);
+}
+
 #[test]
 fn samples_agree_between_gpu_and_cpu() {
     let stage = TrainContext::new();

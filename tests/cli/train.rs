@@ -65,6 +65,49 @@ fn resumed_run_is_identical_to_an_uninterrupted_one() {
     }
 }
 
+#[test]
+fn conditional_run_draws_a_row_of_each_class_and_resumes_identically() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    let train = |run: &str, epochs: &str| {
+        let mut args = small(run, device(), epochs);
+        args.push("--conditional");
+        ok(&args);
+    };
+    train(&whole, "3");
+    train(&parts, "1");
+    ok(&resume(&parts, device(), "3"));
+    assert_same(&whole, &parts);
+    // Ten rows of eight samples, with the names of the classes on their left.
+    let (width, height) = image::image_dimensions(Path::new(&whole).join("samples/epoch_03.png")).unwrap();
+    assert!(width > 8 * 66 + 2 + 100 && height == 10 * 66 + 2, "{width}x{height}");
+    let model = tensor_file::load(&Path::new(&whole).join("model.safetensors")).unwrap();
+    let classes: Vec<String> = serde_json::from_str(&model.metadata["classes"]).unwrap();
+    assert_eq!((classes.len(), classes[5].as_str()), (10, "star"));
+    assert_eq!(model.tensors["encoder.label.weight"].dims, [6, 10]);
+    // Each class has its own part of the prior.
+    let prior = tensor_file::load(&Path::new(&whole).join("prior.safetensors")).unwrap();
+    assert_eq!(prior.tensors["mixture.classes"].data, (0..10).map(|class| class as f32).collect::<Vec<_>>());
+    let sampled = dir.path().join("stars.png");
+    ok(&["sample", &whole, "--class", "star", "-n", "4", "--device", device(), "--out", sampled.to_str().unwrap()]);
+    assert!(sampled.is_file());
+    // Images without classes cannot train a conditional model.
+    let folder = dir.path().join("images");
+    fs::create_dir(&folder).unwrap();
+    for i in 0..20 {
+        image::RgbImage::from_pixel(32, 32, image::Rgb([i, 2 * i, 3 * i]))
+            .save(folder.join(format!("{i}.png")))
+            .unwrap();
+    }
+    let output = command(&["train", "--data", folder.to_str().unwrap(), "--conditional", "--device", "cpu"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("leave out --conditional"), "{said}");
+    assert!(!dir.path().join("runs").exists());
+}
+
 /// Three epochs with and without buffer reuse, with blocks recomputed or kept, and with one to three threads of a software driver, pinned
 /// or not.
 #[test]

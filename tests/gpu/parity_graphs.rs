@@ -178,6 +178,7 @@ pub(crate) fn model(
         image_size: size("image")?,
         image_channels: size("channels")?,
         likelihood: Likelihood::Unit,
+        classes: 0,
     };
     let (batch, steps) = (case.size("batch")?, case.size("steps")?);
     let weight_decay = case.number("weight_decay")?;

@@ -35,8 +35,8 @@ impl EncodeArgs {
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count)])?;
         let (mut mu, mut log_std) = (Vec::new(), Vec::new());
         let bar = bar(count, "encoding");
-        in_blocks(images.as_ref(), trained.batch(), |pixels| {
-            for row in trained.encode(pixels)?.chunks_exact(2 * latent) {
+        in_blocks(images.as_ref(), trained.batch(), |block| {
+            for row in trained.encode(block)?.chunks_exact(2 * latent) {
                 append_f32(&mut mu, &row[..latent]);
                 append_f32(&mut log_std, &row[latent..]);
                 bar.inc(1);

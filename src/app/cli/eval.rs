@@ -141,13 +141,17 @@ impl Distances {
         let floats = |pixels: &[u8]| pixels.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect::<Vec<_>>();
         let test = read(dataset.test.as_ref())?;
         let real = set(&floats(&test))?;
-        let z = posterior_means(&trained.encode(&test)?, latent);
-        let reconstructions = real.distance(&set(&trained.decode(&z)?)?)?;
+        let labels = data::labels(dataset.test.as_ref(), &(0..count as u32).collect::<Vec<_>>());
+        let z = posterior_means(&trained.encode((&test, &labels))?, latent);
+        let reconstructions = real.distance(&set(&trained.decode((&z, &labels))?)?)?;
         let training_images = real.distance(&set(&floats(&read(dataset.train.as_ref())?))?)?;
         let noise = rng::normals(&mut rng::stream(seed, Stream::Sample, 0), count * latent);
-        let normal = real.distance(&set(&trained.decode(&noise)?)?)?;
+        let normal = real.distance(&set(&trained.decode((&noise, &labels))?)?)?;
         let mixture = match mixture {
-            Some(mixture) => Some(real.distance(&set(&trained.decode(&mixture.sample(count, seed, 1.0))?)?)?),
+            Some(mixture) => {
+                let z = mixture.sample_classes(&labels, seed, 1.0);
+                Some(real.distance(&set(&trained.decode((&z, &labels))?)?)?)
+            }
             None => None,
         };
         bar.finish_and_clear();

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::eprintln_lossy;
 use super::output::check_output;
-use crate::app::io::{atomic, model, tensor_file};
+use crate::app::io::{atomic, model};
 use crate::error::Error;
 use crate::runtime::op::Likelihood;
 use crate::vae::model::{Mode, VARIANCE};
@@ -22,6 +22,9 @@ pub(super) struct ExportArgs {
     /// Names of the tensors: those of vae-wgpu, or those of github.com/pi-tau/vae.
     #[arg(long, value_enum, default_value = "own")]
     names: Names,
+    /// Store the weights of layers as 16-bit floats, which takes half of the space.
+    #[arg(long)]
+    half: bool,
     /// Output file.
     #[arg(long, short, value_name = "FILE", default_value = "weights.safetensors")]
     out: PathBuf,
@@ -53,7 +56,8 @@ impl ExportArgs {
             file.tensors = renamed.collect::<crate::Result<_>>()?;
         }
         atomic::create_parent(&self.out)?;
-        tensor_file::save(&file, &self.out)?;
+        let bytes = if self.half { file.to_half_bytes(&self.out)? } else { file.to_bytes(&self.out)? };
+        atomic::save_atomic(&self.out, &bytes)?;
         eprintln_lossy(format_args!("{} tensors: {}", file.tensors.len(), self.out.display()));
         Ok(ExitCode::SUCCESS)
     }

@@ -9,7 +9,7 @@ use super::eprintln_lossy;
 use super::inference::TrainedArgs;
 use super::output::bar;
 use crate::app::io::prior;
-use crate::vae::data::Images;
+use crate::vae::data::{Images, labels};
 use crate::vae::inference::{Model, Trained};
 use crate::vae::model::Mode;
 use crate::vae::prior::{Mixture, encode};
@@ -56,10 +56,16 @@ pub(super) fn fit(
     encoding.finish_and_clear();
     let fitting = bar(100, "fitting the prior");
     let mut density = 0.0;
-    let mixture = Mixture::fit(&latents, model.config.latent_dim, components, seed, &mut |iteration, now| {
+    let (latent, mut follow) = (model.config.latent_dim, |iteration: usize, now| {
         fitting.set_position(iteration as u64);
         density = now;
-    })?;
+    });
+    let mixture = if model.config.classes == 0 {
+        Mixture::fit(&latents, latent, components, seed, &mut follow)?
+    } else {
+        let labels = labels(images, &(0..images.len() as u32).collect::<Vec<_>>());
+        Mixture::fit_classes(&latents, &labels, latent, components, seed, &mut follow)?
+    };
     fitting.finish_and_clear();
     let path = prior::save(&mixture, model)?;
     let count = mixture.components();

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
+use super::values::non_empty;
 use super::{DeviceArgs, PlanArgs, adapter};
 use crate::app::io::model;
 use crate::app::io::run_config::RunConfig;
@@ -102,6 +103,46 @@ impl ImagesArgs {
     }
 }
 
+/// Choice of a class.
+#[derive(Args, Debug, Clone)]
+pub(super) struct ClassArgs {
+    /// Class of the images that come from files or from the prior, by name or number; only for a model trained with --conditional.
+    #[arg(long, value_name = "CLASS", value_parser = non_empty::<String>)]
+    class: Option<String>,
+}
+
+impl ClassArgs {
+    /// Returns the chosen class of `model`, if one was chosen.
+    pub(super) fn of(&self, model: &Model) -> anyhow::Result<Option<u8>> {
+        let Some(name) = &self.class else { return Ok(None) };
+        if model.classes.is_empty() {
+            anyhow::bail!(
+                "{} has no classes to choose from with --class: it was trained without --conditional",
+                model.path.display()
+            );
+        }
+        let named = model.classes.iter().position(|class| class.eq_ignore_ascii_case(name));
+        let numbered = || name.parse().ok().filter(|number: &usize| *number < model.classes.len());
+        let class = named.or_else(numbered).ok_or_else(|| Error::Unknown {
+            kind: "class",
+            name: name.clone(),
+            known: model.classes.join(", "),
+        })?;
+        Ok(Some(class as u8))
+    }
+
+    /// Returns the class of an image in a file: the chosen one, or any for a model without classes.
+    pub(super) fn of_file(&self, model: &Model) -> anyhow::Result<u8> {
+        if model.classes.is_empty() {
+            return Ok(self.of(model)?.unwrap_or(0));
+        }
+        self.of(model)?.ok_or_else(|| {
+            let known = model.classes.join(", ");
+            anyhow::anyhow!("the model needs to know what the image shows: pass --class with one of {known}")
+        })
+    }
+}
+
 /// An image named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
@@ -120,20 +161,26 @@ impl FromStr for Source {
 }
 
 impl Source {
-    /// Reads images, each given with the option that names it, and returns their bytes one after the other. Opens the data set only if an
-    /// index occurs.
+    /// Reads images, each given with the option that names it, and returns their bytes one after the other, and their classes. Opens the
+    /// data set only if an index occurs.
     pub(super) fn read(
         sources: &[(&str, &Self)],
         images: &ImagesArgs,
+        class: &ClassArgs,
         trained: &TrainedArgs,
-        config: &VaeConfig,
-    ) -> anyhow::Result<Vec<u8>> {
+        model: &Model,
+    ) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
+        let config = &model.config;
+        class.of(model)?;
         let from_data = sources.iter().any(|(_, source)| matches!(source, Self::Index(_)));
         let images = if from_data { Some(images.open(trained, config)?) } else { None };
-        let mut all = Vec::new();
+        let (mut all, mut labels) = (Vec::new(), Vec::new());
         for (option, source) in sources {
             match (source, &images) {
-                (Self::File(path), _) => all.extend(from_file(path, config)?),
+                (Self::File(path), _) => {
+                    labels.push(class.of_file(model)?);
+                    all.extend(from_file(path, config)?);
+                }
                 (Self::Index(index), Some(images)) => {
                     let mut pixels = Vec::new();
                     if *index as usize >= images.len() {
@@ -141,12 +188,13 @@ impl Source {
                         return Err(Error::argument(option, expected, index).into());
                     }
                     data::batch(images.as_ref(), &[*index], &mut pixels)?;
+                    labels.push(images.label(*index as usize));
                     all.extend(pixels);
                 }
                 (Self::Index(_), None) => return Err(Error::bug("an index without a data set").into()),
             }
         }
-        Ok(all)
+        Ok((all, labels))
     }
 }
 

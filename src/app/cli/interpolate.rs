@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
+use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
 use super::output::{check_output, save_grid};
 use super::values::non_empty;
 use crate::app::viz::image_grid::ImageBatch;
@@ -26,6 +26,8 @@ pub(super) struct InterpolateArgs {
     /// Output file: one row, with the originals at both ends.
     #[arg(long, short, value_name = "FILE", default_value = "interpolation.png")]
     out: PathBuf,
+    #[command(flatten)]
+    class: ClassArgs,
     #[command(flatten)]
     trained: TrainedArgs,
     #[command(flatten)]
@@ -48,15 +50,18 @@ impl InterpolateArgs {
         check_output(&self.out, &["png"])?;
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
-        let pixels = Source::read(&[("--from", &self.from), ("--to", &self.to)], &self.images, &self.trained, config)?;
+        let ends = [("--from", &self.from), ("--to", &self.to)];
+        let (pixels, labels) = Source::read(&ends, &self.images, &self.class, &self.trained, &model)?;
         let steps = self.steps as usize;
         let mut trained = self.trained.start(&model, &[(Mode::Encode, 2), (Mode::Decode, steps)])?;
-        let mu = posterior_means(&trained.encode(&pixels)?, config.latent_dim);
+        let mu = posterior_means(&trained.encode((&pixels, &labels))?, config.latent_dim);
         let (from, to) = mu.split_at(config.latent_dim);
         let z: Vec<f32> = (0..steps).flat_map(|step| slerp(from, to, step as f32 / (steps - 1) as f32)).collect();
+        // The class changes halfway.
+        let labels: Vec<u8> = (0..steps).map(|step| labels[usize::from(2 * step >= steps)]).collect();
         let (first, last) = pixels.split_at(pixels.len() / 2);
         let mut row = ImageBatch::from_bytes(first, dims)?;
-        row.append(ImageBatch::from_floats(&trained.decode(&z)?, dims)?)?;
+        row.append(ImageBatch::from_floats(&trained.decode((&z, &labels))?, dims)?)?;
         row.append(ImageBatch::from_bytes(last, dims)?)?;
         save_grid(&self.out, steps + 2, &row, "interpolation, with the originals at both ends")?;
         Ok(ExitCode::SUCCESS)

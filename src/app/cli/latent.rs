@@ -42,8 +42,8 @@ impl LatentArgs {
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count)])?;
         let (mut mu, mut kl) = (Vec::with_capacity(count * latent), vec![0.0; latent]);
         let bar = bar(count, "encoding");
-        in_blocks(images.as_ref(), trained.batch(), |pixels| {
-            for row in trained.encode(pixels)?.chunks_exact(2 * latent) {
+        in_blocks(images.as_ref(), trained.batch(), |block| {
+            for row in trained.encode(block)?.chunks_exact(2 * latent) {
                 mu.extend_from_slice(&row[..latent]);
                 for (sum, kl) in kl.iter_mut().zip(divergences(row)) {
                     *sum += kl / count as f64;

@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::eprintln_lossy;
-use super::inference::{ImagesArgs, TrainedArgs, dims, from_file};
+use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, dims, from_file};
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use crate::app::viz::image_grid::ImageBatch;
+use crate::runtime::tensor::rng;
+use crate::runtime::tensor::rng::Stream;
 use crate::vae::data;
-use crate::vae::inference::posterior_means;
+use crate::vae::inference::{draws, posterior_means};
 use crate::vae::model::Mode;
 use crate::vae::tensor_file::Array;
 
@@ -24,6 +26,12 @@ pub(super) struct ReconstructArgs {
     /// Number of images, from the start of the data set.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
+    /// Decode a sample of each image's latent distribution instead of its mean.
+    #[arg(long)]
+    sample: bool,
+    /// Seed of these samples.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "sample")]
+    seed: u64,
     /// Write the pixel values of the reconstructions (-1 to 1, [n, channels, height, width]) instead of a PNG, to a .npy or .safetensors
     /// file.
     #[arg(long)]
@@ -31,6 +39,8 @@ pub(super) struct ReconstructArgs {
     /// Output file: each original with its reconstruction on its right [default: reconstructions.png, or reconstructions.npy with --raw].
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    class: ClassArgs,
     #[command(flatten)]
     trained: TrainedArgs,
     #[command(flatten)]
@@ -44,7 +54,8 @@ impl ReconstructArgs {
         check_output(out, if self.raw { RAW } else { &["png"] })?;
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
-        let mut pixels = Vec::new();
+        let (mut pixels, mut labels) = (Vec::new(), Vec::new());
+        self.class.of(&model)?;
         if self.files.is_empty() {
             let images = self.images.open(&self.trained, config)?;
             let indices: Vec<u32> = (0..self.count.min(images.len() as u32)).collect();
@@ -52,15 +63,24 @@ impl ReconstructArgs {
                 check_grid(2 * indices.len())?;
             }
             data::batch(images.as_ref(), &indices, &mut pixels)?;
+            labels = data::labels(images.as_ref(), &indices);
         }
         for file in &self.files {
             pixels.extend(from_file(file, config)?);
+            labels.push(self.class.of_file(&model)?);
         }
         let originals = ImageBatch::from_bytes(&pixels, dims)?;
         let count = originals.len();
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count), (Mode::Decode, count)])?;
-        let h = trained.encode(&pixels)?;
-        let reconstructions = trained.decode(&posterior_means(&h, config.latent_dim))?;
+        let h = trained.encode((&pixels, &labels))?;
+        let latent = config.latent_dim;
+        let z = if self.sample {
+            let noise = rng::normals(&mut rng::stream(self.seed, Stream::Sample, 0), count * latent);
+            draws(&h, &noise, latent)
+        } else {
+            posterior_means(&h, latent)
+        };
+        let reconstructions = trained.decode((&z, &labels))?;
         if self.raw {
             let [c, h, w] = dims;
             save_raw(out, "reconstructions", Array { dims: vec![count, c, h, w], data: reconstructions })?;

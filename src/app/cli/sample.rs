@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::eprintln_lossy;
-use super::inference::{TrainedArgs, dims};
+use super::inference::{ClassArgs, TrainedArgs, dims};
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use super::values::non_negative;
 use crate::app::io::prior;
@@ -39,6 +39,8 @@ pub(super) struct SampleArgs {
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
+    class: ClassArgs,
+    #[command(flatten)]
     trained: TrainedArgs,
 }
 
@@ -67,9 +69,14 @@ impl SampleArgs {
             Some(Prior::Mixture) => Some(prior::load(&model)?.ok_or_else(|| missing(&model))?),
             None => prior::load(&model)?,
         };
+        let labels = match self.class.of(&model)? {
+            Some(class) => vec![class; count],
+            // Equal numbers of all classes, in order.
+            None => (0..count).map(|i| (i * model.config.classes / count) as u8).collect(),
+        };
         let mut trained = self.trained.start(&model, &[(Mode::Decode, count)])?;
         let z = match mixture {
-            Some(mixture) => mixture.sample(count, self.seed, self.temperature),
+            Some(mixture) => mixture.sample_classes(&labels, self.seed, self.temperature),
             None => {
                 let mut z =
                     rng::normals(&mut rng::stream(self.seed, Stream::Sample, 0), count * model.config.latent_dim);
@@ -77,7 +84,7 @@ impl SampleArgs {
                 z
             }
         };
-        let means = trained.decode(&z)?;
+        let means = trained.decode((&z, &labels))?;
         if self.raw {
             let [c, h, w] = dims(&model.config);
             save_raw(out, "samples", Array { dims: vec![count, c, h, w], data: means })?;

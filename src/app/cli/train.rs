@@ -63,7 +63,7 @@ struct RunArgs {
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
-        "val_split", "recipe", "image_size",
+        "val_split", "recipe", "image_size", "conditional",
     ])]
     resume: Option<PathBuf>,
     /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
@@ -115,6 +115,9 @@ struct TrainingArgs {
     /// KL divergence that a latent dimension may have at no cost, in nats [default: 0].
     #[arg(long, value_name = "NATS", value_parser = non_negative)]
     free_bits: Option<f64>,
+    /// Give encoder and decoder the class of each image, so that `sample --class` can choose it.
+    #[arg(long)]
+    conditional: bool,
     /// Flip training images horizontally at random [default: true; with --recipe seed: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     flip: Option<bool>,
@@ -167,7 +170,7 @@ impl TrainArgs {
         let args = self.dataset.of_run(&settings)?.with_limits_of(&settings);
         let Opened { dataset, images } = args.open(quiet, model)?;
         if resumed.is_none() {
-            fit_to_images(&mut settings.model, &dataset)?;
+            fit_to_images(&mut settings.model, &dataset, self.training.conditional)?;
         }
         let init = self.init(&settings)?;
         let device = self.device.open_for_models(!self.output.quiet && !self.output.json)?;
@@ -290,8 +293,15 @@ impl TrainArgs {
     }
 }
 
-/// Sets the size of the model's images to that of a data set.
-fn fit_to_images(model: &mut VaeConfig, dataset: &Dataset) -> crate::Result<()> {
+/// Sets the size of the model's images to that of a data set, and the classes of a conditional model.
+fn fit_to_images(model: &mut VaeConfig, dataset: &Dataset, conditional: bool) -> crate::Result<()> {
+    if conditional {
+        model.classes = dataset.train.classes().len();
+        if model.classes < 2 {
+            let hint = "sort the images into a folder of each class, or leave out --conditional";
+            return Err(Error::data(&dataset.name, "it has no classes to train a conditional model", hint));
+        }
+    }
     let (channels, height, width) = dataset.train.size();
     if height != width {
         let what = format!("its images have {height}x{width} pixels, expected as many rows as columns");

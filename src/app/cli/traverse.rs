@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::eprintln_lossy;
-use super::inference::{ImagesArgs, Source, TrainedArgs, dims};
+use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
 use super::output::{check_grid, check_output};
 use super::values::non_empty;
 use crate::app::io::atomic::create_parent;
@@ -33,6 +33,8 @@ pub(super) struct TraverseArgs {
     #[arg(long, short, value_name = "FILE", default_value = "traversal.png")]
     out: PathBuf,
     #[command(flatten)]
+    class: ClassArgs,
+    #[command(flatten)]
     trained: TrainedArgs,
     #[command(flatten)]
     images: ImagesArgs,
@@ -56,19 +58,24 @@ impl TraverseArgs {
         let (latent, steps) = (config.latent_dim, self.steps as usize);
         let shown = most_informative(&model, self.dims);
         check_grid(shown.len() * steps)?;
-        let pixels = match &self.image {
-            Some(image) => Source::read(&[("--image", image)], &self.images, &self.trained, config)?,
-            None => Vec::new(),
+        let (pixels, labels) = match &self.image {
+            Some(image) => Source::read(&[("--image", image)], &self.images, &self.class, &self.trained, &model)?,
+            // Without an image, the first class.
+            None => (Vec::new(), vec![self.class.of(&model)?.unwrap_or(0)]),
         };
         let encoded = usize::from(self.image.is_some());
         let mut trained =
             self.trained.start(&model, &[(Mode::Decode, shown.len() * steps), (Mode::Encode, encoded)])?;
-        let middle = if encoded == 0 { vec![0.0; latent] } else { posterior_means(&trained.encode(&pixels)?, latent) };
+        let middle = match encoded {
+            0 => vec![0.0; latent],
+            _ => posterior_means(&trained.encode((&pixels, &labels))?, latent),
+        };
+        let labels = labels.repeat(shown.len() * steps);
         let mut z = middle.repeat(shown.len() * steps);
         for (i, row) in z.chunks_exact_mut(latent).enumerate() {
             row[shown[i / steps]] = RANGE * (2.0 * (i % steps) as f32 / (steps - 1) as f32 - 1.0);
         }
-        let images = ImageBatch::from_floats(&trained.decode(&z)?, dims)?;
+        let images = ImageBatch::from_floats(&trained.decode((&z, &labels))?, dims)?;
         let grid = Grid { columns: steps, ..Grid::default() }.draw(&images)?;
         let label = |dim: &usize| match &model.kl_dims {
             Some(kl) => format!("dimension {dim}: {:.2} nats", kl[*dim]),

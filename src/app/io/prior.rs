@@ -77,6 +77,7 @@ mod tests {
                 config,
                 weights: Weights { params, states },
                 kl_dims: None,
+                classes: Vec::new(),
             }
         };
         assert_eq!(load(&model(1)).unwrap(), None);

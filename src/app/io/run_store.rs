@@ -6,6 +6,7 @@ use crate::app::io::csv::Table;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensor_file;
+use crate::app::viz::caption::label_rows;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
 use crate::error::{Error, Result};
@@ -128,8 +129,11 @@ impl RunStore for FolderStore {
 
     fn save_samples(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()> {
         let samples = ImageBatch::from_floats(images.values, images.size)?;
-        let grid = Grid { columns: samples.len().isqrt(), scale: 2, ..Grid::default() };
-        save_png(&self.folder.samples(epoch), &grid.draw(&samples)?)
+        let rows = images.rows;
+        let columns = if rows.is_empty() { samples.len().isqrt() } else { samples.len() / rows.len() };
+        let grid = Grid { columns, scale: 2, ..Grid::default() }.draw(&samples)?;
+        let image = if rows.is_empty() { grid } else { label_rows(&grid, rows)? };
+        save_png(&self.folder.samples(epoch), &image)
     }
 
     fn save_plots(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<()> {

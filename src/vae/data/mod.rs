@@ -317,6 +317,12 @@ pub fn batch(images: &dyn Images, indices: &[u32], pixels: &mut Vec<u8>) -> Resu
     Ok(())
 }
 
+/// Returns the labels of the images with these indices, each less than [`Images::len`].
+#[must_use]
+pub fn labels(images: &dyn Images, indices: &[u32]) -> Vec<u8> {
+    indices.iter().map(|&index| images.label(index as usize)).collect()
+}
+
 /// Returns the shuffled batches of an epoch, in the order of [`epoch_order`]: the bytes of `size` images each, fewer in the last.
 ///
 /// # Errors

@@ -10,11 +10,12 @@ use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::train::store::{About, DecodedImages};
-use crate::vae::weights::{KL_DIMS, TensorSchema, Weights};
+use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema, Weights};
 
-/// Number of samples drawn after each epoch.
-pub(super) const SAMPLES: usize = 49;
-/// Numbers of images to reconstruct after each epoch.
+/// Number of samples drawn after each epoch; of a conditional model, of each class.
+const SAMPLES: usize = 49;
+const SAMPLES_OF_CLASS: usize = 8;
+/// Numbers of images to reconstruct after each epoch; samples are drawn of as many classes at most.
 const LEAST_SHOWN: usize = 8;
 const MOST_SHOWN: usize = 16;
 /// Index of their noise, beyond that of any step.
@@ -54,6 +55,10 @@ impl Trainer<'_> {
         let weights = self.weights()?;
         let mut file = weights.into_file(TensorSchema::of(self.runner.graph()?), &config)?;
         file.metadata.insert(KL_DIMS.to_owned(), serde_json::to_string(kl_dims).map_err(Error::bug)?);
+        if self.settings.model.classes > 0 {
+            let names = serde_json::to_string(self.dataset.train.classes()).map_err(Error::bug)?;
+            file.metadata.insert(CLASSES.to_owned(), names);
+        }
         self.store.save_model(file)
     }
 
@@ -98,12 +103,24 @@ impl Trainer<'_> {
             return self.store.save_originals(&pixels, size);
         }
         let zero_noise = vec![0.0; shown.len() * self.settings.model.latent_dim];
-        let mean = self.runner.evaluate(&pixels, &zero_noise, self.settings.beta)?.mean;
-        self.store.save_reconstructions(epoch, DecodedImages { values: &mean, size })?;
-        let z = noise(&self.settings, SAMPLE_NOISE, SAMPLES);
-        let samples = self.runner.decode(&z)?;
-        self.store.save_samples(epoch, DecodedImages { values: &samples, size })
+        let labels = data::labels(images, &shown);
+        let mean = self.runner.evaluate((&pixels, &labels), &zero_noise, self.settings.beta)?.mean;
+        self.store.save_reconstructions(epoch, DecodedImages { values: &mean, size, rows: &[] })?;
+        let classes = self.settings.model.classes;
+        let labels = sample_labels(classes);
+        let z = noise(&self.settings, SAMPLE_NOISE, labels.len());
+        let samples = self.runner.decode((&z, &labels))?;
+        let rows = &images.classes()[..classes.min(MOST_SHOWN)];
+        self.store.save_samples(epoch, DecodedImages { values: &samples, size, rows })
     }
+}
+
+/// Returns the class of each sample drawn after an epoch: a row of each class, or zeros for a model without classes.
+pub(super) fn sample_labels(classes: usize) -> Vec<u8> {
+    if classes == 0 {
+        return vec![0; SAMPLES];
+    }
+    (0..classes.min(MOST_SHOWN)).flat_map(|class| [class as u8; SAMPLES_OF_CLASS]).collect()
 }
 
 /// Returns the indices of the images to reconstruct: the first of each class that occurs, of at most [`MOST_SHOWN`] classes. If there are

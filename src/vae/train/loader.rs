@@ -21,6 +21,8 @@ pub(super) struct Batch {
     pub(super) len: usize,
     /// Augmented images, `[len, c, h, w]`.
     pub(super) pixels: Vec<u8>,
+    /// Class of each image.
+    pub(super) labels: Vec<u8>,
     /// Noise, `[len, latent]`.
     pub(super) eps: Vec<f32>,
     /// Start and end of the preparation.
@@ -72,7 +74,8 @@ fn batch(settings: &Settings, images: &dyn Images, epoch: u64, step: u64, indice
     let augment = Augment { flip: settings.flip, crop: settings.crop };
     augment.apply(settings.seed, epoch, indices, images.size(), &mut pixels)?;
     let eps = noise(settings, step, indices.len());
-    Ok(Batch { len: indices.len(), pixels, eps, prepared: [begun, Instant::now()] })
+    let labels = data::labels(images, indices);
+    Ok(Batch { len: indices.len(), pixels, labels, eps, prepared: [begun, Instant::now()] })
 }
 
 #[cfg(test)]

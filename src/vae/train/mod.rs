@@ -319,7 +319,7 @@ impl<'a> Trainer<'a> {
             free_bits: self.settings.free_bits,
             clip: self.settings.clip_grad,
         };
-        self.runner.train_with_noise(&batch.pixels, &batch.eps, &hyper)?;
+        self.runner.train_with_noise((&batch.pixels, &batch.labels), &batch.eps, &hyper)?;
         let submitted = Instant::now();
         self.collect(profile.is_some() || self.in_flight.len() >= IN_FLIGHT)?;
         match profile {
@@ -452,7 +452,7 @@ fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>
         programs.extend(batch_sizes(images.len(), settings.batch_size).map(|size| (size, mode)));
     }
     programs.push((artifacts::shown_images(context.dataset.test.as_ref()).len(), Mode::Evaluate));
-    programs.push((artifacts::SAMPLES, Mode::Decode));
+    programs.push((artifacts::sample_labels(model.classes).len(), Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
 }
 

@@ -39,6 +39,8 @@ pub struct DecodedImages<'a> {
     pub values: &'a [f32],
     /// Channels, height and width.
     pub size: [usize; 3],
+    /// Names of the rows of equal length that the images form; empty for no particular order.
+    pub rows: &'a [String],
 }
 
 /// Storage of a run: rows, weights, checkpoints, images.

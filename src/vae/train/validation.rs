@@ -39,10 +39,12 @@ impl Trainer<'_> {
             }
             let n = indices.len();
             data::batch(images, indices, &mut pixels)?;
+            let labels = data::labels(images, indices);
             let eps = noise(&self.settings, VALIDATION_NOISE + i as u64, n);
-            let sampled = self.runner.losses(&pixels, &eps, self.settings.beta)?;
+            let sampled = self.runner.losses((&pixels, &labels), &eps, self.settings.beta)?;
             // Without noise the posterior mean is decoded.
-            let zero_noise = self.runner.losses(&pixels, &vec![0.0; n * latent], self.settings.beta)?;
+            let still = vec![0.0; n * latent];
+            let zero_noise = self.runner.losses((&pixels, &labels), &still, self.settings.beta)?;
             for (sum, term) in sums.iter_mut().zip([sampled.total, sampled.recon, sampled.kl, zero_noise.mse]) {
                 *sum += f64::from(term) * n as f64;
             }
