@@ -114,6 +114,9 @@ const NORM_MOMENTUM: f64 = 0.1;
 /// Name of the running statistic that holds the variance of the optimal likelihood.
 pub(crate) const VARIANCE: &str = "loss.variance";
 
+/// Name of the parameter whose second half is added to log_std.
+pub(crate) const POSTERIOR_BIAS: &str = "encoder.fc.bias";
+
 /// Purpose of a graph of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {

@@ -96,6 +96,7 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--likelihood", 2, &["", "laplace", "1"]),
     ("--flip", 2, &["", "maybe", "1"]),
     ("--crop", 2, &["", "maybe", "1"]),
+    ("--posterior-std", 2, &["", "nan", "inf", "0", "-1", "narrow"]),
     ("--class", 2, &[""]),
     ("--class", 1, &["star", "0"]),
     ("--prior", 2, &["", "uniform", "1"]),

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use super::data::DatasetArgs;
 use super::inference::BATCH;
 use super::output::check_output;
-use super::values::{non_negative, share};
+use super::values::{non_negative, posterior_std, share};
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -63,7 +63,7 @@ struct RunArgs {
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
-        "val_split", "recipe", "image_size", "conditional",
+        "val_split", "recipe", "image_size", "conditional", "posterior_std",
     ])]
     resume: Option<PathBuf>,
     /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
@@ -115,6 +115,9 @@ struct TrainingArgs {
     /// KL divergence that a latent dimension may have at no cost, in nats [default: 0].
     #[arg(long, value_name = "NATS", value_parser = non_negative)]
     free_bits: Option<f64>,
+    /// Standard deviation of the latent distributions at the start [default: 0.05; with --recipe seed: 1].
+    #[arg(long, value_name = "STD", value_parser = posterior_std)]
+    posterior_std: Option<f64>,
     /// Give encoder and decoder the class of each image, so that `sample --class` can choose it.
     #[arg(long)]
     conditional: bool,
@@ -262,6 +265,7 @@ impl TrainArgs {
             beta_warmup: t.beta_warmup.unwrap_or(base.beta_warmup),
             beta_cycle: t.beta_cycle.unwrap_or(base.beta_cycle),
             free_bits: t.free_bits.unwrap_or(base.free_bits),
+            posterior_std: t.posterior_std.unwrap_or(base.posterior_std),
             flip: t.flip.unwrap_or(base.flip),
             crop: t.crop.unwrap_or(base.crop),
             // The trainer adds the kernel variants of the plan.

@@ -7,6 +7,7 @@ use crate::app::bench::tune::KnownVariants;
 use crate::app::data::image_folder::SIZES;
 use crate::error::Error;
 use crate::vae::model::VaeConfig;
+use crate::vae::train::POSTERIOR_STDS;
 
 type ParseError = Box<dyn error::Error + Send + Sync>;
 
@@ -38,6 +39,12 @@ pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
 pub(super) fn share(text: &str) -> Result<f64, ParseError> {
     let value: f64 = text.parse()?;
     if (0.0..1.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to below 1".into()) }
+}
+
+/// Parses a number in [`POSTERIOR_STDS`].
+pub(super) fn posterior_std(text: &str) -> Result<f64, ParseError> {
+    let value: f64 = text.parse()?;
+    if POSTERIOR_STDS.contains(&value) { Ok(value) } else { Err("expected a number from 0.001 to 1000".into()) }
 }
 
 /// Parses a size of [`SIZES`].

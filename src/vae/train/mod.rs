@@ -17,7 +17,7 @@ use crate::runtime::plan;
 use crate::vae::data::{Dataset, Images, Subset};
 use crate::vae::eval::{advice, bits_per_dim};
 use crate::vae::inference::check_size;
-use crate::vae::model::{Mode, Norm, VaeConfig};
+use crate::vae::model::{Mode, Norm, POSTERIOR_BIAS, VaeConfig};
 use crate::vae::runner::{self, Device, Hyperparams, Runner, batch_sizes};
 use crate::vae::train::events::{Event, Observer, Start};
 use crate::vae::weights::Weights;
@@ -34,7 +34,7 @@ mod settings;
 pub mod store;
 mod validation;
 
-pub use settings::{MAX_EPOCHS, Recipe, Schedule, Settings};
+pub use settings::{MAX_EPOCHS, POSTERIOR_STDS, Recipe, Schedule, Settings};
 
 /// Outcome of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,8 @@ impl<'a> Trainer<'a> {
         if let Some(weights) = init {
             runner.upload(Arena::Params, &weights.params)?;
             runner.upload(Arena::States, &weights.states)?;
+        } else if settings.posterior_std != 1.0 {
+            set_posterior_std(&mut runner, settings.posterior_std)?;
         }
         let fingerprint = context.dataset.fingerprint()?;
         store.begin(&About { device: &runner.describe(), kernels: runner.variants(), settings: &settings })?;
@@ -456,6 +458,16 @@ fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>
     Runner::new(*model, &programs, context.device, &plan)
 }
 
+/// Adds the logarithm of a standard deviation to the bias of the encoder's log_std.
+fn set_posterior_std(runner: &mut Runner, std: f64) -> Result<()> {
+    let (_, bias) = runner.graph()?.tensor(POSTERIOR_BIAS)?;
+    let latent = runner.config().latent_dim;
+    let mut params = runner.download(Arena::Params)?;
+    let bias = params.get_mut(bias).ok_or_else(|| Error::bug("a parameter that is missing"))?;
+    bias.iter_mut().skip(latent).for_each(|log_std| *log_std += std.ln() as f32);
+    runner.upload(Arena::Params, &params)
+}
+
 /// Returns the noise for `count` images. A shorter batch gets the beginning of the same values.
 fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
     runner::noise(settings.seed, index, count * settings.model.latent_dim)
@@ -471,4 +483,38 @@ fn describe(model: &VaeConfig) -> String {
         "ResNet VAE, {} channels, {} groups of {} blocks, {} latent dimensions, {norm} norm",
         model.channels, model.groups, model.blocks, model.latent_dim
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vae::data::shapes;
+    use crate::vae::train::events::Quiet;
+    use crate::vae::train::memory_store::InMemoryRun;
+
+    #[test]
+    fn posterior_starts_with_the_chosen_width() {
+        let first = |posterior_std| {
+            let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
+            let settings = Settings { model, batch_size: 4, posterior_std, ..Settings::default() };
+            let dataset = shapes::dataset().unwrap().limited(Some(8), Some(4)).unwrap();
+            let (plan, stop) = (plan::Options::default(), AtomicBool::new(false));
+            let context = TrainContext {
+                dataset: &dataset,
+                device: &Device::Cpu,
+                plan: &plan,
+                observer: &mut Quiet,
+                stop: &stop,
+            };
+            let mut run = InMemoryRun::default();
+            Trainer::new(settings, &mut run, None, context).unwrap();
+            run.checkpoint.unwrap().tensors
+        };
+        let (wide, narrow) = (first(1.0), first(0.05));
+        let differing: Vec<_> = wide.iter().filter(|(name, array)| narrow[*name] != **array).collect();
+        assert_eq!(differing.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), [POSTERIOR_BIAS]);
+        let (wide, narrow) = (&wide[POSTERIOR_BIAS].data, &narrow[POSTERIOR_BIAS].data);
+        assert_eq!(wide[..3], narrow[..3]);
+        assert!(wide[3..].iter().zip(&narrow[3..]).all(|(a, b)| (b - a - 0.05f32.ln()).abs() < 1e-6));
+    }
 }

@@ -53,6 +53,7 @@ impl Recipe {
             beta_warmup: 0,
             beta_cycle: 0,
             free_bits: 0.0,
+            posterior_std: 1.0,
             flip: false,
             crop: false,
             variants: BTreeMap::new(),
@@ -65,6 +66,7 @@ impl Recipe {
                 warmup: 500,
                 schedule: Schedule::Cosine,
                 clip_grad: 1.0,
+                posterior_std: 0.05,
                 flip: true,
                 ..seed
             },
@@ -127,6 +129,10 @@ pub struct Settings {
     /// KL divergence in nats below which a latent dimension costs nothing more; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub free_bits: f64,
+    /// Standard deviation of the latent distributions at the start. With 1 the latent vectors of the first steps are mostly noise, which
+    /// the decoder learns to ignore.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub posterior_std: f64,
     /// Flip training images horizontally at random.
     pub flip: bool,
     /// Shift training images by up to 4 pixels at random.
@@ -146,6 +152,14 @@ fn is_none(steps: &u64) -> bool {
     *steps == 0
 }
 
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
 impl Default for Settings {
     /// [`Recipe::Sharp`].
     fn default() -> Self {
@@ -155,6 +169,9 @@ impl Default for Settings {
 
 /// Largest number of epochs. With up to 2^32 steps per epoch, the noise streams of steps remain distinct from those of validation.
 pub const MAX_EPOCHS: u64 = 1_000_000_000;
+
+/// Valid values of [`Settings::posterior_std`].
+pub const POSTERIOR_STDS: std::ops::RangeInclusive<f64> = 1e-3..=1e3;
 
 impl Settings {
     /// Checks the ranges of all fields.
@@ -177,6 +194,11 @@ impl Settings {
         }
         if !(0.0..1.0).contains(&self.val_split) {
             return Err(Error::argument("validation split", "a number from 0 to below 1", self.val_split));
+        }
+        if !POSTERIOR_STDS.contains(&self.posterior_std) {
+            let (least, most) = POSTERIOR_STDS.into_inner();
+            let expected = format!("a number from {least} to {most}");
+            return Err(Error::argument("standard deviation of the posterior", expected, self.posterior_std));
         }
         if self.batch_size == 0 {
             return Err(Error::argument("batch size", "at least 1", 0));
@@ -272,6 +294,8 @@ mod tests {
             Settings { clip_grad: 1e39, ..Settings::default() },
             Settings { beta: f64::INFINITY, ..Settings::default() },
             Settings { free_bits: -1.0, ..Settings::default() },
+            Settings { posterior_std: 0.0, ..Settings::default() },
+            Settings { posterior_std: f64::NAN, ..Settings::default() },
             Settings { val_split: 1.0, ..Settings::default() },
             Settings { val_split: f64::NAN, ..Settings::default() },
         ] {
