@@ -53,9 +53,9 @@ impl TensorFile {
     }
 
     fn encode(&self, path: &Path, dtype: impl Fn(&Array) -> Dtype) -> Result<Vec<u8>> {
-        let mut values = Vec::new();
         let mut header = serde_json::Map::new();
         header.insert("__metadata__".into(), json!(self.metadata));
+        let mut end = 0;
         for (name, array) in &self.tensors {
             let Array { dims, data } = array;
             if dims.iter().product::<usize>() != data.len() || name == "__metadata__" {
@@ -66,25 +66,26 @@ impl TensorFile {
                 ));
             }
             check_finite(path, name, data)?;
-            let start = values.len();
-            let dtype = dtype(array);
+            let (start, dtype) = (end, dtype(array));
             if dtype == Dtype::F16 {
-                let halves: Vec<f16> = data.iter().map(|v| f16::from_f32(*v)).collect();
-                check_finite(path, name, &halves.iter().map(|v| v.to_f32()).collect::<Vec<_>>())?;
-                values.extend(halves.iter().flat_map(|v| v.to_le_bytes()));
-            } else {
-                append_f32(&mut values, data);
+                check_finite(path, name, &data.iter().map(|v| f16::from_f32(*v).to_f32()).collect::<Vec<_>>())?;
             }
-            let end = values.len();
+            end += data.len() * if dtype == Dtype::F16 { 2 } else { 4 };
             header
                 .insert(name.clone(), json!({"dtype": dtype.to_string(), "shape": dims, "data_offsets": [start, end]}));
         }
         let mut header = serde_json::Value::Object(header).to_string();
         header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let mut bytes = Vec::with_capacity(8 + header.len() + values.len());
+        let mut bytes = Vec::with_capacity(8 + header.len() + end);
         bytes.write_u64::<LittleEndian>(header.len() as u64).map_err(Error::bug)?;
         bytes.extend(header.as_bytes());
-        bytes.extend(values);
+        for array in self.tensors.values() {
+            if dtype(array) == Dtype::F16 {
+                bytes.extend(array.data.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()));
+            } else {
+                append_f32(&mut bytes, &array.data);
+            }
+        }
         Ok(bytes)
     }
 

@@ -231,6 +231,10 @@ fn conditional_models_decode_the_class() {
     }
     stage.fails("sample run --class hexagon", 2, &["hexagon", "circle, square, triangle"]);
     stage.fails("sample run --class 10", 2, &["circle"]);
+    // An exported model knows its classes, and the other program has none.
+    stage.ok("export run --half --out half.safetensors");
+    stage.ok("sample half.safetensors --class star -n 2 --out star.png");
+    stage.fails("export run --names seed", 1, &["no conditional models"]);
     let missing = runner.decode(&mu).unwrap_err().to_string();
     assert!(missing.contains("number of classes of a batch"), "{missing}");
     assert!(runner.decode((&mu, &vec![10; 12])).unwrap_err().to_string().contains("less than 10"));

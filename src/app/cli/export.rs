@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::runtime::op::Likelihood;
 use crate::vae::model::{Mode, VARIANCE};
 use crate::vae::names::to_seed;
-use crate::vae::weights::TensorSchema;
+use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema};
 
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
@@ -41,11 +41,20 @@ impl ExportArgs {
         check_output(&self.out, &["safetensors"])?;
         let model = model::load(&self.run)?;
         let mut config = model.config;
+        if self.names == Names::Seed && config.classes > 0 {
+            anyhow::bail!("pi-tau/vae has no conditional models: export {} with --names own", model.path.display());
+        }
         let graph = config.graph(1, Mode::Encode)?;
         if self.names == Names::Seed {
             config.likelihood = Likelihood::Unit;
         }
         let mut file = model.weights.into_file(TensorSchema::of(&graph), &serde_json::to_string(&config)?)?;
+        if let Some(kl_dims) = &model.kl_dims {
+            file.metadata.insert(KL_DIMS.to_owned(), serde_json::to_string(kl_dims)?);
+        }
+        if !model.classes.is_empty() {
+            file.metadata.insert(CLASSES.to_owned(), serde_json::to_string(&model.classes)?);
+        }
         if self.names == Names::Seed {
             // The variance of the likelihood has no counterpart, and images do not depend on it.
             file.tensors.remove(VARIANCE);

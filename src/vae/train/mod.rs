@@ -449,6 +449,11 @@ fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>
     let plan = plan::Options { variants: settings.variants.clone(), ..context.plan.clone() };
     let model = &settings.model;
     check_size(model, &parts.train)?;
+    for images in [&context.dataset.train, &context.dataset.test] {
+        if ![0, images.classes().len()].contains(&model.classes) {
+            return Err(Error::argument("classes of the model", images.classes().len(), model.classes));
+        }
+    }
     let mut programs = Vec::new();
     for (images, mode) in [(&parts.train, Mode::Train), (&parts.validation, Mode::Evaluate)] {
         programs.extend(batch_sizes(images.len(), settings.batch_size).map(|size| (size, mode)));
@@ -491,6 +496,18 @@ mod tests {
     use crate::vae::data::shapes;
     use crate::vae::train::events::Quiet;
     use crate::vae::train::memory_store::InMemoryRun;
+
+    #[test]
+    fn classes_are_those_of_the_data_set() {
+        let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, classes: 12, ..VaeConfig::default() };
+        let dataset = shapes::dataset().unwrap().limited(Some(8), Some(4)).unwrap();
+        let (plan, stop) = (plan::Options::default(), AtomicBool::new(false));
+        let context =
+            TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut Quiet, stop: &stop };
+        let mut run = InMemoryRun::default();
+        let error = Trainer::new(Settings { model, ..Settings::default() }, &mut run, None, context).unwrap_err();
+        assert!(error.to_string().contains("classes of the model"), "{error}");
+    }
 
     #[test]
     fn posterior_starts_with_the_chosen_width() {
