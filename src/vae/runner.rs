@@ -71,6 +71,17 @@ enum Engine {
     Gpu(Box<GpuExecutor>, plan::Options),
 }
 
+#[cfg(feature = "statistics")]
+impl Device {
+    /// Returns an executor for graphs other than the model's.
+    pub(crate) fn executor(&self, options: &plan::Options) -> Result<Box<dyn Executor>> {
+        Ok(match Engine::new(self, options)? {
+            Engine::Cpu(exec) => Box::new(exec),
+            Engine::Gpu(exec, _) => exec,
+        })
+    }
+}
+
 impl Engine {
     fn new(device: &Device, options: &plan::Options) -> Result<Self> {
         Ok(match device {
@@ -131,6 +142,16 @@ impl<'a, T> From<(&'a Vec<T>, &'a Vec<u8>)> for Labelled<'a, T> {
     fn from((values, labels): (&'a Vec<T>, &'a Vec<u8>)) -> Self {
         Self { values, labels }
     }
+}
+
+/// Classes as one-hot vectors, `[labels.len(), classes]`.
+pub(crate) fn one_hot(labels: &[u8], classes: usize) -> Result<Vec<f32>> {
+    let mut vectors = vec![0.0; labels.len() * classes];
+    for (row, &label) in vectors.chunks_exact_mut(classes).zip(labels) {
+        let cell = row.get_mut(usize::from(label));
+        *cell.ok_or_else(|| Error::argument("class", format!("less than {classes}"), label))? = 1.0;
+    }
+    Ok(vectors)
 }
 
 /// A model on a device.
@@ -343,12 +364,7 @@ impl Runner {
         if labels.len() != batch {
             return Err(Error::argument("number of classes of a batch", batch, labels.len()));
         }
-        let mut one_hot = vec![0.0; batch * classes];
-        for (row, &label) in one_hot.chunks_exact_mut(classes).zip(labels) {
-            let cell = row.get_mut(usize::from(label));
-            *cell.ok_or_else(|| Error::argument("class", format!("less than {classes}"), label))? = 1.0;
-        }
-        self.write(program, "labels", Data::F32(&one_hot))
+        self.write(program, "labels", Data::F32(&one_hot(labels, classes)?))
     }
 
     fn write_images(&mut self, program: ProgramId, images: Labelled<'_, u8>) -> Result<()> {

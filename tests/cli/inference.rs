@@ -179,6 +179,40 @@ fn samples_depend_only_on_the_seed_and_match_the_decoder() {
     assert_eq!(cold[..DIMS], cold[DIMS..]);
 }
 
+#[test]
+fn samples_come_from_the_prior_that_is_asked_for() {
+    let stage = TrainContext::new();
+    let sample = |prior: &str| {
+        stage.ok(&format!("sample run -n 4 --raw --out z.npy {prior}"));
+        npy(&stage.path("z.npy")).1
+    };
+    let normal = sample("");
+    stage.fails("sample run --prior second-stage", 1, &["second_stage.safetensors", "fit-prior --kind second-stage"]);
+    let limits = "--data shapes --train-limit 40 --val-limit 4";
+    let said = stage.ok(&format!("fit-prior run --kind second-stage --steps 5 {limits}")).stderr;
+    assert!(text(&said).contains("VAE of latent vectors"), "{}", text(&said));
+    // It is drawn from only if asked for.
+    assert_eq!(sample(""), normal);
+    let second = sample("--prior second-stage");
+    assert!(second != normal && second == sample("--prior second-stage"));
+    stage.ok(&format!("fit-prior run {limits} --components 2"));
+    let mixture = sample("");
+    assert!(mixture != normal && mixture != second && mixture == sample("--prior mixture"));
+    assert_eq!(sample("--prior normal"), normal);
+    let line = format!("eval run {limits} --no-pca --distances 4 --json");
+    let report: Value = serde_json::from_slice(&stage.ok(&line).stdout).unwrap();
+    for prior in ["normal", "mixture", "second_stage"] {
+        assert!(report["distances"][prior].as_f64().is_some_and(|distance| distance > 0.0), "{prior}: {report}");
+    }
+    // Other weights in the same place.
+    let mut model = tensor_file::load(&stage.model()).unwrap();
+    model.tensors.get_mut("encoder.stem.bias").unwrap().data[0] += 1.0;
+    tensor_file::save(&model, &stage.model()).unwrap();
+    for (prior, hint) in [("mixture", "`vae-wgpu fit-prior`"), ("second-stage", "--kind second-stage")] {
+        stage.fails(&format!("sample run --prior {prior}"), 1, &["fitted to", hint, "--prior normal"]);
+    }
+}
+
 /// A conditional model with random weights in the run folder: class c brightens every image by c / 2.
 fn conditional(stage: &TrainContext) {
     let config = VaeConfig { channels: 4, blocks: 1, latent_dim: LATENT, classes: 10, ..VaeConfig::default() };

@@ -11,17 +11,17 @@ use super::inference::{TrainedArgs, dims};
 use super::output::bar;
 use super::print;
 use crate::app::io::prior;
+use crate::app::io::prior::Kind;
 use crate::runtime::op::Likelihood;
-use crate::runtime::tensor::rng::{self, Stream};
 use crate::vae::data;
 use crate::vae::data::{Dataset, Images};
 use crate::vae::eval;
 use crate::vae::eval::{Evaluation, Options, advice, psnr};
-use crate::vae::inference::{Trained, posterior_means};
+use crate::vae::inference::{Model, Trained, posterior_means};
 use crate::vae::metrics::SlicedWasserstein;
 use crate::vae::model::Mode;
 use crate::vae::pca::Pca;
-use crate::vae::prior::Mixture;
+use crate::vae::prior::Prior;
 
 #[derive(Args, Debug)]
 pub(super) struct EvalArgs {
@@ -68,8 +68,10 @@ struct Distances {
     reconstructions: f64,
     /// Samples from N(0, I).
     normal: f64,
-    /// Samples from the fitted prior, if there is one.
+    /// Samples from the fitted mixture, if there is one.
     mixture: Option<f64>,
+    /// Samples from the second-stage VAE, if there is one.
+    second_stage: Option<f64>,
 }
 
 /// Reconstruction error of PCA on the same images.
@@ -97,7 +99,7 @@ impl EvalArgs {
         bar.finish_and_clear();
         let distances = match self.distances as usize {
             0 => None,
-            count => Some(Distances::of(&mut trained, &dataset, prior::load(&model)?.as_ref(), count, self.seed)?),
+            count => Some(Distances::of(&mut trained, &dataset, &priors(&model)?, count, self.seed)?),
         };
         let pca = if self.no_pca { None } else { Some(PcaBaseline::of(&dataset, model.config.latent_dim)?) };
         let report = Report {
@@ -118,17 +120,20 @@ impl EvalArgs {
     }
 }
 
+/// N(0, I) and the priors that were fitted to a model.
+fn priors(model: &Model) -> anyhow::Result<Vec<Prior>> {
+    let mut priors = vec![Prior::Normal(model.config.latent_dim)];
+    for kind in [Kind::Mixture, Kind::SecondStage] {
+        priors.extend(prior::load(model, kind)?);
+    }
+    Ok(priors)
+}
+
 impl Distances {
-    fn of(
-        trained: &mut Trained,
-        dataset: &Dataset,
-        mixture: Option<&Mixture>,
-        count: usize,
-        seed: u64,
-    ) -> anyhow::Result<Self> {
+    fn of(trained: &mut Trained, dataset: &Dataset, priors: &[Prior], count: usize, seed: u64) -> anyhow::Result<Self> {
         let (latent, dims) = (trained.config().latent_dim, dims(trained.config()));
         let count = count.min(dataset.test.len()).min(dataset.train.len());
-        let bar = bar(4, "comparing sets of images");
+        let bar = bar(3 + priors.len(), "comparing sets of images");
         let set = |images: &[f32]| {
             bar.inc(1);
             SlicedWasserstein::new(images, dims[0], dims[1])
@@ -145,17 +150,18 @@ impl Distances {
         let z = posterior_means(&trained.encode((&test, &labels))?, latent);
         let reconstructions = real.distance(&set(&trained.decode((&z, &labels))?)?)?;
         let training_images = real.distance(&set(&floats(&read(dataset.train.as_ref())?))?)?;
-        let noise = rng::normals(&mut rng::stream(seed, Stream::Sample, 0), count * latent);
-        let normal = real.distance(&set(&trained.decode((&noise, &labels))?)?)?;
-        let mixture = match mixture {
-            Some(mixture) => {
-                let z = mixture.sample_classes(&labels, seed, 1.0);
-                Some(real.distance(&set(&trained.decode((&z, &labels))?)?)?)
+        let (mut normal, mut mixture, mut second_stage) = (0.0, None, None);
+        for prior in priors {
+            let z = prior.sample(count, &labels, seed, 1.0)?;
+            let distance = real.distance(&set(&trained.decode((&z, &labels))?)?)?;
+            match prior {
+                Prior::Normal(_) => normal = distance,
+                Prior::Mixture(_) => mixture = Some(distance),
+                Prior::SecondStage(_) => second_stage = Some(distance),
             }
-            None => None,
-        };
+        }
         bar.finish_and_clear();
-        Ok(Self { images: count, training_images, reconstructions, normal, mixture })
+        Ok(Self { images: count, training_images, reconstructions, normal, mixture, second_stage })
     }
 }
 
@@ -201,7 +207,11 @@ impl Report<'_> {
             let title = format!("sliced Wasserstein distance of {} images to test images", d.images);
             print(title)?;
             let rows = [("training images", d.training_images), ("reconstructions", d.reconstructions)];
-            let samples = [("samples from N(0, I)", Some(d.normal)), ("samples from the fitted prior", d.mixture)];
+            let samples = [
+                ("samples from N(0, I)", Some(d.normal)),
+                ("samples from the mixture", d.mixture),
+                ("samples from second stage", d.second_stage),
+            ];
             let samples = samples.into_iter().filter_map(|(name, distance)| Some((name, distance?)));
             for (name, distance) in rows.into_iter().chain(samples) {
                 print(format_args!("{name:<28} {distance:>16.1}"))?;

@@ -2,27 +2,37 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::eprintln_lossy;
 use super::inference::TrainedArgs;
 use super::output::bar;
 use crate::app::io::prior;
+use crate::runtime::plan;
 use crate::vae::data::{Images, labels};
 use crate::vae::inference::{Model, Trained};
 use crate::vae::model::Mode;
-use crate::vae::prior::{Mixture, encode};
+use crate::vae::prior::{Mixture, Prior, SecondStage, SecondStageConfig, encode};
+use crate::vae::runner::Device;
 
 /// Components of a mixture unless an option says otherwise.
 pub(super) const COMPONENTS: u32 = 10;
+/// Outputs of the hidden layers of a second-stage VAE.
+const HIDDEN: usize = 256;
 
 #[derive(Args, Debug)]
 pub(super) struct FitPriorArgs {
+    /// What to fit: a mixture of Gaussians, or a second, small VAE of latent vectors, which takes longer.
+    #[arg(long, value_enum, default_value = "mixture")]
+    kind: KindArg,
     /// Number of Gaussians in the mixture.
     #[arg(long, value_name = "N", default_value_t = COMPONENTS, value_parser = clap::value_parser!(u32).range(1..=1000))]
     components: u32,
-    /// Seed of the noise and of the first centers.
+    /// Training steps of the second-stage VAE.
+    #[arg(long, value_name = "N", default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    steps: u64,
+    /// Seed of all random numbers.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -31,29 +41,81 @@ pub(super) struct FitPriorArgs {
     dataset: DatasetArgs,
 }
 
+// No doc comments: clap would turn the help texts into the long form.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KindArg {
+    Mixture,
+    SecondStage,
+}
+
 impl FitPriorArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let model = self.trained.load()?;
         let dataset = self.trained.dataset(&self.dataset, &model.config)?;
         let images = dataset.train.as_ref();
-        let mut trained = self.trained.start(&model, &[(Mode::Encode, images.len())])?;
-        let said = fit(&model, &mut trained, images, self.components as usize, self.seed)?;
+        let device = self.trained.open(true)?;
+        let mut trained = self.trained.start_on(&device, &model, &[(Mode::Encode, images.len())])?;
+        let said = match self.kind {
+            KindArg::Mixture => fit_mixture(&model, &mut trained, images, self.components as usize, self.seed)?,
+            KindArg::SecondStage => self.fit_second_stage(&model, &mut trained, images, &device)?,
+        };
         eprintln_lossy(said);
         Ok(ExitCode::SUCCESS)
     }
+
+    /// Fits a second-stage VAE to the encoded images and saves it beside the model. Returns a line that describes it.
+    fn fit_second_stage(
+        &self,
+        model: &Model,
+        trained: &mut Trained,
+        images: &dyn Images,
+        device: &Device,
+    ) -> anyhow::Result<String> {
+        let latents = encoded(trained, images, self.seed)?;
+        let labels = all_labels(images);
+        let bar = bar(self.steps as usize, "fitting the prior");
+        let mut last = 0.0;
+        let mut follow = |step: u64, loss| {
+            bar.set_position(step);
+            last = loss;
+        };
+        let config =
+            SecondStageConfig { latent_dim: model.config.latent_dim, classes: model.config.classes, hidden: HIDDEN };
+        let options = plan::Options::default();
+        let latents = (&latents, &labels);
+        let fitted = SecondStage::fit(latents, config, self.steps, self.seed, device, &options, &mut follow)?;
+        bar.finish_and_clear();
+        let path = prior::save(&Prior::SecondStage(fitted), model)?;
+        let bound = -last * model.config.latent_dim as f64;
+        let standard = standard_log_density(latents.0, model.config.latent_dim);
+        Ok(format!(
+            "prior   VAE of latent vectors, log density of the encoded images at least {bound:.2} nats (N(0, I): {standard:.2}): {}",
+            path.display()
+        ))
+    }
+}
+
+/// Encodes images to a sample of each posterior, with a progress bar.
+fn encoded(trained: &mut Trained, images: &dyn Images, seed: u64) -> anyhow::Result<Vec<f32>> {
+    let encoding = bar(images.len(), "encoding");
+    let latents = encode(trained, images, seed, &mut |done| encoding.set_position(done as u64))?;
+    encoding.finish_and_clear();
+    Ok(latents)
+}
+
+fn all_labels(images: &dyn Images) -> Vec<u8> {
+    labels(images, &(0..images.len() as u32).collect::<Vec<_>>())
 }
 
 /// Fits a mixture to the encoded images and saves it beside the model. Returns a line that describes it.
-pub(super) fn fit(
+pub(super) fn fit_mixture(
     model: &Model,
     trained: &mut Trained,
     images: &dyn Images,
     components: usize,
     seed: u64,
 ) -> anyhow::Result<String> {
-    let encoding = bar(images.len(), "encoding");
-    let latents = encode(trained, images, seed, &mut |done| encoding.set_position(done as u64))?;
-    encoding.finish_and_clear();
+    let latents = encoded(trained, images, seed)?;
     let fitting = bar(100, "fitting the prior");
     let mut density = 0.0;
     let (latent, mut follow) = (model.config.latent_dim, |iteration: usize, now| {
@@ -63,15 +125,14 @@ pub(super) fn fit(
     let mixture = if model.config.classes == 0 {
         Mixture::fit(&latents, latent, components, seed, &mut follow)?
     } else {
-        let labels = labels(images, &(0..images.len() as u32).collect::<Vec<_>>());
-        Mixture::fit_classes(&latents, &labels, latent, components, seed, &mut follow)?
+        Mixture::fit_classes(&latents, &all_labels(images), latent, components, seed, &mut follow)?
     };
     fitting.finish_and_clear();
-    let path = prior::save(&mixture, model)?;
     let count = mixture.components();
+    let path = prior::save(&Prior::Mixture(mixture), model)?;
     Ok(format!(
         "prior   mixture of {count} Gaussians, log density of the encoded images {density:.2} nats (N(0, I): {:.2}): {}",
-        standard_log_density(&latents, model.config.latent_dim),
+        standard_log_density(&latents, latent),
         path.display()
     ))
 }

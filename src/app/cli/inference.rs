@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
 use super::data::DatasetArgs;
 use super::values::non_empty;
@@ -18,6 +18,7 @@ use crate::vae::data;
 use crate::vae::data::{Dataset, Images};
 use crate::vae::inference::{Model, Trained, check_size};
 use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::runner::Device;
 use crate::vae::train::Settings;
 
 /// Images that a trained model processes at once unless an option says otherwise.
@@ -27,7 +28,7 @@ pub(super) const BATCH: usize = 128;
 #[derive(Args, Debug, Clone)]
 pub(super) struct TrainedArgs {
     /// Run folder written by `vae-wgpu train`, or a model.safetensors file.
-    #[arg(value_name = "RUN|FILE", index = 1)]
+    #[arg(value_name = "RUN|FILE", index = 1, value_hint = ValueHint::AnyPath)]
     run: PathBuf,
     /// Images processed at once.
     #[arg(long, value_name = "N", default_value = "128")]
@@ -51,10 +52,20 @@ impl TrainedArgs {
 
     /// The same; `verbose` shows the progress of compilation.
     pub(super) fn start_with(&self, verbose: bool, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
-        let (device, batch) = (self.device.open_for_models(verbose)?, self.batch_size.get());
+        self.start_on(&self.open(verbose)?, model, work)
+    }
+
+    /// Opens the device; `verbose` shows the progress of compilation.
+    pub(super) fn open(&self, verbose: bool) -> anyhow::Result<Device> {
+        self.device.open_for_models(verbose)
+    }
+
+    /// Loads the model onto a device that is open.
+    pub(super) fn start_on(&self, device: &Device, model: &Model, work: &[(Mode, usize)]) -> anyhow::Result<Trained> {
+        let batch = self.batch_size.get();
         let programs: Vec<_> = work.iter().map(|&(mode, count)| (batch.min(count), mode)).collect();
-        let options = self.plan.options(adapter(&device), &model.config, &programs)?;
-        Ok(model.on(&device, &options, batch, work)?)
+        let options = self.plan.options(adapter(device), &model.config, &programs)?;
+        Ok(model.on(device, &options, batch, work)?)
     }
 
     /// Opens the data set of `args`, or without one the data set that the run was trained on. The images of a folder are resized to those

@@ -3,18 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
 use super::eprintln_lossy;
 use super::inference::{ClassArgs, TrainedArgs, dims};
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use super::values::non_negative;
-use crate::app::io::prior;
+use crate::app::io;
+use crate::app::io::prior::Kind;
 use crate::app::viz::image_grid::ImageBatch;
-use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Stream;
 use crate::vae::inference::Model;
 use crate::vae::model::Mode;
+use crate::vae::prior::Prior;
 use crate::vae::tensor_file::Array;
 
 #[derive(Args, Debug)]
@@ -25,10 +25,10 @@ pub(super) struct SampleArgs {
     /// Seed of the latent noise.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Distribution of the latent vectors: the fitted mixture, or a standard normal distribution [default: mixture if prior.safetensors
-    /// lies beside the model, which training and `vae-wgpu fit-prior` write].
+    /// Distribution of the latent vectors: a fitted mixture of Gaussians, a fitted VAE of latent vectors, or a standard normal
+    /// distribution [default: mixture if prior.safetensors lies beside the model, which training and `vae-wgpu fit-prior` write].
     #[arg(long, value_enum)]
-    prior: Option<Prior>,
+    prior: Option<PriorArg>,
     /// Factor of the standard deviation of the latent vectors: below 1 for more typical images, above for more varied ones.
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = non_negative)]
     temperature: f64,
@@ -36,7 +36,7 @@ pub(super) struct SampleArgs {
     #[arg(long)]
     raw: bool,
     /// Output file [default: samples.png, or samples.npy with --raw].
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
     #[command(flatten)]
     class: ClassArgs,
@@ -44,14 +44,27 @@ pub(super) struct SampleArgs {
     trained: TrainedArgs,
 }
 
+// No doc comments: clap would turn the help texts into the long form.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Prior {
+enum PriorArg {
     Mixture,
+    SecondStage,
     Normal,
 }
 
-fn missing(model: &Model) -> anyhow::Error {
-    anyhow::anyhow!("{} does not exist; fit a prior with `vae-wgpu fit-prior`", prior::path(model).display())
+/// The prior that an option asks for, or the fitted one if there is one.
+fn prior(asked: Option<PriorArg>, model: &Model) -> anyhow::Result<Prior> {
+    let normal = Prior::Normal(model.config.latent_dim);
+    let kind = match asked {
+        Some(PriorArg::Normal) => return Ok(normal),
+        None => return Ok(io::prior::load(model, Kind::Mixture)?.unwrap_or(normal)),
+        Some(PriorArg::Mixture) => Kind::Mixture,
+        Some(PriorArg::SecondStage) => Kind::SecondStage,
+    };
+    io::prior::load(model, kind)?.ok_or_else(|| {
+        let path = io::prior::path(model, kind);
+        anyhow::anyhow!("{} does not exist; fit this prior with `{}`", path.display(), kind.command())
+    })
 }
 
 impl SampleArgs {
@@ -64,26 +77,14 @@ impl SampleArgs {
             check_grid(count)?;
         }
         let model = self.trained.load()?;
-        let mixture = match self.prior {
-            Some(Prior::Normal) => None,
-            Some(Prior::Mixture) => Some(prior::load(&model)?.ok_or_else(|| missing(&model))?),
-            None => prior::load(&model)?,
-        };
+        let prior = prior(self.prior, &model)?;
         let labels = match self.class.of(&model)? {
             Some(class) => vec![class; count],
             // Equal numbers of all classes, in order.
             None => (0..count).map(|i| (i * model.config.classes / count) as u8).collect(),
         };
         let mut trained = self.trained.start(&model, &[(Mode::Decode, count)])?;
-        let z = match mixture {
-            Some(mixture) => mixture.sample_classes(&labels, self.seed, self.temperature),
-            None => {
-                let mut z =
-                    rng::normals(&mut rng::stream(self.seed, Stream::Sample, 0), count * model.config.latent_dim);
-                z.iter_mut().for_each(|z| *z *= self.temperature as f32);
-                z
-            }
-        };
+        let z = prior.sample(count, &labels, self.seed, self.temperature)?;
         let means = trained.decode((&z, &labels))?;
         if self.raw {
             let [c, h, w] = dims(&model.config);

@@ -1,61 +1,92 @@
-//! `prior.safetensors`: the prior that was fitted to a model, beside the file of the model.
+//! The priors that were fitted to a model, in files beside that of the model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::app::io::{atomic, tensor_file};
 use crate::error::{Error, Result};
 use crate::vae::inference::Model;
-use crate::vae::prior::Mixture;
+use crate::vae::prior::{Mixture, Prior, SecondStage};
 
-/// Name of the file.
-pub const FILE: &str = "prior.safetensors";
 /// Entry of the metadata with the checksum of the weights that the prior was fitted to.
 const MODEL: &str = "model";
 
+/// Kind of a fitted prior. Each has a file of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// [`Mixture`].
+    Mixture,
+    /// [`SecondStage`].
+    SecondStage,
+}
+
+impl Kind {
+    /// Returns the name of the file.
+    #[must_use]
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::Mixture => "prior.safetensors",
+            Self::SecondStage => "second_stage.safetensors",
+        }
+    }
+
+    /// Returns the command that fits a prior of this kind.
+    #[must_use]
+    pub const fn command(self) -> &'static str {
+        match self {
+            Self::Mixture => "vae-wgpu fit-prior",
+            Self::SecondStage => "vae-wgpu fit-prior --kind second-stage",
+        }
+    }
+}
+
 /// Returns the path of a model's prior.
 #[must_use]
-pub fn path(model: &Model) -> PathBuf {
-    model.path.with_file_name(FILE)
+pub fn path(model: &Model, kind: Kind) -> PathBuf {
+    model.path.with_file_name(kind.file())
 }
 
 /// Writes the prior of a model beside it and returns the path.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot be written.
-pub fn save(mixture: &Mixture, model: &Model) -> Result<PathBuf> {
-    let path = path(model);
-    let mut file = mixture.to_file();
+/// [`Error::File`] if it cannot be written, [`Error::Bug`] for [`Prior::Normal`].
+pub fn save(prior: &Prior, model: &Model) -> Result<PathBuf> {
+    let (mut file, kind) = match prior {
+        Prior::Normal(_) => return Err(Error::bug("N(0, I) was to be saved")),
+        Prior::Mixture(mixture) => (mixture.to_file(), Kind::Mixture),
+        Prior::SecondStage(second) => (second.to_file()?, Kind::SecondStage),
+    };
+    let path = path(model, kind);
     file.metadata.insert(MODEL.to_owned(), model.weights.checksum());
     atomic::create_parent(&path)?;
     tensor_file::save(&file, &path)?;
     Ok(path)
 }
 
-/// Reads the prior of a model, if one was fitted.
+/// Reads the prior of a model, if one of this kind was fitted.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be read, [`Error::Checkpoint`] if it was fitted to other weights or has other tensors.
-pub fn load(model: &Model) -> Result<Option<Mixture>> {
-    let path = path(model);
+pub fn load(model: &Model, kind: Kind) -> Result<Option<Prior>> {
+    let path = path(model, kind);
     if !path.exists() {
         return Ok(None);
     }
     let file = tensor_file::load(&path)?;
     let (expected, found) = (model.weights.checksum(), file.metadata.get(MODEL).cloned().unwrap_or_default());
     if found != expected {
-        return Err(other_weights(&path, expected, found));
+        return Err(Error::Checkpoint {
+            path,
+            what: "weights that the prior was fitted to".to_owned(),
+            expected,
+            found,
+            hint: format!("fit it again with `{}`, or pass --prior normal", kind.command()),
+        });
     }
-    Mixture::from_file(file, &path, model.config.latent_dim).map(Some)
-}
-
-fn other_weights(path: &Path, expected: String, found: String) -> Error {
-    Error::Checkpoint {
-        path: path.to_owned(),
-        what: "weights that the prior was fitted to".to_owned(),
-        expected,
-        found,
-        hint: "fit it again with `vae-wgpu fit-prior`, or pass --prior normal".to_owned(),
-    }
+    let (latent, classes) = (model.config.latent_dim, model.config.classes);
+    Ok(Some(match kind {
+        Kind::Mixture => Prior::Mixture(Mixture::from_file(file, &path, latent)?),
+        Kind::SecondStage => Prior::SecondStage(SecondStage::from_file(file, &path, latent, classes)?),
+    }))
 }
 
 #[cfg(test)]
@@ -80,11 +111,15 @@ mod tests {
                 classes: Vec::new(),
             }
         };
+        let load = |model: &Model| load(model, Kind::Mixture);
         assert_eq!(load(&model(1)).unwrap(), None);
         let points: Vec<f32> = (0..40).map(|i| (i as f32 * 0.7).sin()).collect();
         let mixture = Mixture::fit(&points, 2, 2, 0, &mut |_, _| {}).unwrap();
-        assert_eq!(save(&mixture, &model(1)).unwrap(), dir.path().join(FILE));
-        assert_eq!(load(&model(1)).unwrap().unwrap().components(), 2);
+        let prior = Prior::Mixture(mixture);
+        assert_eq!(save(&prior, &model(1)).unwrap(), dir.path().join("prior.safetensors"));
+        let Some(Prior::Mixture(found)) = load(&model(1)).unwrap() else { panic!("no mixture") };
+        assert_eq!(found.components(), 2);
+        assert_eq!(super::load(&model(1), Kind::SecondStage).unwrap(), None);
         let error = load(&model(2)).unwrap_err().to_string();
         assert!(error.contains("fit-prior") && error.contains("--prior normal"), "{error}");
     }

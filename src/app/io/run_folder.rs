@@ -64,10 +64,11 @@ impl Drop for Reserved {
 }
 
 /// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "checkpoint.safetensors",
     "model.safetensors",
-    prior::FILE,
+    prior::Kind::Mixture.file(),
+    prior::Kind::SecondStage.file(),
     "config.json",
     "metrics.csv",
     "epochs.csv",

@@ -1,8 +1,4 @@
-//! A prior fitted to the latent vectors of a trained model: a mixture of Gaussians with full covariances.
-//!
-//! The encoded images do not fill the standard normal prior evenly, so vectors drawn from it decode to images unlike the data. A
-//! mixture fitted to them after training closes most of that gap (Ghosh et al., arXiv:1903.12436). It is fitted to samples of the
-//! posteriors, not to their means, which are spread less widely.
+//! A mixture of Gaussians with full covariances, fitted to the latent vectors of a trained model (Ghosh et al., arXiv:1903.12436).
 
 use std::collections::BTreeMap;
 
@@ -11,8 +7,6 @@ use nalgebra::{Cholesky, DMatrix, DVector, DVectorView};
 use crate::error::{Error, Result};
 use crate::runtime::sys::threads;
 use crate::runtime::tensor::rng::{self, Stream};
-use crate::vae::data::Images;
-use crate::vae::inference::{Trained, draw, in_blocks};
 use crate::vae::tensor_file::{Array, TensorFile};
 
 /// Added to the diagonal of covariances, so that they stay positive definite.
@@ -23,24 +17,6 @@ const TOLERANCE: f64 = 1e-3;
 const ITERATIONS: usize = 100;
 /// Points that a thread processes at a time. Sums are formed block by block, so results do not depend on the number of threads.
 const BLOCK: usize = 1024;
-
-/// Encodes images to one sample of each posterior, `[n, latent]`. Calls `done` with the number of images so far.
-///
-/// # Errors
-/// As [`Trained::encode`], and errors of the images.
-pub fn encode(model: &mut Trained, images: &dyn Images, seed: u64, done: &mut dyn FnMut(usize)) -> Result<Vec<f32>> {
-    let latent = model.config().latent_dim;
-    let mut noise = rng::stream(seed, Stream::Prior, 2);
-    let mut samples = Vec::with_capacity(images.len() * latent);
-    in_blocks(images, model.batch(), |block| {
-        for h in model.encode(block)?.chunks_exact(2 * latent) {
-            samples.extend(draw(h, &rng::normals(&mut noise, latent)));
-        }
-        done(samples.len() / latent);
-        Ok(())
-    })?;
-    Ok(samples)
-}
 
 /// A mixture of Gaussians with full covariances.
 #[derive(Clone, Debug, PartialEq)]
