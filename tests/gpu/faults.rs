@@ -37,7 +37,7 @@ const EPOCHS: u64 = 3;
 const DISTURBED: u64 = 3;
 
 fn model() -> VaeConfig {
-    VaeConfig { channels: 4, blocks: 1, latent_dim: 4, ..VaeConfig::default() }
+    VaeConfig { channels: 4, blocks: 1, groups: 2, latent_dim: 4, ..VaeConfig::default() }
 }
 
 fn settings() -> Settings {

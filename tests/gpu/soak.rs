@@ -128,7 +128,7 @@ fn soak() {
     let dataset = data::shapes::dataset().unwrap().limited(Some(256), Some(64)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings {
-        model: VaeConfig { channels: 4, blocks: 1, latent_dim: 4, ..VaeConfig::default() },
+        model: VaeConfig { channels: 4, blocks: 1, groups: 1, latent_dim: 4, ..VaeConfig::default() },
         batch_size: BATCH,
         epochs: if minutes.is_some() { 1_000_000 } else { 12 },
         lr: 1e-3,

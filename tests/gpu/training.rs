@@ -208,10 +208,7 @@ fn workgroup_order_does_not_change_any_bit(device: &Arc<Gpu>, norm: Norm, varian
         let mut options = Options::default();
         options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));
         // The order matters within a kernel, not between blocks: one block has them all, and every pipeline is compiled twice.
-        let config = match variant {
-            Some(_) => VaeConfig { blocks: 1, ..smallest(norm) },
-            None => small(norm),
-        };
+        let config = VaeConfig { blocks: 1, ..smallest(norm) };
         let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &options);
         let reports = train(&mut runner, BATCH, 3);
         (reports, ARENAS.map(|r| bits(&runner.download(r).unwrap())))
