@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::progress::grouped;
@@ -21,14 +21,14 @@ use crate::vae::train::Settings;
 pub(super) struct DatasetArgs {
     /// Folder of PNG or JPEG images, CIFAR-10 or CIFAR-100 as binary files or archive, folder with MNIST's IDX files, or `shapes` for the
     /// built-in data set [default: CIFAR-10 from ./datasets/cifar-10-batches-bin, else the user's cache, else a download].
-    #[arg(long, value_name = "PATH|shapes", value_parser = non_empty::<DataSpec>)]
+    #[arg(long, value_name = "PATH|shapes", value_parser = non_empty::<DataSpec>, value_hint = ValueHint::AnyPath)]
     data: Option<DataSpec>,
     /// Crop the images of a folder to squares and resize them to this height and width: 32, 64 or 128 [default: 32, or the size of the
     /// model].
     #[arg(long, value_name = "PIXELS", value_parser = image_size)]
     image_size: Option<usize>,
     /// Reject a folder with a broken image. Otherwise up to 10 broken images, or 1 %, are skipped with a warning.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     strict: bool,
     /// Use only the first N training images.
     #[arg(long, value_name = "N")]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::eprintln_lossy;
@@ -18,7 +18,7 @@ use crate::vae::tensor_file::append_f32;
 #[derive(Args, Debug)]
 pub(super) struct EncodeArgs {
     /// Output file: tensors mu and log_std ([n, latent], F32) and label ([n], I64).
-    #[arg(long, short, value_name = "FILE", default_value = "latents.safetensors")]
+    #[arg(long, short, value_name = "FILE", default_value = "latents.safetensors", value_hint = ValueHint::FilePath)]
     out: PathBuf,
     #[command(flatten)]
     trained: TrainedArgs,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
 use super::eprintln_lossy;
 use super::output::check_output;
@@ -17,7 +17,7 @@ use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema};
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
     /// Run folder written by `vae-wgpu train`, or a safetensors file.
-    #[arg(value_name = "RUN|FILE")]
+    #[arg(value_name = "RUN|FILE", value_hint = ValueHint::AnyPath)]
     run: PathBuf,
     /// Names of the tensors: those of vae-wgpu, or those of github.com/pi-tau/vae.
     #[arg(long, value_enum, default_value = "own")]
@@ -26,7 +26,7 @@ pub(super) struct ExportArgs {
     #[arg(long)]
     half: bool,
     /// Output file.
-    #[arg(long, short, value_name = "FILE", default_value = "weights.safetensors")]
+    #[arg(long, short, value_name = "FILE", default_value = "weights.safetensors", value_hint = ValueHint::FilePath)]
     out: PathBuf,
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
 use super::output::{check_output, save_grid};
@@ -24,7 +24,7 @@ pub(super) struct InterpolateArgs {
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
     /// Output file: one row, with the originals at both ends.
-    #[arg(long, short, value_name = "FILE", default_value = "interpolation.png")]
+    #[arg(long, short, value_name = "FILE", default_value = "interpolation.png", value_hint = ValueHint::FilePath)]
     out: PathBuf,
     #[command(flatten)]
     class: ClassArgs,

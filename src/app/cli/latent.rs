@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::eprintln_lossy;
 use super::inference::{ImagesArgs, TrainedArgs};
@@ -21,7 +21,7 @@ use crate::vae::pca::project;
 pub(super) struct LatentArgs {
     /// Output file: the latent means of the images in two dimensions, colored by class. Beside it: their coordinates (.csv), and the KL
     /// divergence of each latent dimension (_kl.png).
-    #[arg(long, short, value_name = "FILE", default_value = "latent.png")]
+    #[arg(long, short, value_name = "FILE", default_value = "latent.png", value_hint = ValueHint::FilePath)]
     out: PathBuf,
     #[command(flatten)]
     trained: TrainedArgs,

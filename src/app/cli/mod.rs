@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 
 use crate::Error;
 use crate::app::bench::tune::VariantTable;
@@ -100,10 +100,31 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
+/// Options of `train` that its help lists first.
+const FIRST: [&str; 5] = ["data", "epochs", "batch_size", "lr", "out"];
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  vae-wgpu train --data photos --image-size 64
+      Trains on a folder of images.
+  vae-wgpu train --data shapes --channels 8 --blocks 1 --epochs 5
+      Trains a small model on built-in images, in minutes without a GPU.
+  vae-wgpu train --resume runs/2026-01-31-1 --epochs 50
+      Continues a run.";
+
+/// The command line, with what derived attributes cannot say.
+fn command() -> clap::Command {
+    Cli::command().mut_subcommand("train", |train| {
+        FIRST.iter().enumerate().fold(train.after_help(TRAIN_EXAMPLES), |train, (at, id)| {
+            train.mut_arg(id, |arg| arg.help_heading(None).display_order(at))
+        })
+    })
+}
+
 /// Parses the arguments, runs the command, prints its error on one line and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -216,11 +237,11 @@ struct ModelArgs {
     #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.latent_dim = n), alias = "latent_dim")]
     latent_dim: Option<usize>,
     /// Normalization: batch, or position (over the channels at each pixel) [default: batch].
-    #[arg(long, value_name = "batch|position")]
+    #[arg(long, value_name = "NORM", value_parser = values::choice::<Norm>(&["batch", "position"]), hide_short_help = true)]
     norm: Option<Norm>,
     /// Gaussian around a decoded pixel: variance 1 (unit), or one variance for all pixels at its maximum-likelihood value (optimal)
     /// [default: optimal; with --recipe seed: unit].
-    #[arg(long, value_name = "unit|optimal")]
+    #[arg(long, value_name = "LIKELIHOOD", value_parser = values::choice::<Likelihood>(&["optimal", "unit"]))]
     likelihood: Option<Likelihood>,
 }
 
@@ -245,13 +266,13 @@ impl ModelArgs {
 #[command(next_help_heading = "Device and kernels")]
 struct PlanArgs {
     /// Use this kernel variant for an operation or a pass, e.g. conv2d=naive or conv2d.forward=tiled; may be repeated.
-    #[arg(long = "variant", value_name = "OP=NAME", value_parser = values::variant)]
+    #[arg(long = "variant", value_name = "OP=NAME", value_parser = values::variant, hide_short_help = true)]
     variant: Vec<(String, String)>,
     /// Use the kernel variants in a table written by `vae-wgpu tune`; --variant takes precedence.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, hide_short_help = true)]
     variants: Option<PathBuf>,
     /// Fail if the plan needs more device memory than this.
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..), hide_short_help = true)]
     memory_limit: Option<u64>,
 }
 
@@ -262,7 +283,7 @@ struct TrainingPlanArgs {
     #[command(flatten)]
     plan: PlanArgs,
     /// Recompute the activations inside residual blocks during the backward pass: less memory, slower steps, identical results.
-    #[arg(long, alias = "checkpoint-blocks")]
+    #[arg(long, alias = "checkpoint-blocks", hide_short_help = true)]
     recompute_blocks: bool,
 }
 

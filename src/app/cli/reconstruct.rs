@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::eprintln_lossy;
 use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, dims, from_file};
@@ -21,7 +21,7 @@ pub(super) struct ReconstructArgs {
     /// PNG or JPEG files to reconstruct instead of images of a data set; cropped to a square and resized.
     #[arg(value_name = "FILES", index = 2, conflicts_with_all = [
         "data", "image_size", "strict", "split", "train_limit", "val_limit", "count",
-    ])]
+    ], value_hint = ValueHint::FilePath)]
     files: Vec<PathBuf>,
     /// Number of images, from the start of the data set.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
@@ -37,7 +37,7 @@ pub(super) struct ReconstructArgs {
     #[arg(long)]
     raw: bool,
     /// Output file: each original with its reconstruction on its right [default: reconstructions.png, or reconstructions.npy with --raw].
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
     #[command(flatten)]
     class: ClassArgs,

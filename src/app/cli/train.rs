@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
 use super::data::DatasetArgs;
 use super::inference::BATCH;
 use super::output::check_output;
-use super::values::{non_negative, posterior_std, share};
+use super::values::{choice, non_negative, posterior_std, share};
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -53,7 +53,7 @@ pub(super) struct TrainArgs {
 #[command(next_help_heading = "Run")]
 struct RunArgs {
     /// Run folder to create [default: runs/DATE-N].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     out: Option<PathBuf>,
     /// Overwrite an existing run in --out.
     #[arg(long)]
@@ -64,10 +64,10 @@ struct RunArgs {
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
         "val_split", "recipe", "image_size", "conditional", "posterior_std",
-    ])]
+    ], value_hint = ValueHint::DirPath)]
     resume: Option<PathBuf>,
     /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath)]
     init: Option<PathBuf>,
 }
 
@@ -77,7 +77,7 @@ struct RunArgs {
 struct TrainingArgs {
     /// Settings to start from: sharp (optimal likelihood, cosine schedule, clipping, flipped images, a validation split), or seed (those
     /// of github.com/pi-tau/vae, whose images are blurred) [default: sharp].
-    #[arg(long, value_name = "sharp|seed")]
+    #[arg(long, value_name = "RECIPE", value_parser = choice::<Recipe>(&["sharp", "seed"]))]
     recipe: Option<Recipe>,
     /// Total number of epochs [default: 25].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
@@ -98,25 +98,25 @@ struct TrainingArgs {
     #[arg(long, value_enum)]
     schedule: Option<ScheduleArg>,
     /// Decoupled weight decay (AdamW) [default: 0.0001].
-    #[arg(long, value_name = "RATE", value_parser = non_negative, aliases = ["weight_decay", "reg"])]
+    #[arg(long, value_name = "RATE", value_parser = non_negative, aliases = ["weight_decay", "reg"], hide_short_help = true)]
     weight_decay: Option<f64>,
     /// Clip the global gradient norm to this value; 0 disables clipping [default: 1; with --recipe seed: 0].
-    #[arg(long, value_name = "NORM", value_parser = non_negative, alias = "clip_grad")]
+    #[arg(long, value_name = "NORM", value_parser = non_negative, alias = "clip_grad", hide_short_help = true)]
     clip_grad: Option<f64>,
     /// Weight of the KL term in the loss [default: 1].
     #[arg(long, value_name = "WEIGHT", value_parser = non_negative)]
     beta: Option<f64>,
     /// Steps during which beta rises from 0 to its value; 0 disables the warm-up [default: 0].
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", hide_short_help = true)]
     beta_warmup: Option<u64>,
     /// Start the warm-up of beta again every this many steps; 0 for never [default: 0].
-    #[arg(long, value_name = "STEPS", requires = "beta_warmup")]
+    #[arg(long, value_name = "STEPS", requires = "beta_warmup", hide_short_help = true)]
     beta_cycle: Option<u64>,
     /// KL divergence that a latent dimension may have at no cost, in nats [default: 0].
-    #[arg(long, value_name = "NATS", value_parser = non_negative)]
+    #[arg(long, value_name = "NATS", value_parser = non_negative, hide_short_help = true)]
     free_bits: Option<f64>,
     /// Standard deviation of the latent distributions at the start [default: 0.05; with --recipe seed: 1].
-    #[arg(long, value_name = "STD", value_parser = posterior_std)]
+    #[arg(long, value_name = "STD", value_parser = posterior_std, hide_short_help = true)]
     posterior_std: Option<f64>,
     /// Give encoder and decoder the class of each image, so that `sample --class` can choose it.
     #[arg(long)]
@@ -125,7 +125,7 @@ struct TrainingArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     flip: Option<bool>,
     /// Shift training images by up to 4 pixels at random [default: false].
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, hide_short_help = true)]
     crop: Option<bool>,
     /// Share of the training images to set aside for validation, which chooses the best epoch; with 0 the test images do [default: 0.1;
     /// with --recipe seed: 0].
@@ -139,10 +139,10 @@ struct TrainingArgs {
 struct OutputArgs {
     /// Time the dispatches of one training step on the GPU, after a few warm-up steps, and print the time of each kernel on stderr (with
     /// --json, as an event on stdout). Results do not change.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     profile: bool,
     /// Write the times of every dispatch of that step to a JSON file for Perfetto (ui.perfetto.dev). Implies --profile.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, hide_short_help = true)]
     trace: Option<PathBuf>,
     /// Print one JSON object per event to stdout.
     #[arg(long)]
@@ -280,7 +280,7 @@ impl TrainArgs {
             let model = model::load(run)?;
             let images = dataset.train.as_ref();
             let mut trained = model.on(device, plan, BATCH, &[(Mode::Encode, images.len())])?;
-            fit_prior::fit(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0)
+            fit_prior::fit_mixture(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0)
         };
         match fit() {
             Ok(said) if !self.output.quiet && !self.output.json => eprintln_lossy(said),

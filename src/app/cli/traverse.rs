@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::eprintln_lossy;
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
@@ -30,7 +30,7 @@ pub(super) struct TraverseArgs {
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
     /// Output file.
-    #[arg(long, short, value_name = "FILE", default_value = "traversal.png")]
+    #[arg(long, short, value_name = "FILE", default_value = "traversal.png", value_hint = ValueHint::FilePath)]
     out: PathBuf,
     #[command(flatten)]
     class: ClassArgs,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::output::check_output;
 use super::{DeviceArgs, ModelArgs, eprintln_lossy, print};
@@ -25,7 +25,7 @@ pub(super) struct TuneArgs {
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
     /// Write the table to this .json file, for --variants.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,

@@ -3,6 +3,8 @@
 use std::error;
 use std::str::FromStr;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use crate::app::bench::tune::KnownVariants;
 use crate::app::data::image_folder::SIZES;
 use crate::error::Error;
@@ -24,6 +26,14 @@ pub(super) fn size(
             other => Ok(other.map(|()| size)?),
         }
     }
+}
+
+/// Returns a parser of one of `names`, which help and shells list.
+pub(super) fn choice<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = Error> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
 }
 
 /// Parses a number from 0 to the largest `f32`, which is the precision of the kernels.
