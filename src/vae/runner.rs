@@ -23,6 +23,17 @@ pub enum Device {
     Gpu(Arc<Gpu>),
 }
 
+impl Device {
+    /// Returns whether the device computes on the CPU: the reference, or a software driver.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        match self {
+            Self::Cpu => true,
+            Self::Gpu(gpu) => gpu.adapter_info().device_type == "cpu",
+        }
+    }
+}
+
 /// Hyperparameters of a training step. Kernels compute with them in single precision.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hyperparams {

@@ -59,7 +59,7 @@ fn folder_of_images_is_trained_sampled_and_evaluated() {
         "warning: 7 of 1,007 image files cannot be decoded and are skipped: ",
         "cat/broken4.png and 2 more",
         "data    1,000 images of 3x32x32: 3.1 MB in memory, 7 files skipped; classes: bird, cat, dog, frog, newt\n",
-        "done: 1 epochs",
+        "done: 1 epoch,",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }

@@ -121,7 +121,7 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--resume", 2, &[""]),
     ("--resume", 1, &["missing", "folder", "text", "run"]),
     ("--trace", 2, &[""]),
-    ("--only", 1, &["conv3d"]),
+    ("--only", 2, &[""]),
     ("--out", 2, &[""]),
     ("--out", 1, &["text/new.json", "text/new.png", "/proc/new.png", "folder.png"]),
 ];

@@ -1,7 +1,7 @@
 //! `vae-wgpu train`: a whole run, identical resumed runs, Ctrl-C, kills, non-finite values, invalid arguments.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn train_writes_all_files_of_a_run() {
     let output = ok(&small(&run, device(), "2"));
     let said = text(&output.stderr);
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
-    for part in ["device", "parameters", "epoch  2/2", "active units", "done: 2 epochs, 8 steps"] {
+    for part in ["device", "parameters", "    2/2", "active", "done: 2 epochs, 8 steps"] {
         assert!(said.contains(part), "{part} is missing:\n{said}");
     }
     assert_eq!(rows(&run, "metrics.csv").len(), 1 + 2 * STEPS_PER_EPOCH);
@@ -175,11 +175,49 @@ fn resume_keeps_the_kernel_variants() {
     ok(&resume(&parts, device, "3"));
     assert_same(&whole, &parts);
     assert_eq!((&config()["settings"]["variants"], &config()["kernels"]), (&asked, &kernels));
+    // A smaller total is rejected and changes nothing; the same total trains nothing.
+    let output = command(&resume(&parts, device, "2")).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("at least 3, which the run has finished"), "{}", text(&output.stderr));
+    assert_eq!(config()["settings"]["epochs"], 3);
+    assert!(text(&ok(&resume(&parts, device, "3")).stderr).contains("is complete: 3 epochs"));
+    assert_same(&whole, &parts);
     let mut args = resume(&parts, device, "4");
     args.extend(["--variant", "conv2d=naive"]);
     ok(&args);
     assert_eq!(config()["settings"]["variants"], serde_json::json!({"conv2d": "naive"}));
     assert_ne!(config()["kernels"], kernels);
+}
+
+#[test]
+fn device_and_run_folder_are_looked_at_before_the_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&small(&run, "cpu", "1"));
+    for (args, part) in [(["--device", "voodoo"], "voodoo"), (["--out", &run], "contains a run")] {
+        let said =
+            command(&[["train", "--data", "missing"].as_slice(), args.as_slice()].concat()).output().unwrap().stderr;
+        assert!(text(&said).contains(part), "{}", text(&said));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_is_acknowledged_before_the_step_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let mut args = vec!["train", "--data", "shapes", "--train-limit", "200", "--val-limit", "10", "--out", &run];
+    // A step takes longer than the acknowledgement.
+    args.extend(["--batch-size", "100", "--channels", "8", "--blocks", "1", "--device", "cpu"]);
+    let mut child = command(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("run ")));
+    signal(&child, interrupt().0);
+    let said: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
+    let at = |part: &str| said.iter().position(|line| line.starts_with(part));
+    let (acknowledged, saved) = (at("stopping after this step"), at("interrupted after"));
+    assert!(acknowledged.is_some() && acknowledged < saved, "{said:?}");
 }
 
 #[cfg(unix)]

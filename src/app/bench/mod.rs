@@ -5,7 +5,7 @@
 
 pub mod tune;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,15 +65,31 @@ pub fn workloads(graph: &Graph) -> Result<Vec<Workload>> {
         let shapes = |args: &[Arg]| args.first().map(|arg| spec_of(node.op.as_ref(), *arg).map(|s| s.to_string()));
         let (from, to) = (shapes(&node.pass.reads).transpose()?, shapes(&node.pass.writes).transpose()?);
         let arrow = [from, to].into_iter().flatten().collect::<Vec<_>>().join(" -> ");
+        let fused = if node.op.kind() == node.op.unfused_kind() { "" } else { ", fused" };
         at.insert(key, found.len());
         found.push(Workload {
-            name: format!("{}.{} {arrow}", node.op.kind(), node.pass.name),
+            name: format!("{}.{} {arrow}{fused}", node.op.unfused_kind(), node.pass.name),
             example: node.name.clone(),
             count: 1,
             op: Arc::clone(&node.op),
             pass: node.pass.clone(),
             cost: node.op.cost(&node.pass)?,
         });
+    }
+    Ok(found)
+}
+
+/// Returns the workloads whose name contains `part`, or all without one.
+///
+/// # Errors
+/// [`Error::Unknown`] with the names of all kernels if there is none.
+pub fn matching(workloads: Vec<Workload>, part: Option<&str>) -> Result<Vec<Workload>> {
+    let Some(part) = part else { return Ok(workloads) };
+    let (found, others): (Vec<_>, Vec<_>) = workloads.into_iter().partition(|workload| workload.name.contains(part));
+    if found.is_empty() {
+        let kernels: BTreeSet<_> = others.iter().filter_map(|workload| workload.name.split(' ').next()).collect();
+        let known = kernels.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Error::Unknown { kind: "kernel", name: part.to_owned(), known });
     }
     Ok(found)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, print, values};
-use crate::app::bench::{PassBench, ProductSummary, RooflineRow, median, workloads};
+use crate::app::bench::{PassBench, ProductSummary, RooflineRow, matching, median, workloads};
 use crate::runtime::gpu::roofline;
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::rng;
@@ -63,7 +63,7 @@ struct KernelsArgs {
     #[arg(long, value_name = "N", default_value = "32")]
     batch: NonZeroUsize,
     /// Time only kernels whose name contains this, e.g. conv2d or backward_weight.
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", value_parser = values::non_empty::<String>)]
     only: Option<String>,
     /// Print JSON lines: one object with the adapter and its roofline, then one per kernel.
     #[arg(long)]
@@ -176,11 +176,7 @@ impl KernelsArgs {
         };
         let options = self.plan.options(Some(gpu.adapter_info()), &config, &[(batch, Mode::Train)])?;
         let (graph, _) = config.plan(batch, Mode::Train, gpu.profile(), &options)?;
-        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-        let workloads: Vec<_> = workloads(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
-        if workloads.is_empty() {
-            anyhow::bail!("no kernel matches `{}`", self.only.as_deref().unwrap_or_default());
-        }
+        let workloads = matching(workloads(&graph)?, self.only.as_deref())?;
         let roof = roofline(&gpu)?;
         if self.json {
             print(serde_json::json!({

@@ -4,12 +4,13 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::app::cli::eprintln_lossy;
 use crate::error::{Error, Result};
 use crate::vae::train::events::{Event, Observer, Quiet, Start};
-use crate::vae::train::rows::StepRow;
+use crate::vae::train::rows::{EpochRow, StepRow};
 
 /// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines.
 #[must_use]
@@ -18,11 +19,16 @@ pub(super) fn observer(json: bool, quiet: bool) -> Box<dyn Observer> {
         Box::new(Json::new(io::stdout()))
     } else if quiet {
         Box::new(Quiet)
-    } else if io::stderr().is_terminal() {
-        Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10)))
+    } else if io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
+        Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr())))
     } else {
         Box::new(Plain::new(io::stderr(), Duration::from_secs(10)))
     }
+}
+
+/// Columns of a terminal, and 80 if they are unknown.
+fn terminal_width(terminal: &Term) -> usize {
+    terminal.size_checked().map_or(80, |(_, columns)| columns.into())
 }
 
 /// A writer of lines that ignores everything after a broken pipe.
@@ -63,147 +69,287 @@ impl<W: Write> Observer for Json<W> {
     }
 }
 
+/// Width of plain lines: that of a table with all columns.
+const PLAIN_WIDTH: usize = 100;
+
 /// Writes plain lines: steps at intervals, every epoch.
 #[derive(Debug)]
 pub(super) struct Plain<W> {
     lines: Lines<W>,
     every: Duration,
     last: Option<Instant>,
-    totals: Totals,
+    report: Report,
 }
 
 impl<W: Write> Plain<W> {
     /// Writes to `to`, with at most one step line per interval `every`.
     pub(super) fn new(to: W, every: Duration) -> Self {
-        Self { lines: Lines { to: Some(to) }, every, last: None, totals: Totals::default() }
+        Self { lines: Lines { to: Some(to) }, every, last: None, report: Report::default() }
     }
 }
 
 impl<W: Write> Observer for Plain<W> {
     fn observe(&mut self, event: &Event<'_>) -> Result<()> {
-        self.totals.update(event);
-        if let Event::Step(row) = event {
-            if self.last.is_some_and(|last| last.elapsed() < self.every) {
-                return Ok(());
-            }
+        self.report.update(event);
+        for line in self.report.lines(event, PLAIN_WIDTH) {
+            self.lines.line(&line)?;
+        }
+        if let Event::Step(row) = event
+            && self.last.is_none_or(|last| last.elapsed() >= self.every)
+        {
             self.last = Some(Instant::now());
-            return self.lines.line(&format!("step {}/{}  {}", row.step + 1, self.totals.steps, self.totals.step(row)));
-        }
-        self.totals.line(event).map_or(Ok(()), |text| self.lines.line(&text))
-    }
-}
-
-/// A progress bar, with one line per epoch above it.
-#[derive(Debug)]
-pub(super) struct Bar {
-    bar: ProgressBar,
-    totals: Totals,
-}
-
-impl Bar {
-    pub(super) fn new(target: ProgressDrawTarget) -> Self {
-        Self { bar: ProgressBar::with_draw_target(None, target), totals: Totals::default() }
-    }
-}
-
-impl Observer for Bar {
-    fn observe(&mut self, event: &Event<'_>) -> Result<()> {
-        self.totals.update(event);
-        match event {
-            Event::Started(start) => {
-                let template = "{bar:24.cyan/blue} {pos}/{len}  {eta} left  {wide_msg}";
-                let style = ProgressStyle::with_template(template).map_err(Error::bug)?;
-                self.bar.set_style(style.progress_chars("━━─"));
-                self.bar.set_length(start.steps);
-                // Steps from before a resume must not count as speed.
-                self.bar.set_position(start.first_step);
-                self.bar.reset_eta();
-            }
-            Event::Step(row) => {
-                self.bar.set_message(self.totals.step(row));
-                self.bar.set_position(row.step + 1);
-            }
-            Event::Finished { .. } | Event::Interrupted { .. } => self.bar.finish_and_clear(),
-            Event::Epoch { .. } | Event::Warning { .. } | Event::Profile(_) => {}
-        }
-        if let Some(text) = self.totals.line(event) {
-            if self.bar.is_finished() {
-                // A finished bar prints nothing.
-                eprintln_lossy(text);
-            } else {
-                self.bar.println(text);
-            }
+            self.lines.line(&format!("step {}", self.report.step(row, usize::MAX)))?;
         }
         Ok(())
     }
 }
 
-/// Totals from [`Event::Started`], which later lines repeat.
-#[derive(Debug, Default)]
-struct Totals {
-    epochs: u64,
-    steps: u64,
+/// A progress bar, with one line per epoch above it.
+pub(super) struct Bar {
+    bar: ProgressBar,
+    /// Returns the width of the terminal, which may change.
+    width: fn() -> usize,
+    report: Report,
 }
 
-impl Totals {
+impl std::fmt::Debug for Bar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bar").field("report", &self.report).finish_non_exhaustive()
+    }
+}
+
+impl Bar {
+    pub(super) fn new(target: ProgressDrawTarget, width: fn() -> usize) -> Self {
+        Self { bar: ProgressBar::with_draw_target(None, target), width, report: Report::default() }
+    }
+
+    /// Shows `text` beside the bar, which is narrow in a narrow terminal.
+    fn show(&self, text: &dyn Fn(usize) -> String) -> Result<()> {
+        let width = (self.width)();
+        let columns = if width < 90 { 10 } else { 24 };
+        let style =
+            ProgressStyle::with_template(&format!("{{bar:{columns}.cyan/blue}} {{msg}}")).map_err(Error::bug)?;
+        self.bar.set_style(style.progress_chars("━━─"));
+        self.bar.set_message(text(width.saturating_sub(columns + 2)));
+        Ok(())
+    }
+}
+
+impl Observer for Bar {
+    fn observe(&mut self, event: &Event<'_>) -> Result<()> {
+        self.report.update(event);
+        match event {
+            Event::Started(start) => {
+                self.bar.set_length(start.steps);
+                self.bar.set_position(start.first_step);
+                self.show(&|_| "starting".to_owned())?;
+            }
+            Event::Step(row) => {
+                self.bar.set_position(row.step + 1);
+                self.show(&|width| self.report.step(row, width))?;
+            }
+            Event::Finished { .. } | Event::Interrupted { .. } => self.bar.finish_and_clear(),
+            Event::Epoch { .. } | Event::Warning { .. } | Event::Profile(_) => {}
+        }
+        for line in self.report.lines(event, (self.width)()) {
+            if self.bar.is_finished() {
+                // A finished bar prints nothing.
+                eprintln_lossy(line);
+            } else {
+                self.bar.println(line);
+            }
+        }
+        Ok(())
+    }
+
+    fn waiting(&mut self, what: &str) {
+        let counts = format!("{}/{}", grouped(self.bar.position()), grouped(self.report.steps));
+        // The bar shows nothing worse than an old message if this fails.
+        let _ = self.show(&|width| fitted(&[(0, counts.clone()), (1, what.to_owned())], width));
+    }
+}
+
+/// Runs of at least this many seconds are announced.
+const LONG: f64 = 1800.0;
+/// Steps after the first one whose times a forecast needs.
+const MEASURED: u64 = 5;
+
+/// What later lines repeat of [`Event::Started`], and the times of steps.
+#[derive(Debug, Default)]
+struct Report {
+    epochs: u64,
+    steps: u64,
+    first_step: u64,
+    batch_size: usize,
+    run: String,
+    software: bool,
+    /// Steps that were measured, and seconds of a step, averaged with more weight on late ones.
+    measured: u64,
+    step_seconds: f64,
+    /// Seconds of the steps of this epoch, and of validation and images after the last one.
+    epoch_steps: f64,
+    epoch_rest: f64,
+    /// Whether the header of the table of epochs and the announcement of a long run have been printed.
+    has_header: bool,
+    announced: bool,
+}
+
+impl Report {
     fn update(&mut self, event: &Event<'_>) {
-        if let Event::Started(start) = event {
-            (self.epochs, self.steps) = (start.epochs, start.steps);
+        match event {
+            Event::Started(start) => {
+                (self.epochs, self.steps, self.batch_size) = (start.epochs, start.steps, start.batch_size);
+                self.first_step = start.first_step;
+                (self.run, self.software) = (start.run.display().to_string(), start.software);
+            }
+            Event::Step(row) => {
+                let seconds = self.batch_size as f64 / f64::from(row.images_per_s);
+                self.epoch_steps += seconds;
+                self.measured += 1;
+                // The first one may compile.
+                self.step_seconds = match self.measured {
+                    1 | 2 => seconds,
+                    _ => 0.9 * self.step_seconds + 0.1 * seconds,
+                };
+            }
+            Event::Epoch { row, .. } => {
+                self.epoch_rest = (row.seconds - self.epoch_steps).max(0.0);
+                self.epoch_steps = 0.0;
+            }
+            _ => {}
         }
     }
 
-    fn step(&self, row: &StepRow) -> String {
-        let StepRow { epoch, total, recon, kl, images_per_s, .. } = row;
-        format!(
-            "epoch {epoch}/{}  loss {total:.4} (recon {recon:.4}, kl {kl:.4})  {images_per_s:.0} images/s",
-            self.epochs
-        )
+    /// Seconds until the end of the run after a step, once there are measurements.
+    fn left(&self, row: &StepRow) -> Option<f64> {
+        let epochs = (self.epochs + 1).saturating_sub(row.epoch) as f64;
+        let left = (self.steps - row.step - 1) as f64 * self.step_seconds + epochs * self.epoch_rest;
+        (self.measured > MEASURED && left.is_finite()).then_some(left)
     }
 
-    /// Returns the line for an event other than a step.
-    fn line(&self, event: &Event<'_>) -> Option<String> {
-        Some(match event {
-            Event::Step(_) => return None,
-            Event::Started(start) => {
-                let Start { run, device, model, parameters, images, batch_size, epochs, steps, first_step } = start;
-                let resumed = if *first_step > 0 { format!(", resuming at step {first_step}") } else { String::new() };
-                format!(
-                    "device  {device}\nmodel   {model}, {} parameters\ntrain   {} images, {epochs} epochs, {} steps of \
-                     {batch_size}{resumed}\nrun     {}",
-                    grouped(*parameters as u64),
-                    grouped(*images as u64),
-                    grouped(*steps),
-                    run.display()
-                )
+    /// Describes a step within `width` columns.
+    fn step(&self, row: &StepRow, width: usize) -> String {
+        let left = self.left(row).map(|left| format!("{} left", clock(left)));
+        let parts = [
+            (0, format!("{}/{}", grouped(row.step + 1), grouped(self.steps))),
+            (1, left.unwrap_or_default()),
+            (3, format!("epoch {}/{}", row.epoch, self.epochs)),
+            (2, format!("loss {:.4}", row.total)),
+            (5, format!("(recon {:.4}, kl {:.4})", row.recon, row.kl)),
+            (4, format!("{:.0} images/s", row.images_per_s)),
+        ];
+        fitted(&parts, width)
+    }
+
+    /// Returns the lines that an event adds.
+    fn lines(&mut self, event: &Event<'_>, width: usize) -> Vec<String> {
+        match event {
+            Event::Step(row) => self.announcement(row).into_iter().collect(),
+            Event::Started(start) => header(start),
+            Event::Epoch { row, best, advice } => {
+                let mut lines = Vec::new();
+                if !std::mem::replace(&mut self.has_header, true) {
+                    lines.push(table_line(&EPOCH.map(|column| column.name.to_owned()), width));
+                }
+                let cells = EPOCH.map(|column| (column.cell)(row, self.epochs));
+                lines.push(table_line(&cells, width) + if *best { "  best" } else { "" });
+                lines.extend(advice.iter().map(|advice| format!("  {advice}")));
+                lines
             }
-            Event::Epoch { row, best, advice } => format!(
-                "epoch {:>2}/{}  train {:.4}  validation {:.4} (recon {:.4}, kl {:.4}, mse {:.4}, {:.3} bits/dim)  {} active units  {}{}{}",
-                row.epoch,
-                self.epochs,
-                row.train_total,
-                row.val_total,
-                row.val_recon,
-                row.val_kl,
-                row.val_mse,
-                row.val_bits,
-                row.active_units,
-                clock(row.seconds),
-                if *best { "  best" } else { "" },
-                advice.iter().map(|advice| format!("\n      {advice}")).collect::<String>()
-            ),
-            Event::Warning { message } => format!("warning: {message}"),
-            Event::Profile(summary) => summary.to_string(),
+            Event::Warning { message } => vec![format!("warning: {message}")],
+            Event::Profile(summary) => vec![summary.to_string()],
+            Event::Finished { epochs, run, .. } if self.first_step >= self.steps => {
+                let (run, epochs) = (run.display(), counted(*epochs, "epoch"));
+                vec![format!("run {run} is complete: {epochs}. Pass --epochs with a larger number to train further")]
+            }
             Event::Finished { epochs, steps, seconds, best, run } => {
                 let best = best.map(|best| format!(", best validation loss {best:.4}")).unwrap_or_default();
-                let time = clock(*seconds);
-                format!("done: {epochs} epochs, {} steps in {time}{best}. Results: {}", grouped(*steps), run.display())
+                let (epochs, steps) = (counted(*epochs, "epoch"), counted(*steps, "step"));
+                vec![format!("done: {epochs}, {steps} in {}{best}. Results: {}", clock(*seconds), run.display())]
             }
-            Event::Interrupted { step, run } => format!(
-                "interrupted after {step} steps; checkpoint saved. Resume with: vae-wgpu train --resume {}",
+            Event::Interrupted { step, run } => vec![format!(
+                "interrupted after {}; checkpoint saved. Resume with: vae-wgpu train --resume {}",
+                counted(*step, "step"),
                 run.display()
-            ),
-        })
+            )],
+        }
     }
+
+    /// Announces the time of a long run, once.
+    fn announcement(&mut self, row: &StepRow) -> Option<String> {
+        let left = self.left(row).filter(|left| !self.announced && *left >= LONG)?;
+        self.announced = true;
+        let hint = if self.software {
+            " This device is a software driver; fewer --channels, --blocks or images take less time."
+        } else {
+            ""
+        };
+        Some(format!(
+            "time    about {}; Ctrl-C saves, `vae-wgpu train --resume {}` continues.{hint}",
+            roughly(left),
+            self.run
+        ))
+    }
+}
+
+/// The lines at the start of a run.
+fn header(start: &Start<'_>) -> Vec<String> {
+    let Start { run, device, model, parameters, images, batch_size, epochs, steps, first_step, software: _ } = start;
+    let resumed =
+        if *first_step > 0 { format!(", resuming after {}", counted(*first_step, "step")) } else { String::new() };
+    vec![
+        format!("device  {device}"),
+        format!("model   {model}, {} parameters", grouped(*parameters as u64)),
+        format!(
+            "train   {}, {}, {} of {batch_size}{resumed}",
+            counted(*images as u64, "image"),
+            counted(*epochs, "epoch"),
+            counted(*steps, "step")
+        ),
+        format!("run     {}", run.display()),
+    ]
+}
+
+/// A column of the table of epochs.
+struct Column {
+    name: &'static str,
+    width: usize,
+    /// Narrower terminals do without it.
+    from_width: usize,
+    cell: fn(&EpochRow, u64) -> String,
+}
+
+const EPOCH: [Column; 9] = [
+    Column { name: "epoch", width: 7, from_width: 0, cell: |row, epochs| format!("{}/{epochs}", row.epoch) },
+    Column { name: "train", width: 9, from_width: 0, cell: |row, _| format!("{:.4}", row.train_total) },
+    Column { name: "valid", width: 9, from_width: 0, cell: |row, _| format!("{:.4}", row.val_total) },
+    Column { name: "recon", width: 9, from_width: 89, cell: |row, _| format!("{:.4}", row.val_recon) },
+    Column { name: "kl", width: 8, from_width: 80, cell: |row, _| format!("{:.4}", row.val_kl) },
+    Column { name: "mse", width: 8, from_width: 0, cell: |row, _| format!("{:.4}", row.val_mse) },
+    Column { name: "bits/dim", width: 10, from_width: 71, cell: |row, _| format!("{:.3}", row.val_bits) },
+    Column { name: "active", width: 8, from_width: 61, cell: |row, _| row.active_units.to_string() },
+    Column { name: "time", width: 9, from_width: 0, cell: |row, _| clock(row.seconds) },
+];
+
+/// A line of the table of epochs.
+fn table_line(cells: &[String; EPOCH.len()], width: usize) -> String {
+    let shown = EPOCH.iter().zip(cells).filter(|(column, _)| width >= column.from_width);
+    shown.map(|(column, cell)| format!("{cell:>0$}", column.width)).collect()
+}
+
+/// Joins the parts that fit into `width` columns. Those with the largest numbers are left out first.
+fn fitted(parts: &[(u8, String)], width: usize) -> String {
+    let with = |most: u8| {
+        let kept = parts.iter().filter(|(rank, text)| *rank <= most && !text.is_empty()).map(|(_, text)| text.as_str());
+        kept.collect::<Vec<_>>().join("  ")
+    };
+    let largest = parts.iter().map(|(rank, _)| *rank).max().unwrap_or(0);
+    (0..=largest).rev().map(with).find(|text| text.chars().count() <= width).unwrap_or_default()
+}
+
+/// Formats a number with its unit in the right form: `1 step`, `1,056 steps`.
+pub(super) fn counted(number: u64, unit: &str) -> String {
+    format!("{} {unit}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
 /// Formats `1721891` as `1,721,891`.
@@ -219,20 +365,28 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// Formats a duration as `7.5 s`, `12 m 05 s` or `3 h 20 m`.
+/// Formats a duration as `7.5 s`, `12:05` or `3:20:00`.
 fn clock(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{} m {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} m", whole / 3600, whole / 60 % 60),
+        60..3600 => format!("{}:{:02}", whole / 60, whole % 60),
+        _ => format!("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60),
+    }
+}
+
+/// Formats a long duration as `45 min` or `5 h`.
+fn roughly(seconds: f64) -> String {
+    match seconds / 3600.0 {
+        hours if hours < 1.5 => format!("{:.0} min", seconds / 60.0),
+        hours if hours < 10.0 => format!("{hours:.1} h"),
+        hours => format!("{hours:.0} h"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vae::train::rows::EpochRow;
     use serde_json::{Value, json};
 
     fn start() -> Start<'static> {
@@ -246,6 +400,7 @@ mod tests {
             epochs: 25,
             steps: 9775,
             first_step: 0,
+            software: false,
         }
     }
 
@@ -307,17 +462,27 @@ mod tests {
                 "model   32 channels, 4 blocks, latent 16, batch norm, 1,721,891 parameters",
                 "train   50,000 images, 25 epochs, 9,775 steps of 128",
                 "run     runs/2026-01-31-1",
-                "step 5/9775  epoch 1/25  loss 0.9500 (recon 0.9375, kl 0.0125)  62 images/s",
-                "epoch  1/25  train 0.0000  validation 0.9818 (recon 0.0000, kl 0.0000, mse 0.0000, 0.000 bits/dim)  16 active units  12 m 05 s  best",
+                "step 5/9,775  epoch 1/25  loss 0.9500  (recon 0.9375, kl 0.0125)  62 images/s",
+                "  epoch    train    valid    recon      kl     mse  bits/dim  active     time",
+                "   1/25   0.0000   0.9818   0.0000  0.0000  0.0000     0.000      16    12:05  best",
                 "warning: metrics.csv was missing",
                 "interrupted after 6 steps; checkpoint saved. Resume with: vae-wgpu train --resume runs/2026-01-31-1",
                 "done: 25 epochs, 9,775 steps in 7.2 s. Results: runs/2026-01-31-1",
             ]
         );
         let mut plain = Plain::new(Vec::new(), Duration::ZERO);
+        plain.observe(&Event::Started(Start { first_step: 9775, ..start() })).unwrap();
+        let run = Path::new("c1");
+        plain.observe(&Event::Finished { epochs: 25, steps: 9775, seconds: 0.0, best: None, run }).unwrap();
+        let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
+        assert!(
+            text.ends_with("run c1 is complete: 25 epochs. Pass --epochs with a larger number to train further\n"),
+            "{text}"
+        );
+        let mut plain = Plain::new(Vec::new(), Duration::ZERO);
         send_events(&mut plain);
         let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
-        assert!(text.contains("step 6/9775  epoch 1/25  loss NaN"), "{text}");
+        assert!(text.contains("step 6/9,775  epoch 1/25  loss NaN"), "{text}");
     }
 
     #[test]
@@ -341,23 +506,95 @@ mod tests {
 
     #[test]
     fn progress_bar_follows_the_steps() {
-        let mut bar = Bar::new(ProgressDrawTarget::hidden());
+        let mut bar = Bar::new(ProgressDrawTarget::hidden(), || 100);
         bar.observe(&Event::Started(Start { first_step: 391, ..start() })).unwrap();
         assert_eq!((bar.bar.position(), bar.bar.length()), (391, Some(9775)));
         bar.observe(&Event::Step(&StepRow { step: 400, epoch: 2, ..StepRow::default() })).unwrap();
         assert_eq!(bar.bar.position(), 401);
-        assert!(bar.bar.message().starts_with("epoch 2/25  loss 0.0000"));
+        assert!(bar.bar.message().starts_with("401/9,775  epoch 2/25  loss 0.0000"), "{}", bar.bar.message());
+        bar.waiting("validating 1/2");
+        assert_eq!(bar.bar.message(), "401/9,775  validating 1/2");
         send_events(&mut bar);
         assert!(bar.bar.is_finished());
         send_events(&mut Quiet);
     }
 
+    /// A run in which each step of 100 images takes two seconds.
+    fn measured(steps: u64, software: bool) -> (Report, Vec<String>) {
+        let mut report = Report::default();
+        let start = Start { batch_size: 100, epochs: 10, steps: 10_000, software, ..start() };
+        let mut lines = Vec::new();
+        report.update(&Event::Started(start));
+        for step in 0..steps {
+            let row = StepRow { step, epoch: 1, total: 0.5, images_per_s: 50.0, ..StepRow::default() };
+            report.update(&Event::Step(&row));
+            lines.extend(report.lines(&Event::Step(&row), 80));
+        }
+        (report, lines)
+    }
+
+    #[test]
+    fn long_runs_are_announced_once() {
+        let (_, lines) = measured(20, false);
+        let line = "time    about 5.6 h; Ctrl-C saves, `vae-wgpu train --resume runs/2026-01-31-1` continues.";
+        assert_eq!(lines, [line]);
+        let (_, lines) = measured(20, true);
+        assert!(lines[0].starts_with(line) && lines[0].contains("software driver"), "{lines:?}");
+        let (_, lines) = measured(5, false);
+        assert!(lines.is_empty(), "{lines:?}");
+    }
+
+    #[test]
+    fn time_left_includes_validations_but_not_the_first_step() {
+        let (mut report, _) = measured(1000, false);
+        let row = StepRow { step: 999, epoch: 1, images_per_s: 50.0, ..StepRow::default() };
+        assert!((report.left(&row).unwrap() - 18_000.0).abs() < 1.0);
+        let epoch = EpochRow { epoch: 1, seconds: 2060.0, ..EpochRow::default() };
+        report.update(&Event::Epoch { row: &epoch, best: true, advice: &[] });
+        let row = StepRow { step: 1000, epoch: 2, images_per_s: 50.0, ..StepRow::default() };
+        assert!((report.left(&row).unwrap() - 17_998.0 - 9.0 * 60.0).abs() < 1.0);
+        let first = StepRow { step: 0, epoch: 1, images_per_s: 0.01, ..StepRow::default() };
+        let mut report = Report { steps: 10, epochs: 1, batch_size: 100, ..Report::default() };
+        report.update(&Event::Step(&first));
+        assert_eq!(report.left(&first), None);
+    }
+
+    #[test]
+    fn steps_and_epochs_fit_the_terminal() {
+        let (report, _) = measured(10, false);
+        let row =
+            StepRow { step: 9, epoch: 1, total: 0.5, recon: 0.25, kl: 0.25, images_per_s: 50.0, ..StepRow::default() };
+        let texts = [100, 80, 62, 40, 10].map(|width| (width, report.step(&row, width)));
+        for (width, text) in &texts {
+            assert!(text.chars().count() <= *width, "{width}: {text}");
+        }
+        let [(_, full), (_, at_80), (_, at_62), (_, at_40), (_, at_10)] = &texts;
+        assert_eq!(full, "10/10,000  5:33:00 left  epoch 1/10  loss 0.5000  (recon 0.2500, kl 0.2500)  50 images/s");
+        assert_eq!(at_80, "10/10,000  5:33:00 left  epoch 1/10  loss 0.5000  50 images/s");
+        assert_eq!(at_62, at_80);
+        assert_eq!(at_40, "10/10,000  5:33:00 left  loss 0.5000");
+        assert_eq!(at_10, "10/10,000");
+        let epoch = EpochRow { epoch: 1, val_total: 0.9818, active_units: 64, seconds: 725.0, ..EpochRow::default() };
+        for width in [50, 60, 70, 80, 90, 200] {
+            let mut report = Report { epochs: 25, ..Report::default() };
+            let lines = report.lines(&Event::Epoch { row: &epoch, best: true, advice: &[] }, width);
+            let lengths: Vec<_> = lines.iter().map(|line| line.chars().count()).collect();
+            assert!(lengths.len() == 2 && lengths.iter().all(|length| *length <= width), "{width}: {lines:?}");
+        }
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_left_out_by_rank() {
+        let parts = [(0, "aaaa".to_owned()), (2, "bbbb".to_owned()), (1, "cccc".to_owned())];
+        let at = |width| fitted(&parts, width);
+        assert_eq!([20, 12, 10, 4, 3].map(at), ["aaaa  bbbb  cccc", "aaaa  cccc", "aaaa  cccc", "aaaa", ""]);
+    }
+
     #[test]
     fn human_readable_formatting() {
         assert_eq!([0, 999, 1000, 1_721_891].map(grouped), ["0", "999", "1,000", "1,721,891"]);
-        assert_eq!(
-            [0.04, 59.4, 59.6, 3599.0, 12_000.0].map(clock),
-            ["0.0 s", "59.4 s", "1 m 00 s", "59 m 59 s", "3 h 20 m"]
-        );
+        assert_eq!([0.04, 59.4, 59.6, 3599.0, 12_000.0].map(clock), ["0.0 s", "59.4 s", "1:00", "59:59", "3:20:00"]);
+        assert_eq!([1800.0, 5_300.0, 20_000.0, 40_000.0].map(roughly), ["30 min", "88 min", "5.6 h", "11 h"]);
+        assert_eq!([0, 1, 1056].map(|n| counted(n, "step")), ["0 steps", "1 step", "1,056 steps"]);
     }
 }

@@ -1,12 +1,14 @@
 //! Signals that stop a run after its current step, and `SIGXFSZ`, which must not kill the process.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use signal_hook::{consts, flag};
 
-use super::INTERRUPTED;
+use super::{INTERRUPTED, eprintln_lossy};
 
 #[cfg(unix)]
 const REQUESTS: &[i32] = &[consts::SIGINT, consts::SIGTERM, consts::SIGHUP];
@@ -15,13 +17,29 @@ const REQUESTS: &[i32] = &[consts::SIGINT, consts::SIGTERM];
 
 /// Makes Ctrl-C, `SIGTERM` and a closed terminal set `stop`; a second signal ends the process at once. Signals that were ignored when the
 /// process started (`nohup`) stay ignored.
-pub(super) fn set_on_request(stop: &Arc<AtomicBool>) -> io::Result<()> {
+///
+/// The first signal is acknowledged on stderr unless `quiet`: a step, or the compilation before it, may take a while.
+pub(super) fn set_on_request(stop: &Arc<AtomicBool>, quiet: bool) -> io::Result<()> {
     let ignored = std::fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
     for &signal in REQUESTS.iter().filter(|&&signal| (ignored >> (signal - 1)) & 1 == 0) {
         flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(stop))?;
         flag::register(signal, Arc::clone(stop))?;
     }
+    if !quiet {
+        let stop = Arc::clone(stop);
+        thread::Builder::new().name("signals".into()).spawn(move || acknowledge(&stop))?;
+    }
     Ok(())
+}
+
+/// Waits for the first signal and says what it does. The thread ends with the process.
+fn acknowledge(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        thread::sleep(Duration::from_millis(50));
+    }
+    // Below the progress bar, and not beside the terminal's `^C`.
+    let new_line = if io::stderr().is_terminal() { "\n" } else { "" };
+    eprintln_lossy(format_args!("{new_line}stopping after this step; another Ctrl-C quits at once"));
 }
 
 /// Parses the set of ignored signals from Linux's `/proc/self/status`: bit 0 is signal 1.

@@ -168,15 +168,12 @@ impl TrainArgs {
         }
         let (mut settings, resumed) = self.settings()?;
         settings.check()?;
+        RunFolder::check(self.run.out.as_deref(), self.run.force)?;
         let quiet = self.output.quiet || self.output.json;
         let model = resumed.as_ref().map(|_| &settings.model);
         let args = self.dataset.of_run(&settings)?.with_limits_of(&settings);
-        let Opened { dataset, images } = args.open(quiet, model)?;
-        if resumed.is_none() {
-            fit_to_images(&mut settings.model, &dataset, self.training.conditional)?;
-        }
-        let init = self.init(&settings)?;
-        let device = self.device.open_for_models(!self.output.quiet && !self.output.json)?;
+        // What may be refused at once is looked at before a download.
+        let device = self.device.open_for_models(!quiet)?;
         let profile = self.output.profile || self.output.trace.is_some();
         if profile && matches!(device, Device::Cpu) {
             anyhow::bail!(
@@ -186,12 +183,17 @@ impl TrainArgs {
         if let Some(trace) = &self.output.trace {
             check_output(trace, &["json"])?;
         }
+        let Opened { dataset, images } = args.open(quiet, model)?;
+        if resumed.is_none() {
+            fit_to_images(&mut settings.model, &dataset, self.training.conditional)?;
+        }
+        let init = self.init(&settings)?;
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
         let mut observer = observer(self.output.json, self.output.quiet);
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
-        signals::set_on_request(&stop)?;
+        signals::set_on_request(&stop, quiet)?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
         let mut store;

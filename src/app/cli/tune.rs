@@ -8,9 +8,9 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 
 use super::output::check_output;
-use super::{DeviceArgs, ModelArgs, eprintln_lossy, print};
+use super::{DeviceArgs, ModelArgs, eprintln_lossy, print, values};
 use crate::app::bench::tune::{MARGIN, VariantTable, choices, tune};
-use crate::app::bench::workloads;
+use crate::app::bench::{matching, workloads};
 use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::runtime::plan;
 use crate::vae::model::{Mode, VaeConfig};
@@ -22,7 +22,7 @@ pub(super) struct TuneArgs {
     #[arg(long, value_name = "N", default_value = "128")]
     batch: NonZeroUsize,
     /// Time only kernels whose name contains this, e.g. conv2d or backward_weight.
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", value_parser = values::non_empty::<String>)]
     only: Option<String>,
     /// Write the table to this .json file, for --variants.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -50,8 +50,7 @@ impl TuneArgs {
             )
         };
         let (graph, _) = config.plan(self.batch.get(), Mode::Train, gpu.profile(), &plan::Options::default())?;
-        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-        let workloads = workloads(&graph)?.into_iter().filter(|s| wanted(&s.name)).collect();
+        let workloads = matching(workloads(&graph)?, self.only.as_deref())?;
         let choices = choices(gpu.profile(), workloads)?;
         if choices.is_empty() {
             anyhow::bail!("no kernel with a choice of variants matches `{}`", self.only.as_deref().unwrap_or_default());

@@ -92,18 +92,37 @@ impl RunFolder {
         let Some(path) = out else { return Self::next(Path::new("runs"), &today()) };
         let created = !path.exists();
         fs::create_dir_all(path).map_err(Error::file("create folder", path))?;
+        let taken = Self::is_taken(path, force)?;
+        let lock = FolderLock::take(path)?;
+        let state = if taken { State::Old } else { State::New(Reserved { path: path.to_owned(), created }) };
+        Ok(Self { path: path.to_owned(), state, lock: Some(lock) })
+    }
+
+    /// Checks what [`RunFolder::create`] would reject in a folder that exists, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`RunFolder::create`].
+    pub fn check(out: Option<&Path>, force: bool) -> Result<()> {
+        match out {
+            Some(path) if path.exists() => Self::is_taken(path, force).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns whether there is a run to overwrite, and an error if there are other files, or a run and not `force`.
+    fn is_taken(path: &Path, force: bool) -> Result<bool> {
         let taken = entries(path)?.any(|entry| entry.file_name() != LOCK);
         let run = [LOCK, FILES[0]].iter().any(|name| path.join(name).exists());
         if taken && !(force && run) {
             let why = match run {
-                true => "the folder contains a run. Pass --force to overwrite it, or another --out",
+                true => {
+                    "the folder contains a run. Pass --force to overwrite it, another --out, or continue it with --resume"
+                }
                 false => "the folder is not empty and contains no run. Pass another --out",
             };
             return Err(Error::file("start a run in", path)(io::Error::new(ErrorKind::DirectoryNotEmpty, why)));
         }
-        let lock = FolderLock::take(path)?;
-        let state = if taken { State::Old } else { State::New(Reserved { path: path.to_owned(), created }) };
-        Ok(Self { path: path.to_owned(), state, lock: Some(lock) })
+        Ok(taken)
     }
 
     /// Begins the run: removes the files of an overwritten run, and no others.

@@ -86,6 +86,8 @@ pub struct Start<'a> {
     pub steps: u64,
     /// Index of the first step: 0, or the next step of a resumed run.
     pub first_step: u64,
+    /// Whether the device computes on the CPU.
+    pub software: bool,
 }
 
 /// Receives the events of a run.
@@ -95,6 +97,9 @@ pub trait Observer {
     /// # Errors
     /// [`Error::File`](crate::Error::File) if it cannot be written. A broken pipe is not an error.
     fn observe(&mut self, event: &Event<'_>) -> Result<()>;
+
+    /// Called between steps with what the run waits for, such as `validating 3/40`, so that a display need not stand still.
+    fn waiting(&mut self, _what: &str) {}
 }
 
 /// Ignores all events.

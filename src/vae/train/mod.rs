@@ -97,6 +97,8 @@ pub struct Trainer<'a> {
     last_report: Instant,
     /// Step to profile.
     profile: Option<ProfileRequest>,
+    /// Whether the device computes on the CPU.
+    software: bool,
 }
 
 impl std::fmt::Debug for Trainer<'_> {
@@ -204,6 +206,7 @@ impl<'a> Trainer<'a> {
             in_flight: Vec::new(),
             last_report: Instant::now(),
             profile: None,
+            software: context.device.is_software(),
         }
     }
 
@@ -240,6 +243,7 @@ impl<'a> Trainer<'a> {
                 epochs: self.settings.epochs,
                 steps,
                 first_step: self.runner.step(),
+                software: self.software,
             }),
         )?;
         for epoch in self.finished + 1..=self.settings.epochs {
@@ -413,6 +417,7 @@ impl<'a> Trainer<'a> {
         if best {
             self.best = Some(row.val_total);
         }
+        self.observer.waiting("drawing images");
         let drawn = self.images(epoch).and_then(|()| self.store.save_plots(&self.steps, &self.epoch_rows));
         self.warn_on_io_error(drawn)?;
         // Last: if the process is killed before, the resumed run repeats the epoch and writes the same bytes.

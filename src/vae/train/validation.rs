@@ -37,6 +37,7 @@ impl Trainer<'_> {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
+            self.observer.waiting(&format!("validating {}/{}", i + 1, all.len().div_ceil(self.settings.batch_size)));
             let n = indices.len();
             data::batch(images, indices, &mut pixels)?;
             let labels = data::labels(images, indices);
