@@ -316,6 +316,51 @@ fn tune_writes_a_table_that_is_used_only_on_request() {
     assert!(stderr(&missing).contains("/no/such/table.json"), "{}", stderr(&missing));
 }
 
+/// Files below a folder, other than those of Mesa's index.
+#[cfg(target_os = "linux")]
+fn cached(folder: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let count = |entry: std::fs::DirEntry| match entry.file_type().unwrap().is_dir() {
+        true => cached(&entry.path()),
+        false => usize::from(entry.file_name() != "index"),
+    };
+    entries.map(|entry| count(entry.unwrap())).sum()
+}
+
+/// Mesa's software driver compiles a kernel again for textures of other kinds of sizes, if they are not chosen with care.
+#[cfg(target_os = "linux")]
+#[test]
+fn software_driver_compiles_everything_before_the_first_step_and_once() {
+    if !has_adapter() || !stdout(&run(&["devices"])).contains("llvmpipe") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let train = |run: &str, epochs: &str| {
+        // Batches of 16 and of 8 for training, of 16 and of 4 for validation.
+        let mut args =
+            vec!["train", "--data", "shapes", "--train-limit", "40", "--val-limit", "20", "--val-split", "0"];
+        args.extend([
+            "--batch-size",
+            "16",
+            "--channels",
+            "4",
+            "--blocks",
+            "1",
+            "--latent-dim",
+            "4",
+            "--epochs",
+            epochs,
+        ]);
+        let mut command = command(&[args.as_slice(), &["--device", "llvmpipe", "--out", run]].concat());
+        let output = command.current_dir(dir.path()).env("XDG_CACHE_HOME", dir.path().join("cache")).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        cached(&dir.path().join("cache/mesa_shader_cache"))
+    };
+    let first = train("first", "1");
+    assert!(first > 50, "{first} kernels in the cache");
+    assert_eq!(train("second", "2"), first);
+}
+
 /// On Linux a variable moves the user's cache.
 #[cfg(target_os = "linux")]
 #[test]

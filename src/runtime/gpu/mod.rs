@@ -244,6 +244,11 @@ impl Gpu {
         self.health()
     }
 
+    /// Whether the driver compiles a kernel when it is first dispatched, as Mesa's software driver does.
+    fn compiles_late(&self) -> bool {
+        self.adapter_info().device_type == "cpu"
+    }
+
     /// Waits for all submissions.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 use crate::runtime::gpu::{Gpu, Step, lock};
@@ -17,6 +17,8 @@ pub type Rewrite<'a> = &'a (dyn Fn(&Kernel, String) -> Result<String> + Sync);
 pub(super) struct Pipeline {
     pub(super) pipeline: wgpu::ComputePipeline,
     pub(super) layout: wgpu::BindGroupLayout,
+    /// Whether it has been dispatched.
+    pub(super) ran: AtomicBool,
 }
 
 type Defines = &'static [(&'static str, i64)];
@@ -77,7 +79,9 @@ pub(super) fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>
     let made = threads::map(&missing, |(key, dispatch)| {
         let module = modules.get(&key.module).ok_or_else(|| Error::bug("a shader module was not compiled"))?;
         let made = pipeline(gpu, dispatch, module)?;
-        gpu.notify_compiled(done.fetch_add(1, Ordering::AcqRel) + 1, missing.len());
+        if !gpu.compiles_late() {
+            gpu.notify_compiled(done.fetch_add(1, Ordering::AcqRel) + 1, missing.len());
+        }
         Ok(((*key).clone(), Arc::new(made)))
     })?;
     if cached {
@@ -168,7 +172,7 @@ fn pipeline(gpu: &Gpu, dispatch: &Dispatch, module: &wgpu::ShaderModule) -> Resu
             },
             cache: gpu.cache.in_use(),
         });
-        Pipeline { pipeline, layout }
+        Pipeline { pipeline, layout, ran: AtomicBool::new(false) }
     })
 }
 

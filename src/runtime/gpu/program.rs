@@ -7,6 +7,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result};
 use crate::runtime::gpu::pipelines::{Pipeline, Rewrite, compile, params_size};
@@ -148,7 +149,28 @@ impl Program {
                 copies: copies(step, planned, &bound),
             });
         }
-        Ok(Self { label: label.to_owned(), steps: compiled, submissions: submissions.to_vec() })
+        let program = Self { label: label.to_owned(), steps: compiled, submissions: submissions.to_vec() };
+        if gpu.compiles_late() {
+            program.dispatch_nothing(gpu)?;
+        }
+        Ok(program)
+    }
+
+    /// Runs each pipeline that has not run yet with no workgroups, which makes a driver that compiles at the first dispatch compile.
+    fn dispatch_nothing(&self, gpu: &Gpu) -> Result<()> {
+        let new = |step: &&CompiledStep| !step.pipeline.ran.swap(true, Ordering::Relaxed);
+        let steps: Vec<_> = self.steps.iter().filter(new).collect();
+        for (done, step) in steps.iter().enumerate() {
+            let mut encoder = gpu.encoder(&self.label);
+            let mut pass = self.pass(&mut encoder, None);
+            pass.set_pipeline(&step.pipeline.pipeline);
+            step.dispatch(&mut pass, [0; 3]);
+            drop(pass);
+            gpu.submit(encoder)?;
+            gpu.wait()?;
+            gpu.notify_compiled(done + 1, steps.len());
+        }
+        Ok(())
     }
 
     /// Returns the number of dispatches.
@@ -286,8 +308,12 @@ impl CompiledStep {
         if previous.is_none_or(|previous| !Arc::ptr_eq(&previous.pipeline, &self.pipeline)) {
             pass.set_pipeline(&self.pipeline.pipeline);
         }
+        self.dispatch(pass, self.grid);
+    }
+
+    /// Binds and dispatches, with the pipeline set.
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, [x, y, z]: [u32; 3]) {
         pass.set_bind_group(0, &self.bind_group, &[]);
-        let [x, y, z] = self.grid;
         pass.dispatch_workgroups(x, y, z);
     }
 }
@@ -358,11 +384,12 @@ fn textures(gpu: &Gpu, sizes: &[u64]) -> Result<Vec<CacheTexture>> {
         if shared.get(i).is_some_and(|texture| texture.bytes >= bytes) {
             continue;
         }
-        let size = wgpu::Extent3d {
-            width: TEXTURE_WIDTH,
-            height: (bytes.div_ceil(16 * u64::from(TEXTURE_WIDTH)) as u32).max(1),
-            depth_or_array_layers: 1,
-        };
+        // Mesa's software driver compiles a kernel again for textures whose height is a power of two where it was not before, or the
+        // other way round. Odd heights from 3 are never powers of two.
+        let rows = bytes.div_ceil(16 * u64::from(TEXTURE_WIDTH)) as u32;
+        let odd = rows.max(3) | 1;
+        let height = if odd <= gpu.device().limits().max_texture_dimension_2d { odd } else { rows };
+        let size = wgpu::Extent3d { width: TEXTURE_WIDTH, height, depth_or_array_layers: 1 };
         let descriptor = wgpu::TextureDescriptor {
             label: Some("texture cache"),
             size,
