@@ -295,7 +295,9 @@ def load_prior(path):
     from safetensors.torch import load_file
 
     path = Path(path)
-    path = (path if path.is_dir() else path.parent) / "prior.safetensors"
+    if path.is_dir():
+        path = path / "model.safetensors"
+    path = path.with_name("prior.safetensors" if path.stem == "model" else f"{path.stem}.prior.safetensors")
     return load_file(path) if path.exists() else None
 
 

@@ -1,7 +1,8 @@
 //! Principal component analysis: the linear code of a given length with the smallest reconstruction error, as a baseline for the VAE.
 //!
 //! The components are computed by subspace iteration with Rayleigh-Ritz projection (Halko, Martinsson and Tropp, arXiv:0909.4061),
-//! which reads the images once per pass and does not form the covariance matrix.
+//! which reads the images once per pass and does not form the covariance matrix. The first passes read only some of the images, which
+//! is enough for a start from which few passes over all of them remain. Products are in single precision.
 
 use nalgebra::{DMatrix, DVector};
 
@@ -16,10 +17,12 @@ use crate::vae::inference::{in_blocks, scaled};
 /// Number of images that a thread multiplies at a time. Sums are formed block by block, so results do not depend on the number of
 /// threads.
 const BLOCK: usize = 512;
-/// Largest number of passes.
+/// Largest number of passes over all images, and over some of them before.
 const PASSES: usize = 40;
-/// Relative change of the explained variance that ends the iteration.
-const TOLERANCE: f64 = 1e-6;
+/// Images of the first passes.
+const SOME: usize = 5000;
+/// Change of the variance that is left, relative, that ends the iteration.
+const TOLERANCE: f64 = 5e-4;
 
 /// Projects vectors, `[n, dims]`, on their first two principal components. Returns the coordinates and each component's share of the
 /// variance.
@@ -75,29 +78,35 @@ impl Pca {
         }
         let kept = components.min(dims);
         // Additional directions speed up the convergence of the requested ones.
-        let width = (2 * kept + 8).min(dims);
-        let mean = mean(images, dims)?;
+        let width = (kept + kept / 2 + 8).min(dims);
+        let (mean, variance) = moments(images, dims)?;
         let mut noise = rng::stream(0, Stream::Check, 0);
         let start = rng::normals(&mut noise, dims * width).into_iter().map(f64::from);
         let mut basis = orthonormal(DMatrix::from_iterator(dims, width, start));
-        let mut explained = 0.0;
-        for pass in 1.. {
-            let product = scatter_times(images, &mean, &basis)?;
-            done(pass);
-            // Eigenvectors are the principal directions within the basis, eigenvalues the variance along them.
-            let eigen = (basis.transpose() * &product).symmetric_eigen();
-            let mut order: Vec<usize> = (0..width).collect();
-            order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
-            let best = &order[..kept];
-            let now: f64 = best.iter().map(|&i| eigen.eigenvalues[i]).sum();
-            if now - explained <= TOLERANCE * now || pass == PASSES {
-                let components = basis * eigen.eigenvectors.select_columns(best);
-                return Ok(Self { mean, components });
+        let mut components = DMatrix::zeros(dims, kept);
+        let (all, mut passes) = (images.len(), 0);
+        for stride in [all.div_ceil(SOME), 1] {
+            let read: Vec<u32> = (0..all as u32).step_by(stride).collect();
+            let mut explained = 0.0;
+            for _ in 0..PASSES {
+                let product = scatter_times(images, &read, &mean, &basis)?;
+                passes += 1;
+                done(passes);
+                // Eigenvectors are the principal directions within the basis, eigenvalues the variance along them.
+                let eigen = (basis.transpose() * &product).symmetric_eigen();
+                let mut order: Vec<usize> = (0..width).collect();
+                order.sort_by(|&a, &b| eigen.eigenvalues[b].total_cmp(&eigen.eigenvalues[a]));
+                let best = &order[..kept];
+                let now = best.iter().map(|&i| eigen.eigenvalues[i]).sum::<f64>() / read.len() as f64;
+                components = &basis * eigen.eigenvectors.select_columns(best);
+                basis = orthonormal(product);
+                if now - explained <= TOLERANCE * (variance - now).max(0.0) {
+                    break;
+                }
+                explained = now;
             }
-            explained = now;
-            basis = orthonormal(product);
         }
-        Err(Error::bug("an iteration that does not end"))
+        Ok(Self { mean, components })
     }
 
     /// Returns the number of components.
@@ -131,15 +140,22 @@ fn orthonormal(matrix: DMatrix<f64>) -> DMatrix<f64> {
     matrix.qr().q()
 }
 
-fn mean(images: &dyn Images, dims: usize) -> Result<DVector<f64>> {
-    let mut sums = DVector::zeros(dims);
+/// Returns the mean image, and the variance summed over all pixels.
+fn moments(images: &dyn Images, dims: usize) -> Result<(DVector<f64>, f64)> {
+    let (mut sums, mut squares) = (DVector::zeros(dims), 0.0);
     in_blocks(images, BLOCK, |images| {
         for image in images.values.chunks_exact(dims) {
-            sums.iter_mut().zip(image).for_each(|(sum, x)| *sum += scaled(*x));
+            for (sum, x) in sums.iter_mut().zip(image) {
+                let x = scaled(*x);
+                *sum += x;
+                squares += x * x;
+            }
         }
         Ok(())
     })?;
-    Ok(sums / images.len() as f64)
+    let mean = sums / images.len() as f64;
+    let variance = squares / images.len() as f64 - mean.norm_squared();
+    Ok((mean, variance))
 }
 
 /// Returns images minus the mean, as columns.
@@ -149,23 +165,25 @@ fn centred(pixels: &[u8], mean: &DVector<f64>) -> DMatrix<f64> {
     DMatrix::from_iterator(dims, pixels.len() / dims, values)
 }
 
-/// Computes X X^T Q, with an image in each column of X and an orthonormal basis Q.
-fn scatter_times(images: &dyn Images, mean: &DVector<f64>, basis: &DMatrix<f64>) -> Result<DMatrix<f64>> {
-    let transposed = basis.transpose();
-    let block = |first: usize| -> Result<DMatrix<f64>> {
-        let indices: Vec<u32> = (first as u32..images.len().min(first + BLOCK) as u32).collect();
+/// Computes X X^T Q, with one of the images `read` in each column of X and an orthonormal basis Q.
+fn scatter_times(images: &dyn Images, read: &[u32], mean: &DVector<f64>, basis: &DMatrix<f64>) -> Result<DMatrix<f64>> {
+    let transposed: DMatrix<f32> = basis.transpose().map(|v| v as f32);
+    let mean = mean.map(|v| v as f32);
+    let block = |indices: &&[u32]| -> Result<DMatrix<f32>> {
         let mut pixels = Vec::new();
-        data::batch(images, &indices, &mut pixels)?;
-        let x = centred(&pixels, mean);
+        data::batch(images, indices, &mut pixels)?;
+        let values = pixels.chunks_exact(mean.len());
+        let values = values.flat_map(|p| p.iter().zip(&mean).map(|(x, m)| scaled(*x) as f32 - m));
+        let x = DMatrix::from_iterator(mean.len(), indices.len(), values);
         let codes = (&transposed * &x).transpose();
         Ok(x * codes)
     };
-    let starts: Vec<usize> = (0..images.len()).step_by(BLOCK).collect();
+    let blocks: Vec<&[u32]> = read.chunks(BLOCK).collect();
     let mut sum = DMatrix::zeros(basis.nrows(), basis.ncols());
     // In order, so that the sum does not depend on the number of threads.
-    for group in starts.chunks(threads::cores()) {
-        for part in threads::map(group, |&first| block(first))? {
-            sum += part;
+    for group in blocks.chunks(threads::cores()) {
+        for part in threads::map(group, block)? {
+            sum += part.map(f64::from);
         }
     }
     Ok(sum)
@@ -206,7 +224,7 @@ mod tests {
         let pixel = |(i, v): (usize, f32)| (128.0 + v * 60.0 / (1.0 + (i % dims) as f32 * 0.5)).clamp(0.0, 255.0) as u8;
         let pixels: Vec<u8> = rng::normals(&mut noise, dims * count).into_iter().enumerate().map(pixel).collect();
         let images = InMemoryImages::new((1, 4, 6), vec!["x".into()], vec![0; count], pixels.clone()).unwrap();
-        let x = centred(&pixels, &mean(&images, dims).unwrap());
+        let x = centred(&pixels, &moments(&images, dims).unwrap().0);
         let mut eigenvalues: Vec<f64> = (&x * x.transpose()).symmetric_eigenvalues().iter().copied().collect();
         eigenvalues.sort_by(|a, b| b.total_cmp(a));
         for components in [1, 3, 8, 24, 100] {

@@ -52,6 +52,7 @@ fn bases() -> Vec<Base> {
         Base { gpu: true, ..base("tune", "", "--batch 2") },
         base("completions", "bash", ""),
         base("devices", "", ""),
+        base("runs", "", ""),
     ]
 }
 

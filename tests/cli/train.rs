@@ -190,6 +190,42 @@ fn resume_keeps_the_kernel_variants() {
 }
 
 #[test]
+fn runs_are_listed_and_found_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = command(args).current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        output
+    };
+    assert!(text(&run(&["runs"]).stderr).contains("no runs"));
+    run(&small("runs/first", "cpu", "2"));
+    run(&small("runs/second", "cpu", "1"));
+    fs::create_dir(dir.path().join("runs/other")).unwrap();
+    let listed = text(&run(&["runs"]).stdout);
+    let lines: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        lines.iter().map(|line| line[..3].to_vec()).collect::<Vec<_>>(),
+        [["run", "data", "epochs"], ["first", "shapes", "2/2"], ["second", "shapes", "1/1"],]
+    );
+    let json = text(&run(&["runs", "--json"]).stdout);
+    let first: Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    // The weights of the best epoch are the model, and those of the last are beside it.
+    let model = |name: &str| tensor_file::load(&dir.path().join("runs/first").join(name)).unwrap();
+    let (best, last) = (model("model.safetensors"), model("last.safetensors"));
+    assert_eq!(best.metadata["epoch"], first["best_epoch"].to_string());
+    assert_eq!(best.metadata["val_total"].parse::<f64>().unwrap(), first["best"].as_f64().unwrap());
+    assert_eq!(last.metadata["epoch"], "2");
+    let checkpoint = model("checkpoint.safetensors");
+    assert!(last.tensors.iter().all(|(name, array)| checkpoint.tensors[name] == *array));
+    // By name, and the prior of the last weights has a name of its own.
+    let limits = ["--train-limit", "50", "--val-limit", "10", "--device", "cpu"];
+    run(&["sample", "second", "-n", "1", "--device", "cpu"]);
+    run(&[["fit-prior", "runs/first/last.safetensors"].as_slice(), &limits, &["--data", "shapes"]].concat());
+    assert!(dir.path().join("runs/first/last.prior.safetensors").exists());
+    run(&["sample", "runs/first/last.safetensors", "-n", "1", "--prior", "mixture", "--device", "cpu"]);
+}
+
+#[test]
 fn device_and_run_folder_are_looked_at_before_the_data() {
     let dir = tempfile::tempdir().unwrap();
     let run = run_in(&dir, "run");

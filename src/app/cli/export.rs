@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use super::eprintln_lossy;
 use super::output::check_output;
+use super::values::run;
 use crate::app::io::{atomic, model};
 use crate::error::Error;
 use crate::runtime::op::Likelihood;
@@ -16,8 +17,8 @@ use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema};
 
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
-    /// Run folder written by `vae-wgpu train`, or a safetensors file.
-    #[arg(value_name = "RUN|FILE", value_hint = ValueHint::AnyPath)]
+    /// Run folder written by `vae-wgpu train`, its name if it is in `runs`, or a file with weights.
+    #[arg(value_name = "RUN|FILE", value_parser = run(), value_hint = ValueHint::AnyPath)]
     run: PathBuf,
     /// Names of the tensors: those of vae-wgpu, or those of github.com/pi-tau/vae.
     #[arg(long, value_enum, default_value = "own")]

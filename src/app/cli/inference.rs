@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::data::DatasetArgs;
-use super::values::non_empty;
+use super::values::{non_empty, run};
 use super::{DeviceArgs, PlanArgs, adapter};
 use crate::app::io::model;
 use crate::app::io::run_config::RunConfig;
@@ -27,8 +27,8 @@ pub(super) const BATCH: usize = 128;
 /// Choice of a trained model and its device.
 #[derive(Args, Debug, Clone)]
 pub(super) struct TrainedArgs {
-    /// Run folder written by `vae-wgpu train`, or a model.safetensors file.
-    #[arg(value_name = "RUN|FILE", index = 1, value_hint = ValueHint::AnyPath)]
+    /// Run folder written by `vae-wgpu train`, its name if it is in `runs`, or a file with weights.
+    #[arg(value_name = "RUN|FILE", index = 1, value_parser = run(), value_hint = ValueHint::AnyPath)]
     run: PathBuf,
     /// Images processed at once.
     #[arg(long, value_name = "N", default_value = "128")]

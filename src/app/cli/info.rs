@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueHint};
 
+use super::values;
 use super::values::non_empty;
 use super::{ModelArgs, TrainingPlanArgs, print};
 use crate::app::io::model;
@@ -20,7 +21,7 @@ use crate::vae::model::{Mode, VaeConfig};
 #[derive(Args, Debug)]
 pub(super) struct InfoArgs {
     /// Run folder or model.safetensors of a trained model; without it the options below define the model.
-    #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm"], value_hint = ValueHint::AnyPath)]
+    #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm"], value_parser = values::run(), value_hint = ValueHint::AnyPath)]
     trained: Option<PathBuf>,
     /// Batch size to plan for.
     #[arg(long, value_name = "N", default_value = "128")]

@@ -39,6 +39,7 @@ mod output;
 mod pipeline_cache;
 mod progress;
 mod reconstruct;
+mod runs;
 mod sample;
 mod signals;
 mod train;
@@ -74,6 +75,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Fit a prior to the encoded training images, from which samples look more like the data.
     FitPrior(fit_prior::FitPriorArgs),
+    /// List the runs in a folder: epochs, best validation loss, device and size.
+    Runs(runs::RunsArgs),
     /// Write the weights of a model to a file, with the tensor names of vae-wgpu or of github.com/pi-tau/vae.
     Export(export::ExportArgs),
     /// List the adapters that can run the kernels.
@@ -142,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Encode(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::FitPrior(args) => args.run(),
+        Command::Runs(args) => args.run(),
         Command::Export(args) => args.run(),
         Command::Devices(args) => args.run(),
         Command::Data(args) => args.run(),

@@ -262,8 +262,9 @@ impl Report {
                 let (run, epochs) = (run.display(), counted(*epochs, "epoch"));
                 vec![format!("run {run} is complete: {epochs}. Pass --epochs with a larger number to train further")]
             }
-            Event::Finished { epochs, steps, seconds, best, run } => {
-                let best = best.map(|best| format!(", best validation loss {best:.4}")).unwrap_or_default();
+            Event::Finished { epochs, steps, seconds, best, best_epoch, run } => {
+                let of = best_epoch.map(|epoch| format!(" (epoch {epoch})")).unwrap_or_default();
+                let best = best.map(|best| format!(", best validation loss {best:.4}{of}")).unwrap_or_default();
                 let (epochs, steps) = (counted(*epochs, "epoch"), counted(*steps, "step"));
                 vec![format!("done: {epochs}, {steps} in {}{best}. Results: {}", clock(*seconds), run.display())]
             }
@@ -423,7 +424,7 @@ mod tests {
             Event::Epoch { row: &epoch, best: true, advice: &[] },
             Event::Warning { message: "metrics.csv was missing" },
             Event::Interrupted { step: 6, run },
-            Event::Finished { epochs: 25, steps: 9775, seconds: 7.25, best: None, run },
+            Event::Finished { epochs: 25, steps: 9775, seconds: 7.25, best: None, best_epoch: None, run },
         ] {
             observer.observe(&event).unwrap();
         }
@@ -445,7 +446,7 @@ mod tests {
         assert_eq!((&events[3]["best"], &events[3]["val_total"]), (&json!(true), &json!(0.9818)));
         assert_eq!(
             events[6],
-            json!({"event": "finished", "epochs": 25, "steps": 9775, "seconds": 7.25, "best": null,
+            json!({"event": "finished", "epochs": 25, "steps": 9775, "seconds": 7.25, "best": null, "best_epoch": null,
             "run": "runs/2026-01-31-1"})
         );
     }
@@ -473,7 +474,9 @@ mod tests {
         let mut plain = Plain::new(Vec::new(), Duration::ZERO);
         plain.observe(&Event::Started(Start { first_step: 9775, ..start() })).unwrap();
         let run = Path::new("c1");
-        plain.observe(&Event::Finished { epochs: 25, steps: 9775, seconds: 0.0, best: None, run }).unwrap();
+        plain
+            .observe(&Event::Finished { epochs: 25, steps: 9775, seconds: 0.0, best: None, best_epoch: None, run })
+            .unwrap();
         let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
         assert!(
             text.ends_with("run c1 is complete: 25 epochs. Pass --epochs with a larger number to train further\n"),

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::data::DatasetArgs;
 use super::inference::BATCH;
 use super::output::check_output;
-use super::values::{choice, non_negative, posterior_std, share};
+use super::values::{choice, non_negative, posterior_std, run, share};
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -64,7 +64,7 @@ struct RunArgs {
         "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
         "val_split", "recipe", "image_size", "conditional", "posterior_std",
-    ], value_hint = ValueHint::DirPath)]
+    ], value_parser = run(), value_hint = ValueHint::DirPath)]
     resume: Option<PathBuf>,
     /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath)]

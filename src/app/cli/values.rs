@@ -1,12 +1,14 @@
 //! Parsers of option values. A rejected value is a usage error that names its option, reported before any work starts.
 
 use std::error;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 
 use crate::app::bench::tune::KnownVariants;
 use crate::app::data::image_folder::SIZES;
+use crate::app::io::run_folder::RUNS;
 use crate::error::Error;
 use crate::vae::model::VaeConfig;
 use crate::vae::train::POSTERIOR_STDS;
@@ -26,6 +28,14 @@ pub(super) fn size(
             other => Ok(other.map(|()| size)?),
         }
     }
+}
+
+/// Returns a parser of the path of a run or file, which may be the name of a run in [`RUNS`].
+pub(super) fn run() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| {
+        let named = Path::new(RUNS).join(&path);
+        if !path.exists() && named.is_dir() { named } else { path }
+    })
 }
 
 /// Returns a parser of one of `names`, which help and shells list.

@@ -39,10 +39,18 @@ impl Kind {
     }
 }
 
-/// Returns the path of a model's prior.
+/// Returns the path of a model's prior: `prior.safetensors` for `model.safetensors`, `last.prior.safetensors` for `last.safetensors`.
 #[must_use]
 pub fn path(model: &Model, kind: Kind) -> PathBuf {
-    model.path.with_file_name(kind.file())
+    match model.path.file_stem() {
+        Some(stem) if stem != "model" => {
+            let mut name = stem.to_owned();
+            name.push(".");
+            name.push(kind.file());
+            model.path.with_file_name(name)
+        }
+        _ => model.path.with_file_name(kind.file()),
+    }
 }
 
 /// Writes the prior of a model beside it and returns the path.
@@ -120,6 +128,9 @@ mod tests {
         let Some(Prior::Mixture(found)) = load(&model(1)).unwrap() else { panic!("no mixture") };
         assert_eq!(found.components(), 2);
         assert_eq!(super::load(&model(1), Kind::SecondStage).unwrap(), None);
+        let last = Model { path: dir.path().join("last.safetensors"), ..model(1) };
+        assert_eq!(path(&last, Kind::Mixture), dir.path().join("last.prior.safetensors"));
+        assert_eq!(load(&last).unwrap(), None);
         let error = load(&model(2)).unwrap_err().to_string();
         assert!(error.contains("fit-prior") && error.contains("--prior normal"), "{error}");
     }

@@ -63,10 +63,17 @@ impl Drop for Reserved {
     }
 }
 
+/// Folder in which runs are created unless another one is named.
+pub const RUNS: &str = "runs";
+
+/// Name of the file with the weights of the last epoch.
+const LAST: &str = "last.safetensors";
+
 /// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "checkpoint.safetensors",
     "model.safetensors",
+    LAST,
     prior::Kind::Mixture.file(),
     prior::Kind::SecondStage.file(),
     "config.json",
@@ -89,7 +96,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::File`] if it cannot be created, is in use, or must not be overwritten.
     pub fn create(out: Option<&Path>, force: bool) -> Result<Self> {
-        let Some(path) = out else { return Self::next(Path::new("runs"), &today()) };
+        let Some(path) = out else { return Self::next(Path::new(RUNS), &today()) };
         let created = !path.exists();
         fs::create_dir_all(path).map_err(Error::file("create folder", path))?;
         let taken = Self::is_taken(path, force)?;
@@ -253,6 +260,12 @@ impl RunFolder {
     #[must_use]
     pub fn model(&self) -> PathBuf {
         self.path.join("model.safetensors")
+    }
+
+    /// `last.safetensors`: the weights of the last epoch.
+    #[must_use]
+    pub fn last(&self) -> PathBuf {
+        self.path.join(LAST)
     }
 
     /// `checkpoint.safetensors`: the complete state of the run.

@@ -119,6 +119,10 @@ impl RunStore for FolderStore {
         tensor_file::save(&file, &self.folder.model())
     }
 
+    fn save_last(&mut self, file: TensorFile) -> Result<()> {
+        tensor_file::save(&file, &self.folder.last())
+    }
+
     fn save_originals(&mut self, pixels: &[u8], size: [usize; 3]) -> Result<()> {
         self.folder.save_reconstructions(0, &ImageBatch::from_bytes(pixels, size)?)
     }

@@ -9,6 +9,8 @@ use crate::runtime::graph::Arena;
 use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data;
 use crate::vae::data::Images;
+use crate::vae::tensor_file::TensorFile;
+use crate::vae::train::rows::EpochRow;
 use crate::vae::train::store::{About, DecodedImages};
 use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema, Weights};
 
@@ -49,17 +51,19 @@ impl Trainer<'_> {
         self.warn(&message)
     }
 
-    /// Saves the weights. `kl_dims`: KL divergence of each latent dimension in nats.
-    pub(super) fn save_model(&mut self, kl_dims: &[f64]) -> Result<()> {
+    /// Returns the weights after an epoch as a file. `kl_dims`: KL divergence of each latent dimension in nats.
+    pub(super) fn model_file(&mut self, row: &EpochRow, kl_dims: &[f64]) -> Result<TensorFile> {
         let config = serde_json::to_string(&self.settings.model).map_err(Error::bug)?;
         let weights = self.weights()?;
         let mut file = weights.into_file(TensorSchema::of(self.runner.graph()?), &config)?;
+        file.metadata.insert("epoch".to_owned(), row.epoch.to_string());
+        file.metadata.insert("val_total".to_owned(), row.val_total.to_string());
         file.metadata.insert(KL_DIMS.to_owned(), serde_json::to_string(kl_dims).map_err(Error::bug)?);
         if self.settings.model.classes > 0 {
             let names = serde_json::to_string(self.dataset.train.classes()).map_err(Error::bug)?;
             file.metadata.insert(CLASSES.to_owned(), names);
         }
-        self.store.save_model(file)
+        Ok(file)
     }
 
     fn weights(&mut self) -> Result<Weights> {

@@ -45,6 +45,8 @@ pub enum Event<'a> {
         seconds: f64,
         /// Best validation loss.
         best: Option<f64>,
+        /// Its epoch, whose weights are the model of the run.
+        best_epoch: Option<u64>,
         /// Path of the run.
         #[serde(serialize_with = "lossy")]
         run: &'a Path,

@@ -19,6 +19,8 @@ pub struct InMemoryRun {
     pub checkpoint: Option<TensorFile>,
     /// Weights of the epoch with the best validation loss.
     pub model: Option<TensorFile>,
+    /// Weights of the last epoch.
+    pub last: Option<TensorFile>,
     /// Device of the run.
     pub device: Option<String>,
 }
@@ -81,6 +83,11 @@ impl RunStore for InMemoryRun {
 
     fn save_model(&mut self, file: TensorFile) -> Result<()> {
         self.model = Some(file);
+        Ok(())
+    }
+
+    fn save_last(&mut self, file: TensorFile) -> Result<()> {
+        self.last = Some(file);
         Ok(())
     }
 

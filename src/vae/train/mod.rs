@@ -269,6 +269,7 @@ impl<'a> Trainer<'a> {
                 steps: self.runner.step(),
                 seconds: started.elapsed().as_secs_f64(),
                 best: self.best,
+                best_epoch: self.epoch_rows.iter().find(|row| Some(row.val_total) == self.best).map(|row| row.epoch),
                 run: self.store.path(),
             },
         )?;
@@ -412,7 +413,9 @@ impl<'a> Trainer<'a> {
         self.epoch_rows.push(row);
         self.finished = epoch;
         let better = self.best.is_none_or(|best| row.val_total < best);
-        let model = if better { self.save_model(&val.kl_dims) } else { Ok(()) };
+        let file = self.model_file(&row, &val.kl_dims)?;
+        let model = if better { self.store.save_model(file.clone()) } else { Ok(()) };
+        let last = self.store.save_last(file);
         let best = better && model.is_ok();
         if best {
             self.best = Some(row.val_total);
@@ -423,9 +426,10 @@ impl<'a> Trainer<'a> {
         // Last: if the process is killed before, the resumed run repeats the epoch and writes the same bytes.
         let checkpoint = self.save_checkpoint();
         if epoch == self.settings.epochs {
-            model.and(checkpoint)?;
+            model.and(last).and(checkpoint)?;
         } else {
             self.warn_on_io_error(model)?;
+            self.warn_on_io_error(last)?;
             self.warn_on_io_error(checkpoint)?;
         }
         let advice = advice(&val.kl_dims, self.settings.model.likelihood, val.mse, None);

@@ -113,11 +113,17 @@ pub trait RunStore: fmt::Debug {
     /// [`Error::File`](crate::Error::File) if it cannot be written; the previous one remains.
     fn save_checkpoint(&mut self, file: TensorFile) -> Result<()>;
 
-    /// Replaces the weights atomically.
+    /// Replaces the weights of the best epoch atomically.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if they cannot be written; the previous ones remain.
     fn save_model(&mut self, file: TensorFile) -> Result<()>;
+
+    /// Replaces the weights of the last epoch atomically.
+    ///
+    /// # Errors
+    /// As [`RunStore::save_model`].
+    fn save_last(&mut self, file: TensorFile) -> Result<()>;
 
     /// Saves the images whose reconstructions follow: bytes, `[n, c, h, w]`.
     ///
