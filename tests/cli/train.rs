@@ -226,6 +226,23 @@ fn runs_are_listed_and_found_by_name() {
 }
 
 #[test]
+fn run_stops_when_its_time_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let mut args = small(&run, "cpu", "1000000");
+    args.extend(["--max-time", "1.5s"]);
+    let said = text(&ok(&args).stderr);
+    assert!(said.contains("interrupted after") && said.contains("--resume"), "{said}");
+    let epochs = rows(&run, "epochs.csv").len().max(3).to_string();
+    ok(&resume(&run, "cpu", &epochs));
+    // A run can start from the weights of another.
+    let other = run_in(&dir, "other");
+    let mut args = small(&other, "cpu", "1");
+    args.extend(["--init", &run]);
+    ok(&args);
+}
+
+#[test]
 fn device_and_run_folder_are_looked_at_before_the_data() {
     let dir = tempfile::tempdir().unwrap();
     let run = run_in(&dir, "run");
@@ -247,7 +264,8 @@ fn ctrl_c_is_acknowledged_before_the_step_ends() {
     args.extend(["--batch-size", "100", "--channels", "8", "--blocks", "1", "--device", "cpu"]);
     let mut child = command(&args).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.starts_with("run ")));
+    // The next step has begun.
+    assert!(lines.any(|line| line.starts_with("step 1/")));
     signal(&child, interrupt().0);
     let said: Vec<String> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");

@@ -117,11 +117,21 @@ Examples:
 
 /// The command line, with what derived attributes cannot say.
 fn command() -> clap::Command {
-    Cli::command().mut_subcommand("train", |train| {
+    lenient(Cli::command()).mut_subcommand("train", |train| {
         FIRST.iter().enumerate().fold(train.after_help(TRAIN_EXAMPLES), |train, (at, id)| {
             train.mut_arg(id, |arg| arg.help_heading(None).display_order(at))
         })
     })
+}
+
+/// Lets the last of repeated options win, as in aliases, and reads `-1` after an option as its value and not as another option.
+fn lenient(command: clap::Command) -> clap::Command {
+    let names: Vec<_> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let takes_value = |arg: &clap::Arg| arg.get_action().takes_values() && !arg.is_positional();
+    let command = command
+        .args_override_self(true)
+        .mut_args(|arg| if takes_value(&arg) { arg.allow_negative_numbers(true) } else { arg });
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, lenient))
 }
 
 /// Parses the arguments, runs the command, prints its error on one line and returns the exit code.

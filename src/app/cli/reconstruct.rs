@@ -58,6 +58,9 @@ impl ReconstructArgs {
         self.class.of(&model)?;
         if self.files.is_empty() {
             let images = self.images.open(&self.trained, config)?;
+            if self.count as usize > images.len() {
+                eprintln_lossy(format_args!("note: there are only {} images", images.len()));
+            }
             let indices: Vec<u32> = (0..self.count.min(images.len() as u32)).collect();
             if !self.raw {
                 check_grid(2 * indices.len())?;

@@ -32,6 +32,17 @@ pub(super) fn set_on_request(stop: &Arc<AtomicBool>, quiet: bool) -> io::Result<
     Ok(())
 }
 
+/// Sets `stop` after a time, unless it was set before. Returns a flag that says whether the time did it.
+pub(super) fn set_after(time: Duration, stop: &Arc<AtomicBool>) -> io::Result<Arc<AtomicBool>> {
+    let (stop, did) = (Arc::clone(stop), Arc::new(AtomicBool::new(false)));
+    let flag = Arc::clone(&did);
+    thread::Builder::new().name("max-time".into()).spawn(move || {
+        thread::sleep(time);
+        flag.store(!stop.swap(true, Ordering::Relaxed), Ordering::Relaxed);
+    })?;
+    Ok(did)
+}
+
 /// Waits for the first signal and says what it does. The thread ends with the process.
 fn acknowledge(stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {

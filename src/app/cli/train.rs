@@ -4,14 +4,15 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::data::DatasetArgs;
 use super::inference::BATCH;
 use super::output::check_output;
-use super::values::{choice, non_negative, posterior_std, run, share};
+use super::values::{choice, duration, non_negative, posterior_std, run, share};
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -53,7 +54,7 @@ pub(super) struct TrainArgs {
 #[command(next_help_heading = "Run")]
 struct RunArgs {
     /// Run folder to create [default: runs/DATE-N].
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
     out: Option<PathBuf>,
     /// Overwrite an existing run in --out.
     #[arg(long)]
@@ -66,9 +67,12 @@ struct RunArgs {
         "val_split", "recipe", "image_size", "conditional", "posterior_std",
     ], value_parser = run(), value_hint = ValueHint::DirPath)]
     resume: Option<PathBuf>,
-    /// Initialize the weights from a safetensors file with PyTorch's tensor names and shapes.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    /// Initialize the weights from a run, or a safetensors file with PyTorch's tensor names and shapes.
+    #[arg(long, value_name = "RUN|FILE", value_parser = run(), value_hint = ValueHint::AnyPath)]
     init: Option<PathBuf>,
+    /// Stop after this time, such as 90m or 2h, save a checkpoint and end; --resume continues.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    max_time: Option<Duration>,
 }
 
 /// Hyperparameters.
@@ -80,10 +84,10 @@ struct TrainingArgs {
     #[arg(long, value_name = "RECIPE", value_parser = choice::<Recipe>(&["sharp", "seed"]))]
     recipe: Option<Recipe>,
     /// Total number of epochs [default: 25].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
     /// Images per training step [default: 128].
-    #[arg(long, value_name = "N", alias = "batch_size")]
+    #[arg(long, short, value_name = "N", alias = "batch_size")]
     batch_size: Option<NonZeroUsize>,
     /// Seed of the initial weights, image order, noise and augmentation [default: 0].
     #[arg(long, value_name = "N")]
@@ -118,6 +122,9 @@ struct TrainingArgs {
     /// Standard deviation of the latent distributions at the start [default: 0.05; with --recipe seed: 1].
     #[arg(long, value_name = "STD", value_parser = posterior_std, hide_short_help = true)]
     posterior_std: Option<f64>,
+    /// End the run when the validation loss has not fallen for this many epochs; 0 for never [default: 0].
+    #[arg(long, value_name = "EPOCHS")]
+    early_stop: Option<u64>,
     /// Give encoder and decoder the class of each image, so that `sample --class` can choose it.
     #[arg(long)]
     conditional: bool,
@@ -194,6 +201,7 @@ impl TrainArgs {
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
         signals::set_on_request(&stop, quiet)?;
+        let timed_out = self.run.max_time.map(|time| signals::set_after(time, &stop)).transpose()?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
         let mut store;
@@ -227,6 +235,7 @@ impl TrainArgs {
                 self.fit_prior(&run, &dataset, &device, &plan);
                 Ok(ExitCode::SUCCESS)
             }
+            Outcome::Interrupted if timed_out.is_some_and(|set| set.load(Ordering::Relaxed)) => Ok(ExitCode::SUCCESS),
             Outcome::Interrupted => Ok(ExitCode::from(INTERRUPTED)),
         }
     }
@@ -237,6 +246,7 @@ impl TrainArgs {
             let store = FolderStore::new(RunFolder::resume(run)?);
             let mut settings = store.settings()?;
             settings.epochs = self.training.epochs.unwrap_or(settings.epochs);
+            settings.early_stop = self.training.early_stop.unwrap_or(settings.early_stop);
             // The data set may have moved. The trainer compares its fingerprint.
             settings.data = self.dataset.spec().or(settings.data);
             return Ok((settings, Some(store)));
@@ -268,6 +278,7 @@ impl TrainArgs {
             beta_cycle: t.beta_cycle.unwrap_or(base.beta_cycle),
             free_bits: t.free_bits.unwrap_or(base.free_bits),
             posterior_std: t.posterior_std.unwrap_or(base.posterior_std),
+            early_stop: t.early_stop.unwrap_or(base.early_stop),
             flip: t.flip.unwrap_or(base.flip),
             crop: t.crop.unwrap_or(base.crop),
             // The trainer adds the kernel variants of the plan.
@@ -294,6 +305,8 @@ impl TrainArgs {
     /// Loads the initial weights.
     fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
         let Some(path) = &self.run.init else { return Ok(None) };
+        let model = if path.is_dir() { RunFolder::view(path)?.model() } else { path.clone() };
+        let path = model.as_path();
         let graph = settings.model.graph(1, Mode::Encode)?;
         Ok(Some(Weights::from_foreign_file(tensor_file::load(path)?, path, TensorSchema::of(&graph))?))
     }

@@ -3,6 +3,7 @@
 use std::error;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 
@@ -59,6 +60,21 @@ pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
 pub(super) fn share(text: &str) -> Result<f64, ParseError> {
     let value: f64 = text.parse()?;
     if (0.0..1.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to below 1".into()) }
+}
+
+/// Parses a time above zero with its unit: `90s`, `1.5m`, `2h`.
+pub(super) fn duration(text: &str) -> Result<Duration, ParseError> {
+    let expected = "expected a time above zero such as 90s, 15m or 2h";
+    let unit = match text.chars().last() {
+        Some('s') => 1.0,
+        Some('m') => 60.0,
+        Some('h') => 3600.0,
+        _ => return Err(expected.into()),
+    };
+    let number: f64 = text.get(..text.len() - 1).unwrap_or_default().parse().map_err(|_| expected)?;
+    // At least a millisecond, at most about 30 years.
+    let time = Duration::try_from_secs_f64(number * unit).map_err(|_| expected)?;
+    if (1e-3..1e9).contains(&time.as_secs_f64()) { Ok(time) } else { Err(expected.into()) }
 }
 
 /// Parses a number in [`POSTERIOR_STDS`].

@@ -246,7 +246,18 @@ impl<'a> Trainer<'a> {
                 software: self.software,
             }),
         )?;
+        if self.settings.warmup > steps {
+            let Settings { warmup, lr, .. } = self.settings;
+            let last = self.settings.lr_at(steps - 1, steps);
+            self.warn(&format!(
+                "the warm-up of {warmup} steps is longer than the run of {steps}: the learning rate rises to {last:.2e}, not to {lr}"
+            ))?;
+        }
         for epoch in self.finished + 1..=self.settings.epochs {
+            if self.stops_early(epoch - 1) {
+                self.warn(&format!("the validation loss has not fallen for {} epochs", self.settings.early_stop))?;
+                break;
+            }
             let epoch_start = Instant::now();
             let mut outcome = self.epoch(epoch, steps)?;
             if outcome == Outcome::Finished {
@@ -261,19 +272,27 @@ impl<'a> Trainer<'a> {
         if self.profile.take().is_some() {
             self.warn("cannot profile: there is no step left to time")?;
         }
-        notify(
-            self.observer,
-            &mut self.observer_error,
-            &Event::Finished {
-                epochs: self.settings.epochs,
-                steps: self.runner.step(),
-                seconds: started.elapsed().as_secs_f64(),
-                best: self.best,
-                best_epoch: self.epoch_rows.iter().find(|row| Some(row.val_total) == self.best).map(|row| row.epoch),
-                run: self.store.path(),
-            },
-        )?;
+        let event = Event::Finished {
+            epochs: self.finished,
+            steps: self.runner.step(),
+            seconds: started.elapsed().as_secs_f64(),
+            best: self.best,
+            best_epoch: self.best_epoch(),
+            run: self.store.path(),
+        };
+        notify(self.observer, &mut self.observer_error, &event)?;
         self.end(Outcome::Finished)
+    }
+
+    /// Returns the epoch with the best validation loss, if its row is there.
+    fn best_epoch(&self) -> Option<u64> {
+        self.epoch_rows.iter().find(|row| Some(row.val_total) == self.best).map(|row| row.epoch)
+    }
+
+    /// Whether the validation loss has not fallen for as many epochs as the settings allow.
+    fn stops_early(&self, epoch: u64) -> bool {
+        let patience = self.settings.early_stop;
+        patience > 0 && self.best_epoch().is_some_and(|best| epoch.saturating_sub(best) >= patience)
     }
 
     /// Returns the observer's error, if any, now that everything is saved.
@@ -494,14 +513,19 @@ fn describe(model: &VaeConfig) -> String {
         Norm::Position => "position",
     };
     format!(
-        "ResNet VAE, {} channels, {} groups of {} blocks, {} latent dimensions, {norm} norm",
-        model.channels, model.groups, model.blocks, model.latent_dim
+        "ResNet VAE, {} channels, {} groups of {} {}, {} latent dimensions, {norm} norm",
+        model.channels,
+        model.groups,
+        model.blocks,
+        if model.blocks == 1 { "block" } else { "blocks" },
+        model.latent_dim
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::op::Likelihood;
     use crate::vae::data::shapes;
     use crate::vae::train::events::Quiet;
     use crate::vae::train::memory_store::InMemoryRun;
@@ -516,6 +540,53 @@ mod tests {
         let mut run = InMemoryRun::default();
         let error = Trainer::new(Settings { model, ..Settings::default() }, &mut run, None, context).unwrap_err();
         assert!(error.to_string().contains("classes of the model"), "{error}");
+    }
+
+    /// Keeps warnings.
+    struct Warnings(Vec<String>);
+
+    impl Observer for Warnings {
+        fn observe(&mut self, event: &Event<'_>) -> Result<()> {
+            if let Event::Warning { message } = event {
+                self.0.push((*message).to_owned());
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn run_ends_early_without_progress_and_stays_ended() {
+        // Without learning, and with a norm without running statistics, the validation loss stays the same.
+        let model = VaeConfig {
+            channels: 2,
+            blocks: 1,
+            latent_dim: 3,
+            norm: Norm::Position,
+            likelihood: Likelihood::Unit,
+            ..VaeConfig::default()
+        };
+        let dataset = shapes::dataset().unwrap().limited(Some(8), Some(4)).unwrap();
+        let (plan, stop, mut warnings) = (plan::Options::default(), AtomicBool::new(false), Warnings(Vec::new()));
+        let settings =
+            Settings { model, batch_size: 8, epochs: 10, lr: 0.0, warmup: 20, early_stop: 2, ..Settings::default() };
+        let mut run = InMemoryRun::default();
+        for expected in [["the warm-up of 20 steps is longer", "has not fallen for 2 epochs"]; 2] {
+            let context = TrainContext {
+                dataset: &dataset,
+                device: &Device::Cpu,
+                plan: &plan,
+                observer: &mut warnings,
+                stop: &stop,
+            };
+            let mut trainer = match run.checkpoint {
+                None => Trainer::new(settings.clone(), &mut run, None, context).unwrap(),
+                Some(_) => Trainer::resume(settings.clone(), &mut run, context).unwrap(),
+            };
+            assert_eq!(trainer.run().unwrap(), Outcome::Finished);
+            assert_eq!(run.epochs.len(), 3);
+            let said = std::mem::take(&mut warnings.0);
+            assert!(said.len() == 2 && said.iter().zip(expected).all(|(said, part)| said.contains(part)), "{said:?}");
+        }
     }
 
     #[test]

@@ -54,6 +54,7 @@ impl Recipe {
             beta_cycle: 0,
             free_bits: 0.0,
             posterior_std: 1.0,
+            early_stop: 0,
             flip: false,
             crop: false,
             variants: BTreeMap::new(),
@@ -133,6 +134,9 @@ pub struct Settings {
     /// the decoder learns to ignore.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub posterior_std: f64,
+    /// Epochs without a lower validation loss after which the run ends; 0 for never.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub early_stop: u64,
     /// Flip training images horizontally at random.
     pub flip: bool,
     /// Shift training images by up to 4 pixels at random.
