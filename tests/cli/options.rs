@@ -144,6 +144,10 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("train", "--data python", 1, "Python version"),
     ("train", "--data cut.png", 1, "expected a gzip archive"),
     ("reconstruct", "cut.png --strict", 2, "--strict"),
+    // The value is rejected, not taken for an option; the last of repeated options counts.
+    ("train", "--lr -1", 2, "--lr"),
+    ("train", "--lr 0.01 --lr -1", 2, "--lr"),
+    ("sample", "--count 2 --count 20001", 1, "20000"),
     ("sample", "--out new.jpg", 2, "new.jpg"),
     ("sample", "--out new", 2, "new"),
     ("sample", "--out run", 2, "run"),
