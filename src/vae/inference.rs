@@ -10,7 +10,7 @@ use crate::runtime::op::Likelihood;
 use crate::runtime::plan;
 use crate::vae::data;
 use crate::vae::data::Images;
-use crate::vae::model::{Mode, VARIANCE, VaeConfig};
+use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::names;
 use crate::vae::runner::{Device, Labelled, Runner, batch_sizes};
 use crate::vae::tensor_file::TensorFile;
@@ -67,10 +67,7 @@ impl Model {
         if self.config.likelihood == Likelihood::Unit {
             return Ok(1.0);
         }
-        let graph = self.config.graph(1, Mode::Encode)?;
-        let at = graph.states().iter().position(|state| state.name == VARIANCE);
-        let value = at.and_then(|at| self.weights.states.get(at)?.first());
-        value.map(|value| f64::from(*value)).ok_or_else(|| Error::bug("weights without a variance"))
+        self.weights.variance(&self.config.graph(1, Mode::Encode)?)
     }
 
     /// Loads the model onto a device, to process `batch` images at a time. Compiles the programs for `work`: modes with the number of

@@ -85,7 +85,7 @@ impl Pca {
         let mut basis = orthonormal(DMatrix::from_iterator(dims, width, start));
         let mut components = DMatrix::zeros(dims, kept);
         let (all, mut passes) = (images.len(), 0);
-        for stride in [all.div_ceil(SOME), 1] {
+        for stride in [all.div_ceil(SOME), 1].into_iter().skip(usize::from(all <= SOME)) {
             let read: Vec<u32> = (0..all as u32).step_by(stride).collect();
             let mut explained = 0.0;
             for _ in 0..PASSES {

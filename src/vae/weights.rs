@@ -104,6 +104,16 @@ impl Weights {
         format!("{:08x}", checksum.finalize())
     }
 
+    /// Returns the variance of the optimal likelihood.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] if the graph of these weights has none.
+    pub(crate) fn variance(&self, graph: &Graph) -> Result<f64> {
+        let at = graph.states().iter().position(|state| state.name == VARIANCE);
+        let value = at.and_then(|at| self.states.get(at)?.first());
+        value.map(|value| f64::from(*value)).ok_or_else(|| Error::bug("weights without a variance"))
+    }
+
     /// Returns the tensors of [`Arena::Params`] or [`Arena::States`].
     ///
     /// # Errors

@@ -341,7 +341,8 @@ fn reconstructions_are_shown_next_to_their_inputs() {
     let h = runner.encode(&pixels).unwrap();
     let mu: Vec<f32> = h.chunks(2 * LATENT).flat_map(|row| row[..LATENT].to_vec()).collect();
     let numbers = runner.decode(&mu).unwrap();
-    stage.ok("reconstruct run -n 5 --raw");
+    let more = stage.ok("reconstruct run -n 9 --raw --data shapes --val-limit 5");
+    assert!(text(&more.stderr).contains("only 5 images"), "{}", text(&more.stderr));
     let (header, raw) = npy(&stage.path("reconstructions.npy"));
     assert!(header.contains("(5, 3, 32, 32,)"), "{header}");
     assert_eq!(raw, numbers);

@@ -261,11 +261,12 @@ fn ctrl_c_is_acknowledged_before_the_step_ends() {
     let run = run_in(&dir, "run");
     let mut args = vec!["train", "--data", "shapes", "--train-limit", "200", "--val-limit", "10", "--out", &run];
     // A step takes longer than the acknowledgement.
-    args.extend(["--batch-size", "100", "--channels", "8", "--blocks", "1", "--device", "cpu"]);
+    args.extend(["--batch-size", "100", "--channels", "16", "--blocks", "1", "--device", "cpu"]);
     let mut child = command(&args).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    // The next step has begun.
     assert!(lines.any(|line| line.starts_with("step 1/")));
+    // In the middle of the next step.
+    std::thread::sleep(Duration::from_millis(200));
     signal(&child, interrupt().0);
     let said: Vec<String> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");

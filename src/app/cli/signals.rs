@@ -38,7 +38,9 @@ pub(super) fn set_after(time: Duration, stop: &Arc<AtomicBool>) -> io::Result<Ar
     let flag = Arc::clone(&did);
     thread::Builder::new().name("max-time".into()).spawn(move || {
         thread::sleep(time);
-        flag.store(!stop.swap(true, Ordering::Relaxed), Ordering::Relaxed);
+        // In this order: who sees the run stopped also sees why.
+        flag.store(!stop.load(Ordering::SeqCst), Ordering::SeqCst);
+        stop.store(true, Ordering::SeqCst);
     })?;
     Ok(did)
 }
@@ -50,7 +52,7 @@ fn acknowledge(stop: &AtomicBool) {
     }
     // Below the progress bar, and not beside the terminal's `^C`.
     let new_line = if io::stderr().is_terminal() { "\n" } else { "" };
-    eprintln_lossy(format_args!("{new_line}stopping after this step; another Ctrl-C quits at once"));
+    eprintln_lossy(format_args!("{new_line}stopping after this step; Ctrl-C now quits at once"));
 }
 
 /// Parses the set of ignored signals from Linux's `/proc/self/status`: bit 0 is signal 1.

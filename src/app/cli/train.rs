@@ -235,7 +235,7 @@ impl TrainArgs {
                 self.fit_prior(&run, &dataset, &device, &plan);
                 Ok(ExitCode::SUCCESS)
             }
-            Outcome::Interrupted if timed_out.is_some_and(|set| set.load(Ordering::Relaxed)) => Ok(ExitCode::SUCCESS),
+            Outcome::Interrupted if timed_out.is_some_and(|set| set.load(Ordering::SeqCst)) => Ok(ExitCode::SUCCESS),
             Outcome::Interrupted => Ok(ExitCode::from(INTERRUPTED)),
         }
     }

@@ -246,7 +246,7 @@ impl Gpu {
 
     /// Whether the driver compiles a kernel when it is first dispatched, as Mesa's software driver does.
     fn compiles_late(&self) -> bool {
-        self.adapter_info().device_type == "cpu"
+        self.adapter_info().driver == "llvmpipe"
     }
 
     /// Waits for all submissions.

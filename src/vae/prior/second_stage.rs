@@ -19,7 +19,7 @@ use crate::runtime::op::{AdamConfig, Add, Conv, Elbo, ElboConfig, Likelihood, Re
 use crate::runtime::plan;
 use crate::runtime::tensor::rng::{self, Stream, StreamRng};
 use crate::runtime::tensor::{Shape, Spec};
-use crate::vae::model::{Mode, VARIANCE};
+use crate::vae::model::Mode;
 use crate::vae::runner::{Device, Labelled, one_hot};
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::weights::{TensorSchema, Weights};
@@ -30,6 +30,8 @@ const BATCH: usize = 256;
 const LEARNING_RATE: f64 = 1e-3;
 /// Share of the steps over which the weight of the KL term rises from zero to one.
 const BETA_WARMUP: f64 = 0.25;
+/// Steps on the device before the host waits for them.
+const IN_FLIGHT: u64 = 8;
 /// Latent vectors that are decoded at a time.
 const BLOCK: usize = 256;
 
@@ -117,8 +119,7 @@ impl SecondStage {
             };
             exec.write(hyperparams, Data::F32(&scalars.to_array()))?;
             exec.run(program, &[terms])?;
-            let last = step + 1 == steps;
-            if let Some(report) = exec.reports(last)?.last() {
+            if let Some(report) = exec.reports((step + 1) % IN_FLIGHT == 0 || step + 1 == steps)?.last() {
                 let loss = report.values.first().and_then(|terms| terms.first()).copied().unwrap_or(f32::NAN);
                 if !loss.is_finite() {
                     return Err(Error::NonFiniteOutput { what: "the loss of the second-stage VAE".into() });
@@ -143,13 +144,21 @@ impl SecondStage {
         let mut exec = CpuExecutor::<f32>::within(None);
         let mut noise = rng::stream(seed, Stream::Sample, 0);
         let mut samples = Vec::with_capacity(count * latent_dim);
-        let spread = self.variance()?.sqrt() * temperature;
+        let mut last = None;
+        let spread = self.weights.variance(&self.config.graph(1, Mode::Decode)?)?.sqrt() * temperature;
         for first in (0..count).step_by(BLOCK) {
             let batch = BLOCK.min(count - first);
-            let program = exec.add(self.config.graph(batch, Mode::Decode)?)?;
-            for arena in [Arena::Params, Arena::States] {
-                exec.upload(arena, self.weights.arena(arena)?)?;
+            // All blocks but the last have one size.
+            let program = match last {
+                Some((size, program)) if size == batch => program,
+                _ => exec.add(self.config.graph(batch, Mode::Decode)?)?,
+            };
+            if first == 0 {
+                for arena in [Arena::Params, Arena::States] {
+                    exec.upload(arena, self.weights.arena(arena)?)?;
+                }
             }
+            last = Some((batch, program));
             let u = rng::normals(&mut noise, batch * latent_dim).into_iter().map(|u| u * temperature as f32);
             let input = exec.input(program, "u")?;
             exec.write(input, Data::F32(&u.collect::<Vec<_>>()))?;
@@ -164,14 +173,6 @@ impl SecondStage {
             samples.extend(mean.iter().zip(around).map(|(mean, normal)| mean + spread as f32 * normal));
         }
         Ok(samples)
-    }
-
-    /// Variance of a latent vector around its decoded mean.
-    fn variance(&self) -> Result<f64> {
-        let graph = self.config.graph(1, Mode::Decode)?;
-        let at = graph.states().iter().position(|state| state.name == VARIANCE);
-        let value = at.and_then(|at| self.weights.states.get(at)?.first());
-        value.map(|value| f64::from(*value)).ok_or_else(|| Error::bug("a second-stage VAE without a variance"))
     }
 
     /// Returns the weights as a file with PyTorch's names and shapes.
@@ -304,6 +305,8 @@ mod tests {
             let share = samples.chunks_exact(2).filter(|z| (z[0] > 0.0, z[1] > 0.0) == quadrant).count();
             assert!(share > 60, "{share} of 500 samples in {quadrant:?}");
         }
+        // Several blocks, of which two have the same size.
+        assert_eq!(fitted.sample(600, &[], 0, 1.0).unwrap()[..2 * BLOCK], fitted.sample(BLOCK, &[], 0, 1.0).unwrap());
         let file = fitted.to_file().unwrap();
         assert_eq!(SecondStage::from_file(file, Path::new("x"), 2, 0).unwrap(), fitted);
     }
