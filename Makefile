@@ -15,8 +15,7 @@ setup:
 
 # A small model on built-in images, in a few minutes on two cores: losses, samples and reconstructions in runs/demo.
 demo: setup
-	./target/release/vae-wgpu train --data shapes --train-limit 4000 --val-limit 400 --channels 16 --blocks 1 \
-		--batch-size 32 --epochs 12 --lr 0.005 --warmup 100 --beta-warmup 600 --out runs/demo --force
+	./target/release/vae-wgpu train --config demo --out runs/demo --force
 	./target/release/vae-wgpu sample runs/demo -n 49 --out runs/demo/samples.png
 	@echo "images: runs/demo/samples.png, runs/demo/reconstruction_history.png, runs/demo/training_loss.png"
 

@@ -99,6 +99,11 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--crop", 2, &["", "maybe", "1"]),
     ("--posterior-std", 2, &["", "nan", "inf", "0", "-1", "narrow"]),
     ("--early-stop", 2, &["", "-1", "1.5", "soon"]),
+    ("--config", 2, &[""]),
+    ("--config", 1, &["missing.toml", "folder", "text", "huge.png", "bad.toml"]),
+    ("--like", 2, &[""]),
+    ("--like", 1, &["missing", "folder", "text"]),
+    ("--save-every", 2, &["", "0", "-1", "1.5", "often"]),
     ("--max-time", 2, &["", "0s", "-1h", "5", "h", "1d", "soon", "1e30h"]),
     ("--class", 2, &[""]),
     ("--class", 1, &["star", "0"]),
@@ -223,6 +228,7 @@ impl TrainContext {
         fs::write(stage.path("text"), "hello\n").unwrap();
         fs::write(stage.path("empty"), "").unwrap();
         fs::write(stage.path("bare.json"), "{}").unwrap();
+        fs::write(stage.path("bad.toml"), "epochs = 0").unwrap();
         fs::write(stage.path("cut.tar.gz"), [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 1]).unwrap();
         stage
     }

@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 failure, 2 usage error, 3 NaN or infinity, 130 interrupted.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ use crate::vae::runner::Device;
 mod bench;
 mod check;
 mod completions;
+mod config_file;
 mod data;
 mod devices;
 mod encode;
@@ -110,7 +112,7 @@ const TRAIN_EXAMPLES: &str = "\
 Examples:
   vae-wgpu train --data photos --image-size 64
       Trains on a folder of images.
-  vae-wgpu train --data shapes --channels 8 --blocks 1 --epochs 5
+  vae-wgpu train --config demo
       Trains a small model on built-in images, in minutes without a GPU.
   vae-wgpu train --resume runs/2026-01-31-1 --epochs 50
       Continues a run.";
@@ -137,15 +139,39 @@ fn lenient(command: clap::Command) -> clap::Command {
 /// Parses the arguments, runs the command, prints its error on one line and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
-        Ok(cli) => cli,
+    match parse(std::env::args_os().collect()).and_then(|cli| run(&cli)) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            if let Some(usage) = error.downcast_ref::<clap::Error>() {
+                let _ = usage.print();
+                return ExitCode::from(if usage.use_stderr() { 2 } else { 0 });
+            }
+            let hint = error.downcast_ref::<Error>().and_then(Error::trailing_hint);
+            let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
+            eprintln_lossy(format_args!("error: {error:#}{hint}"));
+            ExitCode::from(exit_code(&error))
         }
-    };
+    }
+}
+
+/// Parses the arguments, and for `train` the options in its file.
+fn parse(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
+    let cli = Cli::from_arg_matches(&command().try_get_matches_from(&arguments)?)?;
+    let Command::Train(train) = &cli.command else { return Ok(cli) };
+    let options = train.options_of_file()?;
+    if options.is_empty() {
+        return Ok(cli);
+    }
+    let mut arguments = arguments;
+    // After the names of the program and the command.
+    arguments.splice(2..2, options);
+    Ok(Cli::from_arg_matches(&command().try_get_matches_from(arguments)?)?)
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     signals::ignore_file_size_signal();
-    let result = match &cli.command {
+    match &cli.command {
         Command::Train(args) => args.run(),
         Command::Sample(args) => args.run(),
         Command::Reconstruct(args) => args.run(),
@@ -165,16 +191,6 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => args.run(),
         Command::Tune(args) => args.run(),
         Command::Completions(args) => args.run(),
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            let hint = error.downcast_ref::<Error>().and_then(Error::trailing_hint);
-            let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
-            eprintln_lossy(format_args!("error: {error:#}{hint}"));
-            ExitCode::from(exit_code(&error))
-        }
     }
 }
 

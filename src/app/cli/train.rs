@@ -1,6 +1,7 @@
 //! `vae-wgpu train`.
 
-use std::num::NonZeroUsize;
+use std::ffi::OsString;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use super::data::DatasetArgs;
 use super::inference::BATCH;
 use super::output::check_output;
 use super::values::{choice, duration, non_negative, posterior_std, run, share};
-use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
+use super::{
+    DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, fit_prior, signals,
+};
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
 use crate::app::io::atomic::create_parent;
@@ -59,10 +62,17 @@ struct RunArgs {
     /// Overwrite an existing run in --out.
     #[arg(long)]
     force: bool,
+    /// Read options from a TOML file: names without dashes, such as `batch-size = 64`; options on the command line take precedence. Each
+    /// run writes one that repeats it, train.toml. Presets: demo (a small model on built-in images), small (half the channels), seed.
+    #[arg(long, value_name = "FILE|PRESET", value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// Use the settings of this run; options on the command line take precedence.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "recipe"], value_parser = run(), value_hint = ValueHint::DirPath)]
+    like: Option<PathBuf>,
     /// Resume a run with its saved settings and kernel variants. --epochs sets a new total; --variant and --variants override the saved
     /// variants.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
-        "out", "force", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
+        "out", "force", "config", "like", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
         "val_split", "recipe", "image_size", "conditional", "posterior_std",
     ], value_parser = run(), value_hint = ValueHint::DirPath)]
@@ -73,6 +83,9 @@ struct RunArgs {
     /// Stop after this time, such as 90m or 2h, save a checkpoint and end; --resume continues.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     max_time: Option<Duration>,
+    /// Keep the weights after every N epochs, in weights/epoch_NN.safetensors. By default those of the best and the last epoch are kept.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    save_every: Option<NonZeroU64>,
 }
 
 /// Hyperparameters.
@@ -166,6 +179,15 @@ enum ScheduleArg {
 }
 
 impl TrainArgs {
+    /// Returns the options of --config or --like as arguments.
+    pub(super) fn options_of_file(&self) -> anyhow::Result<Vec<OsString>> {
+        match (&self.run.config, &self.run.like) {
+            (Some(file), _) => config_file::from_file(file),
+            (_, Some(run)) => config_file::from_run(run),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         if let Some(table) = &self.plan.plan.variants {
             check_exists(table)?;
@@ -207,13 +229,13 @@ impl TrainArgs {
         let mut store;
         let mut trainer = match resumed {
             Some(resumed) => {
-                store = resumed;
+                store = resumed.keep_every(self.run.save_every);
                 Trainer::resume(settings, &mut store, context)?
             }
             None => {
                 let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
                 let preview = folder.data_preview();
-                store = FolderStore::new(folder);
+                store = FolderStore::new(folder).initialized_from(self.init_file()?).keep_every(self.run.save_every);
                 let trainer = Trainer::new(settings, &mut store, init.as_ref(), context)?;
                 // Of own images, so that the user can check the crop.
                 if images.is_some() {
@@ -241,7 +263,7 @@ impl TrainArgs {
     }
 
     /// Returns the settings, and the folder of the run to resume.
-    fn settings(&self) -> anyhow::Result<(Settings, Option<FolderStore>)> {
+    pub(super) fn settings(&self) -> anyhow::Result<(Settings, Option<FolderStore>)> {
         if let Some(run) = &self.run.resume {
             let store = FolderStore::new(RunFolder::resume(run)?);
             let mut settings = store.settings()?;
@@ -302,13 +324,18 @@ impl TrainArgs {
         }
     }
 
+    /// Returns the absolute path of the initial weights.
+    fn init_file(&self) -> anyhow::Result<Option<PathBuf>> {
+        let Some(path) = &self.run.init else { return Ok(None) };
+        let file = if path.is_dir() { RunFolder::view(path)?.model() } else { path.clone() };
+        Ok(Some(std::path::absolute(&file).unwrap_or(file)))
+    }
+
     /// Loads the initial weights.
     fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
-        let Some(path) = &self.run.init else { return Ok(None) };
-        let model = if path.is_dir() { RunFolder::view(path)?.model() } else { path.clone() };
-        let path = model.as_path();
+        let Some(path) = self.init_file()? else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
-        Ok(Some(Weights::from_foreign_file(tensor_file::load(path)?, path, TensorSchema::of(&graph))?))
+        Ok(Some(Weights::from_foreign_file(tensor_file::load(&path)?, &path, TensorSchema::of(&graph))?))
     }
 }
 

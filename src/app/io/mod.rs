@@ -9,4 +9,5 @@ pub mod prior;
 pub mod run_config;
 pub mod run_folder;
 pub mod run_store;
+pub mod settings_file;
 pub mod tensor_file;

@@ -69,14 +69,18 @@ pub const RUNS: &str = "runs";
 /// Name of the file with the weights of the last epoch.
 const LAST: &str = "last.safetensors";
 
+/// Name of the file with the options that repeat the run.
+const REPEAT: &str = "train.toml";
+
 /// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "checkpoint.safetensors",
     "model.safetensors",
     LAST,
     prior::Kind::Mixture.file(),
     prior::Kind::SecondStage.file(),
     "config.json",
+    REPEAT,
     "metrics.csv",
     "epochs.csv",
     "reconstruction_history.png",
@@ -88,6 +92,8 @@ const FILES: [&str; 13] = [
 /// Folders of a run with one image per epoch.
 const SAMPLES: &str = "samples";
 const RECONSTRUCTIONS: &str = "reconstructions";
+/// Folder with the weights of some epochs.
+const WEIGHTS: &str = "weights";
 
 impl RunFolder {
     /// Creates and locks the folder of a new run: `out`, or `runs/<date>-<n>` with the first free n. An existing folder must be empty, or
@@ -144,7 +150,7 @@ impl RunFolder {
                 for name in FILES {
                     remove(&self.path.join(name))?;
                 }
-                for folder in [SAMPLES, RECONSTRUCTIONS].map(|name| self.path.join(name)) {
+                for folder in [SAMPLES, RECONSTRUCTIONS, WEIGHTS].map(|name| self.path.join(name)) {
                     if folder.is_dir() {
                         let mut files = entries(&folder)?.filter(|entry| is_of_an_epoch(&entry.file_name()));
                         files.try_for_each(|entry| remove(&entry.path()))?;
@@ -244,6 +250,12 @@ impl RunFolder {
         self.path.join("config.json")
     }
 
+    /// `train.toml`: the options that repeat the run.
+    #[must_use]
+    pub fn repeat(&self) -> PathBuf {
+        self.path.join(REPEAT)
+    }
+
     /// `metrics.csv`: one row per step.
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
@@ -266,6 +278,12 @@ impl RunFolder {
     #[must_use]
     pub fn last(&self) -> PathBuf {
         self.path.join(LAST)
+    }
+
+    /// `weights/epoch_NN.safetensors`: the weights after an epoch.
+    #[must_use]
+    pub fn weights(&self, epoch: u64) -> PathBuf {
+        self.path.join(WEIGHTS).join(format!("epoch_{epoch:02}.safetensors"))
     }
 
     /// `checkpoint.safetensors`: the complete state of the run.
@@ -372,7 +390,8 @@ fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry>> {
 
 /// Returns whether a file is called `epoch_NN.png`.
 fn is_of_an_epoch(name: &OsStr) -> bool {
-    let number = name.to_str().and_then(|name| name.strip_prefix("epoch_")?.strip_suffix(".png"));
+    let number = |name: &str| Some(name.strip_prefix("epoch_")?.split_once('.')?.0.to_owned());
+    let number = name.to_str().and_then(number);
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 

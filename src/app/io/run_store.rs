@@ -1,11 +1,13 @@
 //! A run folder as the store of a training run.
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
+use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::app::io::csv::Table;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::run_folder::RunFolder;
-use crate::app::io::tensor_file;
+use crate::app::io::{settings_file, tensor_file};
 use crate::app::viz::caption::label_rows;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
@@ -21,6 +23,10 @@ use crate::vae::train::store::{About, DecodedImages, Recorded, RunStore};
 #[derive(Debug)]
 pub struct FolderStore {
     folder: RunFolder,
+    /// File that the weights started from.
+    init: Option<PathBuf>,
+    /// Number of epochs after which the weights are kept in a file of their own.
+    keep_every: Option<NonZeroU64>,
     /// Tables of steps and epochs; absent until the run begins or resumes.
     tables: Option<(Table<StepRow>, Table<EpochRow>)>,
 }
@@ -29,7 +35,19 @@ impl FolderStore {
     /// Stores a run in `folder`. Changes nothing yet.
     #[must_use]
     pub fn new(folder: RunFolder) -> Self {
-        Self { folder, tables: None }
+        Self { folder, init: None, keep_every: None, tables: None }
+    }
+
+    /// Names the file that the weights start from, for `train.toml`.
+    #[must_use]
+    pub fn initialized_from(self, file: Option<PathBuf>) -> Self {
+        Self { init: file, ..self }
+    }
+
+    /// Keeps the weights of every `epochs` epochs, each in a file of its own.
+    #[must_use]
+    pub fn keep_every(self, epochs: Option<NonZeroU64>) -> Self {
+        Self { keep_every: epochs, ..self }
     }
 
     /// Returns the settings of the run, from its checkpoint.
@@ -68,6 +86,15 @@ impl RunStore for FolderStore {
     fn begin(&mut self, about: &About<'_>) -> Result<()> {
         self.folder.begin()?;
         self.save_about(about)?;
+        let name = self.path().file_name().unwrap_or_default().to_string_lossy();
+        let about_file = format!(
+            "Repeats the run {name}: vae-wgpu train --config train.toml --out DIR\nWritten by vae-wgpu {} on {}.",
+            env!("CARGO_PKG_VERSION"),
+            about.device
+        );
+        let init = self.init.as_deref().map(Path::to_string_lossy);
+        let repeat = settings_file::to_toml(about.settings, init.as_deref(), &about_file);
+        save_atomic(&self.folder.repeat(), repeat.as_bytes())?;
         self.create_tables()
     }
 
@@ -119,7 +146,12 @@ impl RunStore for FolderStore {
         tensor_file::save(&file, &self.folder.model())
     }
 
-    fn save_last(&mut self, file: TensorFile) -> Result<()> {
+    fn save_last(&mut self, epoch: u64, file: TensorFile) -> Result<()> {
+        if self.keep_every.is_some_and(|every| epoch.is_multiple_of(every.get())) {
+            let path = self.folder.weights(epoch);
+            create_parent(&path)?;
+            tensor_file::save(&file, &path)?;
+        }
         tensor_file::save(&file, &self.folder.last())
     }
 

@@ -86,7 +86,7 @@ impl RunStore for InMemoryRun {
         Ok(())
     }
 
-    fn save_last(&mut self, file: TensorFile) -> Result<()> {
+    fn save_last(&mut self, _epoch: u64, file: TensorFile) -> Result<()> {
         self.last = Some(file);
         Ok(())
     }

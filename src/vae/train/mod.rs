@@ -434,7 +434,7 @@ impl<'a> Trainer<'a> {
         let better = self.best.is_none_or(|best| row.val_total < best);
         let file = self.model_file(&row, &val.kl_dims)?;
         let model = if better { self.store.save_model(file.clone()) } else { Ok(()) };
-        let last = self.store.save_last(file);
+        let last = self.store.save_last(epoch, file);
         let best = better && model.is_ok();
         if best {
             self.best = Some(row.val_total);

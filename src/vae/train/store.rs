@@ -119,11 +119,11 @@ pub trait RunStore: fmt::Debug {
     /// [`Error::File`](crate::Error::File) if they cannot be written; the previous ones remain.
     fn save_model(&mut self, file: TensorFile) -> Result<()>;
 
-    /// Replaces the weights of the last epoch atomically.
+    /// Replaces the weights of the last epoch, which is `epoch` (from 1), atomically.
     ///
     /// # Errors
     /// As [`RunStore::save_model`].
-    fn save_last(&mut self, file: TensorFile) -> Result<()>;
+    fn save_last(&mut self, epoch: u64, file: TensorFile) -> Result<()>;
 
     /// Saves the images whose reconstructions follow: bytes, `[n, c, h, w]`.
     ///

@@ -1,0 +1,206 @@
+//! `train --config` and `train --like`: options from a file become arguments before those of the command line, where the last one wins.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, ArgAction};
+use toml::{Table, Value};
+
+use super::command;
+use crate::app::io::atomic;
+use crate::app::io::run_folder::RunFolder;
+use crate::app::io::settings_file;
+use crate::error::printable;
+use crate::vae::train::Settings;
+
+/// Names and contents of the presets.
+const PRESETS: [(&str, &str); 3] = [
+    ("demo", include_str!("../../../assets/presets/demo.toml")),
+    ("small", include_str!("../../../assets/presets/small.toml")),
+    ("seed", include_str!("../../../assets/presets/seed.toml")),
+];
+
+/// Options of `train` that a file cannot contain.
+const COMMAND_LINE_ONLY: [&str; 6] = ["config", "like", "resume", "force", "help", "version"];
+
+/// Returns the options in a TOML file, or in the preset of that name if there is no such file, as arguments.
+///
+/// # Errors
+/// If the file cannot be read or `train` does not accept its options.
+pub(super) fn from_file(path: &Path) -> anyhow::Result<Vec<OsString>> {
+    if let Some((_, text)) = PRESETS.iter().find(|(name, _)| Path::new(name) == path && !path.exists()) {
+        return arguments(text);
+    }
+    let bytes = atomic::read(path).map_err(|error| {
+        let names = PRESETS.map(|(name, _)| name).join(", ");
+        if path.exists() { error.into() } else { anyhow!("{error}. Presets: {names}") }
+    })?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| anyhow!("it is not a text file")).with_context(|| cannot_use(path))?;
+    arguments(&text).with_context(|| cannot_use(path))
+}
+
+/// Returns the settings of a run as arguments.
+///
+/// # Errors
+/// If its `config.json` cannot be read.
+pub(super) fn from_run(run: &Path) -> anyhow::Result<Vec<OsString>> {
+    let settings = RunFolder::view(run)?.load_config::<Settings>()?.settings;
+    arguments(&settings_file::to_toml(&settings, None, "")).with_context(|| cannot_use(run))
+}
+
+fn cannot_use(path: &Path) -> String {
+    format!("cannot use the options in {}", printable(path.display()))
+}
+
+/// Returns the options in a TOML file as arguments that `train` accepts.
+fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
+    let table: Table = text.parse().map_err(|error: toml::de::Error| {
+        let line =
+            error.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.lines().count().max(1));
+        anyhow!("line {line}: {}", error.message().replace('\n', ", "))
+    })?;
+    let command = command();
+    let train = command.find_subcommand("train").context("no command `train`")?;
+    let mut arguments = Vec::new();
+    for (key, value) in &table {
+        let name = key.replace('_', "-");
+        if COMMAND_LINE_ONLY.contains(&name.as_str()) {
+            bail!("`{key}` belongs on the command line");
+        }
+        let named = |arg: &&Arg| {
+            arg.get_long() == Some(&name) || arg.get_all_aliases().is_some_and(|all| all.contains(&name.as_str()))
+        };
+        push(&mut arguments, &name, value, train.get_arguments().find(named))?;
+    }
+    // The options alone, so that a message is about the file.
+    let alone = ["vae-wgpu".into(), "train".into()].into_iter().chain(arguments.iter().cloned());
+    match super::command().try_get_matches_from(alone) {
+        Ok(_) => Ok(arguments),
+        Err(error) => {
+            let similar = match error.get(ContextKind::SuggestedArg) {
+                Some(ContextValue::String(option)) => format!("; there is {option}"),
+                _ => String::new(),
+            };
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            bail!("{first}{similar}")
+        }
+    }
+}
+
+/// Adds an option with its value, for which `arg` says what it accepts.
+fn push(arguments: &mut Vec<OsString>, name: &str, value: &Value, arg: Option<&Arg>) -> anyhow::Result<()> {
+    let action = arg.map(Arg::get_action);
+    let text = match (value, action) {
+        (Value::Boolean(on), Some(ArgAction::SetTrue)) => {
+            arguments.extend(on.then(|| format!("--{name}").into()));
+            return Ok(());
+        }
+        (_, Some(ArgAction::SetTrue)) => bail!("`{name}` is `{value}`, expected true or false"),
+        (Value::Array(values), Some(ArgAction::Append)) => {
+            return values.iter().try_for_each(|value| push(arguments, name, value, arg));
+        }
+        (Value::String(text), _) => text.clone(),
+        (Value::Integer(_) | Value::Float(_) | Value::Boolean(_), _) => value.to_string(),
+        _ => bail!("`{name}` is {}, expected text, a number, true or false", value.type_str()),
+    };
+    arguments.push(format!("--{name}={text}").into());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::app::cli::{Cli, Command};
+    use crate::runtime::op::Likelihood;
+    use crate::vae::model::{Norm, VaeConfig};
+    use crate::vae::train::{Recipe, Schedule};
+    use clap::FromArgMatches;
+
+    /// The settings of `vae-wgpu train` with these options.
+    fn settings(options: Vec<OsString>) -> Settings {
+        let arguments = ["vae-wgpu".into(), "train".into()].into_iter().chain(options);
+        let cli = Cli::from_arg_matches(&command().try_get_matches_from(arguments).unwrap()).unwrap();
+        let Command::Train(train) = cli.command else { panic!("another command") };
+        train.settings().unwrap().0
+    }
+
+    #[test]
+    fn file_of_a_run_repeats_its_settings() {
+        let every = Settings {
+            model: VaeConfig {
+                channels: 6,
+                blocks: 3,
+                latent_dim: 5,
+                norm: Norm::Position,
+                likelihood: Likelihood::Unit,
+                ..VaeConfig::default()
+            },
+            data: Some("/pictures \"of\" cats\\".to_owned()),
+            image_size: Some(64),
+            train_limit: Some(1000),
+            val_limit: Some(10),
+            val_split: 0.3,
+            batch_size: 7,
+            epochs: 3,
+            seed: u64::MAX,
+            lr: 1.0 / 3.0,
+            weight_decay: 1e-9,
+            warmup: 11,
+            schedule: Schedule::Constant,
+            clip_grad: 0.0,
+            beta: 2.5,
+            beta_warmup: 5,
+            beta_cycle: 50,
+            free_bits: 0.25,
+            posterior_std: 0.5,
+            early_stop: 4,
+            flip: false,
+            crop: true,
+            variants: BTreeMap::from([
+                ("conv2d.forward".to_owned(), "naive".to_owned()),
+                ("linear".to_owned(), "naive".to_owned()),
+            ]),
+        };
+        for run in [every, Recipe::Sharp.settings(), Recipe::Seed.settings()] {
+            let variants = run.variants.iter().map(|(op, name)| (op.clone(), name.clone())).collect::<Vec<_>>();
+            let options = arguments(&settings_file::to_toml(&run, None, "one\ntwo")).unwrap();
+            let given = options.iter().filter(|option| option.to_string_lossy().starts_with("--variant=")).count();
+            // Variants belong to the plan, which the trainer adds to the settings.
+            assert_eq!(given, variants.len());
+            assert_eq!(settings(options), Settings { variants: BTreeMap::new(), ..run });
+        }
+    }
+
+    #[test]
+    fn presets_are_valid() {
+        for (name, _) in PRESETS {
+            let settings = settings(from_file(Path::new(name)).unwrap());
+            settings.check().unwrap();
+            assert_eq!(settings == Recipe::Seed.settings(), name == "seed");
+            assert!(settings != Settings::default(), "{name}");
+        }
+    }
+
+    #[test]
+    fn message_names_the_option_of_a_file() {
+        for (text, message) in [
+            ("lr = -1", "invalid value '-1' for '--lr <RATE>'"),
+            ("\nlr = \n", "line 2: "),
+            ("lrate = 1", "unexpected argument '--lrate' found; there is --"),
+            ("lr = [1, 2]", "`lr` is array, expected text, a number, true or false"),
+            ("quiet = 1", "`quiet` is `1`, expected true or false"),
+            ("resume = \"runs/1\"", "`resume` belongs on the command line"),
+        ] {
+            let error = arguments(text).unwrap_err().to_string();
+            assert!(error.contains(message) && error.lines().count() == 1, "{error}");
+        }
+        let options = arguments("batch_size = 3\nquiet = true\nconditional = false\nflip = true").unwrap();
+        assert_eq!(options, ["--batch-size=3", "--flip=true", "--quiet"]);
+    }
+}
