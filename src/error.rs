@@ -54,6 +54,14 @@ pub enum Error {
         /// The largest batch size that fits, 0 if none does; `None` where it was not determined.
         largest_batch: Option<usize>,
     },
+    /// The device has no memory left.
+    #[error("out of memory: cannot allocate {bytes} bytes for {what}. Use a smaller batch or fewer channels")]
+    OutOfMemory {
+        /// The buffer.
+        what: String,
+        /// Its size.
+        bytes: u64,
+    },
     /// No adapter matches the request.
     #[error("no usable GPU adapter: {wanted}; {found}. {}", sentence(hint))]
     NoAdapter {

@@ -51,6 +51,51 @@ fn train_writes_all_files_of_a_run() {
 }
 
 #[test]
+fn run_is_repeated_from_its_file_or_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, again, like] = ["first", "again", "like"].map(|name| run_in(&dir, name));
+    let mut args = small(&first, "cpu", "3");
+    args.extend(["--lr", "0.003", "--seed", "7", "--save-every", "2"]);
+    ok(&args);
+    let file = Path::new(&first).join("train.toml");
+    let device = ["--quiet", "--device", "cpu"];
+    ok(&[&["train", "--config", file.to_str().unwrap(), "--out", &again], &device[..]].concat());
+    assert_same(&first, &again);
+    // Options on the command line take precedence.
+    ok(&[&["train", "--like", &first, "--epochs", "2", "--out", &like], &device[..]].concat());
+    assert_eq!(rows(&like, "epochs.csv").len(), 1 + 2);
+    let weights = |run: &str, name: &str| fs::read(Path::new(run).join(name)).unwrap();
+    assert!(weights(&first, "weights/epoch_02.safetensors") == weights(&like, "last.safetensors"));
+    let kept = fs::read_dir(Path::new(&first).join("weights")).unwrap().count();
+    assert_eq!((kept, Path::new(&again).join("weights").exists()), (1, false));
+}
+
+#[test]
+fn preparations_write_no_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["train", "--data", "shapes", "--train-limit", "40", "--val-limit", "4", "--device", "cpu"];
+    let model = ["--channels", "2", "--blocks", "1", "--latent-dim", "2"];
+    let run = |more: &[&str]| {
+        let output = command(&[&args, &model[..], more].concat()).current_dir(dir.path()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        [output.stdout, output.stderr].map(|said| text(&said).to_owned())
+    };
+    let files = || fs::read_dir(dir.path()).unwrap().count();
+    // 36 images train, 4 validate.
+    let [_, said] = run(&["--dry-run", "--batch-size", "auto"]);
+    assert!(
+        said.contains("36 images, 25 epochs, 50 steps of 32") && said.contains("dry run: ready to train"),
+        "{said}"
+    );
+    assert_eq!(files(), 0);
+    let [found, _] = run(&["--lr-find", "--json", "--batch-size", "8"]);
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert!(found["suggested"].as_f64().unwrap() < found["lowest"].as_f64().unwrap(), "{found}");
+    assert_eq!(image::image_dimensions(dir.path().join("lr_find.png")).unwrap(), (1200, 760));
+    assert_eq!(files(), 1);
+}
+
+#[test]
 fn resumed_run_is_identical_to_an_uninterrupted_one() {
     for device in [device(), "cpu"] {
         let dir = tempfile::tempdir().unwrap();

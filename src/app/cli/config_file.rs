@@ -30,13 +30,16 @@ const COMMAND_LINE_ONLY: [&str; 6] = ["config", "like", "resume", "force", "help
 /// # Errors
 /// If the file cannot be read or `train` does not accept its options.
 pub(super) fn from_file(path: &Path) -> anyhow::Result<Vec<OsString>> {
-    if let Some((_, text)) = PRESETS.iter().find(|(name, _)| Path::new(name) == path && !path.exists()) {
-        return arguments(text);
+    if !path.is_file() {
+        if let Some((_, text)) = PRESETS.iter().find(|(name, _)| Path::new(name) == path) {
+            return arguments(text);
+        }
+        if !path.exists() {
+            let names = PRESETS.map(|(name, _)| name).join(", ");
+            bail!("there is no file and no preset `{}`. Presets: {names}", printable(path.display()));
+        }
     }
-    let bytes = atomic::read(path).map_err(|error| {
-        let names = PRESETS.map(|(name, _)| name).join(", ");
-        if path.exists() { error.into() } else { anyhow!("{error}. Presets: {names}") }
-    })?;
+    let bytes = atomic::read(path)?;
     let text =
         String::from_utf8(bytes).map_err(|_| anyhow!("it is not a text file")).with_context(|| cannot_use(path))?;
     arguments(&text).with_context(|| cannot_use(path))

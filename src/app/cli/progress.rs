@@ -295,10 +295,12 @@ impl Report {
 
 /// The lines at the start of a run.
 fn header(start: &Start<'_>) -> Vec<String> {
-    let Start { run, device, model, parameters, images, batch_size, epochs, steps, first_step, software: _ } = start;
+    let Start { run, device, model, parameters, images, batch_size, epochs, steps, first_step, software: _, memory } =
+        start;
     let resumed =
         if *first_step > 0 { format!(", resuming after {}", counted(*first_step, "step")) } else { String::new() };
-    vec![
+    let memory = memory.map(|bytes| format!("memory  {:.0} MiB on the device", bytes as f64 / f64::from(1 << 20)));
+    let lines = [
         format!("device  {device}"),
         format!("model   {model}, {} parameters", grouped(*parameters as u64)),
         format!(
@@ -308,7 +310,8 @@ fn header(start: &Start<'_>) -> Vec<String> {
             counted(*steps, "step")
         ),
         format!("run     {}", run.display()),
-    ]
+    ];
+    lines.into_iter().chain(memory).collect()
 }
 
 /// A column of the table of epochs.
@@ -402,6 +405,7 @@ mod tests {
             steps: 9775,
             first_step: 0,
             software: false,
+            memory: Some(86 << 20),
         }
     }
 

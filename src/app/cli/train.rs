@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +16,8 @@ use super::inference::BATCH;
 use super::output::check_output;
 use super::values::{choice, duration, non_negative, posterior_std, run, share};
 use super::{
-    DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, fit_prior, signals,
+    DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, fit_prior, print,
+    signals,
 };
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -24,14 +26,17 @@ use crate::app::io::run_folder::RunFolder;
 use crate::app::io::run_store::FolderStore;
 use crate::app::io::{model, tensor_file};
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
+use crate::app::viz::range_plot::range_plot;
 use crate::error::Error;
 use crate::runtime::plan;
 use crate::vae::data;
 use crate::vae::data::{Dataset, Images};
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
+use crate::vae::train::memory_store::InMemoryRun;
+use crate::vae::train::range_test::{RangePoint, range_test, steepest};
 use crate::vae::train::store::RunStore;
-use crate::vae::train::{MAX_EPOCHS, Outcome, Recipe, Schedule, Settings, TrainContext, Trainer};
+use crate::vae::train::{MAX_EPOCHS, Outcome, Recipe, Schedule, Settings, TrainContext, Trainer, largest_batch};
 use crate::vae::weights::{TensorSchema, Weights};
 
 #[derive(Args, Debug)]
@@ -83,6 +88,15 @@ struct RunArgs {
     /// Stop after this time, such as 90m or 2h, save a checkpoint and end; --resume continues.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     max_time: Option<Duration>,
+    /// Do all that comes before the first step, then end: open the data and the device, plan the memory, compile the kernels. Writes no
+    /// files.
+    #[arg(long, conflicts_with_all = ["resume", "lr_find"], hide_short_help = true)]
+    dry_run: bool,
+    /// Instead of training, try learning rates from 1e-6 to 1 in 100 steps, name the one at which the loss falls fastest, and plot the
+    /// loss over the learning rate.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "lr_find.png", require_equals = true,
+        conflicts_with = "resume", value_hint = ValueHint::FilePath, hide_short_help = true)]
+    lr_find: Option<PathBuf>,
     /// Keep the weights after every N epochs, in weights/epoch_NN.safetensors. By default those of the best and the last epoch are kept.
     #[arg(long, value_name = "N", hide_short_help = true)]
     save_every: Option<NonZeroU64>,
@@ -99,9 +113,9 @@ struct TrainingArgs {
     /// Total number of epochs [default: 25].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
-    /// Images per training step [default: 128].
-    #[arg(long, short, value_name = "N", alias = "batch_size")]
-    batch_size: Option<NonZeroUsize>,
+    /// Images per training step; auto: the largest power of two up to 1024 that the device has memory for [default: 128].
+    #[arg(long, short, value_name = "N|auto", alias = "batch_size")]
+    batch_size: Option<BatchSize>,
     /// Seed of the initial weights, image order, noise and augmentation [default: 0].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -172,6 +186,26 @@ struct OutputArgs {
     quiet: bool,
 }
 
+/// Value of --batch-size.
+#[derive(Clone, Copy, Debug)]
+enum BatchSize {
+    Auto,
+    Images(NonZeroUsize),
+}
+
+impl FromStr for BatchSize {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Images).map_err(|_| "expected a number above 0, or auto".to_owned()),
+        }
+    }
+}
+
+/// Largest batch size that is chosen automatically.
+const MOST_IMAGES: usize = 1024;
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ScheduleArg {
     Constant,
@@ -212,6 +246,9 @@ impl TrainArgs {
         if let Some(trace) = &self.output.trace {
             check_output(trace, &["json"])?;
         }
+        if let Some(plot) = &self.run.lr_find {
+            check_output(plot, &["png"])?;
+        }
         let Opened { dataset, images } = args.open(quiet, model)?;
         if resumed.is_none() {
             fit_to_images(&mut settings.model, &dataset, self.training.conditional)?;
@@ -226,6 +263,21 @@ impl TrainArgs {
         let timed_out = self.run.max_time.map(|time| signals::set_after(time, &stop)).transpose()?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
+        if resumed.is_none() && matches!(self.training.batch_size, Some(BatchSize::Auto)) {
+            settings.batch_size = largest_batch(&settings, MOST_IMAGES, &context)?;
+        }
+        if let Some(plot) = &self.run.lr_find {
+            let points = range_test(settings, init.as_ref(), context)?;
+            return self.report_range_test(&points, plot);
+        }
+        if self.run.dry_run {
+            let mut nowhere = InMemoryRun::default();
+            Trainer::new(settings, &mut nowhere, init.as_ref(), context)?.announce()?;
+            if !quiet {
+                eprintln_lossy("dry run: ready to train; no files were written");
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut store;
         let mut trainer = match resumed {
             Some(resumed) => {
@@ -283,7 +335,11 @@ impl TrainArgs {
             train_limit,
             val_limit,
             val_split: t.val_split.unwrap_or(base.val_split),
-            batch_size: t.batch_size.map_or(base.batch_size, NonZeroUsize::get),
+            batch_size: match t.batch_size {
+                Some(BatchSize::Images(count)) => count.get(),
+                // Determined when data and device are open.
+                Some(BatchSize::Auto) | None => base.batch_size,
+            },
             epochs: t.epochs.unwrap_or(base.epochs),
             seed: t.seed.unwrap_or(base.seed),
             lr: t.lr.unwrap_or(base.lr),
@@ -307,6 +363,31 @@ impl TrainArgs {
             variants: base.variants,
         };
         Ok((settings, None))
+    }
+
+    /// Plots a range test and prints what it found.
+    fn report_range_test(&self, points: &[RangePoint], plot: &Path) -> anyhow::Result<ExitCode> {
+        let suggested = steepest(points);
+        create_parent(plot)?;
+        save_png(plot, &range_plot(points, suggested)?)?;
+        let lowest = points.iter().min_by(|a, b| a.smoothed.total_cmp(&b.smoothed)).map(|point| point.lr);
+        if self.output.json {
+            let points: Vec<_> = points.iter().map(|point| [point.lr, point.loss, point.smoothed]).collect();
+            print(serde_json::json!({ "suggested": suggested, "lowest": lowest, "points": points }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        match (suggested, lowest) {
+            (Some(suggested), Some(lowest)) => {
+                print(format_args!(
+                    "--lr {suggested:.1e}: the loss falls fastest there, and is lowest at {lowest:.1e}"
+                ))?;
+            }
+            _ => print("the loss does not fall at any learning rate")?,
+        }
+        if !self.output.quiet {
+            eprintln_lossy(format_args!("plot: {}", plot.display()));
+        }
+        Ok(ExitCode::SUCCESS)
     }
 
     /// Fits a prior to the best weights of the run. The run is complete without it, so a failure is a warning.

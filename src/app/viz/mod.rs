@@ -4,4 +4,5 @@ pub mod caption;
 pub mod image_grid;
 pub mod latent_plots;
 pub mod plots;
+pub mod range_plot;
 pub mod trace;

@@ -21,8 +21,8 @@ pub(super) const INFO: &str = "sans-serif";
 
 const SIZE: (u32, u32) = (1200, 760);
 pub(super) const INK: RGBColor = RGBColor(51, 51, 51);
-const BLUE: RGBColor = RGBColor(31, 119, 180);
-const ORANGE: RGBColor = RGBColor(230, 120, 20);
+pub(super) const BLUE: RGBColor = RGBColor(31, 119, 180);
+pub(super) const ORANGE: RGBColor = RGBColor(230, 120, 20);
 const GREEN: RGBColor = RGBColor(44, 145, 60);
 
 /// Largest number of points per curve; screens show no more.

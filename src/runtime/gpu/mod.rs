@@ -179,7 +179,7 @@ impl Gpu {
     /// Creates a storage buffer of zeros that can be copied from and to. Its size is `bytes`, rounded up to a multiple of four.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`] above the limit of the device, [`Error::Device`] if memory is exhausted.
+    /// [`Error::DoesNotFit`] above the limit of the device, [`Error::OutOfMemory`] if memory is exhausted.
     pub fn buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         self.buffer_for(label, bytes, usage)
@@ -194,10 +194,7 @@ impl Gpu {
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
         match self.captured(|| self.device.create_buffer(&descriptor)) {
             (buffer, None) => Ok(buffer),
-            (_, Some(wgpu::Error::OutOfMemory { .. })) => Err(Error::device(
-                format!("allocating {bytes} bytes for `{label}`"),
-                "out of memory; use a smaller batch or fewer channels",
-            )),
+            (_, Some(wgpu::Error::OutOfMemory { .. })) => Err(Error::OutOfMemory { what: format!("`{label}`"), bytes }),
             (_, Some(error)) => Err(Error::device(format!("creating buffer `{label}`"), error)),
         }
     }

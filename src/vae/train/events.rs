@@ -90,6 +90,9 @@ pub struct Start<'a> {
     pub first_step: u64,
     /// Whether the device computes on the CPU.
     pub software: bool,
+    /// Device memory of a training step in bytes; the CPU reference does not plan it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
 }
 
 /// Receives the events of a run.

@@ -27,7 +27,7 @@ pub struct InMemoryRun {
 
 impl RunStore for InMemoryRun {
     fn path(&self) -> &Path {
-        Path::new("memory")
+        Path::new("(in memory)")
     }
 
     fn tables(&self) -> [PathBuf; 2] {

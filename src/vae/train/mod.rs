@@ -14,6 +14,7 @@ use self::store::{About, RunStore};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
+use crate::runtime::plan::Memory;
 use crate::vae::data::{Dataset, Images, Subset};
 use crate::vae::eval::{advice, bits_per_dim};
 use crate::vae::inference::check_size;
@@ -28,6 +29,7 @@ mod loader;
 pub mod memory_store;
 pub mod profile;
 mod profiling;
+pub mod range_test;
 mod resume;
 pub mod rows;
 mod settings;
@@ -163,13 +165,7 @@ impl<'a> Trainer<'a> {
         settings.check()?;
         let parts = Arc::new(Parts::of(context.dataset, settings.val_split)?);
         let mut runner = runner(&mut settings, &parts, &context)?;
-        runner.init(settings.seed)?;
-        if let Some(weights) = init {
-            runner.upload(Arena::Params, &weights.params)?;
-            runner.upload(Arena::States, &weights.states)?;
-        } else if settings.posterior_std != 1.0 {
-            set_posterior_std(&mut runner, settings.posterior_std)?;
-        }
+        initialize(&mut runner, &settings, init)?;
         let fingerprint = context.dataset.fingerprint()?;
         store.begin(&About { device: &runner.describe(), kernels: runner.variants(), settings: &settings })?;
         let mut trainer = Self::assemble(settings, parts, fingerprint, runner, store, context);
@@ -220,15 +216,12 @@ impl<'a> Trainer<'a> {
         &mut self.runner
     }
 
-    /// Trains until all epochs have finished or the run is stopped.
+    /// Sends the description of the run to the observer, as [`Trainer::run`] does first.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] or [`Error::NonFiniteOutput`] if training diverges, [`Error::RunFolderLost`] if another run has taken over
-    /// the store, [`Error::File`] if the last checkpoint cannot be saved, and errors of the device and the observer.
-    pub fn run(&mut self) -> Result<Outcome> {
-        let started = Instant::now();
-        let per_epoch = self.steps_per_epoch();
-        let steps = per_epoch * self.settings.epochs;
+    /// Errors of the observer.
+    pub fn announce(&mut self) -> Result<()> {
+        let steps = self.steps_per_epoch() * self.settings.epochs;
         let model = describe(&self.settings.model);
         notify(
             self.observer,
@@ -244,8 +237,20 @@ impl<'a> Trainer<'a> {
                 steps,
                 first_step: self.runner.step(),
                 software: self.software,
+                memory: self.runner.memory().map(Memory::total),
             }),
-        )?;
+        )
+    }
+
+    /// Trains until all epochs have finished or the run is stopped.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] or [`Error::NonFiniteOutput`] if training diverges, [`Error::RunFolderLost`] if another run has taken over
+    /// the store, [`Error::File`] if the last checkpoint cannot be saved, and errors of the device and the observer.
+    pub fn run(&mut self) -> Result<Outcome> {
+        let started = Instant::now();
+        let steps = self.steps_per_epoch() * self.settings.epochs;
+        self.announce()?;
         if self.settings.warmup > steps {
             let Settings { warmup, lr, .. } = self.settings;
             let last = self.settings.lr_at(steps - 1, steps);
@@ -489,6 +494,33 @@ fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>
     programs.push((artifacts::shown_images(context.dataset.test.as_ref()).len(), Mode::Evaluate));
     programs.push((artifacts::sample_labels(model.classes).len(), Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
+}
+
+/// Sets the weights at the start of a run.
+fn initialize(runner: &mut Runner, settings: &Settings, init: Option<&Weights>) -> Result<()> {
+    runner.init(settings.seed)?;
+    if let Some(weights) = init {
+        runner.upload(Arena::Params, &weights.params)?;
+        return runner.upload(Arena::States, &weights.states);
+    }
+    if settings.posterior_std == 1.0 { Ok(()) } else { set_posterior_std(runner, settings.posterior_std) }
+}
+
+/// Returns the largest power of two up to `most` that is a batch size for which the device has memory, at most the number of training
+/// images.
+///
+/// # Errors
+/// As [`Trainer::new`], if not even one image fits.
+pub fn largest_batch(settings: &Settings, most: usize, context: &TrainContext<'_>) -> Result<usize> {
+    let parts = Parts::of(context.dataset, settings.val_split)?;
+    let mut batch = 1 << most.min(parts.train.len()).max(1).ilog2();
+    loop {
+        let mut settings = Settings { batch_size: batch, ..settings.clone() };
+        match runner(&mut settings, &parts, context) {
+            Err(Error::DoesNotFit { .. } | Error::OutOfMemory { .. }) if batch > 1 => batch /= 2,
+            runner => return runner.map(|_| batch),
+        }
+    }
 }
 
 /// Adds the logarithm of a standard deviation to the bias of the encoder's log_std.
