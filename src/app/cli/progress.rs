@@ -467,6 +467,7 @@ mod tests {
                 "model   32 channels, 4 blocks, latent 16, batch norm, 1,721,891 parameters",
                 "train   50,000 images, 25 epochs, 9,775 steps of 128",
                 "run     runs/2026-01-31-1",
+                "memory  86 MiB on the device",
                 "step 5/9,775  epoch 1/25  loss 0.9500  (recon 0.9375, kl 0.0125)  62 images/s",
                 "  epoch    train    valid    recon      kl     mse  bits/dim  active     time",
                 "   1/25   0.0000   0.9818   0.0000  0.0000  0.0000     0.000      16    12:05  best",

@@ -16,7 +16,8 @@ pub fn range_plot(points: &[RangePoint], suggested: Option<f64>) -> Result<RgbIm
     let (first, last) = (rates().fold(1.0, f64::min), rates().fold(0.0, f64::max));
     // The last losses may be as large as they like.
     let smoothed = || points.iter().map(|point| point.smoothed);
-    let (low, start) = (smoothed().fold(f64::INFINITY, f64::min), smoothed().next().unwrap_or(1.0));
+    let start = smoothed().next().unwrap_or(1.0);
+    let low = smoothed().fold(start, f64::min);
     let fall = (start - low).max(1e-3);
     let (low, high) = (low - 0.1 * fall, start + 0.3 * fall);
     let text = |size: u32| (INFO, size).into_font().color(&INK);

@@ -159,9 +159,9 @@ mod tests {
     #[test]
     fn loss_of_a_model_falls_and_the_test_repeats() {
         let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
-        let settings = Settings { model, batch_size: 4, ..Settings::default() };
+        let settings = Settings { model, batch_size: 2, ..Settings::default() };
         // Fewer steps per epoch than the test has.
-        let dataset = shapes::dataset().unwrap().limited(Some(20), Some(2)).unwrap();
+        let dataset = shapes::dataset().unwrap().limited(Some(10), Some(2)).unwrap();
         let run = || {
             let (plan, stop) = (plan::Options::default(), AtomicBool::new(false));
             let context = TrainContext {
