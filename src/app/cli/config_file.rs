@@ -25,7 +25,7 @@ const PRESETS: [(&str, &str); 3] = [
 /// Options of `train` that a file cannot contain.
 const COMMAND_LINE_ONLY: [&str; 6] = ["config", "like", "resume", "force", "help", "version"];
 
-/// Returns the options in a TOML file, or in the preset of that name if there is no such file, as arguments.
+/// Returns the options in a TOML file, as arguments. A preset serves where no file has its name.
 ///
 /// # Errors
 /// If the file cannot be read or `train` does not accept its options.
@@ -36,7 +36,7 @@ pub(super) fn from_file(path: &Path) -> anyhow::Result<Vec<OsString>> {
         }
         if !path.exists() {
             let names = PRESETS.map(|(name, _)| name).join(", ");
-            bail!("there is no file and no preset `{}`. Presets: {names}", printable(path.display()));
+            bail!("cannot find a file or preset `{}`. Presets: {names}", printable(path.display()));
         }
     }
     let bytes = atomic::read(path)?;
