@@ -76,7 +76,7 @@ impl RunStore for FolderStore {
     }
 
     fn resume(&mut self, step: u64, epoch: u64) -> Result<Recorded> {
-        let (metrics, steps) = Table::resume(&self.folder.metrics(), |row: &StepRow| row.step < step)?;
+        let (metrics, steps) = Table::resume(&self.folder.metrics(), |row: &StepRow| row.step <= step)?;
         let (table, epochs) = Table::resume(&self.folder.epochs(), |row: &EpochRow| row.epoch <= epoch)?;
         self.tables = Some((metrics, table));
         let device = self.folder.load_config::<Settings>().ok().map(|config| config.device);
@@ -208,7 +208,7 @@ mod tests {
             rows.into_iter().map(|row| EpochRow { seconds: 0.0, ..row }).collect::<Vec<_>>()
         };
         // The last steps of the first epoch and of the last.
-        for (step, done) in [(1, 0), (5, 2)] {
+        for (step, done) in [(2, 0), (6, 2)] {
             assert_eq!((run(&parts, step), epochs(&parts).len()), (Outcome::Interrupted, done));
         }
         assert_eq!(run(&parts, u64::MAX), Outcome::Finished);
