@@ -18,7 +18,7 @@ use crate::vae::data::{Dataset, Images, Subset};
 use crate::vae::eval::{advice, bits_per_dim};
 use crate::vae::inference::check_size;
 use crate::vae::model::{Mode, Norm, POSTERIOR_BIAS, VaeConfig};
-use crate::vae::runner::{self, Device, Hyperparams, Runner, batch_sizes};
+use crate::vae::runner::{self, Device, Hyperparams, Runner, StepReport, batch_sizes};
 use crate::vae::train::events::{Event, Observer, Start};
 use crate::vae::weights::Weights;
 
@@ -353,18 +353,30 @@ impl<'a> Trainer<'a> {
         };
         self.runner.train_with_noise((&batch.pixels, &batch.labels), &batch.eps, &hyper)?;
         let submitted = Instant::now();
-        self.collect(profile.is_some() || self.in_flight.len() >= IN_FLIGHT)?;
+        if profile.is_none() && self.in_flight.len() >= IN_FLIGHT {
+            // The device runs the next step meanwhile.
+            let reports = self.runner.oldest_reports()?;
+            self.record(reports)?;
+        } else {
+            self.collect(profile.is_some())?;
+        }
         match profile {
             Some(profile) => self.report_profile(profile, batch.prepared, [begun, submitted]),
             None => Ok(()),
         }
     }
 
-    /// Records the reports that have arrived; with `wait`, those of all steps. A step that was not finite ends the run.
+    /// Records the reports that have arrived; with `wait`, those of all steps.
     fn collect(&mut self, wait: bool) -> Result<()> {
+        let arrived = self.runner.reports(wait)?;
+        self.record(arrived)
+    }
+
+    /// Records the reports of steps. A step that was not finite ends the run.
+    fn record(&mut self, arrived: Vec<StepReport>) -> Result<()> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
         let mut reports = Vec::new();
-        for report in self.runner.reports(wait)? {
+        for report in arrived {
             let at = self.in_flight.iter().position(|(step, ..)| *step == report.step);
             let (_, images, begun) =
                 at.map(|at| self.in_flight.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
