@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::app::io::csv::Table;
-use crate::app::io::run_config::RunConfig;
+use crate::app::io::run_config::{RunConfig, Start};
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensor_file;
 use crate::app::viz::caption::label_rows;
@@ -23,13 +23,15 @@ pub struct FolderStore {
     folder: RunFolder,
     /// Tables of steps and epochs; absent until the run begins or resumes.
     tables: Option<(Table<StepRow>, Table<EpochRow>)>,
+    /// Starts of the run, the last of which is that of this process.
+    starts: Vec<Start>,
 }
 
 impl FolderStore {
     /// Stores a run in `folder`. Changes nothing yet.
     #[must_use]
     pub fn new(folder: RunFolder) -> Self {
-        Self { folder, tables: None }
+        Self { folder, tables: None, starts: vec![Start::now()] }
     }
 
     /// Returns the settings of the run, from its checkpoint.
@@ -79,13 +81,17 @@ impl RunStore for FolderStore {
         let (metrics, steps) = Table::resume(&self.folder.metrics(), |row: &StepRow| row.step <= step)?;
         let (table, epochs) = Table::resume(&self.folder.epochs(), |row: &EpochRow| row.epoch <= epoch)?;
         self.tables = Some((metrics, table));
-        let device = self.folder.load_config::<Settings>().ok().map(|config| config.device);
+        let device = self.folder.load_config::<Settings>().ok().map(|config| {
+            self.starts.splice(..0, config.starts);
+            config.device
+        });
         Ok(Recorded { steps, epochs, device })
     }
 
     fn save_about(&mut self, about: &About<'_>) -> Result<()> {
         let About { device, kernels, settings } = *about;
-        self.folder.save_config(&RunConfig::new(device.to_owned(), kernels.clone(), settings.clone()))
+        let config = RunConfig::new(device.to_owned(), kernels.clone(), settings.clone());
+        self.folder.save_config(&RunConfig { starts: self.starts.clone(), ..config })
     }
 
     fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<bool> {
