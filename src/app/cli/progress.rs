@@ -295,23 +295,11 @@ impl Report {
 
 /// The lines at the start of a run.
 fn header(start: &Start<'_>) -> Vec<String> {
-    let Start {
-        run,
-        device,
-        model,
-        parameters,
-        images,
-        batch_size,
-        epochs,
-        steps,
-        first_step,
-        software: _,
-        settings: _,
-    } = start;
+    // The device has been shown before kernels were compiled for it.
+    let Start { run, model, parameters, images, batch_size, epochs, steps, first_step, .. } = start;
     let resumed =
         if *first_step > 1 { format!(", resuming after {}", counted(*first_step - 1, "step")) } else { String::new() };
     vec![
-        format!("device  {device}"),
         format!("model   {model}, {} parameters", grouped(*parameters as u64)),
         format!(
             "train   {}, {}, {} of {batch_size}{resumed}",
@@ -486,7 +474,6 @@ mod tests {
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
-                "device  llvmpipe (Vulkan)",
                 "model   32 channels, 4 blocks, latent 16, batch norm, 1,721,891 parameters",
                 "train   50,000 images, 25 epochs, 9,775 steps of 128",
                 "run     runs/2026-01-31-1",
