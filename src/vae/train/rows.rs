@@ -53,7 +53,7 @@ macro_rules! rows {
 
             fn parse(line: &str) -> Result<Self, String> {
                 let mut fields = line.split(',');
-                let mut next = |column: &str| fields.next().ok_or(format!("column {column} is missing"));
+                let mut next = |column: &str| fields.next().ok_or_else(|| format!("column {column} is missing"));
                 $(let $field = parse(stringify!($field), next(stringify!($field))?)?;)*
                 $(let $added = parse(stringify!($added), next(stringify!($added))?)?;)*
                 match fields.next() {
