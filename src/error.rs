@@ -105,7 +105,7 @@ pub enum Error {
     NonFinite {
         /// The first tensor found to contain NaN or infinity.
         tensor: String,
-        /// Step, from 0.
+        /// Step, from 1.
         step: u64,
     },
     /// NaN or infinity in the output of a trained model.

@@ -91,6 +91,22 @@ pub fn bits_per_dim(nats: f64) -> f64 {
 /// A latent dimension with a KL divergence below this many nats carries next to nothing.
 const IDLE: f64 = 0.1;
 
+/// Returns the number of latent dimensions that together carry `share` of the KL divergence, those that carry most first.
+#[must_use]
+pub fn dims_with_share(kl_dims: &[f64], share: f64) -> usize {
+    let mut sorted = kl_dims.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let wanted = share * sorted.iter().sum::<f64>();
+    let mut sum = 0.0;
+    for (count, kl) in sorted.iter().enumerate() {
+        if sum >= wanted {
+            return count;
+        }
+        sum += kl;
+    }
+    sorted.len()
+}
+
 /// Returns what a person would want to know about a model, each with what to try: latent dimensions without content, and reconstructions
 /// that are worse than those of PCA. `kl_dims`: KL divergence of each latent dimension in nats.
 #[must_use]
@@ -245,6 +261,15 @@ pub(crate) fn active_units(mu: &[f32], latent: usize) -> usize {
 mod tests {
     use super::*;
     use crate::vae::inference::draw;
+
+    #[test]
+    fn dimensions_with_most_of_the_divergence_are_counted() {
+        // 10 nats: 9 of them in the first two.
+        let kl = [0.0, 6.0, 0.5, 3.0, 0.5];
+        let counts = [0.0, 0.5, 0.6, 0.61, 0.9, 0.91, 1.0].map(|share| dims_with_share(&kl, share));
+        assert_eq!(counts, [0, 1, 1, 2, 2, 3, 4]);
+        assert_eq!(dims_with_share(&[0.0; 3], 0.9), 0);
+    }
 
     #[test]
     fn log_mean_exp_does_not_overflow() {

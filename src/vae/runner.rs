@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId};
+use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId, Report};
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph, initial};
 use crate::runtime::kernel::Kernel;
@@ -24,6 +24,15 @@ pub enum Device {
 }
 
 impl Device {
+    /// Returns device, driver and backend as text.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Cpu => CpuExecutor::<f32>::within(None).describe(),
+            Self::Gpu(gpu) => gpu.adapter_info().to_string(),
+        }
+    }
+
     /// Returns whether the device computes on the CPU: the reference, or a software driver.
     #[must_use]
     pub fn is_software(&self) -> bool {
@@ -463,17 +472,32 @@ impl Runner {
     /// # Errors
     /// Errors of the device.
     pub fn reports(&mut self, wait: bool) -> Result<Vec<StepReport>> {
-        let mut reports = Vec::new();
-        for report in self.engine.get_mut().reports(wait)? {
+        let reports = self.engine.get_mut().reports(wait)?;
+        self.of_steps(reports)
+    }
+
+    /// Waits for the report of the oldest step, while the device works on later ones, and returns it with those that are ready too, oldest
+    /// first.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn oldest_reports(&mut self) -> Result<Vec<StepReport>> {
+        let reports = self.engine.get_mut().oldest_reports()?;
+        self.of_steps(reports)
+    }
+
+    fn of_steps(&mut self, reports: Vec<Report>) -> Result<Vec<StepReport>> {
+        let mut steps = Vec::new();
+        for report in reports {
             let Some(at) = self.pending.iter().position(|(ticket, _)| *ticket == report.ticket) else { continue };
             let (_, step) = self.pending.remove(at);
             let [terms, norm] = report.values.as_slice() else { return Err(Error::bug("a report of another kind")) };
             let (&[total, recon, kl, mse], &[grad_norm, flag, ..]) = (terms.as_slice(), norm.as_slice()) else {
                 return Err(Error::bug("a report of another length"));
             };
-            reports.push(StepReport { step, total, recon, kl, mse, grad_norm, finite: flag == 1.0 });
+            steps.push(StepReport { step, total, recon, kl, mse, grad_norm, finite: flag == 1.0 });
         }
-        Ok(reports)
+        Ok(steps)
     }
 
     /// Evaluates a batch with running statistics: loss terms, the posterior and the decoded images. `images`: bytes,

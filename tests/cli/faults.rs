@@ -159,6 +159,7 @@ fn run_folder_is_locked_until_its_process_ends() {
         let (code, said) = ends(&mut command(args));
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("another process is writing to this run folder") && said.lines().count() == 1, "{said}");
+        assert!(!said.contains("--out"), "--resume does not accept it: {said}");
     }
     signal(&first, "-KILL");
     first.wait().unwrap();

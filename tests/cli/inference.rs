@@ -154,9 +154,9 @@ fn has_adapter() -> bool {
 #[test]
 fn samples_depend_only_on_the_seed_and_match_the_decoder() {
     let stage = TrainContext::new();
-    let output = stage.ok("sample run -n 5 --out new/folder/grid.png");
-    assert!(output.stdout.is_empty() && text(&output.stderr).contains("new/folder/grid.png"));
-    assert_eq!(stage.png("new/folder/grid.png").dimensions(), (side(3), side(2)));
+    let output = stage.ok("sample run -n 5 --out new/grid.png");
+    assert!(output.stdout.is_empty() && text(&output.stderr).contains("new/grid.png"));
+    assert_eq!(stage.png("new/grid.png").dimensions(), (side(3), side(2)));
     stage.ok("sample run/model.safetensors");
     assert_eq!(stage.png("samples.png").dimensions(), (side(7), side(7)));
 
@@ -420,6 +420,10 @@ fn encode_writes_the_outputs_of_the_encoder() {
             assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, [7, LATENT].as_slice()));
             bytemuck::pod_collect_to_vec(tensor.data())
         };
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let metadata = metadata.metadata().clone().unwrap();
+        assert_eq!((metadata["data"].as_str(), metadata["split"].as_str()), ("shapes", split));
+        assert!(Path::new(&metadata["model"]).ends_with("run/model.safetensors"), "{metadata:?}");
         let (mu, log_std) = (floats("mu"), floats("log_std"));
         let dataset = shapes::dataset().unwrap();
         let images: &dyn Images = if split == "test" { dataset.test.as_ref() } else { dataset.train.as_ref() };
@@ -434,7 +438,66 @@ fn encode_writes_the_outputs_of_the_encoder() {
         assert_eq!((label.dtype(), label.shape()), (Dtype::I64, [7].as_slice()));
         let labels: Vec<i64> = bytemuck::pod_collect_to_vec(label.data());
         assert_eq!(labels, (0..7).map(|i| i64::from(images.label(i))).collect::<Vec<_>>());
+        // The same values in other formats.
+        for out in ["l.csv", "l.npy"] {
+            stage.ok(&format!("encode run --data shapes --split {split} {limit} 7 --out {out}"));
+        }
+        let (header, means) = npy(&stage.path("l.npy"));
+        assert!(header.contains(&format!("(7, {LATENT},)")) && means == mu, "{header}");
+        let table = fs::read_to_string(stage.path("l.csv")).unwrap();
+        let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split(',').collect()).collect();
+        assert_eq!(lines[0][..4], ["image", "label", "mu_0", "mu_1"]);
+        assert_eq!((lines.len(), lines[7][0], lines[7][1]), (8, "6", images.classes()[labels[6] as usize].as_str()));
+        let values: Vec<f32> = lines[7][2..].iter().map(|value| value.parse().unwrap()).collect();
+        assert_eq!(values, [&mu[6 * LATENT..], &log_std[6 * LATENT..]].concat());
     }
+}
+
+#[test]
+fn own_images_are_encoded_and_reconstructed_from_files_and_folders() {
+    let stage = TrainContext::new();
+    fs::create_dir(stage.path("own")).unwrap();
+    for (name, color) in [("own/b.png", [255, 0, 0]), ("own/a.png", [0, 255, 0]), ("c.png", [0, 0, 255])] {
+        image::RgbImage::from_pixel(40, 32, image::Rgb(color)).save(stage.path(name)).unwrap();
+    }
+    fs::write(stage.path("own/notes.txt"), "").unwrap();
+    stage.ok("encode run own c.png --batch-size 2 --out own.csv");
+    let table = fs::read_to_string(stage.path("own.csv")).unwrap();
+    let names: Vec<_> = table.lines().map(|line| line.split(',').next().unwrap()).collect();
+    assert_eq!(names, ["image", "own/a.png", "own/b.png", "c.png"]);
+    stage.ok("encode run c.png own/a.png");
+    let bytes = fs::read(stage.path("latents.safetensors")).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    assert_eq!(metadata.metadata().as_ref().unwrap()["files"], "[\"c.png\",\"own/a.png\"]");
+    let mu: Vec<f32> =
+        bytemuck::pod_collect_to_vec(SafeTensors::deserialize(&bytes).unwrap().tensor("mu").unwrap().data());
+    let row = |line: usize| -> Vec<f32> {
+        let values = table.lines().nth(line).unwrap().split(',').skip(2).take(LATENT);
+        values.map(|value| value.parse().unwrap()).collect()
+    };
+    assert_eq!(mu, [row(3), row(1)].concat());
+    stage.ok("reconstruct run own --out folder.png");
+    assert_eq!(stage.png("folder.png").dimensions(), (side(4), side(1)));
+    fs::create_dir(stage.path("empty")).unwrap();
+    for command in ["encode", "reconstruct"] {
+        stage.fails(&format!("{command} run empty"), 1, &["empty", "no PNG or JPEG files"]);
+    }
+    stage.fails("encode run c.png --split test", 2, &["--split"]);
+}
+
+#[test]
+fn quiet_commands_print_nothing_and_replaced_files_are_announced() {
+    let stage = TrainContext::new();
+    let commands =
+        ["sample run -n 1", "reconstruct run -n 1", "encode run --val-limit 1", "traverse run", "export run"];
+    for command in commands {
+        let output = stage.ok(&format!("{command} -q"));
+        assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{command}: {}", text(&output.stderr));
+        let said = text(&stage.ok(command).stderr);
+        assert!(said.starts_with("note: ") && said.contains("exists and will be replaced"), "{command}: {said}");
+    }
+    let said = text(&stage.run("-q sample missing").stderr);
+    assert!(said.starts_with("error: "), "{said}");
 }
 
 #[test]
@@ -493,6 +556,14 @@ fn eval_matches_a_direct_computation() {
     };
     let active = (0..LATENT).filter(|&j| variance(j) > 0.01).count();
     assert_eq!(number("/active_units"), active as f64);
+    let values =
+        |name: &str| -> Vec<f64> { report[name].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
+    let (mut kl, sorted) = (values("kl_dims"), values("kl_sorted"));
+    kl.sort_by(|a, b| b.total_cmp(a));
+    assert_eq!(kl, sorted);
+    let most = |count: usize| sorted[..count].iter().sum::<f64>() >= 0.9 * sorted.iter().sum::<f64>();
+    let count = number("/kl_90") as usize;
+    assert!(most(count) && !most(count - 1), "{report}");
 
     let dataset = shapes::dataset().unwrap().limited(Some(60), Some(5)).unwrap();
     let pca = Pca::fit(dataset.train.as_ref(), LATENT, &mut |_| ()).unwrap();
@@ -547,7 +618,11 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         f.metadata.insert("config".into(), config);
     });
     changed("garbled.safetensors", &|f| drop(f.metadata.insert("config".into(), "{".into())));
-    fs::create_dir(stage.path("young")).unwrap();
+    for run in ["young", "interrupted"] {
+        fs::create_dir(stage.path(run)).unwrap();
+        fs::copy(stage.path("run/config.json"), stage.path(run).join("config.json")).unwrap();
+    }
+    fs::write(stage.path("interrupted/checkpoint.safetensors"), "").unwrap();
     fs::write(stage.path("young/config.json"), "{}").unwrap();
     fs::create_dir(stage.path("empty")).unwrap();
     for (model, parts) in [
@@ -559,6 +634,7 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         ("garbled.safetensors", ["configuration of the model", "garbled.safetensors"]),
         ("missing.safetensors", ["missing.safetensors", "cannot read"]),
         ("young", ["model.safetensors", "first epoch"]),
+        ("interrupted", ["--resume", "interrupted/checkpoint.safetensors"]),
         ("empty", ["config.json", "vae-wgpu train"]),
     ] {
         stage.fails(&format!("sample {model} --out no.png"), 1, &parts);
@@ -619,11 +695,12 @@ fn invalid_arguments_fail_before_anything_is_computed() {
         ("sample run --temperature nan", 2, &["--temperature"]),
         ("sample run --batch-size 0", 2, &["--batch-size"]),
         ("sample run --out run/model.safetensors/x.png", 1, &["model.safetensors"]),
-        ("sample run --out new/folder/x.png --memory-limit 1 --batch-size 900", 1, &["needs"]),
-        ("sample nowhere --out new/folder/x.png", 1, &["nowhere"]),
+        ("sample run --out new/folder/x.png", 1, &["cannot create folder new/folder: there is no folder new"]),
+        ("sample run --out new/x.png --memory-limit 1 --batch-size 900", 1, &["needs"]),
+        ("sample nowhere --out new/x.png", 1, &["nowhere"]),
         ("encode run --data nowhere --out new/x.safetensors", 1, &["nowhere"]),
         ("sample", 2, &["RUN|FILE"]),
-        ("encode run --data shapes --out latents.npy", 2, &[".safetensors"]),
+        ("encode run --data shapes --out latents.txt", 2, &[".safetensors"]),
         ("encode run --data shapes --split validation", 2, &["train, test"]),
         ("reconstruct run --data nowhere", 1, &["nowhere"]),
         ("traverse run --steps 0", 2, &["--steps"]),
@@ -636,8 +713,8 @@ fn invalid_arguments_fail_before_anything_is_computed() {
     for name in ["samples.png", "grid.jpg", "new"] {
         assert!(!stage.path(name).exists(), "{name}");
     }
-    stage.ok("sample run --count 1 --out new/folder/x.png");
-    assert!(stage.path("new/folder/x.png").exists());
+    stage.ok("sample run --count 1 --out new/x.png");
+    assert!(stage.path("new/x.png").exists());
 }
 
 #[test]
@@ -658,8 +735,23 @@ fn cpu_device_needs_no_adapter() {
 #[test]
 fn info_describes_a_trained_model() {
     let stage = TrainContext::new();
+    let header = "epoch,train_total,train_recon,train_kl,val_total,val_recon,val_kl,val_mse,active_units,seconds";
+    fs::write(stage.path("run/epochs.csv"), format!("{header}\n1,2,2,0,2.5,2,0,1,3,9\n2,1,1,0,1.5,1,0,1,3,9\n"))
+        .unwrap();
+    let said = text(&stage.ok("info run --batch 4").stdout);
+    let first: Vec<_> = said.lines().take(5).collect();
+    assert!(first[0].starts_with("run:     run, "), "{said}");
+    assert_eq!(
+        first[1..],
+        ["started: unknown", "data:    shapes", "epochs:  2 of 25", "best:    validation loss 1.5000 in epoch 2"]
+    );
+    assert!(!said.contains("encoder.stem.weight"), "tensors only with --layers: {said}");
+    let json: Value = serde_json::from_slice(&stage.ok("info run --batch 4 --json").stdout).unwrap();
+    assert_eq!((&json["run"]["best_epoch"], &json["config"]["channels"]), (&2.into(), &4.into()));
+    assert_eq!(json["tensors"][0], serde_json::json!({"name": "encoder.stem.weight", "shape": [4, 3, 3, 3]}));
+    assert!(json["memory_bytes"].as_u64().unwrap() > 0 && json["flop_step"].as_f64().unwrap() > 0.0, "{json}");
     for model in ["run", "run/model.safetensors"] {
-        let said = text(&stage.ok(&format!("info {model} --batch 4")).stdout);
+        let said = text(&stage.ok(&format!("info {model} --batch 4 --layers")).stdout);
         let parts =
             ["encoder.stem.weight", "[4, 3, 3, 3]", "parameters: ", "MFLOP", "device memory", "model.safetensors"];
         for part in parts {

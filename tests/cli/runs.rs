@@ -50,12 +50,13 @@ pub(crate) fn device() -> &'static str {
     if found { "auto" } else { "cpu" }
 }
 
-/// A table without the column that is a time.
+/// A table without the columns that are times.
 pub(crate) fn rows(run: &str, table: &str) -> Vec<String> {
     let text = fs::read_to_string(Path::new(run).join(table)).unwrap();
-    let time = text.lines().next().unwrap().split(',').position(|c| c == "seconds" || c == "images_per_s").unwrap();
+    let header: Vec<&str> = text.lines().next().unwrap().split(',').collect();
+    let is_time = |column: usize| ["seconds", "images_per_s", "elapsed_s"].contains(&header[column]);
     let without = |line: &str| {
-        let others = line.split(',').enumerate().filter(|(i, _)| *i != time);
+        let others = line.split(',').enumerate().filter(|(column, _)| !is_time(*column));
         others.map(|(_, value)| value).collect::<Vec<_>>().join(",")
     };
     text.lines().map(without).collect()

@@ -73,7 +73,7 @@ fn unknown_device_is_rejected() {
 
 #[test]
 fn info_prints_the_model_and_its_plan() {
-    let output = run(&["info"]);
+    let output = run(&["info", "--layers"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
     for part in ["encoder.stem.weight", "parameters: 1943171", "activations, gradients", "not trained: 79 biases"] {
@@ -95,6 +95,10 @@ fn invalid_arguments_have_the_documented_exit_codes() {
     for (args, code, part) in [
         (["info", "--batch", "-1"].as_slice(), 2, "-1"),
         (&["info", "--batch", "0"], 2, "--batch"),
+        // The size of a batch has both names everywhere.
+        (&["info", "--batch-size", "0"], 2, "invalid value '0' for '--batch"),
+        (&["train", "--batch", "0"], 2, "invalid value '0' for '--batch-size"),
+        (&["sample", "run", "--batch", "0"], 2, "invalid value '0' for '--batch-size"),
         (&["info", "--batch", "99999999999999999999"], 2, "--batch"),
         (&["info", "--batch", "18446744073709551615"], 1, "The largest batch that fits is"),
         (&["info", "--channels", "3"], 2, "even"),
@@ -266,6 +270,7 @@ fn tune_writes_a_table_that_is_used_only_on_request() {
     let tuned = run(&[["tune", "--only", "linear.forward", "--out", file].as_slice(), &TINY].concat());
     assert!(tuned.status.success(), "{}", stderr(&tuned));
     assert!(stdout(&tuned).contains("of 2 kernels gain"), "{}", stdout(&tuned));
+    assert!(stdout(&tuned).lines().skip(1).all(|line| line.chars().count() <= 80), "{}", stdout(&tuned));
     assert!(stderr(&tuned).contains("--variants"), "{}", stderr(&tuned));
 
     let mut table = VariantTable::from_json(&std::fs::read(&path).unwrap()).unwrap();
@@ -396,4 +401,24 @@ fn pipeline_cache_is_kept_and_rebuilt_if_damaged() {
         assert!(again.starts_with(b"vae-wgpu pipelines 1\n") && again != damaged);
     }
     step("on", &["--json"]);
+}
+
+#[test]
+fn errors_have_the_color_of_those_of_the_parser() {
+    let begins = |args: &[&str], name: &str| {
+        let output = command(args).env_remove("NO_COLOR").env(name, "1").output().unwrap();
+        stderr(&output).split("error:").next().unwrap().to_owned()
+    };
+    let (own, parser) = (["sample", "missing"].as_slice(), ["sample", "--unknown"].as_slice());
+    assert_eq!(begins(own, "CLICOLOR_FORCE"), begins(parser, "CLICOLOR_FORCE"));
+    assert!(begins(own, "CLICOLOR_FORCE").starts_with('\u{1b}'));
+    assert_eq!((begins(own, "NO_COLOR").as_str(), begins(parser, "NO_COLOR").as_str()), ("", ""));
+}
+
+#[test]
+fn data_set_is_named_with_or_without_its_option() {
+    let limits = ["--train-limit", "8", "--val-limit", "4", "--json"];
+    let [short, long] = [["data", "shapes"].as_slice(), &["data", "--data", "shapes"]]
+        .map(|args| stdout(&run(&[args, &limits].concat())));
+    assert!(short.contains("\"shapes\"") && short == long, "{short}");
 }

@@ -73,11 +73,18 @@ fn readback_ring_returns_copies_in_order(gpu: &Arc<Gpu>) {
         gpu.write(&buffer, 0, bytemuck::cast_slice(&[i, i + 1])).unwrap();
         let mut encoder = gpu.encoder("copy");
         let slot = ring.encode_copy(&mut encoder, &[(&buffer, 4, 4), (&buffer, 0, 4)]).unwrap();
-        gpu.submit(encoder).unwrap();
-        ring.map(slot);
+        let submission = gpu.submit(encoder).unwrap();
+        ring.map(slot, submission);
+        if i == 3 {
+            // Waiting for the oldest returns it, and may return more.
+            let before = got.len();
+            got.extend(ring.wait_for_oldest(gpu).unwrap());
+            assert!(got.len() > before);
+        }
         got.extend(ring.poll(gpu).unwrap());
     }
     got.extend(ring.drain(gpu).unwrap());
+    assert!(ring.wait_for_oldest(gpu).unwrap().is_empty());
     let want: Vec<_> = (0..5u32).map(|i| (u64::from(i), bytemuck::cast_slice(&[i + 1, i]).to_vec())).collect();
     assert_eq!(got, want);
 }

@@ -34,7 +34,7 @@ const BATCH: usize = 4;
 const IMAGES: usize = 8;
 const EPOCHS: u64 = 3;
 /// A step of the second epoch.
-const DISTURBED: u64 = 3;
+const DISTURBED: u64 = 4;
 
 fn model() -> VaeConfig {
     VaeConfig { channels: 4, blocks: 1, groups: 2, latent_dim: 4, ..VaeConfig::default() }

@@ -532,7 +532,7 @@ fn a_download_fills_the_cache() {
     let total = setup.body.len() as u64;
     assert_eq!(events[0], FetchProgress::Downloading { done: 0, total });
     let done = events.iter().position(|p| *p == FetchProgress::Downloading { done: total, total }).unwrap();
-    assert_eq!(events[done + 1..], [FetchProgress::Verifying, FetchProgress::Unpacking]);
+    assert_eq!(events[done + 1..], [FetchProgress::Verifying, FetchProgress::Verified, FetchProgress::Unpacking]);
     setup.succeeds(&[None]);
 }
 
@@ -554,7 +554,14 @@ fn manually_placed_archive_is_used_and_kept() {
     fs::write(setup.places.cache.join(ARCHIVE), &setup.body).unwrap();
     setup.open().unwrap();
     assert_eq!(setup.cached(), [FOLDER, ARCHIVE, "lock"]);
-    assert!(setup.server.requests().is_empty());
+    // A damaged one is kept, too: the message says which file to delete.
+    fs::remove_dir_all(setup.places.cache.join(FOLDER)).unwrap();
+    let archive = setup.places.cache.join(ARCHIVE);
+    fs::write(&archive, &setup.body[..setup.body.len() / 2]).unwrap();
+    let error = chain(&setup.open().unwrap_err());
+    let hint = format!("Delete {}, then run the command again to download it", archive.display());
+    assert!(error.contains("truncated") && error.contains(&hint), "{error}");
+    assert!(archive.exists() && setup.server.requests().is_empty());
 }
 
 #[test]

@@ -35,7 +35,7 @@ enum What {
 #[derive(Args, Debug)]
 struct StepArgs {
     /// Batch size.
-    #[arg(long, value_name = "N", default_value = "32")]
+    #[arg(long, alias = "batch-size", value_name = "N", default_value = "32")]
     batch: NonZeroUsize,
     /// Number of timed steps.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -60,7 +60,7 @@ struct StepArgs {
 #[derive(Args, Debug)]
 struct KernelsArgs {
     /// Batch size.
-    #[arg(long, value_name = "N", default_value = "32")]
+    #[arg(long, alias = "batch-size", value_name = "N", default_value = "32")]
     batch: NonZeroUsize,
     /// Time only kernels whose name contains this, e.g. conv2d or backward_weight.
     #[arg(long, value_name = "FILTER", value_parser = values::non_empty::<String>)]

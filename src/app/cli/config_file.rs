@@ -65,7 +65,9 @@ fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
             error.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.lines().count().max(1));
         anyhow!("line {line}: {}", error.message().replace('\n', ", "))
     })?;
-    let command = command();
+    let mut command = command();
+    // Adds the options of all commands, such as --quiet.
+    command.build();
     let train = command.find_subcommand("train").context("no command `train`")?;
     let mut arguments = Vec::new();
     for (key, value) in &table {

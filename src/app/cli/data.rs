@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::progress::grouped;
 use super::values::{image_size, non_empty};
-use super::{eprintln_lossy, print};
+use super::{eprintln_lossy, is_quiet, note, print};
 use crate::app::data::{DataSpec, FetchProgress, ImageOptions, Opened, Summary};
 use crate::error::{Error, printable};
 use crate::vae::data::{Dataset, Description, Statistics};
@@ -73,6 +73,7 @@ impl DatasetArgs {
     /// Opens the data set. The images of a folder become input of `model`, or without one get the requested size. Shows progress and a
     /// summary of a folder on stderr unless `quiet`, and warns about skipped files.
     pub(super) fn open(&self, quiet: bool, model: Option<&VaeConfig>) -> anyhow::Result<Opened> {
+        let quiet = quiet || is_quiet();
         let spec = self.data.clone().unwrap_or_default();
         if let (Some(size), Some(model)) = (self.image_size, model.filter(|m| Some(m.image_size) != self.image_size)) {
             let expected = format!("{}, the size of the model's images", model.image_size);
@@ -167,6 +168,7 @@ impl FetchBar {
                 "downloading CIFAR-10"
             }
             FetchProgress::Verifying => "verifying the checksum",
+            FetchProgress::Verified => "checksum ok",
             FetchProgress::Unpacking => "unpacking",
             FetchProgress::Decoding { done, total } => {
                 self.bar.set_length(total);
@@ -186,15 +188,21 @@ impl FetchBar {
             self.bar.set_style(style);
         }
         self.bar.set_message(stage);
-        // A summary follows the decoding of images.
-        if self.lines && !matches!(progress, FetchProgress::Decoding { .. }) {
-            eprintln_lossy(stage);
+        if matches!(progress, FetchProgress::Verified) && (self.lines || !self.bar.is_hidden()) {
+            // Stays when the bar has gone.
+            self.bar.suspend(|| note(stage));
+        } else if self.lines && !matches!(progress, FetchProgress::Decoding { .. }) {
+            // A summary follows the decoding of images.
+            note(stage);
         }
     }
 }
 
 #[derive(Args, Debug)]
 pub(super) struct DataArgs {
+    /// The data set, as for --data.
+    #[arg(value_name = "PATH|shapes", value_parser = non_empty::<DataSpec>, value_hint = ValueHint::AnyPath, conflicts_with = "data")]
+    path: Option<DataSpec>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -204,7 +212,9 @@ pub(super) struct DataArgs {
 
 impl DataArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let description = self.dataset.open(self.json, None)?.dataset.describe()?;
+        let mut dataset = self.dataset.clone();
+        dataset.data = self.path.clone().or(dataset.data);
+        let description = dataset.open(self.json, None)?.dataset.describe()?;
         if self.json {
             print(serde_json::to_string_pretty(&description)?)?;
         } else {

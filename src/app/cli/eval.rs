@@ -9,14 +9,14 @@ use serde::Serialize;
 use super::data::DatasetArgs;
 use super::inference::{TrainedArgs, dims};
 use super::output::bar;
-use super::print;
+use super::{is_quiet, print};
 use crate::app::io::prior;
 use crate::app::io::prior::Kind;
 use crate::runtime::op::Likelihood;
 use crate::vae::data;
 use crate::vae::data::{Dataset, Images};
 use crate::vae::eval;
-use crate::vae::eval::{Evaluation, Options, advice, psnr};
+use crate::vae::eval::{Evaluation, Options, advice, dims_with_share, psnr};
 use crate::vae::inference::{Model, Trained, posterior_means};
 use crate::vae::metrics::SlicedWasserstein;
 use crate::vae::model::Mode;
@@ -46,6 +46,9 @@ pub(super) struct EvalArgs {
     dataset: DatasetArgs,
 }
 
+/// Share of the KL divergence of which the report says how many latent dimensions carry it.
+const MOST: f64 = 0.9;
+
 #[derive(Serialize)]
 struct Report<'a> {
     model: String,
@@ -54,6 +57,10 @@ struct Report<'a> {
     likelihood: Likelihood,
     #[serde(flatten)]
     evaluation: Evaluation,
+    /// `kl_dims` in descending order.
+    kl_sorted: Vec<f64>,
+    /// Number of latent dimensions that carry [`MOST`] of the KL divergence.
+    kl_90: usize,
     distances: Option<Distances>,
     pca: Option<PcaBaseline>,
 }
@@ -107,6 +114,8 @@ impl EvalArgs {
             device: trained.describe(),
             data: &dataset.name,
             likelihood: model.config.likelihood,
+            kl_sorted: descending(&evaluation.kl_dims),
+            kl_90: dims_with_share(&evaluation.kl_dims, MOST),
             evaluation,
             distances,
             pca,
@@ -118,6 +127,12 @@ impl EvalArgs {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn descending(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    sorted
 }
 
 /// N(0, I) and the priors that were fitted to a model.
@@ -167,7 +182,7 @@ impl Distances {
 
 impl PcaBaseline {
     fn of(dataset: &Dataset, components: usize) -> anyhow::Result<Self> {
-        let spinner = ProgressBar::new_spinner();
+        let spinner = if is_quiet() { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             spinner.set_style(style);
         }
@@ -217,7 +232,14 @@ impl Report<'_> {
                 print(format_args!("{name:<28} {distance:>16.1}"))?;
             }
         }
-        print(format_args!("active units: {} of {}", e.active_units, e.latent_dim))?;
+        print(format_args!(
+            "active units: {} of {}; {} of {} dimensions carry {:.0} % of the KL",
+            e.active_units,
+            e.latent_dim,
+            self.kl_90,
+            e.latent_dim,
+            100.0 * MOST
+        ))?;
         for advice in advice(&e.kl_dims, self.likelihood, e.mse, self.pca.as_ref().map(|pca| pca.mse)) {
             print(advice)?;
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::eprintln_lossy;
+use super::note;
 use super::output::check_output;
 use super::values::run;
 use crate::app::io::{atomic, model};
@@ -68,7 +68,7 @@ impl ExportArgs {
         atomic::create_parent(&self.out)?;
         let bytes = if self.half { file.to_half_bytes(&self.out)? } else { file.to_bytes(&self.out)? };
         atomic::save_atomic(&self.out, &bytes)?;
-        eprintln_lossy(format_args!("{} tensors: {}", file.tensors.len(), self.out.display()));
+        note(format_args!("{} tensors: {}", file.tensors.len(), self.out.display()));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::data::DatasetArgs;
-use super::eprintln_lossy;
 use super::inference::TrainedArgs;
+use super::note;
 use super::output::bar;
 use crate::app::io::prior;
 use crate::runtime::plan;
@@ -59,7 +59,7 @@ impl FitPriorArgs {
             KindArg::Mixture => fit_mixture(&model, &mut trained, images, self.components as usize, self.seed)?,
             KindArg::SecondStage => self.fit_second_stage(&model, &mut trained, images, &device)?,
         };
-        eprintln_lossy(said);
+        note(said);
         Ok(ExitCode::SUCCESS)
     }
 

@@ -1,5 +1,6 @@
 //! Options that the commands on a trained model share: the model, its device and its images.
 
+use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -9,6 +10,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::data::DatasetArgs;
 use super::values::{non_empty, run};
 use super::{DeviceArgs, PlanArgs, adapter};
+use crate::app::data::image_folder::is_image;
 use crate::app::io::model;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::run_folder::RunFolder;
@@ -31,7 +33,7 @@ pub(super) struct TrainedArgs {
     #[arg(value_name = "RUN|FILE", index = 1, value_parser = run(), value_hint = ValueHint::AnyPath)]
     run: PathBuf,
     /// Images processed at once.
-    #[arg(long, value_name = "N", default_value = "128")]
+    #[arg(long, alias = "batch", value_name = "N", default_value = "128")]
     batch_size: NonZeroUsize,
     #[command(flatten)]
     device: DeviceArgs,
@@ -68,14 +70,19 @@ impl TrainedArgs {
         Ok(model.on(device, &options, batch, work)?)
     }
 
+    /// Returns the options of a data set: those given, or without a data set the one that the run was trained on.
+    fn dataset_args(&self, args: &DatasetArgs) -> anyhow::Result<DatasetArgs> {
+        if args.spec().is_none() && self.run.is_dir() {
+            let run: RunConfig<Settings> = RunFolder::view(&self.run)?.load_config()?;
+            return args.of_run(&run.settings);
+        }
+        Ok(args.clone())
+    }
+
     /// Opens the data set of `args`, or without one the data set that the run was trained on. The images of a folder are resized to those
     /// of the model.
     pub(super) fn dataset(&self, args: &DatasetArgs, config: &VaeConfig) -> anyhow::Result<Dataset> {
-        let mut args = args.clone();
-        if args.spec().is_none() && self.run.is_dir() {
-            let run: RunConfig<Settings> = RunFolder::view(&self.run)?.load_config()?;
-            args = args.of_run(&run.settings)?;
-        }
+        let args = self.dataset_args(args)?;
         let dataset = args.open(false, Some(config))?.dataset;
         if let Err(Error::InvalidArgument { expected, found, .. }) = check_size(config, dataset.test.as_ref()) {
             let what = format!("its images have {found} values, those of the model {expected}");
@@ -105,6 +112,19 @@ pub(super) struct ImagesArgs {
 }
 
 impl ImagesArgs {
+    /// Name of the data set, as stored in a run.
+    pub(super) fn data(&self, trained: &TrainedArgs) -> anyhow::Result<String> {
+        Ok(trained.dataset_args(&self.dataset)?.spec().unwrap_or_else(|| "CIFAR-10".to_owned()))
+    }
+
+    /// Name of the split.
+    pub(super) fn split(&self) -> &'static str {
+        match self.split {
+            Split::Train => "train",
+            Split::Test => "test",
+        }
+    }
+
     pub(super) fn open(&self, trained: &TrainedArgs, config: &VaeConfig) -> anyhow::Result<Box<dyn Images>> {
         let dataset = trained.dataset(&self.dataset, config)?;
         Ok(match self.split {
@@ -207,6 +227,27 @@ impl Source {
         }
         Ok((all, labels))
     }
+}
+
+/// Replaces each folder in `paths` by the PNG and JPEG files in it, in the order of their names.
+pub(super) fn image_files(paths: &[PathBuf]) -> crate::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let mut found: Vec<_> = entries.map_err(Error::file("list", path))?.iter().map(fs::DirEntry::path).collect();
+        found.retain(|file| is_image(file) && !file.is_dir());
+        if found.is_empty() {
+            let hint = "pass image files, or a folder with image files in it";
+            return Err(Error::data(path.display(), "the folder has no PNG or JPEG files in it", hint));
+        }
+        found.sort();
+        files.extend(found);
+    }
+    Ok(files)
 }
 
 /// Loads an image file as model input `[channels, size, size]`: cropped to a square, resized, and converted to grey for a model with one

@@ -24,7 +24,7 @@ pub(super) struct KernelsArgs {
     #[arg(long, value_name = "LANGUAGE", default_value = "wgsl", requires = "name")]
     emit: Emit,
     /// Batch size to plan for.
-    #[arg(long, value_name = "N", default_value = "128")]
+    #[arg(long, alias = "batch-size", value_name = "N", default_value = "128")]
     batch: NonZeroUsize,
     /// Plan for a device (auto, an index, or part of a name) instead of WebGPU's default limits.
     #[arg(long, value_name = "auto|N|NAME", value_parser = non_empty::<Select>)]

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueHint};
 
-use super::eprintln_lossy;
 use super::inference::{ImagesArgs, TrainedArgs};
+use super::note;
 use super::output::{bar, check_output};
 use crate::app::io::atomic;
 use crate::app::viz::image_grid::save_png;
@@ -72,7 +72,7 @@ impl LatentArgs {
         save_png(&kl_plot, &divergence)?;
         save_png(&self.out, &plot)?;
         for (what, path) in [("latent means", &self.out), ("coordinates", &table), ("KL divergence", &kl_plot)] {
-            eprintln_lossy(format_args!("{what}: {}", path.display()));
+            note(format_args!("{what}: {}", path.display()));
         }
         Ok(ExitCode::SUCCESS)
     }

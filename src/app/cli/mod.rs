@@ -1,6 +1,7 @@
 //! The command line, one file per subcommand. Results go to stdout, diagnostics to stderr.
 //!
-//! Exit codes: 0 success, 1 failure, 2 usage error, 3 NaN or infinity, 130 interrupted.
+//! Exit codes: 0 success, 1 failure, 2 usage error, 3 NaN or infinity, 128 + N interrupted by signal N. A usage error shows in the command
+//! line alone: an unknown option, or a value that is never accepted. If it depends on files, data or the machine, it is a failure.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,6 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 
@@ -53,6 +55,9 @@ mod values;
 #[derive(Parser, Debug)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
+    /// Print neither progress nor notes on stderr, only errors.
+    #[arg(long, short, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -74,6 +79,9 @@ enum Command {
     /// Encode images: write the mean and log standard deviation of their latent dimensions.
     Encode(encode::EncodeArgs),
     /// Evaluate a trained model on the test images.
+    ///
+    /// A latent dimension, or unit, is active if the variance of its mean over the images exceeds 0.01. An active dimension may still carry
+    /// little, so the report also counts the dimensions that carry 90 % of the KL divergence.
     Eval(eval::EvalArgs),
     /// Fit a prior to the encoded training images, from which samples look more like the data.
     FitPrior(fit_prior::FitPriorArgs),
@@ -83,13 +91,13 @@ enum Command {
     Export(export::ExportArgs),
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),
-    /// Download a data set if it is missing, verify it and print its statistics.
+    /// Download a data set if it is missing, check its files and print its statistics.
     Data(data::DataArgs),
     /// Compare every kernel with the CPU reference on this machine's GPU.
     ///
     /// The gradients of the reference are also compared with finite differences.
     Check(check::CheckArgs),
-    /// Print the layers, parameters, compute cost and memory plan of a model.
+    /// Summarize a run, and the parameters, compute cost and memory plan of its model.
     Info(info::InfoArgs),
     /// List the kernels of a training step, or print one of them as WGSL, SPIR-V, MSL or HLSL.
     Kernels(kernels::KernelsArgs),
@@ -147,9 +155,10 @@ pub fn main() -> ExitCode {
                 let _ = usage.print();
                 return ExitCode::from(if usage.use_stderr() { 2 } else { 0 });
             }
-            let hint = error.downcast_ref::<Error>().and_then(Error::trailing_hint);
-            let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
-            eprintln_lossy(format_args!("error: {error:#}{hint}"));
+            // In color where clap uses color for its errors.
+            let styles = clap::builder::Styles::styled();
+            let style = if console::colors_enabled_stderr() { *styles.get_error() } else { Default::default() };
+            eprintln_lossy(format_args!("{style}error:{style:#} {}", message(&error)));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -170,6 +179,7 @@ fn parse(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    QUIET.store(cli.quiet, Ordering::Relaxed);
     signals::ignore_file_size_signal();
     match &cli.command {
         Command::Train(args) => args.run(),
@@ -194,13 +204,17 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The message of an error with its causes and hint, on one line.
+fn message(error: &anyhow::Error) -> String {
+    let hint = error.downcast_ref::<Error>().and_then(Error::trailing_hint);
+    let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
+    format!("{error:#}{hint}")
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
 }
-
-/// Exit code of an interrupted run: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
@@ -227,7 +241,7 @@ impl DeviceArgs {
 
     /// Opens the device to run whole models, with a persistent pipeline cache. `verbose` shows the progress of compilation.
     fn open_for_models(&self, verbose: bool) -> anyhow::Result<Device> {
-        self.open_with(|gpu| pipeline_cache::install(gpu, verbose))
+        self.open_with(|gpu| pipeline_cache::install(gpu, verbose && !is_quiet()))
     }
 
     fn open_with(&self, prepare: impl FnOnce(&mut Gpu)) -> anyhow::Result<Device> {
@@ -386,6 +400,20 @@ impl PlanArgs {
 /// Prints a line to stdout; a closed pipe ends the command with success.
 fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+}
+
+/// Whether --quiet was given. Set once, at the start.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Prints a line of progress or about a result to stderr, unless --quiet was given.
+fn note(text: impl std::fmt::Display) {
+    if !is_quiet() {
+        eprintln_lossy(text);
+    }
 }
 
 /// Prints a line to stderr and ignores errors, because stderr may be closed.

@@ -5,24 +5,25 @@ use std::path::Path;
 use byteorder::{ByteOrder, LittleEndian};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::eprintln_lossy;
-use crate::app::io::atomic::check_writable;
+use super::{is_quiet, note};
 use crate::app::io::{atomic, tensor_file};
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::Error;
 use crate::vae::tensor_file::{Array, TensorFile, append_f32};
 
 /// Checks before any work that a result can be written: `out` has one of the extensions `kinds`, and its folder is writable or can be
-/// created. Leaves no files.
+/// created. Announces that a file will be replaced. Leaves no files.
 pub(super) fn check_output(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     let kind = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if !kinds.contains(&kind.as_str()) {
         let known = kinds.iter().map(|k| format!(".{k}")).collect::<Vec<_>>().join(", ");
         return Err(Error::Unknown { kind: "file extension of", name: out.display().to_string(), known }.into());
     }
-    // Of a path with missing folders, the first missing one is checked instead of the file.
-    let missing = out.ancestors().skip(1).take_while(|f| !f.as_os_str().is_empty() && !f.exists()).last();
-    Ok(check_writable(missing.unwrap_or(out))?)
+    atomic::check_writable(out)?;
+    if out.is_file() {
+        note(format_args!("note: {} exists and will be replaced", out.display()));
+    }
+    Ok(())
 }
 
 /// Rejects a grid of more than 20,000 images before they are computed.
@@ -45,13 +46,13 @@ pub(super) fn save_grid(out: &Path, columns: usize, images: &ImageBatch, what: &
     let image = Grid { columns, ..Grid::default() }.draw(images)?;
     atomic::create_parent(out)?;
     save_png(out, &image)?;
-    eprintln_lossy(format_args!("{what}: {}", out.display()));
+    note(format_args!("{what}: {}", out.display()));
     Ok(())
 }
 
-/// Returns a progress bar up to `total`, which is shown only if stderr is a terminal.
+/// Returns a progress bar up to `total`, which is shown only if stderr is a terminal and --quiet was not given.
 pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new(total as u64).with_message(what);
+    let bar = if is_quiet() { ProgressBar::hidden() } else { ProgressBar::new(total as u64) }.with_message(what);
     if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
         bar.set_style(style);
     }

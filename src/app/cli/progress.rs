@@ -141,11 +141,11 @@ impl Observer for Bar {
         match event {
             Event::Started(start) => {
                 self.bar.set_length(start.steps);
-                self.bar.set_position(start.first_step);
+                self.bar.set_position(start.first_step - 1);
                 self.show(&|_| "starting".to_owned())?;
             }
             Event::Step(row) => {
-                self.bar.set_position(row.step + 1);
+                self.bar.set_position(row.step);
                 self.show(&|width| self.report.step(row, width))?;
             }
             Event::Finished { .. } | Event::Interrupted { .. } => self.bar.finish_and_clear(),
@@ -223,7 +223,7 @@ impl Report {
     /// Seconds until the end of the run after a step, once there are measurements.
     fn left(&self, row: &StepRow) -> Option<f64> {
         let epochs = (self.epochs + 1).saturating_sub(row.epoch) as f64;
-        let left = (self.steps - row.step - 1) as f64 * self.step_seconds + epochs * self.epoch_rest;
+        let left = self.steps.saturating_sub(row.step) as f64 * self.step_seconds + epochs * self.epoch_rest;
         (self.measured > MEASURED && left.is_finite()).then_some(left)
     }
 
@@ -231,7 +231,7 @@ impl Report {
     fn step(&self, row: &StepRow, width: usize) -> String {
         let left = self.left(row).map(|left| format!("{} left", clock(left)));
         let parts = [
-            (0, format!("{}/{}", grouped(row.step + 1), grouped(self.steps))),
+            (0, format!("{}/{}", grouped(row.step), grouped(self.steps))),
             (1, left.unwrap_or_default()),
             (3, format!("epoch {}/{}", row.epoch, self.epochs)),
             (2, format!("loss {:.4}", row.total)),
@@ -246,19 +246,19 @@ impl Report {
         match event {
             Event::Step(row) => self.announcement(row).into_iter().collect(),
             Event::Started(start) => header(start),
-            Event::Epoch { row, best, advice } => {
+            Event::Epoch { row, advice } => {
                 let mut lines = Vec::new();
                 if !std::mem::replace(&mut self.has_header, true) {
                     lines.push(table_line(&EPOCH.map(|column| column.name.to_owned()), width));
                 }
                 let cells = EPOCH.map(|column| (column.cell)(row, self.epochs));
-                lines.push(table_line(&cells, width) + if *best { "  best" } else { "" });
+                lines.push(table_line(&cells, width) + if row.best { "  best" } else { "" });
                 lines.extend(advice.iter().map(|advice| format!("  {advice}")));
                 lines
             }
             Event::Warning { message } => vec![format!("warning: {message}")],
             Event::Profile(summary) => vec![summary.to_string()],
-            Event::Finished { epochs, run, .. } if self.first_step >= self.steps => {
+            Event::Finished { epochs, run, .. } if self.first_step > self.steps => {
                 let (run, epochs) = (run.display(), counted(*epochs, "epoch"));
                 vec![format!("run {run} is complete: {epochs}. Pass --epochs with a larger number to train further")]
             }
@@ -295,13 +295,12 @@ impl Report {
 
 /// The lines at the start of a run.
 fn header(start: &Start<'_>) -> Vec<String> {
-    let Start { run, device, model, parameters, images, batch_size, epochs, steps, first_step, software: _, memory } =
-        start;
+    // The device has been shown before kernels were compiled for it.
+    let Start { run, model, parameters, images, batch_size, epochs, steps, first_step, memory, .. } = start;
     let resumed =
-        if *first_step > 0 { format!(", resuming after {}", counted(*first_step, "step")) } else { String::new() };
+        if *first_step > 1 { format!(", resuming after {}", counted(*first_step - 1, "step")) } else { String::new() };
     let memory = memory.map(|bytes| format!("memory  {:.0} MiB on the device", bytes as f64 / f64::from(1 << 20)));
     let lines = [
-        format!("device  {device}"),
         format!("model   {model}, {} parameters", grouped(*parameters as u64)),
         format!(
             "train   {}, {}, {} of {batch_size}{resumed}",
@@ -390,8 +389,14 @@ fn roughly(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use serde_json::{Value, json};
+
+    use crate::vae::train::Settings;
+
+    static SETTINGS: LazyLock<Settings> = LazyLock::new(Settings::default);
 
     fn start() -> Start<'static> {
         Start {
@@ -403,15 +408,16 @@ mod tests {
             batch_size: 128,
             epochs: 25,
             steps: 9775,
-            first_step: 0,
+            first_step: 1,
             software: false,
             memory: Some(86 << 20),
+            settings: &SETTINGS,
         }
     }
 
     fn send_events(observer: &mut dyn Observer) {
         let step = StepRow {
-            step: 4,
+            step: 5,
             epoch: 1,
             total: 0.95,
             recon: 0.9375,
@@ -419,13 +425,20 @@ mod tests {
             images_per_s: 61.5,
             ..StepRow::default()
         };
-        let epoch = EpochRow { epoch: 1, val_total: 0.9818, active_units: 16, seconds: 725.0, ..EpochRow::default() };
+        let epoch = EpochRow {
+            epoch: 1,
+            val_total: 0.9818,
+            active_units: 16,
+            seconds: 725.0,
+            best: true,
+            ..EpochRow::default()
+        };
         let run = Path::new("runs/2026-01-31-1");
         for event in [
             Event::Started(start()),
             Event::Step(&step),
-            Event::Step(&StepRow { step: 5, total: f32::NAN, grad_norm: f32::INFINITY, ..step }),
-            Event::Epoch { row: &epoch, best: true, advice: &[] },
+            Event::Step(&StepRow { step: 6, total: f32::NAN, grad_norm: f32::INFINITY, ..step }),
+            Event::Epoch { row: &epoch, advice: &[] },
             Event::Warning { message: "metrics.csv was missing" },
             Event::Interrupted { step: 6, run },
             Event::Finished { epochs: 25, steps: 9775, seconds: 7.25, best: None, best_epoch: None, run },
@@ -443,8 +456,9 @@ mod tests {
         let names: Vec<_> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["started", "step", "step", "epoch", "warning", "interrupted", "finished"]);
         assert_eq!(events[0]["parameters"], 1_721_891);
-        let step = json!({"event": "step", "step": 4, "epoch": 1, "total": 0.95, "recon": 0.9375, "kl": 0.0125,
-            "grad_norm": 0.0, "lr": 0.0, "images_per_s": 61.5});
+        assert_eq!((&events[0]["first_step"], &events[0]["settings"]["batch_size"]), (&json!(1), &json!(128)));
+        let step = json!({"event": "step", "step": 5, "epoch": 1, "total": 0.95, "recon": 0.9375, "kl": 0.0125,
+            "grad_norm": 0.0, "lr": 0.0, "images_per_s": 61.5, "elapsed_s": 0.0});
         assert_eq!(events[1], step);
         assert_eq!((&events[2]["total"], &events[2]["grad_norm"]), (&Value::Null, &Value::Null));
         assert_eq!((&events[3]["best"], &events[3]["val_total"]), (&json!(true), &json!(0.9818)));
@@ -463,7 +477,6 @@ mod tests {
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
-                "device  llvmpipe (Vulkan)",
                 "model   32 channels, 4 blocks, latent 16, batch norm, 1,721,891 parameters",
                 "train   50,000 images, 25 epochs, 9,775 steps of 128",
                 "run     runs/2026-01-31-1",
@@ -477,7 +490,7 @@ mod tests {
             ]
         );
         let mut plain = Plain::new(Vec::new(), Duration::ZERO);
-        plain.observe(&Event::Started(Start { first_step: 9775, ..start() })).unwrap();
+        plain.observe(&Event::Started(Start { first_step: 9776, ..start() })).unwrap();
         let run = Path::new("c1");
         plain
             .observe(&Event::Finished { epochs: 25, steps: 9775, seconds: 0.0, best: None, best_epoch: None, run })
@@ -515,9 +528,9 @@ mod tests {
     #[test]
     fn progress_bar_follows_the_steps() {
         let mut bar = Bar::new(ProgressDrawTarget::hidden(), || 100);
-        bar.observe(&Event::Started(Start { first_step: 391, ..start() })).unwrap();
+        bar.observe(&Event::Started(Start { first_step: 392, ..start() })).unwrap();
         assert_eq!((bar.bar.position(), bar.bar.length()), (391, Some(9775)));
-        bar.observe(&Event::Step(&StepRow { step: 400, epoch: 2, ..StepRow::default() })).unwrap();
+        bar.observe(&Event::Step(&StepRow { step: 401, epoch: 2, ..StepRow::default() })).unwrap();
         assert_eq!(bar.bar.position(), 401);
         assert!(bar.bar.message().starts_with("401/9,775  epoch 2/25  loss 0.0000"), "{}", bar.bar.message());
         bar.waiting("validating 1/2");
@@ -533,7 +546,7 @@ mod tests {
         let start = Start { batch_size: 100, epochs: 10, steps: 10_000, software, ..start() };
         let mut lines = Vec::new();
         report.update(&Event::Started(start));
-        for step in 0..steps {
+        for step in 1..=steps {
             let row = StepRow { step, epoch: 1, total: 0.5, images_per_s: 50.0, ..StepRow::default() };
             report.update(&Event::Step(&row));
             lines.extend(report.lines(&Event::Step(&row), 80));
@@ -555,13 +568,13 @@ mod tests {
     #[test]
     fn time_left_includes_validations_but_not_the_first_step() {
         let (mut report, _) = measured(1000, false);
-        let row = StepRow { step: 999, epoch: 1, images_per_s: 50.0, ..StepRow::default() };
+        let row = StepRow { step: 1000, epoch: 1, images_per_s: 50.0, ..StepRow::default() };
         assert!((report.left(&row).unwrap() - 18_000.0).abs() < 1.0);
         let epoch = EpochRow { epoch: 1, seconds: 2060.0, ..EpochRow::default() };
-        report.update(&Event::Epoch { row: &epoch, best: true, advice: &[] });
-        let row = StepRow { step: 1000, epoch: 2, images_per_s: 50.0, ..StepRow::default() };
+        report.update(&Event::Epoch { row: &epoch, advice: &[] });
+        let row = StepRow { step: 1001, epoch: 2, images_per_s: 50.0, ..StepRow::default() };
         assert!((report.left(&row).unwrap() - 17_998.0 - 9.0 * 60.0).abs() < 1.0);
-        let first = StepRow { step: 0, epoch: 1, images_per_s: 0.01, ..StepRow::default() };
+        let first = StepRow { step: 1, epoch: 1, images_per_s: 0.01, ..StepRow::default() };
         let mut report = Report { steps: 10, epochs: 1, batch_size: 100, ..Report::default() };
         report.update(&Event::Step(&first));
         assert_eq!(report.left(&first), None);
@@ -571,7 +584,7 @@ mod tests {
     fn steps_and_epochs_fit_the_terminal() {
         let (report, _) = measured(10, false);
         let row =
-            StepRow { step: 9, epoch: 1, total: 0.5, recon: 0.25, kl: 0.25, images_per_s: 50.0, ..StepRow::default() };
+            StepRow { step: 10, epoch: 1, total: 0.5, recon: 0.25, kl: 0.25, images_per_s: 50.0, ..StepRow::default() };
         let texts = [100, 80, 62, 40, 10].map(|width| (width, report.step(&row, width)));
         for (width, text) in &texts {
             assert!(text.chars().count() <= *width, "{width}: {text}");
@@ -582,10 +595,17 @@ mod tests {
         assert_eq!(at_62, at_80);
         assert_eq!(at_40, "10/10,000  5:33:00 left  loss 0.5000");
         assert_eq!(at_10, "10/10,000");
-        let epoch = EpochRow { epoch: 1, val_total: 0.9818, active_units: 64, seconds: 725.0, ..EpochRow::default() };
+        let epoch = EpochRow {
+            epoch: 1,
+            val_total: 0.9818,
+            active_units: 64,
+            seconds: 725.0,
+            best: true,
+            ..EpochRow::default()
+        };
         for width in [50, 60, 70, 80, 90, 200] {
             let mut report = Report { epochs: 25, ..Report::default() };
-            let lines = report.lines(&Event::Epoch { row: &epoch, best: true, advice: &[] }, width);
+            let lines = report.lines(&Event::Epoch { row: &epoch, advice: &[] }, width);
             let lengths: Vec<_> = lines.iter().map(|line| line.chars().count()).collect();
             assert!(lengths.len() == 2 && lengths.iter().all(|length| *length <= width), "{width}: {lines:?}");
         }

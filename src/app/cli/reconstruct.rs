@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueHint};
 
-use super::eprintln_lossy;
-use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, dims, from_file};
+use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, dims, from_file, image_files};
+use super::note;
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use crate::app::viz::image_grid::ImageBatch;
 use crate::runtime::tensor::rng;
@@ -18,10 +18,10 @@ use crate::vae::tensor_file::Array;
 
 #[derive(Args, Debug)]
 pub(super) struct ReconstructArgs {
-    /// PNG or JPEG files to reconstruct instead of images of a data set; cropped to a square and resized.
-    #[arg(value_name = "FILES", index = 2, conflicts_with_all = [
+    /// PNG or JPEG files, or folders of them, to reconstruct instead of images of a data set; cropped to a square and resized.
+    #[arg(value_name = "FILE|DIR", index = 2, conflicts_with_all = [
         "data", "image_size", "strict", "split", "train_limit", "val_limit", "count",
-    ], value_hint = ValueHint::FilePath)]
+    ], value_hint = ValueHint::AnyPath)]
     files: Vec<PathBuf>,
     /// Number of images, from the start of the data set.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
@@ -59,7 +59,7 @@ impl ReconstructArgs {
         if self.files.is_empty() {
             let images = self.images.open(&self.trained, config)?;
             if self.count as usize > images.len() {
-                eprintln_lossy(format_args!("note: there are only {} images", images.len()));
+                note(format_args!("note: there are only {} images", images.len()));
             }
             let indices: Vec<u32> = (0..self.count.min(images.len() as u32)).collect();
             if !self.raw {
@@ -68,7 +68,7 @@ impl ReconstructArgs {
             data::batch(images.as_ref(), &indices, &mut pixels)?;
             labels = data::labels(images.as_ref(), &indices);
         }
-        for file in &self.files {
+        for file in &image_files(&self.files)? {
             pixels.extend(from_file(file, config)?);
             labels.push(self.class.of_file(&model)?);
         }
@@ -87,7 +87,7 @@ impl ReconstructArgs {
         if self.raw {
             let [c, h, w] = dims;
             save_raw(out, "reconstructions", Array { dims: vec![count, c, h, w], data: reconstructions })?;
-            eprintln_lossy(format_args!("{count} reconstructions: {}", out.display()));
+            note(format_args!("{count} reconstructions: {}", out.display()));
             return Ok(ExitCode::SUCCESS);
         }
         let reconstructions = ImageBatch::from_floats(&reconstructions, dims)?;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 use serde::Serialize;
 
-use super::{eprintln_lossy, print};
+use super::{eprintln_lossy, note, print};
 use crate::app::io::csv;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::run_folder::{RUNS, RunFolder};
@@ -26,11 +26,13 @@ pub(super) struct RunsArgs {
     json: bool,
 }
 
-/// A line of the list.
+/// Summary of a run: a line of the list.
 #[derive(Serialize)]
-struct Run {
+pub(super) struct Run {
     name: String,
     data: String,
+    /// Local time of the start; unknown for runs of version 0.1.0.
+    started: Option<String>,
     epochs_done: u64,
     epochs: u64,
     /// Lowest validation loss and its epoch; none before the first epoch ends.
@@ -64,7 +66,7 @@ impl RunsArgs {
             return Ok(ExitCode::SUCCESS);
         }
         if runs.is_empty() {
-            eprintln_lossy(format_args!("no runs in {}", self.folder.display()));
+            note(format_args!("no runs in {}", self.folder.display()));
             return Ok(ExitCode::SUCCESS);
         }
         let width = |cell: fn(&Run) -> &str, title: &str| {
@@ -92,14 +94,17 @@ impl RunsArgs {
 }
 
 impl Run {
-    fn of(path: &Path) -> crate::Result<Self> {
+    /// Reads the summary of the run in a folder.
+    pub(super) fn of(path: &Path) -> crate::Result<Self> {
         let folder = RunFolder::view(path)?;
         let config: RunConfig<Settings> = folder.load_config()?;
-        let rows: Vec<EpochRow> = csv::read(&folder.epochs())?;
+        let table = folder.epochs();
+        let rows: Vec<EpochRow> = if table.exists() { csv::read(&table)? } else { Vec::new() };
         let best = rows.iter().min_by(|a, b| a.val_total.total_cmp(&b.val_total));
         Ok(Self {
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             data: config.settings.data.clone().unwrap_or_else(|| "CIFAR-10".to_owned()),
+            started: config.starts.first().map(|start| start.time.clone()),
             epochs_done: rows.len() as u64,
             epochs: config.settings.epochs,
             best: best.map(|row| row.val_total),
@@ -107,6 +112,20 @@ impl Run {
             device: config.device,
             bytes: bytes(path),
         })
+    }
+
+    /// Describes the run in a few lines.
+    pub(super) fn describe(&self) -> String {
+        let best = match (self.best, self.best_epoch) {
+            (Some(best), Some(epoch)) => format!("validation loss {best:.4} in epoch {epoch}"),
+            _ => "none before the first epoch ends".to_owned(),
+        };
+        let mib = self.bytes as f64 / f64::from(1 << 20);
+        let started = self.started.as_deref().unwrap_or("unknown");
+        format!(
+            "run:     {}, {mib:.1} MiB\nstarted: {started}\ndata:    {}\nepochs:  {} of {}\nbest:    {best}\ndevice:  {}",
+            self.name, self.data, self.epochs_done, self.epochs, self.device
+        )
     }
 }
 

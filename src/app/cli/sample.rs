@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::eprintln_lossy;
 use super::inference::{ClassArgs, TrainedArgs, dims};
+use super::note;
 use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
 use super::values::non_negative;
 use crate::app::io;
@@ -89,7 +89,7 @@ impl SampleArgs {
         if self.raw {
             let [c, h, w] = dims(&model.config);
             save_raw(out, "samples", Array { dims: vec![count, c, h, w], data: means })?;
-            eprintln_lossy(format_args!("{count} samples: {}", out.display()));
+            note(format_args!("{count} samples: {}", out.display()));
         } else {
             let images = ImageBatch::from_floats(&means, dims(&model.config))?;
             save_grid(out, square(count), &images, "samples")?;

@@ -2,13 +2,13 @@
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use signal_hook::{consts, flag};
 
-use super::{INTERRUPTED, eprintln_lossy};
+use super::eprintln_lossy;
 
 #[cfg(unix)]
 const REQUESTS: &[i32] = &[consts::SIGINT, consts::SIGTERM, consts::SIGHUP];
@@ -18,18 +18,22 @@ const REQUESTS: &[i32] = &[consts::SIGINT, consts::SIGTERM];
 /// Makes Ctrl-C, `SIGTERM` and a closed terminal set `stop`; a second signal ends the process at once. Signals that were ignored when the
 /// process started (`nohup`) stay ignored.
 ///
-/// The first signal is acknowledged on stderr unless `quiet`: a step, or the compilation before it, may take a while.
-pub(super) fn set_on_request(stop: &Arc<AtomicBool>, quiet: bool) -> io::Result<()> {
+/// The first signal is acknowledged on stderr unless `quiet`: a step, or the compilation before it, may take a while. Returns the number of
+/// the last signal, 0 before the first.
+pub(super) fn set_on_request(stop: &Arc<AtomicBool>, quiet: bool) -> io::Result<Arc<AtomicUsize>> {
+    let received = Arc::new(AtomicUsize::new(0));
     let ignored = std::fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
     for &signal in REQUESTS.iter().filter(|&&signal| (ignored >> (signal - 1)) & 1 == 0) {
-        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(stop))?;
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(stop))?;
+        // In this order: who sees the run stopped also sees why.
+        flag::register_usize(signal, Arc::clone(&received), signal.unsigned_abs() as usize)?;
         flag::register(signal, Arc::clone(stop))?;
     }
     if !quiet {
         let stop = Arc::clone(stop);
         thread::Builder::new().name("signals".into()).spawn(move || acknowledge(&stop))?;
     }
-    Ok(())
+    Ok(received)
 }
 
 /// Sets `stop` after a time, unless it was set before. Returns a flag that says whether the time did it.

@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, ValueHint};
+use serde_json::json;
 
 use super::data::DatasetArgs;
 use super::inference::BATCH;
 use super::output::check_output;
 use super::values::{choice, duration, non_negative, posterior_std, run, share};
 use super::{
-    DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, fit_prior, print,
-    signals,
+    DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, exit_code, fit_prior, is_quiet,
+    message, print, signals,
 };
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -114,7 +115,7 @@ struct TrainingArgs {
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
     /// Images per training step; auto: the largest power of two up to 1024 that the device has memory for [default: 128].
-    #[arg(long, short, value_name = "N|auto", alias = "batch_size")]
+    #[arg(long, short, value_name = "N|auto", aliases = ["batch", "batch_size"])]
     batch_size: Option<BatchSize>,
     /// Seed of the initial weights, image order, noise and augmentation [default: 0].
     #[arg(long, value_name = "N")]
@@ -181,9 +182,6 @@ struct OutputArgs {
     /// Print one JSON object per event to stdout.
     #[arg(long)]
     json: bool,
-    /// Print only errors.
-    #[arg(long, short, conflicts_with = "json")]
-    quiet: bool,
 }
 
 /// Value of --batch-size.
@@ -223,6 +221,17 @@ impl TrainArgs {
     }
 
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let result = self.train();
+        if let Err(error) = &result
+            && self.output.json
+        {
+            // The error itself is printed on stderr, too.
+            let _ = print(json!({"event": "error", "message": message(error), "exit_code": exit_code(error)}));
+        }
+        result
+    }
+
+    fn train(&self) -> anyhow::Result<ExitCode> {
         if let Some(table) = &self.plan.plan.variants {
             check_exists(table)?;
         }
@@ -232,7 +241,7 @@ impl TrainArgs {
         let (mut settings, resumed) = self.settings()?;
         settings.check()?;
         RunFolder::check(self.run.out.as_deref(), self.run.force)?;
-        let quiet = self.output.quiet || self.output.json;
+        let quiet = is_quiet() || self.output.json;
         let model = resumed.as_ref().map(|_| &settings.model);
         let args = self.dataset.of_run(&settings)?.with_limits_of(&settings);
         // What may be refused at once is looked at before a download.
@@ -256,13 +265,17 @@ impl TrainArgs {
         let init = self.init(&settings)?;
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
-        let mut observer = observer(self.output.json, self.output.quiet);
+        let mut observer = observer(self.output.json, is_quiet());
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
-        signals::set_on_request(&stop, quiet)?;
+        let signal = signals::set_on_request(&stop, quiet)?;
         let timed_out = self.run.max_time.map(|time| signals::set_after(time, &stop)).transpose()?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
+        // Before kernels are compiled for it, which may take a while.
+        if !quiet {
+            eprintln_lossy(format_args!("device  {}", device.describe()));
+        }
         if resumed.is_none() && matches!(self.training.batch_size, Some(BatchSize::Auto)) {
             settings.batch_size = largest_batch(&settings, MOST_IMAGES, &context)?;
         }
@@ -310,7 +323,8 @@ impl TrainArgs {
                 Ok(ExitCode::SUCCESS)
             }
             Outcome::Interrupted if timed_out.is_some_and(|set| set.load(Ordering::SeqCst)) => Ok(ExitCode::SUCCESS),
-            Outcome::Interrupted => Ok(ExitCode::from(INTERRUPTED)),
+            // As a shell reports a process that a signal ended.
+            Outcome::Interrupted => Ok(ExitCode::from(128 + signal.load(Ordering::SeqCst) as u8)),
         }
     }
 
@@ -384,7 +398,7 @@ impl TrainArgs {
             }
             _ => print("the loss does not fall at any learning rate")?,
         }
-        if !self.output.quiet {
+        if !is_quiet() {
             eprintln_lossy(format_args!("plot: {}", plot.display()));
         }
         Ok(ExitCode::SUCCESS)
@@ -399,7 +413,7 @@ impl TrainArgs {
             fit_prior::fit_mixture(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0)
         };
         match fit() {
-            Ok(said) if !self.output.quiet && !self.output.json => eprintln_lossy(said),
+            Ok(said) if !is_quiet() && !self.output.json => eprintln_lossy(said),
             Ok(_) => {}
             Err(error) => eprintln_lossy(format_args!("warning: no prior was fitted: {error:#}")),
         }

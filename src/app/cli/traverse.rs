@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueHint};
 
-use super::eprintln_lossy;
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
+use super::note;
 use super::output::{check_grid, check_output};
 use super::values::non_empty;
 use crate::app::io::atomic::create_parent;
@@ -83,7 +83,7 @@ impl TraverseArgs {
         };
         create_parent(&self.out)?;
         save_png(&self.out, &label_rows(&grid, &shown.iter().map(label).collect::<Vec<_>>())?)?;
-        eprintln_lossy(format_args!("one row per latent dimension, from -3 to 3: {}", self.out.display()));
+        note(format_args!("one row per latent dimension, from -3 to 3: {}", self.out.display()));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -74,7 +74,13 @@ impl CacheDirs {
             download::fetch(&self.source, &packed, progress)?;
         }
         progress(FetchProgress::Unpacking);
-        unpack(&packed, folder)?;
+        unpack(&packed, folder).map_err(|error| match error {
+            Error::Data { file, what, .. } => {
+                let hint = format!("delete {}, then run the command again to download it", packed.display());
+                Error::data(file, what, hint)
+            }
+            other => other,
+        })?;
         if !is_users {
             fs::remove_file(&packed).map_err(Error::file("remove", &packed))?;
         }

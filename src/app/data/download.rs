@@ -76,6 +76,7 @@ pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(FetchProgres
         progress(FetchProgress::Verifying);
         let found = md5_of(&part).map_err(Error::file("read", &part))?;
         if found == source.md5 {
+            progress(FetchProgress::Verified);
             return fs::rename(&part, path).map_err(Error::file("create", path));
         }
         fs::remove_file(&part).map_err(Error::file("remove", &part))?;

@@ -209,7 +209,7 @@ fn list(root: &Path) -> Result<(Vec<ImageFile>, bool)> {
     Ok((order.iter().filter_map(|&i| paths.get(i as usize)).map(file).collect(), has_splits))
 }
 
-fn is_image(path: &Path) -> bool {
+pub(crate) fn is_image(path: &Path) -> bool {
     let kind = path.extension().unwrap_or_default();
     ["png", "jpg", "jpeg"].iter().any(|known| kind.eq_ignore_ascii_case(known))
 }

@@ -38,6 +38,8 @@ pub enum FetchProgress {
     },
     /// Computing the checksum.
     Verifying,
+    /// The checksum of the download is right.
+    Verified,
     /// Unpacking the archive.
     Unpacking,
     /// Decoding a folder of images.

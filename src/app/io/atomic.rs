@@ -23,11 +23,16 @@ pub fn save_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Checks that [`save_atomic`] can write `path` now, and leaves no files.
+/// Checks that [`create_parent`] and [`save_atomic`] can write `path` now, and leaves no files.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot.
+/// [`Error::File`] if they cannot.
 pub fn check_writable(path: &Path) -> Result<()> {
+    let folder = folder_of(path);
+    if !folder.exists() {
+        check_above(folder)?;
+        return check_writable(folder);
+    }
     let path = &resolve_link(path);
     let (scratch, file) = create_scratch(folder_of(path), path)?;
     drop(file);
@@ -139,13 +144,32 @@ fn resolve_link(path: &Path) -> PathBuf {
     linked.then(|| fs::canonicalize(path).ok()).flatten().unwrap_or_else(|| path.to_owned())
 }
 
-/// Creates the folder of a file that is to be written, if it is missing.
+/// Creates the folder of a file or folder that is to be written, if it is missing, but no folder above it: a mistyped path must not create
+/// a tree of folders.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be created.
 pub fn create_parent(path: &Path) -> Result<()> {
     let folder = folder_of(path);
-    fs::create_dir_all(folder).map_err(Error::file("create folder", folder))
+    if folder.is_dir() {
+        return Ok(());
+    }
+    check_above(folder)?;
+    match fs::create_dir(folder) {
+        // Another process was faster.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        other => other.map_err(Error::file("create folder", folder)),
+    }
+}
+
+/// Rejects a missing folder whose parent is missing too.
+fn check_above(folder: &Path) -> Result<()> {
+    let above = folder_of(folder);
+    if above.exists() {
+        return Ok(());
+    }
+    let why = format!("there is no folder {}. Create it first, or correct the path", above.display());
+    Err(Error::file("create folder", folder)(io::Error::new(ErrorKind::NotFound, why)))
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -241,7 +265,7 @@ impl FolderLock {
                 Ok(true) => {}
                 Ok(false) => {
                     let why =
-                        "another process is writing to this run folder. Wait for it, or pass another folder with --out";
+                        "another process is writing to this run folder. Wait for it to end, or use another run folder";
                     return Err(Error::file("lock", &path)(io::Error::new(ErrorKind::ResourceBusy, why)));
                 }
                 Err(error) if error.kind() == ErrorKind::Unsupported => {}

@@ -49,7 +49,7 @@ impl<R: Row> Table<R> {
         let content = atomic::read(path)?;
         let (rows, bytes) = parse(&content, path, keep)?;
         if !content.starts_with(R::COLUMNS.join(",").as_bytes()) {
-            // An earlier version wrote fewer columns.
+            // It was written by an earlier version.
             let lines: Vec<_> = std::iter::once(R::COLUMNS.join(",")).chain(rows.iter().map(R::line)).collect();
             atomic::save_atomic(path, format!("{}\n", lines.join("\n")).as_bytes())?;
             return Ok((Self::open(path)?, rows));
@@ -118,8 +118,8 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
     Ok(parse(&atomic::read(path)?, path, |_| true)?.0)
 }
 
-/// Parses the rows up to the first one that `keep` rejects, and returns them with the length in bytes of the header and these rows. Columns
-/// that an earlier version did not write are NaN. `path` is used in errors.
+/// Parses the rows up to the first one that `keep` rejects, and returns them with the length in bytes of the header and these rows. Rows of
+/// an earlier version, whose header has fewer columns, are converted. `path` is used in errors.
 ///
 /// # Errors
 /// [`Error::File`] if a row is malformed.
@@ -127,20 +127,24 @@ pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Re
     let malformed = |line: usize, why: String| Error::malformed("parse", path, format!("line {line}: {why}"));
     let mut rows = Vec::new();
     let mut length = 0;
-    let mut missing = String::new();
+    let mut missing: &[&str] = &[];
     for (line, number) in bytes.split_inclusive(|&b| b == b'\n').zip(1..) {
         let Some((b'\n', text)) = line.split_last() else { break };
         let text = std::str::from_utf8(text).map_err(|e| malformed(number, e.to_string()))?;
         if number == 1 {
             let columns = R::COLUMNS.len();
-            let written = (R::FIRST_COLUMNS..=columns).find(|&n| R::COLUMNS[..n].join(",") == text);
+            let written = (columns - R::ADDED.len()..=columns).find(|&n| R::COLUMNS[..n].join(",") == text);
             let Some(written) = written else {
                 let columns = R::COLUMNS.join(",");
                 return Err(malformed(1, format!("expected the columns `{columns}`, found `{text}`")));
             };
-            missing = ",NaN".repeat(columns - written);
+            missing = &R::ADDED[R::ADDED.len() - (columns - written)..];
         } else {
-            let row = R::parse(&format!("{text}{missing}")).map_err(|why| malformed(number, why))?;
+            let fields: Vec<_> = std::iter::once(text).chain(missing.iter().copied()).collect();
+            let mut row = R::parse(&fields.join(",")).map_err(|why| malformed(number, why))?;
+            if !missing.is_empty() {
+                row.convert(&rows);
+            }
             if !keep(&row) {
                 break;
             }
@@ -164,18 +168,18 @@ mod tests {
         let x = step as f32;
         StepRow {
             step,
-            epoch: 1 + step / 4,
+            epoch: 1 + (step - 1) / 4,
             total: 0.1 + x,
             recon: 1.0 / (x + 3.0),
             kl: 1e-30,
-            lr: 0.1 + 0.2,
+            lr: 0.3,
             ..StepRow::default()
         }
     }
 
     fn written(path: &Path, steps: u64) -> Table<StepRow> {
         let mut table = Table::create(path).unwrap();
-        (0..steps).for_each(|step| table.push(&row(step)).unwrap());
+        (1..=steps).for_each(|step| table.push(&row(step)).unwrap());
         table.sync().unwrap();
         table
     }
@@ -184,14 +188,14 @@ mod tests {
     fn rows_round_trip_bit_for_bit() {
         let values = [0.1f32, f32::MIN_POSITIVE, 1e-45, f32::MAX, -0.0, 16_777_217.0, 1.0 / 3.0];
         for value in values {
-            let row = StepRow { total: value, lr: f64::from(value) / 3.0, ..row(7) };
+            let row = StepRow { total: value, lr: value / 3.0, ..row(7) };
             let back = StepRow::parse(&row.line()).unwrap();
             assert_eq!((back.total.to_bits(), back.lr.to_bits()), (row.total.to_bits(), row.lr.to_bits()));
             assert_eq!(back, row);
         }
-        let diverged = StepRow { total: f32::NAN, kl: f32::INFINITY, ..row(0) };
+        let diverged = StepRow { total: f32::NAN, kl: f32::INFINITY, ..row(1) };
         assert!(StepRow::parse(&diverged.line()).unwrap().total.is_nan());
-        let epoch = EpochRow { epoch: 2, val_total: 0.1 + 0.2, active_units: 16, ..EpochRow::default() };
+        let epoch = EpochRow { epoch: 2, val_total: 0.1 + 0.2, active_units: 16, best: true, ..EpochRow::default() };
         assert_eq!(EpochRow::parse(&epoch.line()).unwrap(), epoch);
     }
 
@@ -203,7 +207,7 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,
-            "step,epoch,total,recon,kl,grad_norm,lr,images_per_s\n0,1,0.1,0.33333334,1e-30,0.0,0.30000000000000004,0.0\n"
+            "step,epoch,total,recon,kl,grad_norm,lr,images_per_s,elapsed_s\n1,1,1.1,0.25,1e-30,0.0,0.3,0.0,0.0\n"
         );
     }
 
@@ -214,33 +218,66 @@ mod tests {
         written(&whole, 9);
         drop(written(&parts, 7));
         let mut torn = File::options().append(true).open(&parts).unwrap();
-        torn.write_all(b"7,2,0.1,0.").unwrap();
+        torn.write_all(b"8,2,0.1,0.").unwrap();
         assert_eq!(read::<StepRow>(&parts).unwrap().len(), 7);
-        let (mut table, rows) = Table::resume(&parts, |row: &StepRow| row.step < 5).unwrap();
-        assert_eq!(rows, (0..5).map(row).collect::<Vec<_>>());
-        (5..9).for_each(|step| table.push(&row(step)).unwrap());
+        let (mut table, rows) = Table::resume(&parts, |row: &StepRow| row.step <= 5).unwrap();
+        assert_eq!(rows, (1..=5).map(row).collect::<Vec<_>>());
+        (6..=9).for_each(|step| table.push(&row(step)).unwrap());
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&parts).unwrap());
         let (_, rows) = Table::<EpochRow>::resume(&dir.path().join("epochs.csv"), |_| true).unwrap();
         assert_eq!(rows, []);
     }
 
     #[test]
-    fn tables_of_an_earlier_version_get_the_new_columns() {
+    fn tables_of_an_earlier_version_are_converted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("epochs.csv");
-        let old = EpochRow::COLUMNS[..EpochRow::FIRST_COLUMNS].join(",");
+        let first = EpochRow::COLUMNS.len() - EpochRow::ADDED.len();
         let row = "1,0.5,0.25,0.25,0.5,0.25,0.25,0.125,16,9.0";
-        fs::write(&path, format!("{old}\n{row}\n{}\n3,", row.replacen('1', "2", 1))).unwrap();
-        let (mut table, rows) = Table::resume(&path, |row: &EpochRow| row.epoch < 2).unwrap();
-        assert_eq!((rows.len(), rows[0].active_units, rows[0].seconds), (1, 16, 9.0));
-        assert!(rows[0].val_bits.is_nan());
-        table.push(&EpochRow { epoch: 2, val_bits: 7.0, ..EpochRow::default() }).unwrap();
-        assert_eq!(
-            fs::read_to_string(&path).unwrap(),
-            format!("{old},val_bits\n{row},NaN\n2,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0,0.0,7.0\n")
-        );
-        fs::write(&path, format!("{old},other\n")).unwrap();
+        // Of version 0.1.0, and of a later one with another column.
+        for (columns, bits) in [(first, ""), (first + 1, ",7.5")] {
+            let old = EpochRow::COLUMNS[..columns].join(",");
+            let worse = row.replacen("1,", "2,", 1).replace(",0.5,0.25,0.25,0.125", ",0.75,0.5,0.25,0.125");
+            let later = row.replacen('1', "3", 1);
+            fs::write(&path, format!("{old}\n{row}{bits}\n{worse}{bits}\n{later}{bits}\n4,")).unwrap();
+            let (mut table, rows) = Table::resume(&path, |row: &EpochRow| row.epoch <= 2).unwrap();
+            assert_eq!(rows.iter().map(|row| (row.epoch, row.best)).collect::<Vec<_>>(), [(1, true), (2, false)]);
+            assert_eq!((rows[0].active_units, rows[0].seconds), (16, 9.0));
+            assert_eq!((rows[0].val_bits.is_nan(), rows[0].lr.is_nan()), (bits.is_empty(), true));
+            table.push(&EpochRow { epoch: 3, val_bits: 7.0, ..EpochRow::default() }).unwrap();
+            let bits = if bits.is_empty() { ",NaN" } else { bits };
+            assert_eq!(
+                fs::read_to_string(&path).unwrap(),
+                format!(
+                    "{}\n{row}{bits},NaN,true\n{worse}{bits},NaN,false\n3,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0,0.0,7.0,0.0,false\n",
+                    EpochRow::COLUMNS.join(",")
+                )
+            );
+        }
+        fs::write(&path, format!("{},other\n", EpochRow::COLUMNS[..first].join(","))).unwrap();
         assert!(Table::resume(&path, |_: &EpochRow| true).is_err());
+    }
+
+    #[test]
+    fn steps_of_an_earlier_version_are_counted_from_1() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.csv");
+        let old = "step,epoch,total,recon,kl,grad_norm,lr,images_per_s\n";
+        let lines = ["0,1,1.5,1.0,0.5,2.0,0.00025840000000000005,9.0\n", "1,1,1.5,1.0,0.5,2.0,0.01,9.0\n"];
+        fs::write(&path, format!("{old}{}{}{}", lines[0], lines[1], lines[1].replacen('1', "2", 1))).unwrap();
+        let steps = |rows: &[StepRow]| rows.iter().map(|row| row.step).collect::<Vec<_>>();
+        assert_eq!(steps(&read(&path).unwrap()), [1, 2, 3]);
+        // A checkpoint after two steps keeps the first two rows.
+        let (_, rows) = Table::resume(&path, |row: &StepRow| row.step <= 2).unwrap();
+        assert!(steps(&rows) == [1, 2] && rows[0].elapsed_s.is_nan());
+        // Resuming again converts nothing twice.
+        let expected = "step,epoch,total,recon,kl,grad_norm,lr,images_per_s,elapsed_s\n\
+                        1,1,1.5,1.0,0.5,2.0,0.0002584,9.0,NaN\n2,1,1.5,1.0,0.5,2.0,0.01,9.0,NaN\n";
+        for _ in 0..2 {
+            assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+            let (_, rows) = Table::resume(&path, |row: &StepRow| row.step <= 2).unwrap();
+            assert_eq!(steps(&rows), [1, 2]);
+        }
     }
 
     /// `/dev/full` exists only on Linux.
@@ -253,14 +290,14 @@ mod tests {
         let mut table = written(&path, 2);
         let full = File::options().append(true).open("/dev/full").unwrap();
         let good = std::mem::replace(&mut table.file, full);
-        let error = table.push(&row(2)).unwrap_err();
+        let error = table.push(&row(3)).unwrap_err();
         assert!(matches!(error, Error::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
-        assert!(table.push(&row(3)).is_err() && table.sync().is_err());
+        assert!(table.push(&row(4)).is_err() && table.sync().is_err());
         assert_eq!(read::<StepRow>(&path).unwrap().len(), 2);
         // Part of a row was written before the disk was full.
         table.file = good;
-        table.file.write_all(b"2,1,0.").unwrap();
-        (4..6).for_each(|step| table.push(&row(step)).unwrap());
+        table.file.write_all(b"3,1,0.").unwrap();
+        (5..=6).for_each(|step| table.push(&row(step)).unwrap());
         assert_eq!(fs::read(&whole).unwrap(), fs::read(&path).unwrap());
     }
 
@@ -290,11 +327,11 @@ mod tests {
         written(&path, 3);
         let good = fs::read_to_string(&path).unwrap();
         let cases = [
-            (good.replace("\n1,1,", "\n1,one,"), "line 3: column epoch holds `one`"),
-            (good.replace(",0.30000000000000004,0.0\n2", "\n2"), "line 3: column lr is missing"),
-            (good.replace("\n1,1,", "\n1,1,1,"), "line 3: unexpected extra field `0.0`"),
+            (good.replace("\n2,1,", "\n2,one,"), "line 3: column epoch holds `one`"),
+            (good.replace(",0.3,0.0,0.0\n3", "\n3"), "line 3: column lr is missing"),
+            (good.replace("\n2,1,", "\n2,1,1,"), "line 3: unexpected extra field `0.0`"),
             (good.replace("total", "loss"), "line 1: expected the columns"),
-            (good.replace("\n1,1,", "\n\n"), "line 3: column step holds ``"),
+            (good.replace("\n2,1,", "\n\n"), "line 3: column step holds ``"),
         ];
         for (text, expected) in cases {
             fs::write(&path, text).unwrap();

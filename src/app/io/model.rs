@@ -19,7 +19,11 @@ pub fn load(run_or_file: &Path) -> Result<Model> {
         && error.kind() == ErrorKind::NotFound
         && run_or_file.is_dir()
     {
-        let why = "the run has no weights before its first epoch ends";
+        let mut why = "the run has no weights before its first epoch ends".to_owned();
+        let checkpoint = RunFolder::view(run_or_file)?.checkpoint();
+        if checkpoint.exists() {
+            why += &format!(". Continue it with --resume, or pass {} for the weights so far", checkpoint.display());
+        }
         return Err(Error::file("find", &path)(io::Error::new(ErrorKind::NotFound, why)));
     }
     Model::from_file(tensor_file::load(&path)?, path)

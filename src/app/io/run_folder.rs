@@ -96,29 +96,34 @@ const RECONSTRUCTIONS: &str = "reconstructions";
 const WEIGHTS: &str = "weights";
 
 impl RunFolder {
-    /// Creates and locks the folder of a new run: `out`, or `runs/<date>-<n>` with the first free n. An existing folder must be empty, or
-    /// contain a run that `force` allows to overwrite. Nothing in it changes before [`RunFolder::begin`].
+    /// Creates and locks the folder of a new run: `out`, or `runs/<date>-<n>` with the first free n. The folder above it is created too, but
+    /// none above that. An existing folder must be empty, or contain a run that `force` allows to overwrite. Nothing in it changes before
+    /// [`RunFolder::begin`].
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be created, is in use, or must not be overwritten.
     pub fn create(out: Option<&Path>, force: bool) -> Result<Self> {
         let Some(path) = out else { return Self::next(Path::new(RUNS), &today()) };
         let created = !path.exists();
-        fs::create_dir_all(path).map_err(Error::file("create folder", path))?;
+        if created {
+            atomic::create_parent(path)?;
+            fs::create_dir_all(path).map_err(Error::file("create folder", path))?;
+        }
         let taken = Self::is_taken(path, force)?;
         let lock = FolderLock::take(path)?;
         let state = if taken { State::Old } else { State::New(Reserved { path: path.to_owned(), created }) };
         Ok(Self { path: path.to_owned(), state, lock: Some(lock) })
     }
 
-    /// Checks what [`RunFolder::create`] would reject in a folder that exists, and changes nothing.
+    /// Checks what [`RunFolder::create`] would reject, and changes nothing.
     ///
     /// # Errors
     /// As [`RunFolder::create`].
     pub fn check(out: Option<&Path>, force: bool) -> Result<()> {
         match out {
             Some(path) if path.exists() => Self::is_taken(path, force).map(|_| ()),
-            _ => Ok(()),
+            Some(path) => atomic::check_writable(path),
+            None => Ok(()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::app::io::csv::Table;
-use crate::app::io::run_config::RunConfig;
+use crate::app::io::run_config::{RunConfig, Start};
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::{settings_file, tensor_file};
 use crate::app::viz::caption::label_rows;
@@ -29,13 +29,15 @@ pub struct FolderStore {
     keep_every: Option<NonZeroU64>,
     /// Tables of steps and epochs; absent until the run begins or resumes.
     tables: Option<(Table<StepRow>, Table<EpochRow>)>,
+    /// Starts of the run, the last of which is that of this process.
+    starts: Vec<Start>,
 }
 
 impl FolderStore {
     /// Stores a run in `folder`. Changes nothing yet.
     #[must_use]
     pub fn new(folder: RunFolder) -> Self {
-        Self { folder, init: None, keep_every: None, tables: None }
+        Self { folder, init: None, keep_every: None, tables: None, starts: vec![Start::now()] }
     }
 
     /// Names the file that the weights start from, for `train.toml`.
@@ -103,16 +105,20 @@ impl RunStore for FolderStore {
     }
 
     fn resume(&mut self, step: u64, epoch: u64) -> Result<Recorded> {
-        let (metrics, steps) = Table::resume(&self.folder.metrics(), |row: &StepRow| row.step < step)?;
+        let (metrics, steps) = Table::resume(&self.folder.metrics(), |row: &StepRow| row.step <= step)?;
         let (table, epochs) = Table::resume(&self.folder.epochs(), |row: &EpochRow| row.epoch <= epoch)?;
         self.tables = Some((metrics, table));
-        let device = self.folder.load_config::<Settings>().ok().map(|config| config.device);
+        let device = self.folder.load_config::<Settings>().ok().map(|config| {
+            self.starts.splice(..0, config.starts);
+            config.device
+        });
         Ok(Recorded { steps, epochs, device })
     }
 
     fn save_about(&mut self, about: &About<'_>) -> Result<()> {
         let About { device, kernels, settings } = *about;
-        self.folder.save_config(&RunConfig::new(device.to_owned(), kernels.clone(), settings.clone()))
+        let config = RunConfig::new(device.to_owned(), kernels.clone(), settings.clone());
+        self.folder.save_config(&RunConfig { starts: self.starts.clone(), ..config })
     }
 
     fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<bool> {
@@ -240,7 +246,7 @@ mod tests {
             rows.into_iter().map(|row| EpochRow { seconds: 0.0, ..row }).collect::<Vec<_>>()
         };
         // The last steps of the first epoch and of the last.
-        for (step, done) in [(1, 0), (5, 2)] {
+        for (step, done) in [(2, 0), (6, 2)] {
             assert_eq!((run(&parts, step), epochs(&parts).len()), (Outcome::Interrupted, done));
         }
         assert_eq!(run(&parts, u64::MAX), Outcome::Finished);

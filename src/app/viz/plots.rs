@@ -37,7 +37,7 @@ type Point = (f64, f64);
 /// # Errors
 /// [`Error::Bug`] if the drawing library fails.
 pub fn training_loss(steps: &[StepRow], epochs: &[EpochRow]) -> Result<RgbImage> {
-    let ends: BTreeMap<u64, f64> = steps.iter().map(|row| (row.epoch, row.step as f64 + 1.0)).collect();
+    let ends: BTreeMap<u64, f64> = steps.iter().map(|row| (row.epoch, row.step as f64)).collect();
     let curve = |name, color, of: fn(&StepRow) -> f32, val: fn(&EpochRow) -> f64| {
         let validation = epochs.iter().filter_map(|row| Some((*ends.get(&row.epoch)?, val(row))));
         Curve { name, color, smooth: true, points: points(steps, |r| f64::from(of(r))), marks: finite(validation) }
@@ -84,7 +84,7 @@ pub fn grad_norm(steps: &[StepRow]) -> Result<RgbImage> {
 /// # Errors
 /// [`Error::Bug`] if the drawing library fails.
 pub fn learning_rate(steps: &[StepRow]) -> Result<RgbImage> {
-    let points = points(steps, |row| row.lr);
+    let points = points(steps, |row| f64::from(row.lr));
     let curves = vec![Curve { name: "learning rate", color: BLUE, smooth: false, points, marks: Vec::new() }];
     draw(|canvas| Panel { title: "Learning rate", x: "step", y: "learning rate", log: false, curves }.draw(canvas))
 }
@@ -308,23 +308,23 @@ mod tests {
             let kl = 0.012 * (1.0 - (-t / 300.0).exp()) + 0.001 * noise(step + 7);
             let recon = 0.945 + 0.6 * (-t / 60.0).exp() + 0.02 * noise(step);
             let grad_norm = 0.05 + 3.0 * (-t / 200.0).exp() * (1.0 + noise(step + 3));
-            let lr = 0.01 * (0.01 + 0.99 * (step.min(1000) as f64) / 1000.0);
+            let lr = 0.01 * (0.01 + 0.99 * (step.min(1000) as f32) / 1000.0);
             StepRow {
                 step,
-                epoch: 1 + step / per_epoch,
+                epoch: 1 + (step - 1) / per_epoch,
                 total: recon + kl,
                 recon,
                 kl,
                 grad_norm,
                 lr,
-                images_per_s: 60.0,
+                ..StepRow::default()
             }
         };
         let epoch = |epoch: u64| {
             let fall = 0.02 / epoch as f64;
             EpochRow { epoch, val_total: 0.957 + fall, val_recon: 0.945 + fall, val_kl: 0.012, ..EpochRow::default() }
         };
-        ((0..steps).map(row).collect(), (1..=steps / per_epoch).map(epoch).collect())
+        ((1..=steps).map(row).collect(), (1..=steps / per_epoch).map(epoch).collect())
     }
 
     fn ink(image: &RgbImage) -> usize {
@@ -354,7 +354,7 @@ mod tests {
         let (mut rows, mut epochs) = run(500, 100);
         let expected = training_loss(&rows, &epochs).unwrap();
         rows.push(StepRow {
-            step: 500,
+            step: 501,
             epoch: 6,
             total: f32::NAN,
             recon: f32::INFINITY,

@@ -25,7 +25,7 @@ fn trace(profile: &Profile) -> Value {
     let zero = profile.host.iter().map(|span| span.begin_ns).fold(0.0, f64::min);
     let name = |what: &str, tid: u32, name: &str| json!({"ph": "M", "name": what, "pid": 1, "tid": tid, "args": {"name": name}});
     let mut events = vec![
-        name("process_name", DEVICE, &format!("vae-wgpu, training step {}", profile.step + 1)),
+        name("process_name", DEVICE, &format!("vae-wgpu, training step {}", profile.step)),
         name("thread_name", DEVICE, &profile.device),
         name("thread_name", HOST, "host"),
     ];
@@ -64,7 +64,7 @@ mod tests {
             |label: &str, kernel, begin_ns, ns| Span { label: label.into(), kernel, variant: "tiled", begin_ns, ns };
         let host = |name, begin_ns, ns| HostSpan { name, begin_ns, ns };
         Profile {
-            step: 3,
+            step: 4,
             device: "llvmpipe".into(),
             spans: vec![
                 span("a/relu.forward", "relu.forward", Some(0.0), Some(1e6)),

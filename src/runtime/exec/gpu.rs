@@ -306,16 +306,22 @@ impl Executor for GpuExecutor {
             *timed = Some(timer);
         }
         let copy = self.ring.encode_copy(&mut encoder, &sources)?;
-        self.gpu.submit(encoder)?;
+        let submission = self.gpu.submit(encoder)?;
         self.pending.push((copy.ticket(), specs));
         self.last = Some(program);
         let ticket = copy.ticket();
-        self.ring.map(copy);
+        self.ring.map(copy, submission);
         Ok(ticket)
     }
 
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>> {
         let copies = if wait { self.ring.drain(&self.gpu)? } else { self.ring.poll(&self.gpu)? };
+        self.receive(copies)?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    fn oldest_reports(&mut self) -> Result<Vec<Report>> {
+        let copies = self.ring.wait_for_oldest(&self.gpu)?;
         self.receive(copies)?;
         Ok(std::mem::take(&mut self.ready))
     }

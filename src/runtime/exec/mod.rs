@@ -104,6 +104,15 @@ pub trait Executor: fmt::Debug {
     /// [`Error::Device`] if the device failed.
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>>;
 
+    /// Waits for the oldest report that has not been returned, while the device works on later runs, and returns it with those that are ready
+    /// too, oldest first.
+    ///
+    /// # Errors
+    /// As [`Executor::reports`].
+    fn oldest_reports(&mut self) -> Result<Vec<Report>> {
+        self.reports(true)
+    }
+
     /// Returns an output of the last run, in logical order. Waits for the run.
     ///
     /// # Errors

@@ -216,8 +216,8 @@ impl Gpu {
         let mut ring = Ring::new(self, len, 1)?;
         let mut encoder = self.encoder("read");
         let copy = ring.encode_copy(&mut encoder, &[(buffer, offset, len)])?;
-        self.submit(encoder)?;
-        ring.map(copy);
+        let submission = self.submit(encoder)?;
+        ring.map(copy, submission);
         match ring.drain(self)?.pop() {
             Some((_, bytes)) => Ok(bytes),
             None => Err(Error::bug("a read returned no bytes")),
@@ -230,15 +230,14 @@ impl Gpu {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
     }
 
-    /// Submits the commands of `encoder`. Does not wait for them.
+    /// Submits the commands of `encoder` and returns the index of the submission. Does not wait for it.
     ///
     /// # Errors
     /// [`Error::Device`] for an invalid command, and as [`Gpu::health`].
-    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<()> {
-        self.scoped("submitting", || {
-            self.queue.submit([encoder.finish()]);
-        })?;
-        self.health()
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        let index = self.scoped("submitting", || self.queue.submit([encoder.finish()]))?;
+        self.health()?;
+        Ok(index)
     }
 
     /// Whether the driver compiles a kernel when it is first dispatched, as Mesa's software driver does.

@@ -258,7 +258,7 @@ impl Program {
             }
             step.encode(&mut self.pass(&mut encoder, None), None);
         }
-        gpu.submit(encoder)
+        gpu.submit(encoder).map(drop)
     }
 
     /// Encodes all dispatches and submits them.
@@ -268,7 +268,7 @@ impl Program {
     pub fn submit(&self, gpu: &Gpu) -> Result<()> {
         let mut encoder = gpu.encoder(&self.label);
         self.encode(&mut encoder, None);
-        gpu.submit(encoder)
+        gpu.submit(encoder).map(drop)
     }
 }
 

@@ -12,8 +12,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A ring of staging buffers.
 ///
-/// Each readback takes four calls, in this order: [`Ring::encode_copy`], [`Gpu::submit`], [`Ring::map`], and [`Ring::poll`] or
-/// [`Ring::drain`]. The last two return copies in the order of their [`Ring::map`] calls.
+/// Each readback takes four calls, in this order: [`Ring::encode_copy`], [`Gpu::submit`], [`Ring::map`], and one of [`Ring::poll`],
+/// [`Ring::wait_for_oldest`] and [`Ring::drain`]. These return copies in the order of their [`Ring::map`] calls.
 #[derive(Debug)]
 pub struct Ring {
     bytes: u64,
@@ -42,6 +42,7 @@ impl StagedCopy {
 #[derive(Debug)]
 struct Pending {
     copy: StagedCopy,
+    submission: wgpu::SubmissionIndex,
     mapped: Arc<OnceLock<Result<(), wgpu::BufferAsyncError>>>,
 }
 
@@ -87,14 +88,14 @@ impl Ring {
         Ok(StagedCopy { buffer, len, ticket })
     }
 
-    /// Requests the bytes of a copy after its submission. [`Ring::poll`] and [`Ring::drain`] report a failure.
-    pub fn map(&mut self, copy: StagedCopy) {
+    /// Requests the bytes of a copy after its submission. [`Ring::poll`] and the like report a failure.
+    pub fn map(&mut self, copy: StagedCopy, submission: wgpu::SubmissionIndex) {
         let mapped = Arc::new(OnceLock::new());
         let done = Arc::clone(&mapped);
         copy.buffer.map_async(wgpu::MapMode::Read, 0..copy.len.max(4), move |result| {
             let _ = done.set(result);
         });
-        self.pending.push_back(Pending { copy, mapped });
+        self.pending.push_back(Pending { copy, submission, mapped });
     }
 
     /// Returns finished copies as (ticket, bytes), oldest first. Does not wait.
@@ -111,12 +112,29 @@ impl Ring {
     /// # Errors
     /// [`Error::Device`] if the device failed or a copy does not finish in ten seconds.
     pub fn drain(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
+        let all = self.pending.len();
+        self.wait(gpu, &wgpu::PollType::wait_indefinitely(), all)
+    }
+
+    /// Waits for the oldest copy, while later submissions run on, and returns it with those that have finished too. Returns nothing if there
+    /// is none.
+    ///
+    /// # Errors
+    /// As [`Ring::drain`].
+    pub fn wait_for_oldest(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
+        let Some(oldest) = self.pending.front() else { return Ok(Vec::new()) };
+        let submission_index = Some(oldest.submission.clone());
+        self.wait(gpu, &wgpu::PollType::Wait { submission_index, timeout: None }, 1)
+    }
+
+    /// Polls until at least `count` copies have finished.
+    fn wait(&mut self, gpu: &Gpu, how: &wgpu::PollType, count: usize) -> Result<Vec<(u64, Vec<u8>)>> {
         let start = Instant::now();
         let mut done = Vec::new();
         loop {
-            gpu.wait()?;
+            gpu.poll(how.clone())?;
             done.extend(self.collect()?);
-            if self.pending.is_empty() {
+            if done.len() >= count {
                 return Ok(done);
             }
             // The device has finished, but another thread that polls it has not run the callback yet.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Serialize, Serializer};
 
 use crate::error::Result;
+use crate::vae::train::Settings;
 use crate::vae::train::profile::Summary;
 use crate::vae::train::rows::{EpochRow, StepRow};
 
@@ -22,8 +23,6 @@ pub enum Event<'a> {
         /// Results of the epoch.
         #[serde(flatten)]
         row: &'a EpochRow,
-        /// Whether the validation loss is the best so far and the weights were saved.
-        best: bool,
         /// What to try where the results are poor.
         #[serde(skip_serializing_if = "<[String]>::is_empty")]
         advice: &'a [String],
@@ -53,7 +52,7 @@ pub enum Event<'a> {
     },
     /// The run has been stopped and its checkpoint saved.
     Interrupted {
-        /// Index of the next step, from 0.
+        /// Number of steps that are done.
         step: u64,
         /// Path of the run, for `--resume`.
         #[serde(serialize_with = "lossy")]
@@ -86,13 +85,15 @@ pub struct Start<'a> {
     pub epochs: u64,
     /// Total number of steps.
     pub steps: u64,
-    /// Index of the first step: 0, or the next step of a resumed run.
+    /// Number of the first step: 1, or the next step of a resumed run.
     pub first_step: u64,
     /// Whether the device computes on the CPU.
     pub software: bool,
     /// Device memory of a training step in bytes; the CPU reference does not plan it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// Settings of the run.
+    pub settings: &'a Settings,
 }
 
 /// Receives the events of a run.

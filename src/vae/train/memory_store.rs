@@ -48,7 +48,7 @@ impl RunStore for InMemoryRun {
     }
 
     fn resume(&mut self, step: u64, epoch: u64) -> Result<Recorded> {
-        self.steps.retain(|row| row.step < step);
+        self.steps.retain(|row| row.step <= step);
         self.epochs.retain(|row| row.epoch <= epoch);
         Ok(Recorded { steps: self.steps.clone(), epochs: self.epochs.clone(), device: self.device.clone() })
     }

@@ -19,7 +19,7 @@ use crate::vae::data::{Dataset, Images, Subset};
 use crate::vae::eval::{advice, bits_per_dim};
 use crate::vae::inference::check_size;
 use crate::vae::model::{Mode, Norm, POSTERIOR_BIAS, VaeConfig};
-use crate::vae::runner::{self, Device, Hyperparams, Runner, batch_sizes};
+use crate::vae::runner::{self, Device, Hyperparams, Runner, StepReport, batch_sizes};
 use crate::vae::train::events::{Event, Observer, Start};
 use crate::vae::weights::Weights;
 
@@ -92,6 +92,9 @@ pub struct Trainer<'a> {
     warned: bool,
     /// First error from the observer, returned when the run ends.
     observer_error: Option<Error>,
+    /// Start of this part of the run, and seconds of the parts before.
+    started: Instant,
+    seconds_before: f32,
     /// Time of the last checkpoint.
     saved: Instant,
     /// Index, number of images and start of each step on the device.
@@ -198,6 +201,8 @@ impl<'a> Trainer<'a> {
             finished: 0,
             warned: false,
             observer_error: None,
+            started: Instant::now(),
+            seconds_before: 0.0,
             saved: Instant::now(),
             in_flight: Vec::new(),
             last_report: Instant::now(),
@@ -235,9 +240,10 @@ impl<'a> Trainer<'a> {
                 batch_size: self.settings.batch_size,
                 epochs: self.settings.epochs,
                 steps,
-                first_step: self.runner.step(),
+                first_step: self.runner.step() + 1,
                 software: self.software,
                 memory: self.runner.memory().map(Memory::total),
+                settings: &self.settings,
             }),
         )
     }
@@ -248,7 +254,7 @@ impl<'a> Trainer<'a> {
     /// [`Error::NonFinite`] or [`Error::NonFiniteOutput`] if training diverges, [`Error::RunFolderLost`] if another run has taken over
     /// the store, [`Error::File`] if the last checkpoint cannot be saved, and errors of the device and the observer.
     pub fn run(&mut self) -> Result<Outcome> {
-        let started = Instant::now();
+        self.started = Instant::now();
         let steps = self.steps_per_epoch() * self.settings.epochs;
         self.announce()?;
         if self.settings.warmup > steps {
@@ -280,7 +286,7 @@ impl<'a> Trainer<'a> {
         let event = Event::Finished {
             epochs: self.finished,
             steps: self.runner.step(),
-            seconds: started.elapsed().as_secs_f64(),
+            seconds: self.started.elapsed().as_secs_f64(),
             best: self.best,
             best_epoch: self.best_epoch(),
             run: self.store.path(),
@@ -352,18 +358,30 @@ impl<'a> Trainer<'a> {
         };
         self.runner.train_with_noise((&batch.pixels, &batch.labels), &batch.eps, &hyper)?;
         let submitted = Instant::now();
-        self.collect(profile.is_some() || self.in_flight.len() >= IN_FLIGHT)?;
+        if profile.is_none() && self.in_flight.len() >= IN_FLIGHT {
+            // The device runs the next step meanwhile.
+            let reports = self.runner.oldest_reports()?;
+            self.record(reports)?;
+        } else {
+            self.collect(profile.is_some())?;
+        }
         match profile {
             Some(profile) => self.report_profile(profile, batch.prepared, [begun, submitted]),
             None => Ok(()),
         }
     }
 
-    /// Records the reports that have arrived; with `wait`, those of all steps. A step that was not finite ends the run.
+    /// Records the reports that have arrived; with `wait`, those of all steps.
     fn collect(&mut self, wait: bool) -> Result<()> {
+        let arrived = self.runner.reports(wait)?;
+        self.record(arrived)
+    }
+
+    /// Records the reports of steps. A step that was not finite ends the run.
+    fn record(&mut self, arrived: Vec<StepReport>) -> Result<()> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
         let mut reports = Vec::new();
-        for report in self.runner.reports(wait)? {
+        for report in arrived {
             let at = self.in_flight.iter().position(|(step, ..)| *step == report.step);
             let (_, images, begun) =
                 at.map(|at| self.in_flight.remove(at)).ok_or_else(|| Error::bug("a report of no step"))?;
@@ -378,17 +396,19 @@ impl<'a> Trainer<'a> {
             if !report.finite {
                 let computed = if report.total.is_finite() { "the global gradient norm" } else { "the loss" };
                 let tensor = self.runner.first_non_finite()?.unwrap_or_else(|| computed.to_owned());
-                return Err(Error::NonFinite { tensor, step: report.step });
+                return Err(Error::NonFinite { tensor, step: report.step + 1 });
             }
             let row = StepRow {
-                step: report.step,
+                step: report.step + 1,
                 epoch: report.step / self.steps_per_epoch() + 1,
                 total: report.total,
                 recon: report.recon,
                 kl: report.kl,
                 grad_norm: report.grad_norm,
-                lr: self.settings.lr_at(report.step, steps),
+                lr: self.settings.lr_at(report.step, steps) as f32,
                 images_per_s: images_per_s as f32,
+                // To the millisecond.
+                elapsed_s: self.seconds_before + self.started.elapsed().as_millis() as f32 / 1e3,
             };
             self.notify(&Event::Step(&row))?;
             let pushed = self.store.push_step(&row);
@@ -405,7 +425,7 @@ impl<'a> Trainer<'a> {
             return Ok(Outcome::Interrupted);
         };
         let sizes = |step: u64| {
-            let at = (step % self.steps_per_epoch()) as usize * self.settings.batch_size;
+            let at = ((step - 1) % self.steps_per_epoch()) as usize * self.settings.batch_size;
             self.settings.batch_size.min(self.parts.train.len() - at) as f64
         };
         let rows = || self.steps.iter().filter(|row| row.epoch == epoch);
@@ -414,7 +434,8 @@ impl<'a> Trainer<'a> {
             let sum: f64 = rows().map(|row| f64::from(term(row)) * sizes(row.step)).sum();
             sum / images
         };
-        let row = EpochRow {
+        let steps = self.steps_per_epoch();
+        let mut row = EpochRow {
             epoch,
             train_total: mean(|row| row.total),
             train_recon: mean(|row| row.recon),
@@ -426,24 +447,26 @@ impl<'a> Trainer<'a> {
             active_units: val.active_units,
             seconds: started.elapsed().as_secs_f64(),
             val_bits: bits_per_dim(val.recon + val.kl),
+            lr: self.settings.lr_at(epoch * steps - 1, steps * self.settings.epochs) as f32,
+            best: false,
         };
         if !row.val_total.is_finite() {
             return Err(Error::NonFiniteOutput { what: "the validation loss".to_owned() });
         }
         let restored = self.restore();
         self.warn_on_io_error(restored)?;
-        let pushed = self.store.push_epoch(&row);
-        self.warn_on_io_error(pushed)?;
-        self.epoch_rows.push(row);
-        self.finished = epoch;
         let better = self.best.is_none_or(|best| row.val_total < best);
         let file = self.model_file(&row, &val.kl_dims)?;
         let model = if better { self.store.save_model(file.clone()) } else { Ok(()) };
         let last = self.store.save_last(epoch, file);
-        let best = better && model.is_ok();
-        if best {
+        row.best = better && model.is_ok();
+        if row.best {
             self.best = Some(row.val_total);
         }
+        let pushed = self.store.push_epoch(&row);
+        self.warn_on_io_error(pushed)?;
+        self.epoch_rows.push(row);
+        self.finished = epoch;
         self.observer.waiting("drawing images");
         let drawn = self.images(epoch).and_then(|()| self.store.save_plots(&self.steps, &self.epoch_rows));
         self.warn_on_io_error(drawn)?;
@@ -457,7 +480,7 @@ impl<'a> Trainer<'a> {
             self.warn_on_io_error(checkpoint)?;
         }
         let advice = advice(&val.kl_dims, self.settings.model.likelihood, val.mse, None);
-        self.notify(&Event::Epoch { row: &row, best, advice: &advice })?;
+        self.notify(&Event::Epoch { row: &row, advice: &advice })?;
         Ok(Outcome::Finished)
     }
 }

@@ -9,7 +9,7 @@ use crate::runtime::gpu::Span;
 /// Timings of one training step on the device and on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Index of the step, from 0.
+    /// Number of the step, from 1.
     pub step: u64,
     /// Adapter, driver and backend.
     pub device: String,
@@ -48,7 +48,7 @@ pub struct Row {
 /// Profile by kernel, in order of decreasing time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Index of the step, from 0.
+    /// Number of the step, from 1.
     pub step: u64,
     /// One row per kernel and variant.
     pub kernels: Vec<Row>,
@@ -97,7 +97,7 @@ impl Profile {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "profile of step {}", self.step + 1)?;
+        writeln!(f, "profile of step {}", self.step)?;
         writeln!(f, "{:<34} {:<16} {:>10} {:>10} {:>7}", "kernel", "variant", "dispatches", "ms", "share")?;
         for Row { kernel, variant, dispatches, ms, share } in &self.kernels {
             writeln!(f, "{kernel:<34} {variant:<16} {dispatches:>10} {ms:>10.3} {share:>5.1} %")?;

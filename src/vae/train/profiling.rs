@@ -13,6 +13,7 @@ const PROFILE_AFTER: u64 = 3;
 
 /// The step to profile, and the file for its trace.
 pub(super) struct ProfileRequest {
+    /// Index of the step, from 0.
     step: u64,
     trace: Option<PathBuf>,
 }
@@ -58,7 +59,8 @@ impl Trainer<'_> {
             span("encode and submit", begun, submitted),
             span("wait", submitted, Instant::now()),
         ];
-        let profile = Profile { step: request.step, device: self.runner.describe(), spans: self.runner.spans()?, host };
+        let profile =
+            Profile { step: request.step + 1, device: self.runner.describe(), spans: self.runner.spans()?, host };
         self.notify(&Event::Profile(&profile.summary()))?;
         let Some(path) = request.trace else { return Ok(()) };
         // A trace that cannot be written does not end the run.

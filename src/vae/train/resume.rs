@@ -56,8 +56,9 @@ impl<'a> Trainer<'a> {
         }
         store.save_about(&About { device: &device, kernels: runner.variants(), settings: &settings })?;
         let (best, finished) = (progress.best, progress.epoch);
+        let seconds_before = steps.iter().map(|row| row.elapsed_s).rfind(|seconds| seconds.is_finite()).unwrap_or(0.0);
         let trainer = Self::assemble(settings, parts, fingerprint, runner, store, context);
-        Ok(Self { steps, epoch_rows, best, finished, observer_error, ..trainer })
+        Ok(Self { steps, epoch_rows, best, finished, seconds_before, observer_error, ..trainer })
     }
 }
 

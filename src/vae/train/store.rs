@@ -69,8 +69,8 @@ pub trait RunStore: fmt::Debug {
     /// [`Error::File`](crate::Error::File) if it cannot be read.
     fn load_checkpoint(&self) -> Result<TensorFile>;
 
-    /// Opens the tables of an earlier part of the run and drops the rows after the checkpoint: those of steps `step` (from 0) and later,
-    /// and those of epochs after `epoch` (from 1).
+    /// Opens the tables of an earlier part of the run and drops the rows after the checkpoint: those of steps after `step` and of epochs
+    /// after `epoch`, both from 1.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if a table cannot be read or contains an invalid row.
