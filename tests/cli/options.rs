@@ -137,6 +137,8 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("train", "--trace new.txt", 1, "cannot profile"),
     ("train", "--quiet --json", 2, "--json"),
     ("train", "--resume run --lr 1", 2, "--lr"),
+    // The option is accepted: what is missing is the checkpoint.
+    ("train", "--resume run --tensorboard", 1, "checkpoint.safetensors"),
     ("train", "more", 2, "more"),
     ("train", "--resume run --image-size 64", 2, "--image-size"),
     ("train", "--data broken", 1, "broken/0.png"),

@@ -56,9 +56,14 @@ fn resumed_run_is_identical_to_an_uninterrupted_one() {
         let dir = tempfile::tempdir().unwrap();
         let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
         ok(&small(&whole, device, "3"));
-        ok(&small(&parts, device, "1"));
+        // Event files change nothing.
+        let mut args = small(&parts, device, "1");
+        args.push("--tensorboard");
+        ok(&args);
         ok(&resume(&parts, device, "3"));
         assert_same(&whole, &parts);
+        assert!(!Path::new(&whole).join("tensorboard").exists());
+        assert_eq!(fs::read_dir(Path::new(&parts).join("tensorboard")).unwrap().count(), 2);
         // Resuming a finished run changes nothing.
         ok(&resume(&parts, device, "3"));
         assert_same(&whole, &parts);
