@@ -143,6 +143,8 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("train", "--trace new.txt", 1, "cannot profile"),
     ("train", "--out text2/new/run", 1, "there is no folder text2"),
     ("train", "--resume run --lr 1", 2, "--lr"),
+    // The option is accepted: what is missing is the checkpoint.
+    ("train", "--resume run --tensorboard", 1, "checkpoint.safetensors"),
     ("train", "more", 2, "more"),
     ("train", "--resume run --image-size 64", 2, "--image-size"),
     ("train", "--data broken", 1, "broken/0.png"),

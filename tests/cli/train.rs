@@ -105,12 +105,17 @@ fn resumed_run_is_identical_to_an_uninterrupted_one() {
         let dir = tempfile::tempdir().unwrap();
         let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
         ok(&small(&whole, device, "3"));
-        ok(&small(&parts, device, "1"));
+        // Event files change nothing.
+        let mut args = small(&parts, device, "1");
+        args.push("--tensorboard");
+        ok(&args);
         ok(&resume(&parts, device, "3"));
         assert_same(&whole, &parts);
         let config: Value = serde_json::from_slice(&fs::read(Path::new(&parts).join("config.json")).unwrap()).unwrap();
         let starts = config["starts"].as_array().unwrap();
         assert!(starts.len() == 2 && starts[1]["command"].as_str().unwrap().contains("--resume"), "{starts:?}");
+        assert!(!Path::new(&whole).join("tensorboard").exists());
+        assert_eq!(fs::read_dir(Path::new(&parts).join("tensorboard")).unwrap().count(), 2);
         // Resuming a finished run changes nothing.
         ok(&resume(&parts, device, "3"));
         assert_same(&whole, &parts);

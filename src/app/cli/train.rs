@@ -168,7 +168,7 @@ struct TrainingArgs {
     val_split: Option<f64>,
 }
 
-/// Progress and profiling.
+/// Progress, profiling and TensorBoard.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Output")]
 struct OutputArgs {
@@ -179,6 +179,10 @@ struct OutputArgs {
     /// Write the times of every dispatch of that step to a JSON file for Perfetto (ui.perfetto.dev). Implies --profile.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, hide_short_help = true)]
     trace: Option<PathBuf>,
+    /// Write event files for TensorBoard to the folder `tensorboard` of the run: losses, images, gradients and settings. A resumed run
+    /// that has them continues them. Results do not change.
+    #[arg(long)]
+    tensorboard: bool,
     /// Print one JSON object per event to stdout.
     #[arg(long)]
     json: bool,
@@ -300,7 +304,10 @@ impl TrainArgs {
             None => {
                 let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
                 let preview = folder.data_preview();
-                store = FolderStore::new(folder).initialized_from(self.init_file()?).keep_every(self.run.save_every);
+                store = FolderStore::new(folder)
+                    .initialized_from(self.init_file()?)
+                    .keep_every(self.run.save_every)
+                    .with_tensorboard(self.output.tensorboard);
                 let trainer = Trainer::new(settings, &mut store, init.as_ref(), context)?;
                 // Of own images, so that the user can check the crop.
                 if images.is_some() {
@@ -331,7 +338,7 @@ impl TrainArgs {
     /// Returns the settings, and the folder of the run to resume.
     pub(super) fn settings(&self) -> anyhow::Result<(Settings, Option<FolderStore>)> {
         if let Some(run) = &self.run.resume {
-            let store = FolderStore::new(RunFolder::resume(run)?);
+            let store = FolderStore::new(RunFolder::resume(run)?).with_tensorboard(self.output.tensorboard);
             let mut settings = store.settings()?;
             settings.epochs = self.training.epochs.unwrap_or(settings.epochs);
             settings.early_stop = self.training.early_stop.unwrap_or(settings.early_stop);

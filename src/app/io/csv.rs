@@ -1,29 +1,21 @@
 //! `metrics.csv` and `epochs.csv`: append-only tables whose rows survive a kill.
 //!
-//! Each row is one write, so only the last line can be incomplete; readers drop a last line without a line end. Rows that fail to write, for
-//! example on a full disk, are kept and retried with the next row. Numbers have enough digits to restore the same bits.
+//! Each row is one write, so only the last line can be incomplete; readers drop a last line without a line end. Numbers have enough digits to
+//! restore the same bits.
 
-use std::fs::File;
-use std::io::Write;
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::app::io::append::AppendFile;
 use crate::app::io::atomic;
-use crate::app::io::atomic::trace;
 use crate::error::{Error, Result};
 use crate::vae::train::rows::Row;
 
 /// A table open for appending.
 #[derive(Debug)]
 pub struct Table<R> {
-    path: PathBuf,
-    file: File,
-    /// Length in bytes of the header and the complete rows in the file.
-    length: u64,
-    /// Whether an incomplete row may follow them.
-    torn: bool,
-    /// Rows that are not in the file yet.
-    pending: String,
+    /// The header line and the rows.
+    file: AppendFile,
     rows: PhantomData<R>,
 }
 
@@ -55,49 +47,20 @@ impl<R: Row> Table<R> {
             return Ok((Self::open(path)?, rows));
         }
         let mut table = Self::open(path)?;
-        table.truncate(bytes)?;
+        table.file.truncate(bytes)?;
         Ok((table, rows))
     }
 
     fn open(path: &Path) -> Result<Self> {
-        let open = || {
-            let file = File::options().append(true).open(path)?;
-            let length = file.metadata()?.len();
-            Ok((file, length))
-        };
-        let (file, length) = open().map_err(Error::file("append to", path))?;
-        Ok(Self { path: path.to_owned(), file, length, torn: false, pending: String::new(), rows: PhantomData })
+        Ok(Self { file: AppendFile::open(path)?, rows: PhantomData })
     }
 
-    fn truncate(&mut self, length: u64) -> Result<()> {
-        self.file.set_len(length).map_err(Error::file("truncate", &self.path))?;
-        (self.length, self.torn) = (length, false);
-        Ok(())
-    }
-
-    /// Appends a row and all pending rows.
+    /// Appends a row, as [`AppendFile::push`].
     ///
     /// # Errors
-    /// [`Error::File`] if they cannot be written; the next call retries.
+    /// [`Error::File`] if it cannot be written; the next call retries.
     pub fn push(&mut self, row: &R) -> Result<()> {
-        self.pending.push_str(&row.line());
-        self.pending.push('\n');
-        self.flush()
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if self.torn {
-            self.truncate(self.length)?;
-        }
-        if let Err(error) = self.file.write_all(self.pending.as_bytes()) {
-            // An incomplete row would corrupt the rows after it.
-            self.torn = true;
-            let _ = self.truncate(self.length);
-            return Err(Error::file("append to", &self.path)(error));
-        }
-        self.length += self.pending.len() as u64;
-        self.pending.clear();
-        Ok(())
+        self.file.push(format!("{}\n", row.line()).as_bytes())
     }
 
     /// Syncs the rows to disk. Must be called before saving a checkpoint that depends on them.
@@ -105,8 +68,7 @@ impl<R: Row> Table<R> {
     /// # Errors
     /// [`Error::File`] if pending rows cannot be written or the sync fails.
     pub fn sync(&mut self) -> Result<()> {
-        self.flush()?;
-        trace::record("sync rows", self.file.sync_data()).map_err(Error::file("sync", &self.path))
+        self.file.sync()
     }
 }
 
@@ -162,7 +124,8 @@ pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Re
 mod tests {
     use super::*;
     use crate::vae::train::rows::{EpochRow, StepRow};
-    use std::fs;
+    use std::fs::{self, File};
+    use std::io::Write;
 
     fn row(step: u64) -> StepRow {
         let x = step as f32;
@@ -278,27 +241,6 @@ mod tests {
             let (_, rows) = Table::resume(&path, |row: &StepRow| row.step <= 2).unwrap();
             assert_eq!(steps(&rows), [1, 2]);
         }
-    }
-
-    /// `/dev/full` exists only on Linux.
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn failed_rows_are_retried_with_the_next() {
-        let dir = tempfile::tempdir().unwrap();
-        let (whole, path) = (dir.path().join("whole.csv"), dir.path().join("metrics.csv"));
-        written(&whole, 6);
-        let mut table = written(&path, 2);
-        let full = File::options().append(true).open("/dev/full").unwrap();
-        let good = std::mem::replace(&mut table.file, full);
-        let error = table.push(&row(3)).unwrap_err();
-        assert!(matches!(error, Error::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull));
-        assert!(table.push(&row(4)).is_err() && table.sync().is_err());
-        assert_eq!(read::<StepRow>(&path).unwrap().len(), 2);
-        // Part of a row was written before the disk was full.
-        table.file = good;
-        table.file.write_all(b"3,1,0.").unwrap();
-        (5..=6).for_each(|step| table.push(&row(step)).unwrap());
-        assert_eq!(fs::read(&whole).unwrap(), fs::read(&path).unwrap());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::app::io::atomic;
 use crate::app::io::atomic::{FolderLock, LOCK, LockState};
 use crate::app::io::prior;
 use crate::app::io::run_config::RunConfig;
+use crate::app::io::tensorboard;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::{Error, Result};
 
@@ -94,6 +95,8 @@ const SAMPLES: &str = "samples";
 const RECONSTRUCTIONS: &str = "reconstructions";
 /// Folder with the weights of some epochs.
 const WEIGHTS: &str = "weights";
+/// Folder with event files.
+const TENSORBOARD: &str = "tensorboard";
 
 impl RunFolder {
     /// Creates and locks the folder of a new run: `out`, or `runs/<date>-<n>` with the first free n. The folder above it is created too, but
@@ -155,15 +158,24 @@ impl RunFolder {
                 for name in FILES {
                     remove(&self.path.join(name))?;
                 }
-                for folder in [SAMPLES, RECONSTRUCTIONS, WEIGHTS].map(|name| self.path.join(name)) {
-                    if folder.is_dir() {
-                        let mut files = entries(&folder)?.filter(|entry| is_of_an_epoch(&entry.file_name()));
-                        files.try_for_each(|entry| remove(&entry.path()))?;
-                    }
-                }
+                let is_event_file = |name: &OsStr| tensorboard::number(name).is_some();
+                self.remove_files(SAMPLES, is_of_an_epoch)?;
+                self.remove_files(RECONSTRUCTIONS, is_of_an_epoch)?;
+                self.remove_files(WEIGHTS, is_of_an_epoch)?;
+                self.remove_files(TENSORBOARD, is_event_file)?;
             }
         }
         self.make_folders()
+    }
+
+    /// Removes the files of a folder in the run, if it is there, whose names belong to a run.
+    fn remove_files(&self, folder: &str, own: impl Fn(&OsStr) -> bool) -> Result<()> {
+        let folder = self.path.join(folder);
+        if !folder.is_dir() {
+            return Ok(());
+        }
+        let mut files = entries(&folder)?.filter(|entry| own(&entry.file_name()));
+        files.try_for_each(|entry| remove(&entry.path()))
     }
 
     fn next(runs: &Path, date: &str) -> Result<Self> {
@@ -339,6 +351,12 @@ impl RunFolder {
         self.path.join(RECONSTRUCTIONS).join(format!("epoch_{epoch:02}.png"))
     }
 
+    /// `tensorboard`: the folder of the event files.
+    #[must_use]
+    pub fn tensorboard(&self) -> PathBuf {
+        self.path.join(TENSORBOARD)
+    }
+
     /// Writes the reconstructions of an epoch as one column (epoch 0: the originals), then redraws the history: one row per image, and one
     /// column per epoch. Long runs show every second epoch, every fourth and so on, and the last. Columns that are missing or show other
     /// images stay blank, so a kill between the two writes loses nothing.
@@ -453,7 +471,11 @@ mod tests {
         let mut run = RunFolder::create(Some(&out), false).unwrap();
         run.begin().unwrap();
         run.save_config(&config()).unwrap();
-        for path in [run.checkpoint(), run.samples(1), run.reconstructions(0), run.metrics(), out.join("mine.txt")] {
+        fs::create_dir(run.tensorboard()).unwrap();
+        let events = run.tensorboard().join("events.out.tfevents.1700000000.vae-wgpu");
+        let mine = [out.join("mine.txt"), run.tensorboard().join("events.out.tfevents.1700000000.mine")];
+        let written = [run.checkpoint(), run.samples(1), run.reconstructions(0), run.metrics(), events.clone()];
+        for path in written.iter().chain(&mine) {
             fs::write(path, "x").unwrap();
         }
         let busy = RunFolder::create(Some(&out), true).unwrap_err().to_string();
@@ -466,10 +488,10 @@ mod tests {
         let mut run = RunFolder::create(Some(&out), true).unwrap();
         assert!(run.checkpoint().exists() && run.samples(1).exists(), "the new run has not begun");
         run.begin().unwrap();
-        for gone in [run.config(), run.checkpoint(), run.samples(1), run.reconstructions(0), run.metrics()] {
+        for gone in [run.config(), run.checkpoint(), run.samples(1), run.reconstructions(0), run.metrics(), events] {
             assert!(!gone.exists(), "{}", gone.display());
         }
-        assert!(out.join("mine.txt").exists() && out.join("run.lock").exists());
+        assert!(mine.iter().all(|path| path.exists()) && out.join("run.lock").exists());
     }
 
     #[test]

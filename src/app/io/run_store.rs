@@ -7,7 +7,8 @@ use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::app::io::csv::Table;
 use crate::app::io::run_config::{RunConfig, Start};
 use crate::app::io::run_folder::RunFolder;
-use crate::app::io::{settings_file, tensor_file};
+use crate::app::io::tensorboard::Board;
+use crate::app::io::{settings_file, tensor_file, tensorboard};
 use crate::app::viz::caption::label_rows;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
@@ -18,6 +19,11 @@ use crate::vae::train::Settings;
 use crate::vae::train::profile::Profile;
 use crate::vae::train::rows::{EpochRow, StepRow};
 use crate::vae::train::store::{About, DecodedImages, Recorded, RunStore};
+
+/// Names of images in event files.
+const ORIGINALS: &str = "originals";
+const RECONSTRUCTIONS: &str = "reconstructions";
+const SAMPLES: &str = "samples";
 
 /// A [`RunStore`] in a folder.
 #[derive(Debug)]
@@ -31,13 +37,25 @@ pub struct FolderStore {
     tables: Option<(Table<StepRow>, Table<EpochRow>)>,
     /// Starts of the run, the last of which is that of this process.
     starts: Vec<Start>,
+    /// Whether to write event files for TensorBoard.
+    tensorboard: bool,
+    /// The event file; absent until the run begins or resumes, and if there is to be none.
+    board: Option<Board>,
 }
 
 impl FolderStore {
     /// Stores a run in `folder`. Changes nothing yet.
     #[must_use]
     pub fn new(folder: RunFolder) -> Self {
-        Self { folder, init: None, keep_every: None, tables: None, starts: vec![Start::now()] }
+        Self {
+            folder,
+            init: None,
+            keep_every: None,
+            tables: None,
+            starts: vec![Start::now()],
+            tensorboard: false,
+            board: None,
+        }
     }
 
     /// Names the file that the weights start from, for `train.toml`.
@@ -52,6 +70,12 @@ impl FolderStore {
         Self { keep_every: epochs, ..self }
     }
 
+    /// Writes event files for TensorBoard, too. A resumed run that has some continues them in any case.
+    #[must_use]
+    pub fn with_tensorboard(self, tensorboard: bool) -> Self {
+        Self { tensorboard, ..self }
+    }
+
     /// Returns the settings of the run, from its checkpoint.
     ///
     /// # Errors
@@ -64,6 +88,31 @@ impl FolderStore {
 
     fn create_tables(&mut self) -> Result<()> {
         self.tables = Some((Table::create(&self.folder.metrics())?, Table::create(&self.folder.epochs())?));
+        Ok(())
+    }
+
+    /// Writes to the event file, if there is one.
+    fn show(&mut self, push: impl FnOnce(&mut Board) -> Result<()>) -> Result<()> {
+        self.board.as_mut().map_or(Ok(()), push)
+    }
+
+    /// Starts an event file with the rows and the images that the folder has so far.
+    fn create_board(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<()> {
+        let folder = &self.folder;
+        let mut board = Board::create(&folder.tensorboard(), 0)?;
+        let show = |board: &mut Board, tag: &str, path: &Path| {
+            if path.exists() { board.push_image(tag, path) } else { Ok(()) }
+        };
+        show(&mut board, ORIGINALS, &folder.reconstructions(0))?;
+        for rows in steps.chunk_by(|a, b| a.epoch == b.epoch) {
+            rows.iter().try_for_each(|row| board.push_step(row))?;
+            for epoch in epochs.iter().filter(|epoch| epoch.epoch == rows[0].epoch) {
+                board.push_epoch(epoch)?;
+                show(&mut board, RECONSTRUCTIONS, &folder.reconstructions(epoch.epoch))?;
+                show(&mut board, SAMPLES, &folder.samples(epoch.epoch))?;
+            }
+        }
+        self.board = Some(board);
         Ok(())
     }
 
@@ -87,6 +136,9 @@ impl RunStore for FolderStore {
 
     fn begin(&mut self, about: &About<'_>) -> Result<()> {
         self.folder.begin()?;
+        if self.tensorboard {
+            self.create_board(&[], &[])?;
+        }
         self.save_about(about)?;
         let name = self.path().file_name().unwrap_or_default().to_string_lossy();
         let about_file = format!(
@@ -108,6 +160,13 @@ impl RunStore for FolderStore {
         let (metrics, steps) = Table::resume(&self.folder.metrics(), |row: &StepRow| row.step <= step)?;
         let (table, epochs) = Table::resume(&self.folder.epochs(), |row: &EpochRow| row.epoch <= epoch)?;
         self.tables = Some((metrics, table));
+        let folder = self.folder.tensorboard();
+        match tensorboard::last(&folder) {
+            // Nothing in earlier files remains of a run that resumes at its start.
+            Some(_) if step > 0 => self.board = Some(Board::create(&folder, step + 1)?),
+            None if !self.tensorboard => {}
+            _ => self.create_board(&steps, &epochs)?,
+        }
         let device = self.folder.load_config::<Settings>().ok().map(|config| {
             self.starts.splice(..0, config.starts);
             config.device
@@ -118,7 +177,8 @@ impl RunStore for FolderStore {
     fn save_about(&mut self, about: &About<'_>) -> Result<()> {
         let About { device, kernels, settings } = *about;
         let config = RunConfig::new(device.to_owned(), kernels.clone(), settings.clone());
-        self.folder.save_config(&RunConfig { starts: self.starts.clone(), ..config })
+        self.folder.save_config(&RunConfig { starts: self.starts.clone(), ..config })?;
+        self.show(|board| board.push_settings(settings))
     }
 
     fn restore(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<bool> {
@@ -126,22 +186,29 @@ impl RunStore for FolderStore {
             return Ok(false);
         }
         self.create_tables()?;
-        steps.iter().try_for_each(|row| self.push_step(row))?;
-        epochs.iter().try_for_each(|row| self.push_epoch(row))?;
+        let (metrics, table) = self.opened()?;
+        steps.iter().try_for_each(|row| metrics.push(row))?;
+        epochs.iter().try_for_each(|row| table.push(row))?;
+        if self.board.is_some() {
+            self.create_board(steps, epochs)?;
+        }
         Ok(true)
     }
 
     fn push_step(&mut self, row: &StepRow) -> Result<()> {
-        self.opened()?.0.push(row)
+        let written = self.opened()?.0.push(row);
+        written.and(self.show(|board| board.push_step(row)))
     }
 
     fn push_epoch(&mut self, row: &EpochRow) -> Result<()> {
-        self.opened()?.1.push(row)
+        let written = self.opened()?.1.push(row);
+        written.and(self.show(|board| board.push_epoch(row)))
     }
 
     fn sync_rows(&mut self) -> Result<()> {
         let (steps, epochs) = self.opened()?;
-        steps.sync().and_then(|()| epochs.sync())
+        let synced = steps.sync().and_then(|()| epochs.sync());
+        synced.and(self.show(Board::sync))
     }
 
     fn save_checkpoint(&mut self, file: TensorFile) -> Result<()> {
@@ -162,11 +229,15 @@ impl RunStore for FolderStore {
     }
 
     fn save_originals(&mut self, pixels: &[u8], size: [usize; 3]) -> Result<()> {
-        self.folder.save_reconstructions(0, &ImageBatch::from_bytes(pixels, size)?)
+        self.folder.save_reconstructions(0, &ImageBatch::from_bytes(pixels, size)?)?;
+        let path = self.folder.reconstructions(0);
+        self.show(|board| board.push_image(ORIGINALS, &path))
     }
 
     fn save_reconstructions(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()> {
-        self.folder.save_reconstructions(epoch, &ImageBatch::from_floats(images.values, images.size)?)
+        self.folder.save_reconstructions(epoch, &ImageBatch::from_floats(images.values, images.size)?)?;
+        let path = self.folder.reconstructions(epoch);
+        self.show(|board| board.push_image(RECONSTRUCTIONS, &path))
     }
 
     fn save_samples(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()> {
@@ -175,7 +246,17 @@ impl RunStore for FolderStore {
         let columns = if rows.is_empty() { samples.len().isqrt() } else { samples.len() / rows.len() };
         let grid = Grid { columns, scale: 2, ..Grid::default() }.draw(&samples)?;
         let image = if rows.is_empty() { grid } else { label_rows(&grid, rows)? };
-        save_png(&self.folder.samples(epoch), &image)
+        let path = self.folder.samples(epoch);
+        save_png(&path, &image)?;
+        self.show(|board| board.push_image(SAMPLES, &path))
+    }
+
+    fn keeps_gradients(&self) -> bool {
+        self.board.is_some()
+    }
+
+    fn save_gradients(&mut self, _: u64, gradients: &[(&str, &[f32])]) -> Result<()> {
+        self.show(|board| board.push_gradients(gradients))
     }
 
     fn save_plots(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<()> {
@@ -218,6 +299,10 @@ mod tests {
 
     /// Trains three epochs of two steps, or until `step` is done.
     fn run(folder: &Path, step: u64) -> Outcome {
+        run_with(folder, step, false)
+    }
+
+    fn run_with(folder: &Path, step: u64, tensorboard: bool) -> Outcome {
         let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 2, ..VaeConfig::default() };
         let settings = Settings { model, batch_size: 4, epochs: 3, ..Settings::default() };
         let dataset = shapes::dataset().unwrap().limited(Some(6), Some(6)).unwrap();
@@ -227,7 +312,7 @@ mod tests {
             TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut stopper, stop: &stop };
         let resumes = folder.exists();
         let folder = if resumes { RunFolder::resume(folder) } else { RunFolder::create(Some(folder), false) };
-        let mut store = FolderStore::new(folder.unwrap());
+        let mut store = FolderStore::new(folder.unwrap()).with_tensorboard(tensorboard);
         let trainer = if resumes {
             Trainer::resume(settings, &mut store, context)
         } else {
@@ -257,5 +342,46 @@ mod tests {
         for file in ["checkpoint.safetensors", "model.safetensors", "samples/epoch_01.png", "samples/epoch_03.png"] {
             assert!(fs::read(parts.join(file)).unwrap() == fs::read(whole.join(file)).unwrap(), "{file} differs");
         }
+    }
+
+    #[test]
+    fn event_files_continue_on_resume_and_change_no_results() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let (plain, parts, late) = (path("plain"), path("parts"), path("late"));
+        run(&plain, u64::MAX);
+        // Interrupted before the validation of the first epoch, then within the second.
+        run_with(&parts, 2, true);
+        run(&parts, 3);
+        // What was done after the last checkpoint is lost, as in a kill.
+        let kept = fs::read(parts.join("checkpoint.safetensors")).unwrap();
+        run(&parts, 6);
+        fs::write(parts.join("checkpoint.safetensors"), kept).unwrap();
+        run(&parts, u64::MAX);
+        // Without event files up to the third epoch.
+        run(&late, 4);
+        run_with(&late, u64::MAX, true);
+        for run in [&parts, &late] {
+            for file in ["checkpoint.safetensors", "model.safetensors", "samples/epoch_03.png"] {
+                assert!(fs::read(run.join(file)).unwrap() == fs::read(plain.join(file)).unwrap(), "{file} differs");
+            }
+            let shown = tensorboard::tests::shown(&run.join("tensorboard"));
+            for (tag, steps) in &shown {
+                let expected: &[i64] = match tag.split('/').next().unwrap() {
+                    "step" => &[1, 2, 3, 4, 5, 6],
+                    "originals" => &[0],
+                    // Those of earlier epochs are not in the tables.
+                    "gradients" if run == &late => &[6],
+                    // Once for each process; TensorBoard takes the first.
+                    "_hparams_" => continue,
+                    _ => &[2, 4, 6],
+                };
+                assert_eq!(steps, expected, "{tag} of {}", run.display());
+            }
+            for tag in ["step/loss", "validation/loss", "originals", "samples", "gradients/encoder.stem.weight"] {
+                assert!(shown.contains_key(tag), "{tag} is missing");
+            }
+        }
+        assert!(!plain.join("tensorboard").exists());
     }
 }

@@ -271,6 +271,15 @@ pub fn save_png(path: &Path, image: &RgbImage) -> Result<()> {
     atomic::save_atomic(path, bytes.get_ref())
 }
 
+/// Returns width and height of a PNG file from its bytes; `path` is used in errors.
+///
+/// # Errors
+/// [`Error::File`] if it is no PNG file.
+pub fn png_size(bytes: &[u8], path: &Path) -> Result<(u32, u32)> {
+    let reader = ImageReader::with_format(Cursor::new(bytes), ImageFormat::Png);
+    reader.into_dimensions().map_err(|error| Error::malformed("decode the image", path, error))
+}
+
 /// Largest ratio of decoded bytes to file bytes. PNG: deflate reaches 1,032, and a palette entry of one bit decodes to three bytes. JPEG: a
 /// uniform block of 8x8 pixels takes a few bits per colour; 1,024 leaves room for blank pages.
 const PNG_EXPANSION: u64 = 1032 * 8 * 3;

@@ -95,6 +95,18 @@ impl Trainer<'_> {
         Ok(())
     }
 
+    /// Saves the gradients of the last step of an epoch, if the store keeps them.
+    pub(super) fn gradients(&mut self, epoch: u64) -> Result<()> {
+        if !self.store.keeps_gradients() {
+            return Ok(());
+        }
+        let values = self.runner.download(Arena::Grads)?;
+        let tensors = self.runner.graph()?.tensors(Arena::Grads);
+        let named: Vec<_> = tensors.iter().map(|t| t.name.as_str()).zip(values.iter().map(Vec::as_slice)).collect();
+        let saved = self.store.save_gradients(epoch, &named);
+        self.warn_on_io_error(saved)
+    }
+
     /// Saves reconstructions and samples after an epoch, and the originals before the first (epoch 0).
     pub(super) fn images(&mut self, epoch: u64) -> Result<()> {
         let images = self.dataset.test.as_ref();

@@ -103,6 +103,14 @@ impl RunStore for InMemoryRun {
         Ok(())
     }
 
+    fn keeps_gradients(&self) -> bool {
+        false
+    }
+
+    fn save_gradients(&mut self, _: u64, _: &[(&str, &[f32])]) -> Result<()> {
+        Ok(())
+    }
+
     fn save_plots(&mut self, _: &[StepRow], _: &[EpochRow]) -> Result<()> {
         Ok(())
     }

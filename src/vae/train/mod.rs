@@ -322,7 +322,8 @@ impl<'a> Trainer<'a> {
 
     fn epoch(&mut self, epoch: u64, steps: u64) -> Result<Outcome> {
         let first_step = (epoch - 1) * self.steps_per_epoch();
-        let part = loader::Epoch { number: epoch, first_step, done: (self.runner.step() - first_step) as usize };
+        let begun = self.runner.step();
+        let part = loader::Epoch { number: epoch, first_step, done: (begun - first_step) as usize };
         let (settings, images) = (self.settings.clone(), Arc::clone(&self.parts));
         std::thread::scope(|scope| {
             for batch in loader::start(scope, &settings, &images.train, part)? {
@@ -339,6 +340,10 @@ impl<'a> Trainer<'a> {
                 }
             }
             self.collect(true)?;
+            // A run that resumes after the last step of an epoch has no gradients.
+            if self.runner.step() > begun {
+                self.gradients(epoch)?;
+            }
             Ok(Outcome::Finished)
         })
     }

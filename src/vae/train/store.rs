@@ -143,6 +143,15 @@ pub trait RunStore: fmt::Debug {
     /// [`Error::File`](crate::Error::File) if they cannot be written.
     fn save_samples(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()>;
 
+    /// Returns whether [`RunStore::save_gradients`] has a use for gradients; reading them from the device takes time.
+    fn keeps_gradients(&self) -> bool;
+
+    /// Saves the gradients of the last step of an epoch, before clipping: the name of each parameter and its values.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if they cannot be written.
+    fn save_gradients(&mut self, epoch: u64, gradients: &[(&str, &[f32])]) -> Result<()>;
+
     /// Draws the curves of the run.
     ///
     /// # Errors
