@@ -8,5 +8,6 @@ pub mod model;
 pub mod prior;
 pub mod run_config;
 pub mod run_folder;
+pub mod run_report;
 pub mod run_store;
 pub mod tensor_file;

@@ -70,7 +70,7 @@ pub const RUNS: &str = "runs";
 const LAST: &str = "last.safetensors";
 
 /// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "checkpoint.safetensors",
     "model.safetensors",
     LAST,
@@ -84,6 +84,7 @@ const FILES: [&str; 13] = [
     "grad_norm.png",
     "learning_rate.png",
     "data_preview.png",
+    "report.html",
 ];
 /// Folders of a run with one image per epoch.
 const SAMPLES: &str = "samples";
@@ -232,6 +233,12 @@ impl RunFolder {
         }
     }
 
+    /// Returns whether a process, this or another, is writing to the folder.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.lock.is_some() || FolderLock::is_taken(&self.path)
+    }
+
     /// Path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -302,6 +309,12 @@ impl RunFolder {
     #[must_use]
     pub fn data_preview(&self) -> PathBuf {
         self.path.join("data_preview.png")
+    }
+
+    /// `report.html`: figures, curves, images and settings of the run on one page.
+    #[must_use]
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report.html")
     }
 
     /// `samples/epoch_NN.png`: samples from fixed noise.

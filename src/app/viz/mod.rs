@@ -1,7 +1,8 @@
-//! Image grids, plots and performance traces.
+//! Image grids, plots, reports and performance traces.
 
 pub mod caption;
 pub mod image_grid;
 pub mod latent_plots;
 pub mod plots;
+pub mod report;
 pub mod trace;
