@@ -61,7 +61,9 @@ fn report_has_the_figures_of_the_run_and_can_be_written_again() {
     let rows = rows(&run, "epochs.csv");
     let losses = rows[1..].iter().map(|row| row.split(',').nth(4).unwrap().parse().unwrap());
     let best = losses.fold(f64::INFINITY, f64::min);
-    for part in ["<h1>run</h1>", "Finished", "epoch 2</p>", &format!("<dd>{best:.4} "), "shapes", "adapter and driver"] {
+    for part in
+        ["<h1>run</h1>", "Finished", "epoch 2 of 2</p>", &format!("<dd>{best:.4} "), "shapes", "adapter and driver"]
+    {
         assert!(report.contains(part), "{part} is missing:\n{report}");
     }
     // Eight to sixteen originals, their reconstructions after two epochs, and the samples.

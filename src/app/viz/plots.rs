@@ -27,6 +27,8 @@ const GREEN: RGBColor = RGBColor(44, 145, 60);
 
 /// Largest number of points per curve; screens show no more.
 const MAX_POINTS: usize = 2000;
+/// Share of the points over which a moving mean extends.
+const SMOOTH: f64 = 0.005;
 
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 pub(super) type Point = (f64, f64);
@@ -209,7 +211,7 @@ impl Panel {
                 let pale = curve.color.mix(0.25).stroke_width(1);
                 chart.draw_series(line(outline(&curve.points), pale)).map_err(failed)?;
             }
-            let points = if curve.smooth { moving_mean(&curve.points) } else { curve.points.clone() };
+            let points = if curve.smooth { moving_mean(&curve.points, SMOOTH) } else { curve.points.clone() };
             let key = move |(x, y)| PathElement::new([(x, y), (x + 26, y)], solid);
             chart
                 .draw_series(line(every_nth(points, MAX_POINTS), solid))
@@ -268,9 +270,9 @@ pub(super) fn every_nth(points: Vec<Point>, most: usize) -> Vec<Point> {
     kept
 }
 
-/// Returns the exponential moving mean over about 1/200 of the points, with bias correction.
-pub(super) fn moving_mean(points: &[Point]) -> Vec<Point> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 200.0).clamp(1.0, 100.0);
+/// Returns the exponential moving mean over about `share` of the points, at most 100, with bias correction.
+pub(super) fn moving_mean(points: &[Point], share: f64) -> Vec<Point> {
+    let keep = 1.0 - 1.0 / (points.len() as f64 * share).clamp(1.0, 100.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     let mean = |&(x, y): &Point| {
         (sum, weight) = (keep * sum + y, keep * weight + 1.0);
@@ -383,7 +385,7 @@ mod tests {
         let thin = outline(&points);
         assert!(thin.len() <= MAX_POINTS && thin.contains(&(4321.0, 9.0)));
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
-        let mean = every_nth(moving_mean(&points), MAX_POINTS);
+        let mean = every_nth(moving_mean(&points, SMOOTH), MAX_POINTS);
         assert!(mean.len() <= MAX_POINTS && mean.is_sorted_by(|a, b| a.0 < b.0));
         let last = mean.last().unwrap();
         assert!(last.0 == 9774.0 && (last.1 - 3.0).abs() < 0.2);

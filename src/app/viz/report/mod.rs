@@ -139,12 +139,12 @@ impl Report<'_> {
 
     fn status(&self) -> Status {
         let done = self.epochs.last().map_or(0, |row| row.epoch);
-        let of = self.setting("epochs").filter(|all| *all > done).map(|all| format!(" of {all}")).unwrap_or_default();
-        let epoch = format!("epoch {done}{of}");
+        let all = self.setting("epochs");
+        let epoch = format!("epoch {done}{}", all.map(|all| format!(" of {all}")).unwrap_or_default());
         let after = if done == 0 { "before the first epoch ended".to_owned() } else { format!("after {epoch}") };
         let (class, word, details) = match self.state {
             RunState::Running => ("good", "Running", epoch),
-            RunState::Finished if of.is_empty() => ("good", "Finished", epoch),
+            RunState::Finished if all.is_none_or(|all| done >= all) => ("good", "Finished", epoch),
             RunState::Finished => ("good", "Finished early", format!("{after}: the validation loss no longer fell")),
             RunState::Interrupted => ("", "Interrupted", after),
             RunState::Failed(why) => ("bad", "Failed", format!("{after}: {why}")),
@@ -199,7 +199,7 @@ impl Report<'_> {
                 finite(self.epochs.iter().map(|row| (axis.end(row.epoch) - shift * axis.epoch, value(row))))
             };
             let series = vec![
-                Series { class: "step", points: moving_mean(&steps(step)), dots: false },
+                Series { class: "step", points: smooth(&steps(step)), dots: false },
                 Series { class: "train", points: epochs(0.5, train), dots: true },
                 Series { class: "val", points: epochs(0.0, val), dots: true },
             ];
@@ -214,8 +214,8 @@ impl Report<'_> {
             loss("Reconstruction", |r| r.recon.into(), |r| r.train_recon, |r| r.val_recon),
             loss("KL divergence", |r| r.kl.into(), |r| r.train_kl, |r| r.val_kl),
             single("Learning rate", "", false, steps(|r| r.lr)),
-            single("Gradient norm", "before clipping, smoothed", true, moving_mean(&steps(|r| r.grad_norm.into()))),
-            single("Speed", "images per second, smoothed", false, moving_mean(&steps(|r| r.images_per_s.into()))),
+            single("Gradient norm", "before clipping, smoothed", true, smooth(&steps(|r| r.grad_norm.into()))),
+            single("Speed", "images per second, smoothed", false, smooth(&steps(|r| r.images_per_s.into()))),
         ];
         let charts: String = charts.into_iter().map(Chart::draw).collect();
         if charts.is_empty() {
@@ -254,8 +254,7 @@ impl Report<'_> {
             let rows = if conditional { ", a row of each class" } else { "" };
             let _ = write!(
                 out,
-                "<figure class=\"samples\"><h3>Samples</h3><figcaption>Decoded from noise after epoch {epoch}{rows}; the noise is the \
-                 same in each epoch.</figcaption>\n{}</figure>\n",
+                "<figure class=\"samples\"><h3>Samples</h3><figcaption>After epoch {epoch}{rows}. The noise is the same in every epoch.</figcaption>\n{}</figure>\n",
                 image.tag(&format!("samples after epoch {epoch}"))
             );
         }
@@ -401,23 +400,24 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
     ),
 ];
 
-/// Value of a setting that is not in the file.
+/// Value of a setting that is not in the file, or null.
 fn absent(key: &str) -> &'static str {
     match key {
         "model.likelihood" => "unit",
         "posterior_std" => "1",
         "val_split" | "beta_cycle" | "free_bits" | "early_stop" | "model.classes" => "0",
-        _ => NOT_SET,
+        "data" => "CIFAR-10",
+        "train_limit" | "val_limit" => "all",
+        _ => "not set",
     }
 }
-
-const NOT_SET: &str = "not set";
 
 /// Returns the values in nested objects as text, by their path.
 fn flat(value: &Value) -> BTreeMap<String, String> {
     let Some(fields) = value.as_object() else { return BTreeMap::new() };
     let nested = fields.iter().flat_map(|(key, value)| match value {
         Value::Object(_) => flat(value).into_iter().map(|(inner, text)| (format!("{key}.{inner}"), text)).collect(),
+        Value::Null => vec![(key.clone(), absent(key).to_owned())],
         other => vec![(key.clone(), text(other))],
     });
     nested.collect()
@@ -425,13 +425,12 @@ fn flat(value: &Value) -> BTreeMap<String, String> {
 
 fn text(value: &Value) -> String {
     match value {
-        Value::Null => NOT_SET.to_owned(),
         Value::Bool(on) => if *on { "yes" } else { "no" }.to_owned(),
         Value::String(text) => text.clone(),
         // 1 and 1.0 are the same value.
         Value::Number(number) => number.to_string().trim_end_matches(".0").to_owned(),
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(" "),
-        Value::Object(_) => value.to_string(),
+        Value::Null | Value::Object(_) => value.to_string(),
     }
 }
 
@@ -457,6 +456,11 @@ fn strip(label: &str, images: &ImageBatch, gap: bool) -> String {
     });
     let class = if gap { " class=\"gap\"" } else { "" };
     format!("<tr{class}><th scope=\"row\">{label}</th>{}</tr>\n", cells.collect::<String>())
+}
+
+/// The moving mean over 2 % of the steps.
+fn smooth(points: &[Point]) -> Vec<Point> {
+    moving_mean(points, 0.02)
 }
 
 fn median(values: impl Iterator<Item = f32>) -> Option<f32> {
@@ -582,7 +586,7 @@ mod tests {
         let page = page(&config(), (&steps, &epochs), &pictures, RunState::Finished);
         for part in [
             "<title>demo: Finished</title>",
-            "epoch 3</p>",
+            "epoch 3 of 3</p>",
             "<dd>0.0417 <small>nats per dimension, epoch 3",
             "<dd>0.0625 <small>pixels from -1 to 1, epoch 3",
             "<dd>4.500 <small>bits per dimension, epoch 3",
