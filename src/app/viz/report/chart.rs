@@ -65,7 +65,7 @@ impl Chart<'_> {
             let _ = out.write_fmt(part);
         };
         put(format_args!("<figure class=\"chart\"><figcaption><b>{title}</b> <span>{unit}</span></figcaption>\n"));
-        put(format_args!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}, {unit}\">\n"));
+        put(format_args!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\n"));
         let (right, bottom) = (WIDTH - RIGHT, TOP + height);
         for (value, label) in self.ticks(low, high) {
             let at = TOP + y(value);
@@ -153,7 +153,7 @@ impl Chart<'_> {
             let every = whole.len().div_ceil(6);
             whole.into_iter().step_by(every).collect()
         } else {
-            decades().flat_map(|ten| [1.0, 2.0, 5.0].map(|m| m * ten)).filter(within).collect::<Vec<_>>()
+            decades().flat_map(|ten| [1.0, 2.0, 3.0, 5.0, 7.0].map(|m| m * ten)).filter(within).collect::<Vec<_>>()
         };
         // Round to the digits of the label: 3 * 0.1 is not 0.3.
         values.into_iter().map(|v| (v, label(format!("{v:.1e}").parse().unwrap_or(v)))).collect()
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(labels(0.0, 1.1e-5, false), ["0.0e0", "5.0e-6", "1.0e-5"]);
         assert_eq!(labels(0.0, 2.3e6, false), ["0", "5.0e5", "1.0e6", "1.5e6", "2.0e6"]);
         assert_eq!(labels(-2.1, 1.2, true), ["0.01", "0.1", "1", "10"]);
-        assert_eq!(labels(-0.8, 0.2, true), ["0.2", "0.5", "1"]);
+        assert_eq!(labels(-0.8, 0.2, true), ["0.2", "0.3", "0.5", "0.7", "1"]);
         assert!(labels(-40.0, 40.0, true).len() <= 17);
     }
 

@@ -214,7 +214,12 @@ impl Report<'_> {
             loss("Reconstruction", |r| r.recon.into(), |r| r.train_recon, |r| r.val_recon),
             loss("KL divergence", |r| r.kl.into(), |r| r.train_kl, |r| r.val_kl),
             single("Learning rate", "", false, steps(|r| r.lr)),
-            single("Gradient norm", "before clipping, smoothed", true, smooth(&steps(|r| r.grad_norm.into()))),
+            single(
+                "Gradient norm",
+                "before clipping, smoothed, log scale",
+                true,
+                smooth(&steps(|r| r.grad_norm.into())),
+            ),
             single("Speed", "images per second, smoothed", false, smooth(&steps(|r| r.images_per_s.into()))),
         ];
         let charts: String = charts.into_iter().map(Chart::draw).collect();
@@ -227,12 +232,12 @@ impl Report<'_> {
             )
         };
         let dot = |class: &str| format!("<circle class=\"{class}\" cx=\"13\" cy=\"6\" r=\"3\"/>");
-        format!(
-            "<ul class=\"legend\">{}{}{}</ul>\n<div class=\"charts\">\n{charts}</div>\n",
-            key("step", "", "training steps, smoothed"),
-            key("train", &dot("train"), "training, mean of an epoch"),
-            key("val", &dot("val"), "validation after an epoch")
-        )
+        let mut legend = key("step", "", "training steps, smoothed");
+        if !self.epochs.is_empty() {
+            legend += &key("train", &dot("train"), "training, mean of an epoch");
+            legend += &key("val", &dot("val"), "validation after an epoch");
+        }
+        format!("<ul class=\"legend\">{legend}</ul>\n<div class=\"charts\">\n{charts}</div>\n")
     }
 
     fn images(&self) -> String {
@@ -254,7 +259,8 @@ impl Report<'_> {
             let rows = if conditional { ", a row of each class" } else { "" };
             let _ = write!(
                 out,
-                "<figure class=\"samples\"><h3>Samples</h3><figcaption>After epoch {epoch}{rows}. The noise is the same in every epoch.</figcaption>\n{}</figure>\n",
+                "<figure class=\"samples\"><h3>Samples</h3><figcaption>After epoch {epoch}{rows}. The noise is the \
+                 same in every epoch.</figcaption>\n{}</figure>\n",
                 image.tag(&format!("samples after epoch {epoch}"))
             );
         }
