@@ -650,6 +650,28 @@ mod tests {
     }
 
     #[test]
+    fn status_names_the_end_of_the_run() {
+        let (steps, epochs) = rows(20, 10);
+        for (state, expected) in [
+            (RunState::Running, "Running</b> epoch 2 of 3</p>"),
+            (RunState::Finished, "Finished early</b> after epoch 2 of 3: the validation loss no longer fell</p>"),
+            (RunState::Interrupted, "Interrupted</b> after epoch 2 of 3</p>"),
+            (RunState::Failed("a < b"), "Failed</b> after epoch 2 of 3: a &lt; b</p>"),
+        ] {
+            let page = page(&config(), (&steps, &epochs), &Pictures::default(), state);
+            assert!(page.contains(expected), "{expected} is missing:\n{page}");
+        }
+    }
+
+    #[test]
+    fn only_small_images_are_stored_without_loss() {
+        let start =
+            |size| Encoded::new(&RgbImage::new(size, size)).map(|image| (image.mime, image.bytes[..2].to_vec()));
+        assert_eq!(start(32), Some(("image/png", b"\x89P".to_vec())));
+        assert_eq!(start(33), Some(("image/jpeg", b"\xff\xd8".to_vec())));
+    }
+
+    #[test]
     fn curves_end_where_the_epochs_do() {
         // Whatever the number of the first step is.
         for first in [0, 1] {
