@@ -374,6 +374,20 @@ fn unwritable_table_warns_and_training_continues() {
 }
 
 #[test]
+fn report_that_cannot_be_written_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&tiny(&run, "cpu", "1"));
+    let report = Path::new(&run).join("report.html");
+    fs::remove_file(&report).unwrap();
+    fs::create_dir(&report).unwrap();
+    let (code, said) = ends(&mut command(&resume(&run, "cpu", "3")));
+    assert_eq!((code, warnings(&said)), (Some(0), 1), "{said}");
+    assert!(said.contains("cannot write ") && said.contains("report.html: is a folder"), "{said}");
+    assert_eq!(rows(&run, "epochs.csv").len(), 1 + 3);
+}
+
+#[test]
 fn log_write_error_is_reported_after_everything_is_saved() {
     let dir = tempfile::tempdir().unwrap();
     let run = run_in(&dir, "run");

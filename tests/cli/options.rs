@@ -53,6 +53,7 @@ fn bases() -> Vec<Base> {
         base("completions", "bash", ""),
         base("devices", "", ""),
         base("runs", "", ""),
+        base("report", "run", "--out new.html"),
     ]
 }
 
@@ -132,7 +133,7 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--trace", 2, &[""]),
     ("--only", 2, &[""]),
     ("--out", 2, &[""]),
-    ("--out", 1, &["text/new.json", "text/new.png", "/proc/new.png", "folder.png"]),
+    ("--out", 1, &["text/new.json", "text/new.png", "/proc/new.png", "folder.png", "text/new.html"]),
 ];
 
 /// Cases of single commands: command, arguments that replace those of the base, exit code, part of the message.
@@ -163,6 +164,7 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("sample", "--prior mixture", 1, "fit-prior"),
     ("sample", "--prior second-stage", 1, "fit-prior --kind second-stage"),
     ("latent", "--out new.csv", 2, "new.csv"),
+    ("report", "--out new.pdf", 2, "new.pdf"),
     ("export", "--out new.npz", 2, "new.npz"),
     ("sample", "-n 20001", 1, "20000"),
     ("sample", "-n 1000001", 2, "--count"),

@@ -100,6 +100,41 @@ fn preparations_write_no_run() {
 }
 
 #[test]
+fn report_has_the_figures_of_the_run_and_can_be_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    ok(&small(&run, "cpu", "2"));
+    let path = |name: &str| Path::new(&run).join(name);
+    let report = fs::read_to_string(path("report.html")).unwrap();
+    assert!(report.starts_with("<!doctype html>") && report.ends_with("</html>\n"));
+    let rows = rows(&run, "epochs.csv");
+    let losses = rows[1..].iter().map(|row| row.split(',').nth(4).unwrap().parse().unwrap());
+    let best = losses.fold(f64::INFINITY, f64::min);
+    for part in
+        ["<h1>run</h1>", "Finished", "epoch 2 of 2</p>", &format!("<dd>{best:.4} "), "shapes", "adapter and driver"]
+    {
+        assert!(report.contains(part), "{part} is missing:\n{report}");
+    }
+    // Eight to sixteen originals, their reconstructions after two epochs, and the samples.
+    assert_eq!(report.matches("<img src=\"data:image/png;base64,").count(), 3 * 10 + 1);
+    assert!(report.len() < 1_000_000, "{} bytes", report.len());
+    let again = dir.path().join("new/again.html");
+    ok(&["report", &run, "--out", again.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(&again).unwrap(), report);
+    // Of another version, and without tables and images.
+    for name in ["metrics.csv", "epochs.csv"] {
+        fs::remove_file(path(name)).unwrap();
+    }
+    fs::remove_dir_all(path("samples")).unwrap();
+    fs::write(path("config.json"), r#"{"format": 2, "settings": {"epochs": 9}, "machine": "Sun 3"}"#).unwrap();
+    ok(&["report", &run]);
+    let report = fs::read_to_string(path("report.html")).unwrap();
+    assert!(
+        report.contains("before the first epoch ended") && report.contains("Sun 3") && report.ends_with("</html>\n")
+    );
+}
+
+#[test]
 fn resumed_run_is_identical_to_an_uninterrupted_one() {
     for device in [device(), "cpu"] {
         let dir = tempfile::tempdir().unwrap();
@@ -376,6 +411,10 @@ fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
     // Too many epochs to finish before the signal.
+    let reported = |status: &str| {
+        let report = fs::read_to_string(Path::new(&parts).join("report.html")).unwrap();
+        report.contains(&format!("<title>parts: {status}</title>")) && report.ends_with("</html>\n")
+    };
     let mut run = small(&parts, "cpu", "1000000");
     for (name, number) in [interrupt(), ("-TERM", 15)] {
         let mut child = start(&run, 6);
@@ -384,11 +423,13 @@ fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
         let mut said = String::new();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert_eq!(status.code(), Some(128 + number), "{status:?}: {said}");
+        assert!(reported("Interrupted"));
         run = resume(&parts, "cpu", "1000000");
     }
     // One epoch more than it had done, because the table has a header.
     let epochs = rows(&parts, "epochs.csv").len().max(3).to_string();
     ok(&resume(&parts, "cpu", &epochs));
+    assert!(reported("Finished"));
     ok(&small(&whole, "cpu", &epochs));
     assert_same(&whole, &parts);
 }

@@ -43,6 +43,7 @@ mod output;
 mod pipeline_cache;
 mod progress;
 mod reconstruct;
+mod report;
 mod runs;
 mod sample;
 mod signals;
@@ -87,6 +88,8 @@ enum Command {
     FitPrior(fit_prior::FitPriorArgs),
     /// List the runs in a folder: epochs, best validation loss, device and size.
     Runs(runs::RunsArgs),
+    /// Write the report of a run again: its figures, curves, images and settings on one HTML page.
+    Report(report::ReportArgs),
     /// Write the weights of a model to a file, with the tensor names of vae-wgpu or of github.com/pi-tau/vae.
     Export(export::ExportArgs),
     /// List the adapters that can run the kernels.
@@ -192,6 +195,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => args.run(),
         Command::FitPrior(args) => args.run(),
         Command::Runs(args) => args.run(),
+        Command::Report(args) => args.run(),
         Command::Export(args) => args.run(),
         Command::Devices(args) => args.run(),
         Command::Data(args) => args.run(),

@@ -287,6 +287,13 @@ impl FolderLock {
         Ok(lock)
     }
 
+    /// Returns whether a process holds the lock of a folder. `false` on a file system without locks.
+    #[must_use]
+    pub fn is_taken(folder: &Path) -> bool {
+        let lock = File::open(folder.join(LOCK));
+        lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
     /// Returns the state of the lock file; always [`LockState::Held`] on Windows, unless it was removed.
     #[must_use]
     pub fn state(&self) -> LockState {
@@ -402,9 +409,11 @@ mod tests {
         save_atomic(&dir.path().join("checkpoint"), b"x").unwrap();
         let lock = FolderLock::take(dir.path()).unwrap();
         assert_eq!(names(dir.path()), ["checkpoint", "run.lock"]);
+        assert!(FolderLock::is_taken(dir.path()));
         let refused = FolderLock::take(dir.path()).unwrap_err();
         assert!(matches!(refused, Error::File { source, .. } if source.to_string().contains("another process")));
         drop(lock);
+        assert!(!FolderLock::is_taken(dir.path()));
         FolderLock::take(dir.path()).unwrap();
     }
 

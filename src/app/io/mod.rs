@@ -10,6 +10,7 @@ pub mod model;
 pub mod prior;
 pub mod run_config;
 pub mod run_folder;
+pub mod run_report;
 pub mod run_store;
 pub mod settings_file;
 pub mod tensor_file;

@@ -74,7 +74,7 @@ const LAST: &str = "last.safetensors";
 const REPEAT: &str = "train.toml";
 
 /// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "checkpoint.safetensors",
     "model.safetensors",
     LAST,
@@ -89,6 +89,7 @@ const FILES: [&str; 14] = [
     "grad_norm.png",
     "learning_rate.png",
     "data_preview.png",
+    "report.html",
 ];
 /// Folders of a run with one image per epoch.
 const SAMPLES: &str = "samples";
@@ -255,6 +256,12 @@ impl RunFolder {
         }
     }
 
+    /// Returns whether a process, this or another, is writing to the folder.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.lock.is_some() || FolderLock::is_taken(&self.path)
+    }
+
     /// Path of the folder.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -337,6 +344,12 @@ impl RunFolder {
     #[must_use]
     pub fn data_preview(&self) -> PathBuf {
         self.path.join("data_preview.png")
+    }
+
+    /// `report.html`: figures, curves, images and settings of the run on one page.
+    #[must_use]
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report.html")
     }
 
     /// `samples/epoch_NN.png`: samples from fixed noise.

@@ -8,7 +8,7 @@ use crate::app::io::csv::Table;
 use crate::app::io::run_config::{RunConfig, Start};
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensorboard::Board;
-use crate::app::io::{settings_file, tensor_file, tensorboard};
+use crate::app::io::{run_report, settings_file, tensor_file, tensorboard};
 use crate::app::viz::caption::label_rows;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
@@ -18,7 +18,7 @@ use crate::vae::tensor_file::TensorFile;
 use crate::vae::train::Settings;
 use crate::vae::train::profile::Profile;
 use crate::vae::train::rows::{EpochRow, StepRow};
-use crate::vae::train::store::{About, DecodedImages, Recorded, RunStore};
+use crate::vae::train::store::{About, DecodedImages, Recorded, RunState, RunStore};
 
 /// Names of images in event files.
 const ORIGINALS: &str = "originals";
@@ -265,6 +265,10 @@ impl RunStore for FolderStore {
         save_png(&self.folder.learning_rate(), &plots::learning_rate(steps)?)
     }
 
+    fn save_report(&mut self, steps: &[StepRow], epochs: &[EpochRow], state: RunState<'_>) -> Result<()> {
+        run_report::save(&self.folder, &self.folder.report(), (steps, epochs), state)
+    }
+
     fn save_trace(&mut self, profile: &Profile, path: &Path) -> Result<()> {
         trace::save_trace(profile, path)
     }
@@ -338,7 +342,9 @@ mod tests {
         assert_eq!(epochs(&parts), epochs(&whole));
         // Rows are synced before the checkpoint that depends on them.
         let notes = trace::take();
-        assert_eq!(notes.split_last_chunk().unwrap().1, &["sync rows", "sync rows", "sync", "rename", "sync folder"]);
+        let checkpoint = ["sync rows", "sync rows", "sync", "rename", "sync folder"];
+        let report = ["sync", "rename", "sync folder"];
+        assert!(notes.ends_with(&[&checkpoint[..], &report].concat()), "{notes:?}");
         for file in ["checkpoint.safetensors", "model.safetensors", "samples/epoch_01.png", "samples/epoch_03.png"] {
             assert!(fs::read(parts.join(file)).unwrap() == fs::read(whole.join(file)).unwrap(), "{file} differs");
         }

@@ -102,7 +102,7 @@ impl ImageBatch {
     /// [`Error::File`] if they cannot be decoded.
     pub fn from_strip(bytes: &[u8], path: &Path) -> Result<Self> {
         const MOST: u32 = 256;
-        let strip = decode(bytes, path)?.into_rgb8();
+        let strip = load_rgb(bytes, path)?;
         let (width, height) = strip.dimensions();
         if width == 0 || !height.is_multiple_of(width) || height / width > MOST {
             let why = format!("{width}x{height} pixels, expected a column of at most {MOST} square images");
@@ -119,6 +119,12 @@ impl ImageBatch {
     pub fn save_strip(&self, path: &Path) -> Result<()> {
         let plain = Grid { columns: 1, scale: 1, gap: 0, ..Grid::default() };
         save_png(path, &plain.draw(self)?)
+    }
+
+    /// Returns the images.
+    #[must_use]
+    pub fn images(&self) -> &[RgbImage] {
+        &self.pixels
     }
 
     /// Returns the number of images.
@@ -287,6 +293,14 @@ const JPEG_EXPANSION: u64 = 1024;
 /// Bounds on the memory limit of a decoded image in bytes. The upper one is 64 million pixels; phone cameras have 50.
 const MAX_MEMORY: u64 = 192 << 20;
 const MIN_MEMORY: u64 = 1 << 20;
+
+/// Decodes the bytes of a PNG or JPEG file; `path` is used in errors.
+///
+/// # Errors
+/// [`Error::File`] if they cannot be decoded.
+pub fn load_rgb(bytes: &[u8], path: &Path) -> Result<RgbImage> {
+    Ok(decode(bytes, path)?.into_rgb8())
+}
 
 fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     let malformed = |error: image::ImageError| Error::malformed("decode the image", path, error);

@@ -27,9 +27,11 @@ const GREEN: RGBColor = RGBColor(44, 145, 60);
 
 /// Largest number of points per curve; screens show no more.
 const MAX_POINTS: usize = 2000;
+/// Share of the points over which a moving mean extends.
+const SMOOTH: f64 = 0.005;
 
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
-type Point = (f64, f64);
+pub(super) type Point = (f64, f64);
 
 /// Plots the losses over the steps, raw and smoothed, and the validation losses of each epoch. The KL term has its own panel, because it is
 /// much smaller.
@@ -94,7 +96,7 @@ fn points(steps: &[StepRow], value: impl Fn(&StepRow) -> f64) -> Vec<Point> {
 }
 
 /// Keeps the points within the range of `f32`; the length of an axis between larger ones overflows.
-fn finite(points: impl Iterator<Item = Point>) -> Vec<Point> {
+pub(super) fn finite(points: impl Iterator<Item = Point>) -> Vec<Point> {
     points.filter(|p| p.1.abs() <= f64::from(f32::MAX)).collect()
 }
 
@@ -209,9 +211,13 @@ impl Panel {
                 let pale = curve.color.mix(0.25).stroke_width(1);
                 chart.draw_series(line(outline(&curve.points), pale)).map_err(failed)?;
             }
-            let points = if curve.smooth { moving_mean(&curve.points) } else { curve.points.clone() };
+            let points = if curve.smooth { moving_mean(&curve.points, SMOOTH) } else { curve.points.clone() };
             let key = move |(x, y)| PathElement::new([(x, y), (x + 26, y)], solid);
-            chart.draw_series(line(every_nth(points), solid)).map_err(failed)?.label(curve.name).legend(key);
+            chart
+                .draw_series(line(every_nth(points, MAX_POINTS), solid))
+                .map_err(failed)?
+                .label(curve.name)
+                .legend(key);
             if !curve.marks.is_empty() {
                 let (color, ring) = (curve.color, WHITE.stroke_width(1));
                 let dot = move |center: (i32, i32)| {
@@ -256,17 +262,17 @@ fn outline(points: &[Point]) -> Vec<Point> {
     points.chunks(points.len().div_ceil(MAX_POINTS / 2)).flat_map(stretch).collect()
 }
 
-/// Thins evenly to [`MAX_POINTS`], from the end, so that the last point is kept.
-fn every_nth(points: Vec<Point>) -> Vec<Point> {
-    let every = points.len().div_ceil(MAX_POINTS).max(1);
+/// Thins evenly to at most `most` points, from the end, so that the last point is kept.
+pub(super) fn every_nth(points: Vec<Point>, most: usize) -> Vec<Point> {
+    let every = points.len().div_ceil(most).max(1);
     let mut kept: Vec<Point> = points.into_iter().rev().step_by(every).collect();
     kept.reverse();
     kept
 }
 
-/// Returns the exponential moving mean over about 1/200 of the points, with bias correction.
-fn moving_mean(points: &[Point]) -> Vec<Point> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 200.0).clamp(1.0, 100.0);
+/// Returns the exponential moving mean over about `share` of the points, at most 100, with bias correction.
+pub(super) fn moving_mean(points: &[Point], share: f64) -> Vec<Point> {
+    let keep = 1.0 - 1.0 / (points.len() as f64 * share).clamp(1.0, 100.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     let mean = |&(x, y): &Point| {
         (sum, weight) = (keep * sum + y, keep * weight + 1.0);
@@ -379,7 +385,7 @@ mod tests {
         let thin = outline(&points);
         assert!(thin.len() <= MAX_POINTS && thin.contains(&(4321.0, 9.0)));
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
-        let mean = every_nth(moving_mean(&points));
+        let mean = every_nth(moving_mean(&points, SMOOTH), MAX_POINTS);
         assert!(mean.len() <= MAX_POINTS && mean.is_sorted_by(|a, b| a.0 < b.0));
         let last = mean.last().unwrap();
         assert!(last.0 == 9774.0 && (last.1 - 3.0).abs() < 0.2);

@@ -11,7 +11,7 @@ use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::train::rows::EpochRow;
-use crate::vae::train::store::{About, DecodedImages};
+use crate::vae::train::store::{About, DecodedImages, RunState};
 use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema, Weights};
 
 /// Number of samples drawn after each epoch; of a conditional model, of each class.
@@ -27,14 +27,24 @@ impl Trainer<'_> {
     /// Turns the first failed write into a warning and ignores later ones: training continues, since the next write may succeed.
     pub(super) fn warn_on_io_error(&mut self, result: Result<()>) -> Result<()> {
         match result {
-            Err(error @ Error::File { .. }) => {
-                if std::mem::replace(&mut self.warned, true) {
-                    return Ok(());
-                }
-                let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
-                self.warn(&format!("{error}{cause}; training continues"))
-            }
+            Err(error @ Error::File { .. }) => self.warn_once(&error, "; training continues"),
             other => other,
+        }
+    }
+
+    fn warn_once(&mut self, error: &Error, consequence: &str) -> Result<()> {
+        if std::mem::replace(&mut self.warned, true) {
+            return Ok(());
+        }
+        let cause = std::error::Error::source(error).map(|s| format!(": {s}")).unwrap_or_default();
+        self.warn(&format!("{error}{cause}{consequence}"))
+    }
+
+    /// Writes the report. The run is complete without it, so a failure is a warning.
+    pub(super) fn report(&mut self, state: RunState<'_>) -> Result<()> {
+        match self.store.save_report(&self.steps, &self.epoch_rows, state) {
+            Err(error) => self.warn_once(&error, ""),
+            Ok(()) => Ok(()),
         }
     }
 

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::profile::Profile;
 use super::rows::{EpochRow, StepRow};
-use super::store::{About, DecodedImages, Recorded, RunStore};
+use super::store::{About, DecodedImages, Recorded, RunState, RunStore};
 use crate::error::{Error, Result};
 use crate::vae::tensor_file::TensorFile;
 
-/// A [`RunStore`] in memory: keeps rows, checkpoint and weights, and discards images, plots and traces.
+/// A [`RunStore`] in memory: keeps rows, checkpoint and weights, and discards images, plots, reports and traces.
 #[derive(Clone, Debug, Default)]
 pub struct InMemoryRun {
     /// Rows of all steps.
@@ -112,6 +112,10 @@ impl RunStore for InMemoryRun {
     }
 
     fn save_plots(&mut self, _: &[StepRow], _: &[EpochRow]) -> Result<()> {
+        Ok(())
+    }
+
+    fn save_report(&mut self, _: &[StepRow], _: &[EpochRow], _: RunState<'_>) -> Result<()> {
         Ok(())
     }
 

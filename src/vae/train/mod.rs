@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use self::loader::Batch;
 use self::profiling::ProfileRequest;
 use self::rows::{EpochRow, StepRow};
-use self::store::{About, RunStore};
+use self::store::{About, RunState, RunStore};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
@@ -264,21 +264,18 @@ impl<'a> Trainer<'a> {
                 "the warm-up of {warmup} steps is longer than the run of {steps}: the learning rate rises to {last:.2e}, not to {lr}"
             ))?;
         }
-        for epoch in self.finished + 1..=self.settings.epochs {
-            if self.stops_early(epoch - 1) {
-                self.warn(&format!("the validation loss has not fallen for {} epochs", self.settings.early_stop))?;
-                break;
-            }
-            let epoch_start = Instant::now();
-            let mut outcome = self.epoch(epoch, steps)?;
-            if outcome == Outcome::Finished {
-                outcome = self.end_of_epoch(epoch, epoch_start)?;
-            }
-            if outcome == Outcome::Interrupted {
-                let event = Event::Interrupted { step: self.runner.step(), run: self.store.path() };
-                notify(self.observer, &mut self.observer_error, &event)?;
-                return self.end(Outcome::Interrupted);
-            }
+        let outcome = self.epochs(steps);
+        match &outcome {
+            Ok(Outcome::Finished) => self.report(RunState::Finished)?,
+            Ok(Outcome::Interrupted) => self.report(RunState::Interrupted)?,
+            // The folder belongs to another run.
+            Err(Error::RunFolderLost { .. }) => {}
+            Err(error) => self.report(RunState::Failed(&error.to_string()))?,
+        }
+        if outcome? == Outcome::Interrupted {
+            let event = Event::Interrupted { step: self.runner.step(), run: self.store.path() };
+            notify(self.observer, &mut self.observer_error, &event)?;
+            return self.end(Outcome::Interrupted);
         }
         if self.profile.take().is_some() {
             self.warn("cannot profile: there is no step left to time")?;
@@ -293,6 +290,25 @@ impl<'a> Trainer<'a> {
         };
         notify(self.observer, &mut self.observer_error, &event)?;
         self.end(Outcome::Finished)
+    }
+
+    /// Trains and validates the epochs that are left.
+    fn epochs(&mut self, steps: u64) -> Result<Outcome> {
+        for epoch in self.finished + 1..=self.settings.epochs {
+            if self.stops_early(epoch - 1) {
+                self.warn(&format!("the validation loss has not fallen for {} epochs", self.settings.early_stop))?;
+                break;
+            }
+            let epoch_start = Instant::now();
+            let mut outcome = self.epoch(epoch, steps)?;
+            if outcome == Outcome::Finished {
+                outcome = self.end_of_epoch(epoch, epoch_start)?;
+            }
+            if outcome == Outcome::Interrupted {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Finished)
     }
 
     /// Returns the epoch with the best validation loss, if its row is there.
@@ -475,6 +491,10 @@ impl<'a> Trainer<'a> {
         self.observer.waiting("drawing images");
         let drawn = self.images(epoch).and_then(|()| self.store.save_plots(&self.steps, &self.epoch_rows));
         self.warn_on_io_error(drawn)?;
+        // That of the last epoch is written when the run ends.
+        if epoch < self.settings.epochs {
+            self.report(RunState::Running)?;
+        }
         // Last: if the process is killed before, the resumed run repeats the epoch and writes the same bytes.
         let checkpoint = self.save_checkpoint();
         if epoch == self.settings.epochs {

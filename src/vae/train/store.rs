@@ -43,6 +43,19 @@ pub struct DecodedImages<'a> {
     pub rows: &'a [String],
 }
 
+/// Whether a run is in progress, or how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState<'a> {
+    /// The run is in progress.
+    Running,
+    /// All epochs have finished, or the run ended early because the validation loss no longer fell.
+    Finished,
+    /// The run was stopped.
+    Interrupted,
+    /// The run ended with this error.
+    Failed(&'a str),
+}
+
 /// Storage of a run: rows, weights, checkpoints, images.
 ///
 /// The trainer reports a failed write ([`Error::File`](crate::Error::File)) once and continues; a store keeps rows that it could not
@@ -157,6 +170,12 @@ pub trait RunStore: fmt::Debug {
     /// # Errors
     /// [`Error::File`](crate::Error::File) if they cannot be written.
     fn save_plots(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<()>;
+
+    /// Writes a report of the run so far.
+    ///
+    /// # Errors
+    /// [`Error::File`](crate::Error::File) if it cannot be written.
+    fn save_report(&mut self, steps: &[StepRow], epochs: &[EpochRow], state: RunState<'_>) -> Result<()>;
 
     /// Writes the trace of a profiled step to a file.
     ///
