@@ -77,7 +77,7 @@ enum Command {
     FitPrior(fit_prior::FitPriorArgs),
     /// List the runs in a folder: epochs, best validation loss, device and size.
     Runs(runs::RunsArgs),
-    /// Write the weights of a model to a file, with the tensor names of vae-wgpu or of github.com/pi-tau/vae.
+    /// Write a model for other programs: its weights as safetensors, or encoder and decoder as ONNX models.
     Export(export::ExportArgs),
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),
