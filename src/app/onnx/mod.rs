@@ -117,6 +117,8 @@ fn check_size(name: &str, bytes: usize) -> Result<()> {
     Err(Error::argument(format!("size of the {name} as ONNX"), expected, format!("{} MiB", bytes >> 20)))
 }
 
+type Attributes = Vec<AttributeProto>;
+
 /// Translates a graph of the model. The batch size of that graph is replaced by a named one.
 struct Writer<'a> {
     graph: &'a Graph,
@@ -244,34 +246,29 @@ impl<'a> Writer<'a> {
         let weight = self.tensor_with(node, "weight", &[c, 1, 1])?;
         let bias = self.tensor_with(node, "bias", &[c, 1, 1])?;
         let eps = self.floats(&format!("{name}.eps"), &[], &[eps]);
-        let mut step = |op_type: &str, part: &str, inputs: [&str; 2], dims: [usize; 3]| {
-            let mean = op_type == "ReduceMean";
-            let axes = || vec![AttributeProto::ints("axes", &[1]), AttributeProto::int("keepdims", 1)];
-            let inputs = inputs.into_iter().filter(|input| !input.is_empty()).map(str::to_owned).collect();
+        let mut step = |op_type: &str, part: &str, inputs: &[&String], dims: [usize; 3]| {
+            let attributes = match op_type {
+                "ReduceMean" => vec![AttributeProto::ints("axes", &[1]), AttributeProto::int("keepdims", 1)],
+                _ => vec![],
+            };
             let output = format!("{name}.{part}");
-            self.push(op_type, &output, inputs, if mean { axes() } else { vec![] }, &[(&output, &dims)]);
+            self.push(op_type, &output, inputs.iter().copied().cloned().collect(), attributes, &[(&output, &dims)]);
             output
         };
         let (one, all) = ([1, h, w], [c, h, w]);
-        let mean = step("ReduceMean", "mean", [&x, ""], one);
-        let centered = step("Sub", "centered", [&x, &mean], all);
-        let squares = step("Mul", "squares", [&centered, &centered], all);
-        let variance = step("ReduceMean", "variance", [&squares, ""], one);
-        let shifted = step("Add", "variance_eps", [&variance, &eps], one);
-        let std = step("Sqrt", "std", [&shifted, ""], one);
-        let normalized = step("Div", "normalized", [&centered, &std], all);
-        let scaled = step("Mul", "scaled", [&normalized, &weight], all);
+        let mean = step("ReduceMean", "mean", &[&x], one);
+        let centered = step("Sub", "centered", &[&x, &mean], all);
+        let squares = step("Mul", "squares", &[&centered, &centered], all);
+        let variance = step("ReduceMean", "variance", &[&squares], one);
+        let shifted = step("Add", "variance_eps", &[&variance, &eps], one);
+        let std = step("Sqrt", "std", &[&shifted], one);
+        let normalized = step("Div", "normalized", &[&centered, &std], all);
+        let scaled = step("Mul", "scaled", &[&normalized, &weight], all);
         self.write_image(node, "Add", vec![scaled, bias], vec![])
     }
 
     /// Writes an ONNX node whose output is that of `node`, as an image.
-    fn write_image(
-        &mut self,
-        node: &Node,
-        op_type: &str,
-        inputs: Vec<String>,
-        attributes: Vec<AttributeProto>,
-    ) -> Result<()> {
+    fn write_image(&mut self, node: &Node, op_type: &str, inputs: Vec<String>, attributes: Attributes) -> Result<()> {
         let (y, name, shape) = self.output_of(node)?;
         self.push(op_type, &node.name, inputs, attributes, &[(&name, &image_dims(shape))]);
         self.images.insert(y, name);
@@ -279,13 +276,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes an ONNX node whose output is that of `node`, as a vector.
-    fn write_vector(
-        &mut self,
-        node: &Node,
-        op_type: &str,
-        inputs: Vec<String>,
-        attributes: Vec<AttributeProto>,
-    ) -> Result<()> {
+    fn write_vector(&mut self, node: &Node, op_type: &str, inputs: Vec<String>, attributes: Attributes) -> Result<()> {
         let (y, name, shape) = self.output_of(node)?;
         self.push(op_type, &node.name, inputs, attributes, &[(&name, &[vector_len(shape)])]);
         self.vectors.insert(y, name);
@@ -344,7 +335,7 @@ impl<'a> Writer<'a> {
         op_type: &str,
         name: &str,
         inputs: Vec<String>,
-        attributes: Vec<AttributeProto>,
+        attributes: Attributes,
         outputs: &[(&str, &[usize])],
     ) {
         self.out.value_info.extend(outputs.iter().map(|(name, dims)| value_info(name, dims)));
@@ -589,7 +580,7 @@ mod tests {
         let [_, decoder] = export(&model, true);
         let graph = decoder.graph.unwrap();
         let halves = graph.initializer.iter().filter(|c| c.data_type() == DataType::Float16);
-        // Seven layers; their biases and the norms keep their precision.
+        // Six layers; their biases and the norms keep their precision.
         assert_eq!((halves.clone().count(), casts(&graph)), (6, 6));
         let stem = halves.into_iter().find(|c| c.name == "decoder.out.weight.half").unwrap();
         assert_eq!(stem.dims, [3, 4, 3, 3]);
