@@ -125,7 +125,9 @@ def check_model(binary, name, weights, data, folder, half=False):
     """Exports a model and compares it with vae-wgpu on the test images of a data set."""
 
     def command(*arguments):
-        subprocess.run([binary, *arguments], check=True, stderr=subprocess.DEVNULL)
+        done = subprocess.run([binary, *arguments], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{name}: {arguments[0]} failed: {done.stderr.strip()}")
 
     halves = ["--half"] if half else []
     command("export", weights, "--format", "onnx", "--out", folder, *halves)
