@@ -1,4 +1,4 @@
-//! The application: files, run folders, plots, kernel checks, benches and the command line.
+//! The application: files, run folders, ONNX models, plots, kernel checks, benches and the command line.
 
 pub mod bench;
 pub mod check;
@@ -6,4 +6,5 @@ pub mod check;
 pub mod cli;
 pub mod data;
 pub mod io;
+pub mod onnx;
 pub mod viz;

@@ -67,9 +67,6 @@ impl TensorFile {
             }
             check_finite(path, name, data)?;
             let (start, dtype) = (end, dtype(array));
-            if dtype == Dtype::F16 {
-                check_finite(path, name, &data.iter().map(|v| f16::from_f32(*v).to_f32()).collect::<Vec<_>>())?;
-            }
             end += data.len() * if dtype == Dtype::F16 { 2 } else { 4 };
             header
                 .insert(name.clone(), json!({"dtype": dtype.to_string(), "shape": dims, "data_offsets": [start, end]}));
@@ -79,9 +76,9 @@ impl TensorFile {
         let mut bytes = Vec::with_capacity(8 + header.len() + end);
         bytes.write_u64::<LittleEndian>(header.len() as u64).map_err(Error::bug)?;
         bytes.extend(header.as_bytes());
-        for array in self.tensors.values() {
+        for (name, array) in &self.tensors {
             if dtype(array) == Dtype::F16 {
-                bytes.extend(array.data.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()));
+                bytes.extend(half_bytes(path, name, &array.data)?);
             } else {
                 append_f32(&mut bytes, &array.data);
             }
@@ -173,6 +170,16 @@ pub(crate) fn append_f32(bytes: &mut Vec<u8>, values: &[f32]) {
     let start = bytes.len();
     bytes.resize(start + 4 * values.len(), 0);
     LittleEndian::write_f32_into(values, &mut bytes[start..]);
+}
+
+/// Returns `values` as little-endian 16-bit floats. `path` and `name` are used in errors.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for values above 65504, the largest that a 16-bit float can hold.
+pub(crate) fn half_bytes(path: &Path, name: &str, values: &[f32]) -> Result<Vec<u8>> {
+    let halves: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+    check_finite(path, name, &halves.iter().map(|v| v.to_f32()).collect::<Vec<_>>())?;
+    Ok(halves.iter().flat_map(|v| v.to_le_bytes()).collect())
 }
 
 fn check_finite(path: &Path, name: &str, data: &[f32]) -> Result<()> {

@@ -269,6 +269,9 @@ fn conditional_models_decode_the_class() {
     stage.ok("export run --half --out half.safetensors");
     stage.ok("sample half.safetensors --class star -n 2 --out star.png");
     stage.fails("export run --names seed", 1, &["no conditional models"]);
+    stage.ok("export run --format onnx");
+    let metadata = fs::read(stage.path("onnx/decoder.onnx")).unwrap();
+    assert!(String::from_utf8_lossy(&metadata).contains(r#"["circle","square","triangle""#));
     let missing = runner.decode(&mu).unwrap_err().to_string();
     assert!(missing.contains("number of classes of a batch"), "{missing}");
     assert!(runner.decode((&mu, &vec![10; 12])).unwrap_err().to_string().contains("less than 10"));
@@ -295,6 +298,32 @@ fn halves_give_almost_the_same_images() {
     for (a, b) in a.iter().zip(&b) {
         assert!((a - b).abs() < 0.02, "{a} and {b}");
     }
+}
+
+/// `scripts/onnx.sh` compares what the models compute.
+#[test]
+fn onnx_models_replace_earlier_ones() {
+    let stage = TrainContext::new();
+    let files = || ["encoder.onnx", "decoder.onnx"].map(|name| fs::read(stage.path("new/models").join(name)).unwrap());
+    let said = stage.ok("export run --format onnx --out new/models");
+    assert!(text(&said.stderr).contains("encoder and decoder: new/models/encoder.onnx, new/models/decoder.onnx"));
+    let single = files();
+    for file in &single {
+        let content = String::from_utf8_lossy(file);
+        for part in ["vae-wgpu", env!("CARGO_PKG_VERSION"), r#"{"channels":4,"blocks":1"#, "input_range", "sigma"] {
+            assert!(content.contains(part), "{part}");
+        }
+    }
+    stage.ok("export run/model.safetensors --format onnx --half --out new/models");
+    for (single, half) in single.iter().zip(files()) {
+        let stored = |file: &[u8]| String::from_utf8_lossy(file).matches("fc.weight.half").count();
+        assert!(stored(single) == 0 && stored(&half) > 0);
+    }
+    assert_eq!(fs::read_dir(stage.path("new/models")).unwrap().count(), 2);
+    // Nothing is written unless both can be.
+    fs::create_dir_all(stage.path("taken/decoder.onnx")).unwrap();
+    stage.fails("export run --format onnx --out taken", 1, &["taken/decoder.onnx", "is a folder"]);
+    assert!(!stage.path("taken/encoder.onnx").exists());
 }
 
 #[test]

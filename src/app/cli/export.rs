@@ -1,6 +1,6 @@
 //! `vae-wgpu export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
@@ -9,8 +9,10 @@ use super::note;
 use super::output::check_output;
 use super::values::run;
 use crate::app::io::{atomic, model};
+use crate::app::onnx;
 use crate::error::Error;
 use crate::runtime::op::Likelihood;
+use crate::vae::inference::Model;
 use crate::vae::model::{Mode, VARIANCE};
 use crate::vae::names::to_seed;
 use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema};
@@ -20,15 +22,25 @@ pub(super) struct ExportArgs {
     /// Run folder written by `vae-wgpu train`, its name if it is in `runs`, or a file with weights.
     #[arg(value_name = "RUN|FILE", value_parser = run(), value_hint = ValueHint::AnyPath)]
     run: PathBuf,
-    /// Names of the tensors: those of vae-wgpu, or those of github.com/pi-tau/vae.
+    /// File format: the weights (safetensors), or encoder and decoder as models that other programs run (onnx).
+    #[arg(long, value_enum, default_value = "safetensors")]
+    format: Format,
+    /// Names of the tensors in a safetensors file: those of vae-wgpu, or those of github.com/pi-tau/vae.
     #[arg(long, value_enum, default_value = "own")]
     names: Names,
     /// Store the weights of layers as 16-bit floats, which takes half of the space.
     #[arg(long)]
     half: bool,
-    /// Output file.
-    #[arg(long, short, value_name = "FILE", default_value = "weights.safetensors", value_hint = ValueHint::FilePath)]
-    out: PathBuf,
+    /// Output file [default: weights.safetensors]; with --format onnx, the folder for encoder.onnx and decoder.onnx [default: onnx].
+    #[arg(long, short, value_name = "FILE|FOLDER", value_hint = ValueHint::AnyPath)]
+    out: Option<PathBuf>,
+}
+
+// No doc comments: clap would turn the help texts into the long form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Safetensors,
+    Onnx,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,7 +51,15 @@ enum Names {
 
 impl ExportArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        check_output(&self.out, &["safetensors"])?;
+        match self.format {
+            Format::Safetensors => self.safetensors(self.out.as_deref().unwrap_or(Path::new("weights.safetensors")))?,
+            Format::Onnx => self.onnx(self.out.as_deref().unwrap_or(Path::new("onnx")))?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn safetensors(&self, out: &Path) -> anyhow::Result<()> {
+        check_output(out, &["safetensors"])?;
         let model = model::load(&self.run)?;
         let mut config = model.config;
         if self.names == Names::Seed && config.classes > 0 {
@@ -65,10 +85,44 @@ impl ExportArgs {
             });
             file.tensors = renamed.collect::<crate::Result<_>>()?;
         }
-        atomic::create_parent(&self.out)?;
-        let bytes = if self.half { file.to_half_bytes(&self.out)? } else { file.to_bytes(&self.out)? };
-        atomic::save_atomic(&self.out, &bytes)?;
-        note(format_args!("{} tensors: {}", file.tensors.len(), self.out.display()));
-        Ok(ExitCode::SUCCESS)
+        atomic::create_parent(out)?;
+        let bytes = if self.half { file.to_half_bytes(out)? } else { file.to_bytes(out)? };
+        atomic::save_atomic(out, &bytes)?;
+        note(format_args!("{} tensors: {}", file.tensors.len(), out.display()));
+        Ok(())
     }
+
+    /// Writes the two models of ONNX into a folder. Computes both before it writes the first.
+    fn onnx(&self, folder: &Path) -> anyhow::Result<()> {
+        if self.names == Names::Seed {
+            anyhow::bail!("--names seed names the tensors of a safetensors file: leave it out with --format onnx");
+        }
+        if folder.extension().is_some_and(|kind| kind == "onnx") && !folder.is_dir() {
+            let folder = folder.display();
+            anyhow::bail!(
+                "--format onnx writes encoder.onnx and decoder.onnx: pass their folder as --out, not {folder}"
+            );
+        }
+        let files = ["encoder.onnx", "decoder.onnx"].map(|name| folder.join(name));
+        for file in &files {
+            check_output(file, &["onnx"])?;
+        }
+        let model = model::load(&self.run)?;
+        let run = run_name(&self.run, &model);
+        let options = onnx::Options { run: &run, half: self.half };
+        let models = [onnx::encoder(&model, options)?, onnx::decoder(&model, options)?];
+        for (file, bytes) in files.iter().zip(&models) {
+            atomic::create_parent(file)?;
+            atomic::save_atomic(file, bytes)?;
+        }
+        let [encoder, decoder] = files.map(|file| file.display().to_string());
+        note(format_args!("encoder and decoder: {encoder}, {decoder}"));
+        Ok(())
+    }
+}
+
+/// The name of a run folder, or of the file that stands for it.
+fn run_name(run: &Path, model: &Model) -> String {
+    let path = if run.is_dir() { run.canonicalize().unwrap_or_else(|_| run.to_owned()) } else { model.path.clone() };
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

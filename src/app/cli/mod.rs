@@ -90,7 +90,7 @@ enum Command {
     Runs(runs::RunsArgs),
     /// Write the report of a run again: its figures, curves, images and settings on one HTML page.
     Report(report::ReportArgs),
-    /// Write the weights of a model to a file, with the tensor names of vae-wgpu or of github.com/pi-tau/vae.
+    /// Write a model for other programs: its weights as safetensors, or encoder and decoder as ONNX models.
     Export(export::ExportArgs),
     /// List the adapters that can run the kernels.
     Devices(devices::DevicesArgs),

@@ -154,6 +154,11 @@ impl Conv {
         Self { prologue, epilogue: Epilogue { emit_statistics: false, ..self.epilogue }, ..self }
     }
 
+    /// The layer, without what is fused with it.
+    pub(crate) fn layer(&self) -> &Layer {
+        &self.layer
+    }
+
     /// Whether it is a linear layer.
     pub(crate) fn is_linear(&self) -> bool {
         self.layer.kind == LayerKind::Linear

@@ -54,6 +54,10 @@ impl PositionNorm {
         Ok(Self { shape: x, config })
     }
 
+    pub(crate) fn config(&self) -> PositionNormConfig {
+        self.config
+    }
+
     /// The same norm, followed by a ReLU.
     #[must_use]
     pub(crate) fn with_relu(self) -> Self {
