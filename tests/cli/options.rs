@@ -51,6 +51,7 @@ fn bases() -> Vec<Base> {
         Base { gpu: true, ..base("bench kernels", "", "--batch 2") },
         Base { gpu: true, ..base("tune", "", "--batch 2") },
         base("completions", "bash", ""),
+        base("man", "new", ""),
         base("devices", "", ""),
         base("runs", "", ""),
     ]
@@ -171,6 +172,8 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("check", "nonesuch", 1, "nonesuch"),
     ("kernels", "nonesuch", 2, "nonesuch"),
     ("check", "--bisect", 1, "--bisect"),
+    ("man", "text", 1, "text"),
+    ("man", "text/new", 1, "text/new"),
     ("info", "run --channels 8", 2, "--channels"),
     ("completions", "tcl", 2, "tcl"),
     ("interpolate", "--steps 1", 2, "--steps"),
@@ -292,7 +295,7 @@ fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<
     let resumes = names.contains(&"--resume");
     let files = base.command == "reconstruct" && given.iter().any(|g| !g.starts_with('-'));
     let trained = base.command == "info" && given.iter().any(|g| g == "run");
-    args.extend(words(if base.command == "info" || base.command == "check" || base.command == "completions" {
+    args.extend(words(if ["info", "check", "completions", "man"].contains(&base.command) {
         if given.iter().any(|g| !g.starts_with('-')) || names.contains(&"--bisect") { "" } else { base.positional }
     } else {
         base.positional

@@ -35,6 +35,7 @@ mod info;
 mod interpolate;
 mod kernels;
 mod latent;
+mod man;
 mod output;
 mod pipeline_cache;
 mod progress;
@@ -101,6 +102,8 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Print a shell completion script.
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages of all commands to a folder.
+    Man(man::ManArgs),
 }
 
 /// Options of `train` that its help lists first.
@@ -165,6 +168,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => args.run(),
         Command::Tune(args) => args.run(),
         Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
     };
     match result {
         Ok(code) => code,
