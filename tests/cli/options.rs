@@ -125,6 +125,8 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--resume", 2, &[""]),
     ("--resume", 1, &["missing", "folder", "text", "run"]),
     ("--trace", 2, &[""]),
+    ("--report", 2, &["", "new.pdf", "new"]),
+    ("--report", 1, &["text/new.md", "folder.md", "/proc/new.txt"]),
     ("--only", 2, &[""]),
     ("--out", 2, &[""]),
     ("--out", 1, &["text/new.json", "text/new.png", "/proc/new.png", "folder.png"]),
@@ -172,6 +174,8 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("check", "nonesuch", 1, "nonesuch"),
     ("kernels", "nonesuch", 2, "nonesuch"),
     ("check", "--bisect", 1, "--bisect"),
+    ("check", "--bisect --report new.md", 2, "--report"),
+    ("check", "nonesuch --report new.md", 1, "nonesuch"),
     ("man", "text", 1, "text"),
     ("man", "text/new", 1, "text/new"),
     ("info", "run --channels 8", 2, "--channels"),
@@ -199,7 +203,7 @@ impl TrainContext {
         }
         fs::write(stage.path("broken/0.png"), "hello").unwrap();
         fs::write(stage.path("python/data_batch_1"), [0x80, 2]).unwrap();
-        for folder in ["run", "folder", "folder.png", "folder.json", "folder.safetensors"] {
+        for folder in ["run", "folder", "folder.png", "folder.json", "folder.md", "folder.safetensors"] {
             fs::create_dir(stage.path(folder)).unwrap();
         }
         let save = |channels: usize, file: &str, about: &str| {

@@ -40,6 +40,7 @@ mod output;
 mod pipeline_cache;
 mod progress;
 mod reconstruct;
+mod report;
 mod runs;
 mod sample;
 mod signals;
