@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # archive.sh BINARY TARGET FOLDER: packs a release into FOLDER/vae-wgpu-VERSION-TARGET.tar.gz (.zip for Windows), writes its SHA-256
-# beside it and prints the path. The binary is run once, for the shell completions. `[package.metadata.binstall]` in Cargo.toml names
+# beside it and prints the path. The binary is run for the shell completions and the manual pages. `[package.metadata.binstall]` in Cargo.toml names
 # the same layout.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -33,6 +33,7 @@ scripts/release/third_party.sh "$target" >"$stage/THIRD-PARTY.txt"
 "$binary" completions fish >"$stage/completions/vae-wgpu.fish"
 "$binary" completions powershell >"$stage/completions/_vae-wgpu.ps1"
 "$binary" completions zsh >"$stage/completions/_vae-wgpu"
+"$binary" man "$stage/man"
 
 cd "$scratch"
 case $target in

@@ -14,6 +14,9 @@ case $target in
 *-windows-msvc) export RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" ;;
 esac
 if command -v rustup >/dev/null; then rustup target add "$target" >&2; fi
+# `vae-wgpu check --report` names the commit.
+VAE_WGPU_COMMIT=${GITHUB_SHA:-$(git rev-parse HEAD)}
+export VAE_WGPU_COMMIT
 cargo build --locked --profile dist --target "$target" --bin vae-wgpu >&2
 binary=target/$target/dist/$(executable "$target")
 case $target in

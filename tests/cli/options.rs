@@ -51,6 +51,7 @@ fn bases() -> Vec<Base> {
         Base { gpu: true, ..base("bench kernels", "", "--batch 2") },
         Base { gpu: true, ..base("tune", "", "--batch 2") },
         base("completions", "bash", ""),
+        base("man", "new", ""),
         base("devices", "", ""),
         base("runs", "", ""),
         base("report", "run", "--out new.html"),
@@ -132,6 +133,8 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--resume", 2, &[""]),
     ("--resume", 1, &["missing", "folder", "text", "run"]),
     ("--trace", 2, &[""]),
+    ("--report", 2, &["", "new.pdf", "new"]),
+    ("--report", 1, &["text/new.md", "folder.md", "/proc/new.txt"]),
     ("--only", 2, &[""]),
     ("--out", 2, &[""]),
     ("--out", 1, &["text/new.json", "text/new.png", "/proc/new.png", "folder.png", "text/new.html"]),
@@ -187,6 +190,10 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("check", "nonesuch", 1, "nonesuch"),
     ("kernels", "nonesuch", 2, "nonesuch"),
     ("check", "--bisect", 1, "--bisect"),
+    ("check", "--bisect --report new.md", 2, "--report"),
+    ("check", "nonesuch --report new.md", 1, "nonesuch"),
+    ("man", "text", 1, "text"),
+    ("man", "text/new", 1, "text/new"),
     ("info", "run --channels 8", 2, "--channels"),
     ("completions", "tcl", 2, "tcl"),
     ("interpolate", "--steps 1", 2, "--steps"),
@@ -212,7 +219,7 @@ impl TrainContext {
         }
         fs::write(stage.path("broken/0.png"), "hello").unwrap();
         fs::write(stage.path("python/data_batch_1"), [0x80, 2]).unwrap();
-        for folder in ["run", "folder", "folder.png", "folder.json", "folder.safetensors"] {
+        for folder in ["run", "folder", "folder.png", "folder.json", "folder.md", "folder.safetensors"] {
             fs::create_dir(stage.path(folder)).unwrap();
         }
         let save = |channels: usize, file: &str, about: &str| {
@@ -309,7 +316,7 @@ fn line(base: &Base, options: &BTreeMap<String, bool>, given: &[String]) -> Vec<
     let resumes = names.contains(&"--resume");
     let files = base.command == "reconstruct" && given.iter().any(|g| !g.starts_with('-'));
     let trained = base.command == "info" && given.iter().any(|g| g == "run");
-    args.extend(words(if base.command == "info" || base.command == "check" || base.command == "completions" {
+    args.extend(words(if ["info", "check", "completions", "man"].contains(&base.command) {
         if given.iter().any(|g| !g.starts_with('-')) || names.contains(&"--bisect") { "" } else { base.positional }
     } else {
         base.positional

@@ -146,6 +146,50 @@ fn check_runs_on_the_reference_alone() {
 }
 
 #[test]
+fn check_report_holds_every_check_and_describes_the_device() {
+    let device = if has_adapter() { "auto" } else { "cpu" };
+    let dir = tempfile::tempdir().unwrap();
+    let (text, json) = (dir.path().join("new/report.md"), dir.path().join("report.txt"));
+    let output = run(&["check", "global_avg_pool", "--device", device, "--report", text.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = std::fs::read_to_string(&text).unwrap();
+    let printed = stdout(&output);
+    let checks: Vec<&str> =
+        printed.lines().filter(|line| line.starts_with("ok ") || line.starts_with("not ")).collect();
+    assert!(checks.len() > 1, "{printed}");
+    for line in &checks {
+        assert!(report.contains(&format!("\n{line}\n")), "{line}:\n{report}");
+    }
+    let tally = printed.lines().last().unwrap();
+    assert!(report.contains(&format!("| checks | {tally} |")), "{tally}:\n{report}");
+    for part in [
+        "only checks whose name contains `global_avg_pool`",
+        "| system | ",
+        "| processor | ",
+        "UTC",
+        env!("CARGO_PKG_VERSION"),
+    ] {
+        assert!(report.contains(part), "{part}:\n{report}");
+    }
+    if device == "auto" {
+        for part in ["| driver | ", "| multiply-add rate | ", " GB/s", "| max_buffer_size | ", "| conv2d.forward | "] {
+            assert!(report.contains(part), "{part}:\n{report}");
+        }
+    }
+    assert!(!report.contains("incomplete") && !report.contains("not measured"), "{report}");
+    // The file only: nothing else is left beside it.
+    assert_eq!(std::fs::read_dir(text.parent().unwrap()).unwrap().count(), 1);
+    let said = stderr(&output);
+    assert!(said.contains("report: ") && said.contains(text.to_str().unwrap()), "{said}");
+
+    let output = run(&["check", "global_avg_pool", "--device", "cpu", "--json", "--report", json.to_str().unwrap()]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+    assert!(stdout(&output).lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["verdict"] == "ok"));
+    let report = std::fs::read_to_string(&json).unwrap();
+    assert!(report.contains("only the CPU reference was checked"), "{report}");
+}
+
+#[test]
 fn bench_step_prints_the_common_json_line() {
     let device = if has_adapter() { "auto" } else { "cpu" };
     let output = run(&[

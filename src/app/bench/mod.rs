@@ -3,6 +3,7 @@
 //! The cost of a pass comes from its operation ([`Op::cost`]), so FLOP and bytes of all operands are counted in one place. A time is the
 //! mean over many dispatches in one submission, which share the cost of submission and wake-up.
 
+pub mod step;
 pub mod tune;
 
 use std::collections::{BTreeMap, BTreeSet};

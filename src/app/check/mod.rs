@@ -26,11 +26,13 @@ mod case;
 mod comparison;
 mod differences;
 mod kernel;
+mod report;
 
 pub use bisect::{Distance, bisect};
 pub use case::PreparedCase;
 pub use comparison::Comparison;
 pub use kernel::Patch;
+pub use report::{CheckResult, Fact, Report, Tally, Verdict};
 
 /// Outcome of a check.
 #[derive(Clone, Debug, PartialEq, Serialize)]

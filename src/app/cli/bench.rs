@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, print, values};
-use crate::app::bench::{PassBench, ProductSummary, RooflineRow, matching, median, workloads};
+use crate::app::bench::step::{StepBench, StepTimes};
+use crate::app::bench::{PassBench, ProductSummary, RooflineRow, matching, workloads};
 use crate::runtime::gpu::roofline;
 use crate::runtime::sys::memory;
-use crate::runtime::tensor::rng;
-use crate::runtime::tensor::rng::Stream;
 use crate::vae::model::{Mode, VaeConfig};
-use crate::vae::runner::{Device, Hyperparams, Runner};
+use crate::vae::runner::Device;
 
 #[derive(Args, Debug)]
 pub(super) struct BenchArgs {
@@ -85,52 +84,20 @@ impl BenchArgs {
     }
 }
 
-/// Measurements of a training step.
-struct TimedStep {
-    /// Milliseconds until the loss was read back.
-    ms: f64,
-    /// Milliseconds to encode and submit.
-    encode_ms: f64,
-    loss: f32,
-}
-
 impl StepArgs {
     fn run(&self) -> anyhow::Result<ExitCode> {
         let (started, batch) = (Instant::now(), self.batch.get());
         let config = self.model.config(VaeConfig::default())?;
         let device = self.device.open_for_models(!self.json)?;
-        let programs = [(batch, Mode::Train)];
-        let options = self.plan.options(adapter(&device), &config, &programs)?;
-        let mut runner = Runner::new(config, &programs, &device, &options)?;
-        runner.init(0)?;
-        let mut noise = rng::stream(1, Stream::Check, 0);
-        let pixels = config.images(batch).len();
-        let images: Vec<u8> =
-            rng::uniforms(&mut noise, pixels, 1.0)?.iter().map(|v| (v * 127.5 + 127.5) as u8).collect();
-        let mut step = |runner: &mut Runner| {
-            let eps = rng::normals(&mut noise, batch * config.latent_dim);
-            let hyper = Hyperparams { lr: self.lr, weight_decay: 1e-2, ..Hyperparams::default() };
-            let started = Instant::now();
-            runner.train_with_noise(&images, &eps, &hyper)?;
-            let encode_ms = started.elapsed().as_secs_f64() * 1e3;
-            let report = runner.reports(true)?.pop();
-            let report = report.ok_or_else(|| anyhow::anyhow!("the step returned no report"))?;
-            anyhow::Ok(TimedStep { ms: started.elapsed().as_secs_f64() * 1e3, encode_ms, loss: report.total })
-        };
-        let warmup = (0..self.warmup).map(|_| step(&mut runner)).collect::<anyhow::Result<Vec<_>>>()?;
+        let options = self.plan.options(adapter(&device), &config, &[(batch, Mode::Train)])?;
+        let mut bench = StepBench::new(config, batch, self.lr, &device, &options)?;
+        let warmup = bench.steps(self.warmup)?;
         let warmup_s = started.elapsed().as_secs_f64();
-        let timed = (0..self.steps).map(|_| step(&mut runner)).collect::<anyhow::Result<Vec<_>>>()?;
-        let (Some(first), Some(last)) = (warmup.iter().chain(&timed).next(), timed.last()) else {
-            anyhow::bail!("no step was timed")
-        };
-        let median_of = |part: fn(&TimedStep) -> f64| {
-            let mut values: Vec<f64> = timed.iter().map(part).collect();
-            values.sort_by(f64::total_cmp);
-            median(&values).unwrap_or(f64::NAN)
-        };
-        let (ms, encode_ms) = (median_of(|step| step.ms), median_of(|step| step.encode_ms));
-        let min_ms = timed.iter().map(|step| step.ms).fold(f64::INFINITY, f64::min);
-        let gflops = runner.graph()?.cost()?.flop / ms / 1e6;
+        let timed = bench.steps(self.steps)?;
+        let ends = warmup.iter().chain(&timed).next().zip(timed.last());
+        let Some(((first, last), times)) = ends.zip(StepTimes::of(&timed)) else { anyhow::bail!("no step was timed") };
+        let StepTimes { median: ms, min: min_ms, encode: encode_ms } = times;
+        let (runner, gflops) = (bench.runner(), bench.gflops(ms)?);
         let images_per_s = batch as f64 / ms * 1e3;
         let dispatches = runner.dispatches();
         let peak_rss_mb = memory::peak_resident().map(|bytes| bytes as f64 / f64::from(1 << 20));

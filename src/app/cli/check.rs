@@ -1,13 +1,17 @@
 //! `vae-wgpu check`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use serde_json::json;
 
-use super::{DeviceArgs, print};
-use crate::app::check::{Check, CheckOutcome, Comparison, bisect, suite};
+use super::check_report::{self, ReportFile};
+use super::output::{Counter, check_output};
+use super::progress::counted;
+use super::{DeviceArgs, eprintln_lossy, is_broken_pipe, print};
+use crate::app::check::{Check, CheckResult, Report, Tally, bisect, suite};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::plan;
 use crate::vae::model::VaeConfig;
@@ -24,6 +28,12 @@ pub(super) struct CheckArgs {
     /// Print one JSON object per check.
     #[arg(long)]
     json: bool,
+    /// Write a report to attach to an issue: system, adapter, results of the checks, and speed (.md or .txt).
+    ///
+    /// Besides running the checks, it measures the peak rates of the device and times training steps of the default model. All of it
+    /// takes about 5 minutes with a software driver on two cores. With FILTER the report has only these checks and no training step.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "bisect")]
+    report: Option<PathBuf>,
     /// Run a training step of the default model instead, and report the first tensor where GPU and reference disagree.
     #[arg(long, conflicts_with = "filter")]
     bisect: bool,
@@ -34,6 +44,9 @@ pub(super) struct CheckArgs {
 impl CheckArgs {
     /// Returns exit code 1 if a check fails; fails itself if none matches.
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        if let Some(path) = &self.report {
+            check_output(path, check_report::KINDS)?;
+        }
         let gpu = match self.device.open()? {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(gpu),
@@ -47,28 +60,71 @@ impl CheckArgs {
             self.print_adapter(Some(gpu))?;
             return self.bisect(gpu);
         }
+        let gpu = gpu.as_deref();
         let filter = self.filter.as_deref().unwrap_or_default();
         let wanted = |check: &Check| check.to_string().contains(filter) && (gpu.is_some() || !check.needs_gpu());
         let checks: Vec<_> = suite()?.into_iter().filter(wanted).collect();
         if checks.is_empty() {
             anyhow::bail!("no check matches `{filter}`");
         }
-        self.print_adapter(gpu.as_deref())?;
-        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-        for check in checks {
-            match self.run_check(&check, gpu.as_deref())? {
-                Verdict::Passed => passed += 1,
-                Verdict::Failed => failed += 1,
-                Verdict::NotApplicable => skipped += 1,
+        self.print_adapter(gpu)?;
+        let mut report = Report::default();
+        let mut file = None;
+        if let Some(path) = &self.report {
+            (report, file) = (check_report::begin(gpu, self.filter.as_deref())?, Some(ReportFile::new(path)?));
+            self.announce(checks.len(), gpu);
+        }
+        let mut counter = Counter::new(checks.len(), "checking", !self.json);
+        for check in &checks {
+            if let Some(file) = &mut file {
+                report.running = Some((checks.len(), check.to_string()));
+                file.save_sometimes(&report)?;
+            }
+            let result = CheckResult::of(check, gpu);
+            match counter.suspend(|| self.print_result(&result)) {
+                // A report does not depend on a reader of stdout.
+                Err(error) if file.is_some() && is_broken_pipe(&error) => {}
+                printed => printed?,
+            }
+            counter.advance();
+            report.results.push(result);
+        }
+        counter.finish();
+        report.running = None;
+        let tally = Tally::of(&report.results);
+        if let Some(file) = &mut file {
+            file.save(&report)?;
+            if let Some(gpu) = gpu {
+                report.speed = check_report::speed(&self.device, gpu, self.filter.is_none(), !self.json);
+                file.save(&report)?;
             }
         }
         if !self.json {
-            print(format_args!("{passed} passed, {failed} failed, {skipped} not applicable"))?;
+            if let Some(path) = &self.report {
+                eprintln_lossy(format_args!("report: {}", path.display()));
+            }
+            print(tally)?;
         }
-        if passed + failed == 0 {
+        if tally.passed + tally.failed == 0 {
             anyhow::bail!("no check that matches `{filter}` can run on this device");
         }
-        Ok(ExitCode::from(u8::from(failed > 0)))
+        Ok(ExitCode::from(u8::from(tally.failed > 0)))
+    }
+
+    /// Says what a report takes before the work begins.
+    fn announce(&self, checks: usize, gpu: Option<&Gpu>) {
+        if self.json {
+            return;
+        }
+        let checks = counted(checks as u64, "check");
+        let more = match (gpu, &self.filter) {
+            (None, _) => "",
+            (Some(_), Some(_)) => ", then peak rates",
+            (Some(_), None) => {
+                ", then peak rates and training steps: about 5 minutes with a software driver on two cores"
+            }
+        };
+        eprintln_lossy(format_args!("report: {checks}{more}"));
     }
 
     fn print_adapter(&self, gpu: Option<&Gpu>) -> anyhow::Result<()> {
@@ -79,31 +135,17 @@ impl CheckArgs {
         }
     }
 
-    /// Runs a check and prints its result.
-    fn run_check(&self, check: &Check, gpu: Option<&Gpu>) -> anyhow::Result<Verdict> {
-        let (verdict, tensors, why) = match check.run(gpu) {
-            Ok(CheckOutcome::Ran(tensors)) if !tensors.is_empty() && tensors.iter().all(Comparison::passed) => {
-                (Verdict::Passed, tensors, None)
-            }
-            Ok(CheckOutcome::Ran(tensors)) => (Verdict::Failed, tensors, None),
-            Ok(CheckOutcome::NotApplicable(why)) => (Verdict::NotApplicable, Vec::new(), Some(why)),
-            Err(error) => (Verdict::Failed, Vec::new(), Some(error.to_string())),
-        };
+    /// Prints the result of a check, with the tensors that failed.
+    fn print_result(&self, result: &CheckResult) -> anyhow::Result<()> {
         if self.json {
-            print(json!({ "check": check.to_string(), "verdict": verdict.name(), "why": why, "tensors": tensors }))?;
-            return Ok(verdict);
+            let CheckResult { name, verdict, why, tensors } = result;
+            return print(json!({ "check": name, "verdict": verdict.name(), "why": why, "tensors": tensors }));
         }
-        match why {
-            Some(why) => print(format_args!("{:<14} {check}: {why}", verdict.name()))?,
-            None => {
-                let worst = tensors.iter().map(|tensor| tensor.share).fold(0.0, f64::max);
-                print(format_args!("{:<14} {check} ({worst:.0} % of the error limit)", verdict.name()))?;
-            }
-        }
-        for tensor in tensors.iter().filter(|tensor| self.verbose || !tensor.passed()) {
+        print(result)?;
+        for tensor in result.tensors.iter().filter(|tensor| self.verbose || !tensor.passed()) {
             print(format_args!("    {tensor}"))?;
         }
-        Ok(verdict)
+        Ok(())
     }
 
     fn bisect(&self, gpu: &Arc<Gpu>) -> anyhow::Result<ExitCode> {
@@ -121,23 +163,6 @@ impl CheckArgs {
             }
         }
         Ok(ExitCode::from(u8::from(first.is_some() || distances.is_empty())))
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Verdict {
-    Passed,
-    Failed,
-    NotApplicable,
-}
-
-impl Verdict {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Passed => "ok",
-            Self::Failed => "FAILED",
-            Self::NotApplicable => "not applicable",
-        }
     }
 }
 

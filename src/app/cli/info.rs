@@ -162,19 +162,20 @@ fn print_untrained(graph: &Graph) -> anyhow::Result<()> {
     ))
 }
 
-/// Counts the dispatches of each kernel and variant.
-fn kernels(plan: &Plan) -> BTreeMap<(&'static str, &'static str), usize> {
-    let mut variants = BTreeMap::new();
-    for placed in &plan.dispatches {
-        *variants.entry((placed.dispatch.kernel.name, placed.dispatch.kernel.variant)).or_default() += 1;
-    }
-    variants
-}
-
+/// Prints the number of dispatches of each kernel and variant.
 fn print_kernels(plan: &Plan) -> anyhow::Result<()> {
     print("kernels:")?;
     for ((name, variant), count) in kernels(plan) {
         print(format_args!("  {count:>4} x {name} ({variant})"))?;
     }
     Ok(())
+}
+
+/// Returns the number of dispatches of each kernel and variant.
+pub(super) fn kernels(plan: &Plan) -> BTreeMap<(&'static str, &'static str), usize> {
+    let mut kernels = BTreeMap::new();
+    for placed in &plan.dispatches {
+        *kernels.entry((placed.dispatch.kernel.name, placed.dispatch.kernel.variant)).or_default() += 1;
+    }
+    kernels
 }

@@ -26,6 +26,7 @@ use crate::vae::runner::Device;
 
 mod bench;
 mod check;
+mod check_report;
 mod completions;
 mod config_file;
 mod data;
@@ -39,6 +40,7 @@ mod info;
 mod interpolate;
 mod kernels;
 mod latent;
+mod man;
 mod output;
 mod pipeline_cache;
 mod progress;
@@ -114,6 +116,8 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Print a shell completion script.
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages of all commands to a folder.
+    Man(man::ManArgs),
 }
 
 /// Options of `train` that its help lists first.
@@ -205,6 +209,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => args.run(),
         Command::Tune(args) => args.run(),
         Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
     }
 }
 

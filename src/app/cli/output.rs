@@ -1,11 +1,13 @@
 //! Output files of the commands: checks of their paths, image grids, raw values, and progress bars.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use byteorder::{ByteOrder, LittleEndian};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{is_quiet, note};
+use super::progress::{clock, draws_bars, grouped};
+use super::{eprintln_lossy, is_quiet, note};
 use crate::app::io::{atomic, tensor_file};
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::Error;
@@ -59,6 +61,55 @@ pub(super) fn bar(total: usize, what: &'static str) -> ProgressBar {
     bar
 }
 
+/// Progress through counted parts whose results are lines on stdout: a bar below them on a terminal, else a line on stderr at intervals.
+pub(super) struct Counter {
+    bar: ProgressBar,
+    what: &'static str,
+    /// Interval between lines; `None` where nothing is shown or the bar is.
+    every: Option<Duration>,
+    started: Instant,
+    printed: Instant,
+}
+
+impl Counter {
+    /// Counts to `total`; shows nothing unless `shown`.
+    pub(super) fn new(total: usize, what: &'static str, shown: bool) -> Self {
+        let bar = bar(total, what);
+        let plain = bar.is_hidden() || !draws_bars();
+        if plain || !shown {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let now = Instant::now();
+        Self { bar, what, every: (plain && shown).then_some(Duration::from_secs(10)), started: now, printed: now }
+    }
+
+    /// Hides the bar while `print` writes lines.
+    pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.bar.suspend(print)
+    }
+
+    /// Counts a part.
+    pub(super) fn advance(&mut self) {
+        self.bar.inc(1);
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or_default());
+        if self.every.is_some_and(|every| self.printed.elapsed() >= every) && done < total {
+            self.printed = Instant::now();
+            eprintln_lossy(counted_line(self.what, done, total, self.started.elapsed().as_secs_f64()));
+        }
+    }
+
+    /// Removes the bar.
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `checking 120/1,008, 2:10 left`, if every part takes as long.
+fn counted_line(what: &str, done: u64, total: u64, seconds: f64) -> String {
+    let left = seconds / done as f64 * total.saturating_sub(done) as f64;
+    format!("{what} {}/{}, {} left", grouped(done), grouped(total), clock(left))
+}
+
 /// Extensions of files for raw values.
 pub(super) const RAW: &[&str] = &["npy", "safetensors"];
 
@@ -86,4 +137,21 @@ fn npy(array: &Array) -> Vec<u8> {
     bytes.extend(header.as_bytes());
     append_f32(&mut bytes, &array.data);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counter_reports_the_time_left() {
+        assert_eq!(counted_line("checking", 250, 1000, 43.0), "checking 250/1,000, 2:09 left");
+        let mut counter = Counter::new(3, "checking", false);
+        for _ in 0..3 {
+            counter.suspend(|| ());
+            counter.advance();
+        }
+        counter.finish();
+        assert!(counter.every.is_none() && counter.bar.position() == 3);
+    }
 }

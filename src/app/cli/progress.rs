@@ -19,11 +19,16 @@ pub(super) fn observer(json: bool, quiet: bool) -> Box<dyn Observer> {
         Box::new(Json::new(io::stdout()))
     } else if quiet {
         Box::new(Quiet)
-    } else if io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb") {
+    } else if draws_bars() {
         Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr())))
     } else {
         Box::new(Plain::new(io::stderr(), Duration::from_secs(10)))
     }
+}
+
+/// Returns whether stderr is a terminal that can draw a progress bar.
+pub(super) fn draws_bars() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Columns of a terminal, and 80 if they are unknown.
@@ -369,7 +374,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// Formats a duration as `7.5 s`, `12:05` or `3:20:00`.
-fn clock(seconds: f64) -> String {
+pub(super) fn clock(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         0..60 => format!("{seconds:.1} s"),
