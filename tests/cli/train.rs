@@ -19,6 +19,11 @@ use crate::runs::{assert_same, command, device, interrupt, ok, resume, rows, run
 /// 100 images in batches of 32: three whole steps and a short one per epoch.
 const STEPS_PER_EPOCH: usize = 4;
 
+/// Height of a caption of `lines` lines.
+fn caption(lines: u32) -> u32 {
+    20 * lines + 8
+}
+
 #[test]
 fn train_writes_all_files_of_a_run() {
     let dir = tempfile::tempdir().unwrap();
@@ -33,13 +38,20 @@ fn train_writes_all_files_of_a_run() {
     assert_eq!(rows(&run, "epochs.csv").len(), 1 + 2);
     let path = |name: &str| Path::new(&run).join(name);
     for (picture, width, height) in [
-        ("reconstruction_history.png", 3 * 66 + 2, 10 * 66 + 2),
-        ("samples/epoch_01.png", 7 * 66 + 2, 7 * 66 + 2),
-        ("samples/epoch_02.png", 7 * 66 + 2, 7 * 66 + 2),
+        // The names of columns above, and a caption below.
+        ("samples/epoch_01.png", 7 * 98 + 2, 7 * 98 + 2 + caption(1)),
+        ("samples/epoch_02.png", 7 * 98 + 2, 7 * 98 + 2 + caption(1)),
+        // Three rows of four pairs, with errors below them.
+        ("reconstructions/epoch_02.png", 4 * (2 * 98 + 14) - 14 + 2, 3 * 118 + 2 + caption(1)),
+        ("reconstructions/originals.png", 4 * 98 + 2, 3 * 98 + 2 + caption(1)),
     ] {
         let found = image::image_dimensions(path(picture)).unwrap();
         assert_eq!(found, (width, height), "{picture}");
     }
+    assert!(!path("reconstructions/epoch_00.png").exists());
+    // The originals and two epochs, ten images each, with the names of the columns above.
+    let (width, height) = image::image_dimensions(path("reconstruction_history.png")).unwrap();
+    assert!((3 * 66 + 2..400).contains(&width) && height > 24 + 10 * 66 + 2, "{width}x{height}");
     for picture in ["training_loss.png", "grad_norm.png", "learning_rate.png"] {
         let (width, height) = image::image_dimensions(path(picture)).unwrap();
         assert!(width >= 600 && height >= 300, "{picture}");
@@ -54,7 +66,7 @@ fn train_writes_all_files_of_a_run() {
 fn resumed_run_is_identical_to_an_uninterrupted_one() {
     for device in [device(), "cpu"] {
         let dir = tempfile::tempdir().unwrap();
-        let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+        let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
         ok(&small(&whole, device, "3"));
         ok(&small(&parts, device, "1"));
         ok(&resume(&parts, device, "3"));
@@ -68,7 +80,7 @@ fn resumed_run_is_identical_to_an_uninterrupted_one() {
 #[test]
 fn conditional_run_draws_a_row_of_each_class_and_resumes_identically() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
     let train = |run: &str, epochs: &str| {
         let mut args = small(run, device(), epochs);
         args.push("--conditional");
@@ -80,7 +92,7 @@ fn conditional_run_draws_a_row_of_each_class_and_resumes_identically() {
     assert_same(&whole, &parts);
     // Ten rows of eight samples, with the names of the classes on their left.
     let (width, height) = image::image_dimensions(Path::new(&whole).join("samples/epoch_03.png")).unwrap();
-    assert!(width > 8 * 66 + 2 + 100 && height == 10 * 66 + 2, "{width}x{height}");
+    assert!(width > 8 * 98 + 2 + 40 && height == 10 * 98 + 2 + caption(1), "{width}x{height}");
     let model = tensor_file::load(&Path::new(&whole).join("model.safetensors")).unwrap();
     let classes: Vec<String> = serde_json::from_str(&model.metadata["classes"]).unwrap();
     assert_eq!((classes.len(), classes[5].as_str()), (10, "star"));
@@ -113,7 +125,7 @@ fn conditional_run_draws_a_row_of_each_class_and_resumes_identically() {
 #[test]
 fn weights_are_identical_across_thread_counts_and_planner_settings() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device());
-    let first = run_in(&dir, "first");
+    let first = run_in(&dir, "first/run");
     ok(&small(&first, device, "3"));
     for (i, (option, name, value)) in [
         (None, "LP_NUM_THREADS", "2"),
@@ -126,7 +138,7 @@ fn weights_are_identical_across_thread_counts_and_planner_settings() {
     .into_iter()
     .enumerate()
     {
-        let run = run_in(&dir, &i.to_string());
+        let run = run_in(&dir, &format!("{i}/run"));
         let mut args = small(&run, device, "3");
         args.extend(option);
         let output = command(&args).env(name, value).output().unwrap();
@@ -142,7 +154,7 @@ fn resume_keeps_the_kernel_variants() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
     // A single shape from a table, and a whole operation.
     let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
     let gpu = Gpu::open(&Options::default()).unwrap();
@@ -279,7 +291,7 @@ fn ctrl_c_is_acknowledged_before_the_step_ends() {
 #[test]
 fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
     // Too many epochs to finish before the signal.
     let mut child = start(&small(&parts, "cpu", "1000000"), 6);
     signal(&child, interrupt().0);
@@ -299,7 +311,7 @@ fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
 #[test]
 fn repeatedly_killed_run_is_identical_to_an_uninterrupted_one() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, killed) = (run_in(&dir, "whole"), run_in(&dir, "killed"));
+    let (whole, killed) = (run_in(&dir, "whole/run"), run_in(&dir, "killed/run"));
     const EPOCHS: &str = "24";
     ok(&small(&whole, "cpu", EPOCHS));
     let mut moments = rng::stream(3, Stream::Check, 0);
@@ -384,7 +396,7 @@ fn json_prints_one_object_per_event_and_quiet_prints_nothing() {
 #[test]
 fn profiling_does_not_change_the_run() {
     let dir = tempfile::tempdir().unwrap();
-    let (plain, profiled, cpu) = (run_in(&dir, "plain"), run_in(&dir, "profiled"), run_in(&dir, "cpu"));
+    let (plain, profiled, cpu) = (run_in(&dir, "plain/run"), run_in(&dir, "profiled/run"), run_in(&dir, "cpu"));
     let trace = run_in(&dir, "new/trace.json");
     let mut args = small(&cpu, "cpu", "1");
     args.extend(["--trace", &trace]);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::data::DatasetArgs;
-use super::inference::BATCH;
+use super::inference::{BATCH, counted};
 use super::output::check_output;
 use super::values::{choice, duration, non_negative, posterior_std, run, share};
 use super::{DeviceArgs, INTERRUPTED, ModelArgs, TrainingPlanArgs, adapter, eprintln_lossy, fit_prior, signals};
@@ -20,11 +20,12 @@ use crate::app::io::atomic::create_parent;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::run_store::FolderStore;
 use crate::app::io::{model, tensor_file};
+use crate::app::viz::caption::Caption;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::error::Error;
 use crate::runtime::plan;
 use crate::vae::data;
-use crate::vae::data::{Dataset, Images};
+use crate::vae::data::Dataset;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
 use crate::vae::train::store::RunStore;
@@ -212,12 +213,12 @@ impl TrainArgs {
             }
             None => {
                 let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
-                let preview = folder.data_preview();
+                let (preview, name) = (folder.data_preview(), folder.name());
                 store = FolderStore::new(folder);
                 let trainer = Trainer::new(settings, &mut store, init.as_ref(), context)?;
                 // Of own images, so that the user can check the crop.
                 if images.is_some() {
-                    save_preview(&preview, dataset.train.as_ref())?;
+                    save_preview(&preview, &name, &dataset)?;
                 }
                 trainer
             }
@@ -332,14 +333,16 @@ fn fit_to_images(model: &mut VaeConfig, dataset: &Dataset, conditional: bool) ->
 }
 
 /// Writes a grid of the first 64 images as the model gets them.
-fn save_preview(path: &Path, images: &dyn Images) -> crate::Result<()> {
+fn save_preview(path: &Path, run: &str, dataset: &Dataset) -> crate::Result<()> {
+    let images = dataset.train.as_ref();
     let (channels, height, width) = images.size();
     let first: Vec<u32> = (0..images.len().min(64) as u32).collect();
     let mut pixels = Vec::new();
     data::batch(images, &first, &mut pixels)?;
     let images = ImageBatch::from_bytes(&pixels, [channels, height, width])?;
-    let grid = Grid { columns: 8, scale: (96 / width as u32).max(1), ..Grid::default() };
-    save_png(path, &grid.draw(&images)?)
+    let grid = Grid::of(8, width as u32).draw(&images)?;
+    let caption = Caption::new(counted(images.len(), "training image")).with("data", &dataset.name).with("run", run);
+    save_png(path, &caption.below(&grid)?, &caption)
 }
 
 /// Reports a wrong path before the data set is opened and the kernels are compiled.

@@ -6,7 +6,7 @@ use crate::app::io::csv::Table;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensor_file;
-use crate::app::viz::caption::label_rows;
+use crate::app::viz::caption::Labels;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
 use crate::error::{Error, Result};
@@ -23,13 +23,15 @@ pub struct FolderStore {
     folder: RunFolder,
     /// Tables of steps and epochs; absent until the run begins or resumes.
     tables: Option<(Table<StepRow>, Table<EpochRow>)>,
+    /// Seed of the run, for captions; known when the run begins or resumes.
+    seed: Option<u64>,
 }
 
 impl FolderStore {
     /// Stores a run in `folder`. Changes nothing yet.
     #[must_use]
     pub fn new(folder: RunFolder) -> Self {
-        Self { folder, tables: None }
+        Self { folder, tables: None, seed: None }
     }
 
     /// Returns the settings of the run, from its checkpoint.
@@ -85,6 +87,7 @@ impl RunStore for FolderStore {
 
     fn save_about(&mut self, about: &About<'_>) -> Result<()> {
         let About { device, kernels, settings } = *about;
+        self.seed = Some(settings.seed);
         self.folder.save_config(&RunConfig::new(device.to_owned(), kernels.clone(), settings.clone()))
     }
 
@@ -124,26 +127,35 @@ impl RunStore for FolderStore {
     }
 
     fn save_originals(&mut self, pixels: &[u8], size: [usize; 3]) -> Result<()> {
-        self.folder.save_reconstructions(0, &ImageBatch::from_bytes(pixels, size)?)
+        self.folder.save_originals(&ImageBatch::from_bytes(pixels, size)?)
     }
 
-    fn save_reconstructions(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()> {
-        self.folder.save_reconstructions(epoch, &ImageBatch::from_floats(images.values, images.size)?)
+    fn save_reconstructions(&mut self, epoch: u64, originals: &[u8], images: DecodedImages<'_>) -> Result<()> {
+        let originals = ImageBatch::from_bytes(originals, images.size)?;
+        self.folder.save_reconstructions(epoch, &originals, ImageBatch::from_floats(images.values, images.size)?)
     }
 
     fn save_samples(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()> {
         let samples = ImageBatch::from_floats(images.values, images.size)?;
         let rows = images.rows;
         let columns = if rows.is_empty() { samples.len().isqrt() } else { samples.len() / rows.len() };
-        let grid = Grid { columns, scale: 2, ..Grid::default() }.draw(&samples)?;
-        let image = if rows.is_empty() { grid } else { label_rows(&grid, rows)? };
-        save_png(&self.folder.samples(epoch), &image)
+        let labels = Labels { rows: rows.to_vec(), ..Labels::default() };
+        let image = labels.draw(&Grid::of(columns, samples.size().0), &samples)?;
+        let mut caption = self.folder.caption(format!("{} samples", samples.len())).with("epoch", epoch);
+        if let Some(seed) = self.seed {
+            caption = caption.with("seed", seed);
+        }
+        caption = caption.with("prior", "N(0, I)");
+        save_png(&self.folder.samples(epoch), &caption.below(&image)?, &caption)
     }
 
     fn save_plots(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<()> {
-        save_png(&self.folder.training_loss(), &plots::training_loss(steps, epochs)?)?;
-        save_png(&self.folder.grad_norm(), &plots::grad_norm(steps)?)?;
-        save_png(&self.folder.learning_rate(), &plots::learning_rate(steps)?)
+        let folder = &self.folder;
+        let [losses, norm, rate] =
+            ["Training and validation loss", "Gradient norm", "Learning rate"].map(|title| folder.caption(title));
+        save_png(&folder.training_loss(), &plots::training_loss(&losses, steps, epochs)?, &losses)?;
+        save_png(&folder.grad_norm(), &plots::grad_norm(&norm, steps)?, &norm)?;
+        save_png(&folder.learning_rate(), &plots::learning_rate(&rate, steps)?, &rate)
     }
 
     fn save_trace(&mut self, profile: &Profile, path: &Path) -> Result<()> {
@@ -201,7 +213,7 @@ mod tests {
     #[test]
     fn run_stopped_before_validation_resumes_there() {
         let dir = tempfile::tempdir().unwrap();
-        let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+        let (whole, parts) = (dir.path().join("whole/run"), dir.path().join("parts/run"));
         assert_eq!(run(&whole, u64::MAX), Outcome::Finished);
         let epochs = |folder: &Path| {
             let rows = read::<EpochRow>(&folder.join("epochs.csv")).unwrap();
