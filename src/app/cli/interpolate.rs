@@ -7,7 +7,7 @@ use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
 use super::output::{check_output, save_image};
-use super::values::{non_empty, short};
+use super::values::non_empty;
 use crate::app::viz::caption::Labels;
 use crate::app::viz::image_grid::{Grid, ImageBatch};
 use crate::vae::inference::posterior_means;
@@ -70,7 +70,7 @@ impl InterpolateArgs {
         let mut images = ImageBatch::from_bytes(first, dims)?;
         images.append(ImageBatch::from_floats(&trained.decode((&z, &labels))?, dims)?)?;
         images.append(ImageBatch::from_bytes(last, dims)?)?;
-        let share = |step: usize| short(step as f64 / (steps - 1) as f64);
+        let share = |step: usize| format!("{:.2}", step as f64 / (steps - 1) as f64);
         let original = || std::iter::once("original".to_owned());
         let names = original().chain((0..steps).map(share)).chain(original()).collect();
         let grid = Grid { foot: 20, ..Grid::of(columns(steps + 2), images.size().0) };

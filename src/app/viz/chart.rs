@@ -43,7 +43,9 @@ impl Axis {
             all.filter(|value| (low..=high).contains(value)).collect()
         };
         let every = |n: usize| decades.iter().copied().filter(|d| d.rem_euclid(n as i32) == 0).collect::<Vec<_>>();
-        let choices = [at(&decades, &[1.0, 2.0, 5.0]), at(&decades, &[1.0, 3.0]), at(&decades, &[1.0])];
+        let digits: [&[f64]; 4] =
+            [&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], &[1.0, 2.0, 5.0], &[1.0, 3.0], &[1.0]];
+        let choices = digits.map(|digits| at(&decades, digits));
         let few = || (2..).map(|n| at(&every(n), &[1.0])).find(|values| values.len() <= MOST);
         let values = choices.into_iter().find(|values| values.len() <= MOST).or_else(few).unwrap_or_default();
         let ticks = if values.len() < 3 {
@@ -147,7 +149,7 @@ impl Frame {
         canvas.fill([left - 1.0, top, left, bottom + 1.0], FAINT);
         canvas.fill([left - 1.0, bottom, right, bottom + 1.0], FAINT);
         canvas.text(x_name, ((left + right) / 2.0, bottom + 44.0), Anchor::Middle, NAMES, INK)?;
-        canvas.text(y_name, (14.0, top - 18.0), Anchor::Left, NAMES, INK)
+        canvas.text(y_name, (14.0, top - 34.0), Anchor::Left, NAMES, INK)
     }
 }
 
@@ -206,7 +208,7 @@ pub(super) fn legend(canvas: &mut Canvas, area: Area, below: bool, entries: &[(K
 /// Splits a line into dashes.
 pub(super) fn dashes(points: &[Point]) -> Vec<Vec<Point>> {
     /// Lengths of a dash and of a gap in pixels.
-    const LENGTHS: [f64; 2] = [9.0, 7.0];
+    const LENGTHS: [f64; 2] = [8.0, 10.0];
     let (mut parts, mut on, mut left) = (Vec::new(), true, LENGTHS[0]);
     let mut part: Vec<Point> = points.first().copied().into_iter().collect();
     for pair in points.windows(2) {
@@ -267,6 +269,7 @@ mod tests {
         assert_eq!(labels(&Axis::log(0.042, 3.1)), ["0.05", "0.1", "0.2", "0.5", "1", "2"]);
         assert_eq!(labels(&Axis::log(0.009, 13.0)), ["0.01", "0.03", "0.1", "0.3", "1", "3", "10"]);
         assert_eq!(labels(&Axis::log(0.0009, 130.0)), ["0.001", "0.01", "0.1", "1", "10", "100"]);
+        assert_eq!(labels(&Axis::log(0.55, 3.1)), ["0.6", "0.7", "0.8", "0.9", "1", "2", "3"]);
         assert_eq!(labels(&Axis::log(0.52, 0.61)), ["0.52", "0.54", "0.56", "0.58", "0.60"]);
         let wide = Axis::log(1e-30, 1e30);
         assert!((3..=9).contains(&wide.ticks.len()), "{wide:?}");
@@ -277,10 +280,10 @@ mod tests {
     #[test]
     fn dashes_cover_their_share_of_the_line() {
         let length = |part: &Vec<Point>| part.windows(2).map(|p| (p[1].0 - p[0].0).hypot(p[1].1 - p[0].1)).sum::<f64>();
-        let parts = dashes(&[(0.0, 0.0), (100.0, 0.0), (100.0, 60.0)]);
-        assert_eq!(parts.len(), 10);
-        assert!((parts.iter().map(length).sum::<f64>() - 90.0).abs() < 1e-9);
-        assert_eq!(parts[6], [(96.0, 0.0), (100.0, 0.0), (100.0, 5.0)]);
+        let parts = dashes(&[(0.0, 0.0), (94.0, 0.0), (94.0, 66.0)]);
+        assert_eq!(parts.len(), 9);
+        assert!((parts.iter().map(length).sum::<f64>() - 72.0).abs() < 1e-9);
+        assert_eq!(parts[5], [(90.0, 0.0), (94.0, 0.0), (94.0, 4.0)]);
         assert!(dashes(&[]).is_empty() && dashes(&[(1.0, 1.0)]).is_empty());
     }
 }

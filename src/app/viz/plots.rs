@@ -15,8 +15,8 @@ pub(super) const SIZE: (u32, u32) = (1200, 760);
 /// Area between the axes of a plot with one panel.
 pub(super) const PANEL: Area = [92.0, 92.0, 1172.0, 694.0];
 /// The same of two panels with a common horizontal axis.
-const UPPER: Area = [92.0, 92.0, 1172.0, 432.0];
-const LOWER: Area = [92.0, 478.0, 1172.0, 694.0];
+const UPPER: Area = [92.0, 92.0, 1172.0, 428.0];
+const LOWER: Area = [92.0, 486.0, 1172.0, 694.0];
 
 const BLUE: [u8; 3] = [31, 119, 180];
 const ORANGE: [u8; 3] = [240, 140, 40];
@@ -104,11 +104,11 @@ fn name_epochs(canvas: &mut Canvas, frame: &Frame, ends: &BTreeMap<u64, f64>) ->
     let [left, top, ..] = frame.area;
     let mut named = marked(ends).peekable();
     if named.peek().is_some() {
-        canvas.text("epoch", (left - 12.0, top - 11.0), Anchor::Right, 14.0, FAINT)?;
+        canvas.text("epoch", (left - 12.0, top - 14.0), Anchor::Right, 14.0, FAINT)?;
     }
     for (epoch, step) in named {
         let x = frame.at((step, 0.0)).0;
-        canvas.text(&epoch.to_string(), (x, top - 11.0), Anchor::Middle, 14.0, FAINT)?;
+        canvas.text(&epoch.to_string(), (x, top - 14.0), Anchor::Middle, 14.0, FAINT)?;
     }
     Ok(())
 }
@@ -235,9 +235,9 @@ fn every_nth(points: Vec<Point>) -> Vec<Point> {
     kept
 }
 
-/// Returns the exponential moving mean over about 1/200 of the points, with bias correction.
+/// Returns the exponential moving mean over about 1/60 of the points, at most 60, with bias correction.
 fn moving_mean(points: &[Point]) -> Vec<Point> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 200.0).clamp(1.0, 100.0);
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 60.0).clamp(1.0, 60.0);
     let (mut sum, mut weight) = (0.0, 0.0);
     let mean = |&(x, y): &Point| {
         (sum, weight) = (keep * sum + y, keep * weight + 1.0);
@@ -337,7 +337,8 @@ mod tests {
     #[test]
     fn legends_are_drawn_only_for_several_curves() {
         let (rows, epochs) = run(300, 100);
-        let legend = |plot: RgbImage| count(&plot, [205; 3]) > 0;
+        // The edges of the box.
+        let legend = |plot: RgbImage| (0..SIZE.1).any(|y| columns_with(&plot, y, [205; 3]).len() > 60);
         assert!(legend(training_loss(&caption(), &rows, &epochs).unwrap()));
         assert!(!legend(grad_norm(&caption(), &rows).unwrap()) && !legend(learning_rate(&caption(), &rows).unwrap()));
     }
@@ -345,8 +346,9 @@ mod tests {
     #[test]
     fn values_of_single_steps_are_visible_behind_their_mean() {
         let plot = grad_norm(&caption(), &run(2000, 500).0).unwrap();
-        let pale = BLUE.map(|part| (255.0 * 0.6 + f64::from(part) * 0.4).round() as u8);
-        let (pale, mean) = (count(&plot, pale), count(&plot, BLUE));
+        let tinted = |[r, _, b]: [u8; 3]| r > BLUE[0] + 40 && b > r + 15;
+        let pale = plot.pixels().filter(|pixel| tinted(pixel.0)).count();
+        let mean = count(&plot, BLUE);
         assert!(pale > 2000 && mean > 1000, "{pale} {mean}");
     }
 
@@ -358,7 +360,7 @@ mod tests {
         // The marks begin at the upper end of the axis, and numbers are above them.
         let marks = columns_with(&four, PANEL[1] as u32, [150; 3]);
         assert_eq!(marks.len(), 4, "{marks:?}");
-        let number = |x: u32| (PANEL[1] as u32 - 18..PANEL[1] as u32 - 4).any(|y| four.get_pixel(x, y).0[0] < 180);
+        let number = |x: u32| (PANEL[1] as u32 - 22..PANEL[1] as u32 - 6).any(|y| four.get_pixel(x, y).0[0] < 180);
         assert!(marks.iter().all(|&x| (x - 6..x + 6).any(number)));
         // The name of the run is in the upper right corner, and nothing else depends on it.
         let other = plot(&rows, "b");
