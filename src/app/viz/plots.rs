@@ -49,7 +49,7 @@ pub fn training_loss(caption: &Caption, steps: &[StepRow], epochs: &[EpochRow]) 
     let (total, recon, dot) = (Paint(BLUE, 1.0), Paint(ORANGE, 1.0), FAINT);
     let mut entries = vec![(Key::Dashes(total), "total"), (Key::Line(recon), "reconstruction")];
     entries.extend((!epochs.is_empty()).then_some((Key::Dot(dot), "validation")));
-    legend(&mut canvas, UPPER, upper.ends_high(&frame), &entries)?;
+    legend(&mut canvas, UPPER, upper.is_freer_below(&frame), &entries)?;
     Panel { x: "step", y: "KL divergence, nats per dimension", log: false, curves: kl, area: LOWER }
         .draw(&mut canvas, &ends)?;
     Ok(canvas.finish())
@@ -205,11 +205,19 @@ impl Panel<'_> {
         Ok(frame)
     }
 
-    /// Returns whether the curves end in the upper half.
-    fn ends_high(&self, frame: &Frame) -> bool {
-        let ends = || self.curves.iter().flat_map(|c| &c.points[c.points.len() * 3 / 4..]);
-        let above = ends().filter(|p| frame.y.share(p.1) > 0.5).count();
-        2 * above > ends().count()
+    /// Returns whether a legend covers less in the lower right corner than in the upper one.
+    fn is_freer_below(&self, frame: &Frame) -> bool {
+        let covered = |below: bool| {
+            let inside = |&&(x, y): &&Point| {
+                let (x, y) = (frame.x.share(x), frame.y.share(y));
+                x > 0.8 && (0.0..=1.0).contains(&y) && if below { y < 0.35 } else { y > 0.65 }
+            };
+            let curves = self.curves.iter().flat_map(|c| outline(&c.points)).filter(|p| inside(&p)).count();
+            // A hidden dot is worse than hidden points of a curve.
+            let marks = self.curves.iter().flat_map(|c| &c.marks).filter(inside).count();
+            curves + MAX_POINTS * marks
+        };
+        covered(true) < covered(false)
     }
 }
 
@@ -235,15 +243,14 @@ fn every_nth(points: Vec<Point>) -> Vec<Point> {
     kept
 }
 
-/// Returns the exponential moving mean over about 1/60 of the points, at most 60, with bias correction.
+/// Returns the moving mean over about 1/60 of the points, at most 61, half of them on each side.
 fn moving_mean(points: &[Point]) -> Vec<Point> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 60.0).clamp(1.0, 60.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mean = |&(x, y): &Point| {
-        (sum, weight) = (keep * sum + y, keep * weight + 1.0);
-        (x, sum / weight)
+    let reach = (points.len() / 120).min(30);
+    let mean = |(i, &(x, _)): (usize, &Point)| {
+        let window = &points[i.saturating_sub(reach)..(i + reach + 1).min(points.len())];
+        (x, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
     };
-    points.iter().map(mean).collect()
+    points.iter().enumerate().map(mean).collect()
 }
 
 #[cfg(test)]
@@ -341,6 +348,22 @@ mod tests {
         let legend = |plot: RgbImage| (0..SIZE.1).any(|y| columns_with(&plot, y, [205; 3]).len() > 60);
         assert!(legend(training_loss(&caption(), &rows, &epochs).unwrap()));
         assert!(!legend(grad_norm(&caption(), &rows).unwrap()) && !legend(learning_rate(&caption(), &rows).unwrap()));
+    }
+
+    #[test]
+    fn legend_stands_where_it_covers_no_validation_loss() {
+        // The losses of the first steps are high and that of the epoch is low, or the other way round.
+        for (steps, validation) in [(9.0, 1.0), (1.0, 9.0)] {
+            let (mut rows, _) = run(3, 3);
+            for row in &mut rows {
+                (row.total, row.recon) = (steps, steps);
+            }
+            let epoch = EpochRow { epoch: 1, val_total: validation, val_recon: validation, ..EpochRow::default() };
+            let plot = training_loss(&caption(), &rows, &[epoch]).unwrap();
+            let dot = (1100..1172).flat_map(|x| (92..428).map(move |y| (x, y)));
+            let blue = dot.filter(|&(x, y)| plot.get_pixel(x, y).0 == BLUE).count();
+            assert!(blue > 40, "{blue}");
+        }
     }
 
     #[test]
