@@ -11,6 +11,7 @@ use vae_wgpu::app::bench::tune;
 use vae_wgpu::app::data::archive;
 use vae_wgpu::app::io::csv;
 use vae_wgpu::app::io::run_config::RunConfig;
+use vae_wgpu::app::viz::caption::Caption;
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::app::viz::plots;
 use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
@@ -173,14 +174,14 @@ pub(crate) fn table(bytes: &[u8]) {
         return;
     }
     if let Ok((steps, _)) = &steps {
-        plots::grad_norm(steps).expect("a plot of any rows");
-        plots::learning_rate(steps).expect("a plot of any rows");
+        plots::grad_norm(&Caption::new("norm"), steps).expect("a plot of any rows");
+        plots::learning_rate(&Caption::new("rate"), steps).expect("a plot of any rows");
     }
     if let Ok((epochs, _)) = epochs {
         // A step for each epoch.
         let step = |row: &EpochRow| StepRow { step: row.epoch, epoch: row.epoch, ..StepRow::default() };
         let steps: Vec<_> = epochs.iter().map(step).collect();
-        plots::training_loss(&steps, &epochs).expect("a plot of any rows");
+        plots::training_loss(&Caption::new("loss"), &steps, &epochs).expect("a plot of any rows");
     }
 }
 

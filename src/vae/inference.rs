@@ -27,6 +27,8 @@ pub struct Model {
     pub weights: Weights,
     /// KL divergence of each latent dimension in nats over the validation images, if the file has it.
     pub kl_dims: Option<Vec<f64>>,
+    /// Epoch after which they were saved, if the file has it.
+    pub epoch: Option<u64>,
     /// Names of the classes of a conditional model, numbers if the file has no names; empty for other models.
     pub classes: Vec<String>,
 }
@@ -55,8 +57,9 @@ impl Model {
         let classes: Option<Vec<String>> = file.metadata.get(CLASSES).and_then(|text| serde_json::from_str(text).ok());
         let classes = classes.filter(|classes| classes.len() == config.classes);
         let classes = classes.unwrap_or_else(|| (0..config.classes).map(|class| class.to_string()).collect());
+        let epoch = file.metadata.get("epoch").and_then(|text| text.parse().ok());
         let weights = Weights::from_file(file, &path, TensorSchema::of(&graph))?;
-        Ok(Self { path, config, weights, kl_dims, classes })
+        Ok(Self { path, config, weights, kl_dims, epoch, classes })
     }
 
     /// Returns the variance of the likelihood, of pixel values from -1 to 1: 1, or the running statistic of the loss.

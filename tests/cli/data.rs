@@ -63,9 +63,9 @@ fn folder_of_images_is_trained_sampled_and_evaluated() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    // 64 images of 32 pixels, three times enlarged.
+    // 64 images of 32 pixels, three times enlarged, and a caption.
     let preview = image::image_dimensions(Path::new(&run).join("data_preview.png")).unwrap();
-    assert_eq!(preview, (8 * 98 + 2, 8 * 98 + 2));
+    assert_eq!(preview, (8 * 98 + 2, 8 * 98 + 2 + 28));
     let settings = config(&run)["settings"].clone();
     assert_eq!((&settings["data"], settings.get("image_size")), (&Value::from(data.as_str()), None));
     assert_eq!(use_model(&dir, &run)["images"], 100);

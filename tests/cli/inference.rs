@@ -129,6 +129,16 @@ fn side(cells: u32) -> u32 {
     cells * (96 + 2) + 2
 }
 
+/// Height of a caption of `lines` lines below a grid.
+fn caption(lines: u32) -> u32 {
+    20 * lines + 8
+}
+
+/// Width and height of a grid of pairs of images, with their errors.
+fn pairs(columns: u32, rows: u32) -> (u32, u32) {
+    (side(2 * columns) + 14 * (columns - 1), side(rows) + 20 * rows)
+}
+
 fn npy(path: &Path) -> (String, Vec<f32>) {
     let bytes = fs::read(path).unwrap();
     assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
@@ -156,9 +166,17 @@ fn samples_depend_only_on_the_seed_and_match_the_decoder() {
     let stage = TrainContext::new();
     let output = stage.ok("sample run -n 5 --out new/grid.png");
     assert!(output.stdout.is_empty() && text(&output.stderr).contains("new/grid.png"));
-    assert_eq!(stage.png("new/grid.png").dimensions(), (side(3), side(2)));
+    assert_eq!(stage.png("new/grid.png").dimensions(), (side(3), side(2) + caption(2)));
     stage.ok("sample run/model.safetensors");
-    assert_eq!(stage.png("samples.png").dimensions(), (side(7), side(7)));
+    assert_eq!(stage.png("samples.png").dimensions(), (side(7), side(7) + caption(1)));
+    // One image is enlarged further, and the file says where it comes from.
+    stage.ok("sample run -n 1 --out one.png --seed 7 --temperature 0.5");
+    assert_eq!(stage.png("one.png").dimensions(), (9 * 32 + 4, 9 * 32 + 4 + caption(2)));
+    let bytes = fs::read(stage.path("one.png")).unwrap();
+    for entry in ["Title\01 sample", "run\0run", "seed\07", "prior\0N(0, I)", "temperature\00.5", "Software\0vae-wgpu "]
+    {
+        assert!(bytes.windows(entry.len()).any(|part| part == entry.as_bytes()), "{entry:?}");
+    }
 
     stage.ok("sample run -n 5 --raw --out a.npy");
     let (header, samples) = npy(&stage.path("a.npy"));
@@ -364,7 +382,7 @@ fn reconstructions_are_shown_next_to_their_inputs() {
     // The data set is that of the run.
     stage.ok("reconstruct run -n 5 --batch-size 2");
     let grid = stage.png("reconstructions.png");
-    assert_eq!(grid.dimensions(), (side(6), side(2)));
+    assert_eq!(grid.dimensions(), (pairs(3, 2).0, pairs(3, 2).1 + caption(1)));
     let pixels = test_pixels(5);
     let mut runner = stage.runner(5);
     let h = runner.encode(&pixels).unwrap();
@@ -379,20 +397,21 @@ fn reconstructions_are_shown_next_to_their_inputs() {
     for (i, pictures) in [&pixels, &decoded].into_iter().enumerate() {
         for picture in 0..5 {
             let (column, row) = (2 * (picture as u32 % 3) + i as u32, picture as u32 / 3);
-            let found = grid.get_pixel(2 + column * 98 + 3 * 10 + 1, 2 + row * 98 + 3 * 20 + 1).0;
+            let (left, top) = (2 + column * 98 + 14 * (column / 2), 2 + row * 118);
+            let found = grid.get_pixel(left + 3 * 10 + 1, top + 3 * 20 + 1).0;
             let expected = [0, 1, 2].map(|c| pictures[picture * DIMS + c * 1024 + 20 * 32 + 10]);
             assert_eq!(found, expected, "{i} {picture}");
         }
     }
     // More than there are gives all of them.
     stage.ok("reconstruct run --data shapes --val-limit 2 -n 64 --out few.png");
-    assert_eq!(stage.png("few.png").dimensions(), (side(4), side(1)));
+    assert_eq!(stage.png("few.png").dimensions(), (pairs(2, 1).0, pairs(2, 1).1 + caption(1)));
 
     image::RgbImage::from_pixel(50, 40, image::Rgb([255, 0, 0])).save(stage.path("one.png")).unwrap();
     image::RgbImage::from_pixel(20, 60, image::Rgb([0, 0, 255])).save(stage.path("two.jpg")).unwrap();
     stage.ok("reconstruct run one.png two.jpg --out files.png");
     let files = stage.png("files.png");
-    assert_eq!(files.dimensions(), (side(4), side(1)));
+    assert_eq!(files.dimensions(), (pairs(2, 1).0, pairs(2, 1).1 + caption(1)));
     assert_eq!(files.get_pixel(50, 50).0, [255, 0, 0]);
 
     // A failure leaves the earlier result unchanged.
@@ -409,9 +428,17 @@ fn interpolations_and_traversals_have_the_expected_images() {
     let stage = TrainContext::new();
     stage.ok("interpolate run --data shapes --from 0 --to 3 --steps 4");
     let row = stage.png("interpolation.png");
-    assert_eq!(row.dimensions(), (side(6), side(1)));
+    assert_eq!(row.dimensions(), (side(6), side(1) + 20 + caption(1)));
     let pixel = |picture: usize| [0, 1, 2].map(|c| test_pixels(4)[picture * DIMS + c * 1024]);
     assert_eq!((row.get_pixel(3, 3).0, row.get_pixel(5 * 98 + 3, 3).0), (pixel(0), pixel(3)));
+    // Each image has its label.
+    let dark = |cell: u32| (100..118).any(|y| (0..98).any(|x| row.get_pixel(98 * cell + x, y).0[0] < 128));
+    assert!((0..6).all(dark) && (0..98 * 6).all(|x| row.get_pixel(x, 99).0 == [255; 3]));
+    // Many images stand in rows.
+    stage.ok("interpolate run --data shapes --from 0 --to 3 --steps 30 --out long.png");
+    let long = stage.png("long.png");
+    assert_eq!(long.dimensions(), (side(11), 3 * 118 + 2 + caption(1)));
+    assert_eq!(long.get_pixel(9 * 98 + 3, 2 * 118 + 3).0, pixel(3));
     // Between files, without a data set.
     image::RgbImage::from_pixel(50, 40, image::Rgb([255, 0, 0])).save(stage.path("one.png")).unwrap();
     stage.ok("interpolate run --from one.png --to one.png --data nowhere --out files.png");
@@ -422,16 +449,27 @@ fn interpolations_and_traversals_have_the_expected_images() {
 
     stage.ok("traverse run --steps 5");
     let zeros = stage.png("traversal.png");
-    // Labels stand left of the images.
-    const LABELS: u32 = 190;
-    assert_eq!(zeros.dimensions(), (LABELS + side(5), side(LATENT as u32)));
+    // The names of dimensions stand on the left, and the values above.
+    let (left, top) = (zeros.width() - side(5), 24);
+    assert!((20..100).contains(&left), "{left}");
+    assert_eq!(zeros.height(), top + side(LATENT as u32) + caption(1));
+    let dark = |x: u32, y: u32, width: u32, height: u32| {
+        (y..y + height).any(|y| (x..x + width).any(|x| zeros.get_pixel(x, y).0[0] < 128))
+    };
+    assert!(
+        (0..LATENT as u32).all(|row| dark(0, top + 98 * row, left, 98))
+            && (0..5).all(|i| dark(left + 98 * i, 0, 98, top))
+    );
     // The middle image is the same in every row.
-    let cut = |row: u32| image::imageops::crop_imm(&zeros, LABELS + 2 + 2 * 98, 2 + row * 98, 96, 96).to_image();
+    let cut = |row: u32| image::imageops::crop_imm(&zeros, left + 2 + 2 * 98, top + 2 + row * 98, 96, 96).to_image();
     assert_eq!(cut(0), cut(3));
+    // The original and its reconstruction stand above.
     stage.ok("traverse run --data shapes --image 2 --out image.png");
-    assert_eq!(stage.png("image.png").dimensions(), (LABELS + side(7), side(LATENT as u32)));
+    let image = stage.png("image.png");
+    assert_eq!(image.dimensions(), (left + side(7), 2 * top + 8 + side(1) + side(LATENT as u32) + caption(1)));
+    assert_eq!(image.get_pixel(left + 3, top + 3).0, [0, 1, 2].map(|c| test_pixels(3)[2 * DIMS + c * 1024]));
     stage.ok("traverse run --dims 2 --out two.png");
-    assert_eq!(stage.png("two.png").dimensions(), (LABELS + side(7), side(2)));
+    assert_eq!(stage.png("two.png").dimensions(), (left + side(7), top + side(2) + caption(1)));
     assert_ne!(fs::read(stage.path("image.png")).unwrap(), fs::read(stage.path("traversal.png")).unwrap());
 }
 
@@ -672,13 +710,13 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
     assert!(!stage.path("no.png").exists());
     // Without a configuration the sizes follow from the shapes, and the names may be those of pi-tau/vae.
     changed("bare.safetensors", &|f| f.metadata.clear());
-    stage.ok("sample run --prior normal --out samples.png");
-    stage.ok("sample bare.safetensors --out bare.png");
+    stage.ok("sample run --prior normal --raw --out samples.npy");
+    stage.ok("sample bare.safetensors --raw --out bare.npy");
     stage.ok("export run --names seed --out theirs.safetensors");
-    stage.ok("sample theirs.safetensors --out theirs.png");
-    for other in ["bare.png", "theirs.png"] {
+    stage.ok("sample theirs.safetensors --raw --out theirs.npy");
+    for other in ["bare.npy", "theirs.npy"] {
         assert!(
-            fs::read(stage.path(other)).unwrap() == fs::read(stage.path("samples.png")).unwrap(),
+            fs::read(stage.path(other)).unwrap() == fs::read(stage.path("samples.npy")).unwrap(),
             "{other} differs"
         );
     }

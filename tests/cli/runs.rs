@@ -62,7 +62,7 @@ pub(crate) fn rows(run: &str, table: &str) -> Vec<String> {
     text.lines().map(without).collect()
 }
 
-/// Asserts that two runs are identical: the bytes of the weights, and table rows except for times.
+/// Asserts that two runs of the same name are identical: the bytes of the weights and images, and table rows except for times.
 pub(crate) fn assert_same(a: &str, b: &str) {
     let bytes = |run: &str, file: &str| {
         let path = Path::new(run).join(file);

@@ -16,6 +16,11 @@ use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 use crate::runs::{assert_same, command, device, interrupt, ok, resume, rows, run_in, signal, small, start, text};
 
+/// Height of a caption of `lines` lines.
+fn caption(lines: u32) -> u32 {
+    20 * lines + 8
+}
+
 #[test]
 fn train_writes_all_files_of_a_run() {
     let dir = tempfile::tempdir().unwrap();
@@ -35,13 +40,20 @@ fn train_writes_all_files_of_a_run() {
     assert_eq!(rows(&run, "epochs.csv").len(), 1 + 2);
     let path = |name: &str| Path::new(&run).join(name);
     for (picture, width, height) in [
-        ("reconstruction_history.png", 3 * 66 + 2, 10 * 66 + 2),
-        ("samples/epoch_01.png", 7 * 66 + 2, 7 * 66 + 2),
-        ("samples/epoch_02.png", 7 * 66 + 2, 7 * 66 + 2),
+        // The names of columns above, and a caption below.
+        ("samples/epoch_01.png", 7 * 98 + 2, 7 * 98 + 2 + caption(1)),
+        ("samples/epoch_02.png", 7 * 98 + 2, 7 * 98 + 2 + caption(1)),
+        // Three rows of four pairs, with errors below them.
+        ("reconstructions/epoch_02.png", 4 * (2 * 98 + 14) - 14 + 2, 3 * 118 + 2 + caption(1)),
+        ("reconstructions/originals.png", 4 * 98 + 2, 3 * 98 + 2 + caption(1)),
     ] {
         let found = image::image_dimensions(path(picture)).unwrap();
         assert_eq!(found, (width, height), "{picture}");
     }
+    assert!(!path("reconstructions/epoch_00.png").exists());
+    // The originals and two epochs, ten images each, with the names of the columns above.
+    let (width, height) = image::image_dimensions(path("reconstruction_history.png")).unwrap();
+    assert!((3 * 66 + 2..400).contains(&width) && height > 24 + 10 * 66 + 2, "{width}x{height}");
     for picture in ["training_loss.png", "grad_norm.png", "learning_rate.png"] {
         let (width, height) = image::image_dimensions(path(picture)).unwrap();
         assert!(width >= 600 && height >= 300, "{picture}");
@@ -138,7 +150,7 @@ fn report_has_the_figures_of_the_run_and_can_be_written_again() {
 fn resumed_run_is_identical_to_an_uninterrupted_one() {
     for device in [device(), "cpu"] {
         let dir = tempfile::tempdir().unwrap();
-        let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+        let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
         ok(&small(&whole, device, "3"));
         // Event files change nothing.
         let mut args = small(&parts, device, "1");
@@ -198,7 +210,7 @@ fn run_of_version_0_1_0_resumes_identically() {
 #[test]
 fn conditional_run_draws_a_row_of_each_class_and_resumes_identically() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
     let train = |run: &str, epochs: &str| {
         let mut args = small(run, device(), epochs);
         args.push("--conditional");
@@ -210,7 +222,7 @@ fn conditional_run_draws_a_row_of_each_class_and_resumes_identically() {
     assert_same(&whole, &parts);
     // Ten rows of eight samples, with the names of the classes on their left.
     let (width, height) = image::image_dimensions(Path::new(&whole).join("samples/epoch_03.png")).unwrap();
-    assert!(width > 8 * 66 + 2 + 100 && height == 10 * 66 + 2, "{width}x{height}");
+    assert!(width > 8 * 98 + 2 + 40 && height == 10 * 98 + 2 + caption(1), "{width}x{height}");
     let model = tensor_file::load(&Path::new(&whole).join("model.safetensors")).unwrap();
     let classes: Vec<String> = serde_json::from_str(&model.metadata["classes"]).unwrap();
     assert_eq!((classes.len(), classes[5].as_str()), (10, "star"));
@@ -243,7 +255,7 @@ fn conditional_run_draws_a_row_of_each_class_and_resumes_identically() {
 #[test]
 fn weights_are_identical_across_thread_counts_and_planner_settings() {
     let (dir, device) = (tempfile::tempdir().unwrap(), device());
-    let first = run_in(&dir, "first");
+    let first = run_in(&dir, "first/run");
     ok(&small(&first, device, "3"));
     for (i, (option, name, value)) in [
         (None, "LP_NUM_THREADS", "2"),
@@ -256,7 +268,7 @@ fn weights_are_identical_across_thread_counts_and_planner_settings() {
     .into_iter()
     .enumerate()
     {
-        let run = run_in(&dir, &i.to_string());
+        let run = run_in(&dir, &format!("{i}/run"));
         let mut args = small(&run, device, "3");
         args.extend(option);
         let output = command(&args).env(name, value).output().unwrap();
@@ -272,7 +284,7 @@ fn resume_keeps_the_kernel_variants() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
     // A single shape from a table, and a whole operation.
     let config = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, ..VaeConfig::default() };
     let gpu = Gpu::open(&Options::default()).unwrap();
@@ -409,7 +421,7 @@ fn ctrl_c_is_acknowledged_before_the_step_ends() {
 #[test]
 fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, parts) = (run_in(&dir, "whole"), run_in(&dir, "parts"));
+    let (whole, parts) = (run_in(&dir, "whole/run"), run_in(&dir, "parts/run"));
     // Too many epochs to finish before the signal.
     let reported = |status: &str| {
         let report = fs::read_to_string(Path::new(&parts).join("report.html")).unwrap();
@@ -439,7 +451,7 @@ fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
 #[test]
 fn repeatedly_killed_run_is_identical_to_an_uninterrupted_one() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, killed) = (run_in(&dir, "whole"), run_in(&dir, "killed"));
+    let (whole, killed) = (run_in(&dir, "whole/run"), run_in(&dir, "killed/run"));
     const EPOCHS: &str = "24";
     ok(&small(&whole, "cpu", EPOCHS));
     let mut moments = rng::stream(3, Stream::Check, 0);
@@ -529,7 +541,7 @@ fn json_prints_one_object_per_event_and_quiet_prints_nothing() {
 #[test]
 fn profiling_does_not_change_the_run() {
     let dir = tempfile::tempdir().unwrap();
-    let (plain, profiled, cpu) = (run_in(&dir, "plain"), run_in(&dir, "profiled"), run_in(&dir, "cpu"));
+    let (plain, profiled, cpu) = (run_in(&dir, "plain/run"), run_in(&dir, "profiled/run"), run_in(&dir, "cpu"));
     let trace = run_in(&dir, "new/trace.json");
     let mut args = small(&cpu, "cpu", "1");
     args.extend(["--trace", &trace]);

@@ -1,9 +1,10 @@
 //! Options that the commands on a trained model share: the model, its device and its images.
 
-use std::fs;
+use std::fmt::Display;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::{fmt, fs};
 
 use clap::{Args, ValueEnum, ValueHint};
 
@@ -14,6 +15,7 @@ use crate::app::data::image_folder::is_image;
 use crate::app::io::model;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::run_folder::RunFolder;
+use crate::app::viz::caption::Caption;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::error::Error;
 use crate::vae::data;
@@ -45,6 +47,18 @@ impl TrainedArgs {
     /// Reads and checks the model; needs no device.
     pub(super) fn load(&self) -> anyhow::Result<Model> {
         Ok(model::load(&self.run)?)
+    }
+
+    /// Returns a caption with the run and the epoch of the model.
+    pub(super) fn caption(&self, model: &Model, title: impl Into<String>) -> Caption {
+        let caption = match RunFolder::view(&self.run) {
+            Ok(folder) => folder.caption(title),
+            Err(_) => Caption::new(title).with("model", self.run.file_name().unwrap_or_default().to_string_lossy()),
+        };
+        match model.epoch {
+            Some(epoch) => caption.with("epoch", epoch),
+            None => caption,
+        }
     }
 
     /// Loads the model onto the device, with programs for `work`.
@@ -174,6 +188,11 @@ impl ClassArgs {
     }
 }
 
+/// Returns a noun with its number: `1 image`, `2 images`.
+pub(super) fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// An image named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
@@ -188,6 +207,15 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(text.parse().map_or_else(|_| Self::File(text.into()), Self::Index))
+    }
+}
+
+impl Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Index(index) => write!(f, "{index}"),
+            Self::File(path) => write!(f, "{}", path.file_name().unwrap_or_default().to_string_lossy()),
+        }
     }
 }
 

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
-use super::output::{check_output, save_grid};
+use super::output::{check_output, save_image};
 use super::values::non_empty;
-use crate::app::viz::image_grid::ImageBatch;
+use crate::app::viz::caption::Labels;
+use crate::app::viz::image_grid::{Grid, ImageBatch};
 use crate::vae::inference::posterior_means;
 use crate::vae::model::Mode;
 
@@ -23,7 +24,7 @@ pub(super) struct InterpolateArgs {
     /// Number of decoded images, including both ends.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
-    /// Output file: one row, with the originals at both ends.
+    /// Output file: the decoded images in rows, labelled with their share of the way, and the originals at both ends.
     #[arg(long, short, value_name = "FILE", default_value = "interpolation.png", value_hint = ValueHint::FilePath)]
     out: PathBuf,
     #[command(flatten)]
@@ -45,6 +46,12 @@ fn slerp(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| from * a + to * b).collect()
 }
 
+/// Returns the columns of the grid for `count` images: one row if it is not too long, else rows of almost equal length.
+fn columns(count: usize) -> usize {
+    const MOST: usize = 12;
+    count.div_ceil(count.div_ceil(MOST))
+}
+
 impl InterpolateArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         check_output(&self.out, &["png"])?;
@@ -60,10 +67,21 @@ impl InterpolateArgs {
         // The class changes halfway.
         let labels: Vec<u8> = (0..steps).map(|step| labels[usize::from(2 * step >= steps)]).collect();
         let (first, last) = pixels.split_at(pixels.len() / 2);
-        let mut row = ImageBatch::from_bytes(first, dims)?;
-        row.append(ImageBatch::from_floats(&trained.decode((&z, &labels))?, dims)?)?;
-        row.append(ImageBatch::from_bytes(last, dims)?)?;
-        save_grid(&self.out, steps + 2, &row, "interpolation, with the originals at both ends")?;
+        let mut images = ImageBatch::from_bytes(first, dims)?;
+        images.append(ImageBatch::from_floats(&trained.decode((&z, &labels))?, dims)?)?;
+        images.append(ImageBatch::from_bytes(last, dims)?)?;
+        let share = |step: usize| format!("{:.2}", step as f64 / (steps - 1) as f64);
+        let original = || std::iter::once("original".to_owned());
+        let names = original().chain((0..steps).map(share)).chain(original()).collect();
+        let grid = Grid { foot: 20, ..Grid::of(columns(steps + 2), images.size().0) };
+        let image = Labels { groups: names, ..Labels::default() }.draw(&grid, &images)?;
+        let mut caption = self.trained.caption(&model, "interpolation");
+        if [&self.from, &self.to].iter().any(|source| matches!(source, Source::Index(_))) {
+            caption = caption.with("split", self.images.split());
+        }
+        caption = caption.with("from", &self.from).with("to", &self.to);
+        let what = "interpolation, with the originals at both ends";
+        save_image(&self.out, &caption.below(&image)?, &caption, what)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -71,6 +89,11 @@ impl InterpolateArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_rows_are_broken_evenly() {
+        assert_eq!([4, 11, 12, 13, 32, 1002].map(columns), [4, 11, 12, 7, 11, 12]);
+    }
 
     #[test]
     fn interpolation_follows_the_sphere() {

@@ -65,12 +65,14 @@ impl LatentArgs {
             |name: &str, share: f64| format!("{name} principal component, {:.0} % of the variance", 100.0 * share);
         let axes = [axis("first", explained[0]), axis("second", explained[1])];
         let title = format!("Latent means of {count} images");
-        let plot = scatter(&title, [&axes[0], &axes[1]], images.classes(), &points)?;
-        let divergence = bars("KL divergence of each latent dimension", ["dimension, sorted", "nats per image"], &kl)?;
+        let [means, divergences] = [title.as_str(), "KL divergence of each latent dimension"]
+            .map(|title| self.trained.caption(&model, title).with("split", self.images.split()));
+        let plot = scatter(&means, [&axes[0], &axes[1]], images.classes(), &points)?;
+        let divergence = bars(&divergences, ["dimensions, sorted", "nats per image"], &kl)?;
         atomic::create_parent(&self.out)?;
         atomic::save_atomic(&table, rows.as_bytes())?;
-        save_png(&kl_plot, &divergence)?;
-        save_png(&self.out, &plot)?;
+        save_png(&kl_plot, &divergence, &divergences)?;
+        save_png(&self.out, &plot, &means)?;
         for (what, path) in [("latent means", &self.out), ("coordinates", &table), ("KL divergence", &kl_plot)] {
             note(format_args!("{what}: {}", path.display()));
         }

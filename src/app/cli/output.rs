@@ -4,12 +4,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use byteorder::{ByteOrder, LittleEndian};
+use image::RgbImage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::progress::{clock, draws_bars, grouped};
 use super::{eprintln_lossy, is_quiet, note};
 use crate::app::io::{atomic, tensor_file};
-use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
+use crate::app::viz::caption::Caption;
+use crate::app::viz::image_grid::save_png;
 use crate::error::Error;
 use crate::vae::tensor_file::{Array, TensorFile, append_f32};
 
@@ -37,17 +39,10 @@ pub(super) fn check_grid(images: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Columns of the most square grid of `count` cells.
-pub(super) fn square(count: usize) -> usize {
-    let side = count.isqrt();
-    side + usize::from(side * side < count)
-}
-
-/// Writes images as a grid and prints its path.
-pub(super) fn save_grid(out: &Path, columns: usize, images: &ImageBatch, what: &str) -> anyhow::Result<()> {
-    let image = Grid { columns, ..Grid::default() }.draw(images)?;
+/// Writes an image with its caption and prints its path.
+pub(super) fn save_image(out: &Path, image: &RgbImage, caption: &Caption, what: &str) -> anyhow::Result<()> {
     atomic::create_parent(out)?;
-    save_png(out, &image)?;
+    save_png(out, image, caption)?;
     note(format_args!("{what}: {}", out.display()));
     Ok(())
 }

@@ -7,7 +7,8 @@ use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, dims, from_file, image_files};
 use super::note;
-use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
+use super::output::{RAW, check_grid, check_output, save_image, save_raw};
+use crate::app::viz::caption::Pairs;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
@@ -36,7 +37,7 @@ pub(super) struct ReconstructArgs {
     /// file.
     #[arg(long)]
     raw: bool,
-    /// Output file: each original with its reconstruction on its right [default: reconstructions.png, or reconstructions.npy with --raw].
+    /// Output file: each original with its reconstruction on its right and their mean squared error (pixels from -1 to 1) below [default: reconstructions.png, or reconstructions.npy with --raw].
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -91,9 +92,16 @@ impl ReconstructArgs {
             return Ok(ExitCode::SUCCESS);
         }
         let reconstructions = ImageBatch::from_floats(&reconstructions, dims)?;
-        let pairs = square(count);
-        let what = "originals with their reconstructions on the right";
-        save_grid(out, 2 * pairs, &originals.interleaved(reconstructions)?, what)?;
+        let mut caption = self.trained.caption(&model, "originals | reconstructions");
+        caption = match self.files.is_empty() {
+            true => caption.with("split", self.images.split()),
+            false => caption,
+        };
+        if self.sample {
+            caption = caption.with("seed", self.seed);
+        }
+        let image = Pairs::new(originals, reconstructions)?.draw(&caption)?;
+        save_image(out, &image, &caption, "originals with their reconstructions on the right")?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::inference::{ClassArgs, TrainedArgs, dims};
+use super::inference::{ClassArgs, TrainedArgs, counted, dims};
 use super::note;
-use super::output::{RAW, check_grid, check_output, save_grid, save_raw, square};
+use super::output::{RAW, check_grid, check_output, save_image, save_raw};
 use super::values::non_negative;
 use crate::app::io;
 use crate::app::io::prior::Kind;
-use crate::app::viz::image_grid::ImageBatch;
+use crate::app::viz::caption::square;
+use crate::app::viz::image_grid::{Grid, ImageBatch};
 use crate::vae::inference::Model;
 use crate::vae::model::Mode;
 use crate::vae::prior::Prior;
@@ -78,7 +79,8 @@ impl SampleArgs {
         }
         let model = self.trained.load()?;
         let prior = prior(self.prior, &model)?;
-        let labels = match self.class.of(&model)? {
+        let class = self.class.of(&model)?;
+        let labels = match class {
             Some(class) => vec![class; count],
             // Equal numbers of all classes, in order.
             None => (0..count).map(|i| (i * model.config.classes / count) as u8).collect(),
@@ -92,7 +94,18 @@ impl SampleArgs {
             note(format_args!("{count} samples: {}", out.display()));
         } else {
             let images = ImageBatch::from_floats(&means, dims(&model.config))?;
-            save_grid(out, square(count), &images, "samples")?;
+            let prior = match &prior {
+                Prior::Normal(_) => "N(0, I)",
+                Prior::Mixture(_) => "mixture",
+                Prior::SecondStage(_) => "second stage",
+            };
+            let mut caption = self.trained.caption(&model, counted(count, "sample"));
+            if let Some(name) = class.and_then(|class| model.classes.get(usize::from(class))) {
+                caption = caption.with("class", name);
+            }
+            caption = caption.with("seed", self.seed).with("prior", prior).with("temperature", self.temperature);
+            let grid = Grid::of(square(count), images.size().0).draw(&images)?;
+            save_image(out, &caption.below(&grid)?, &caption, "samples")?;
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use serde_json::json;
 
 use super::data::DatasetArgs;
-use super::inference::BATCH;
+use super::inference::{BATCH, counted};
 use super::output::check_output;
 use super::values::{choice, duration, non_negative, posterior_std, run, share};
 use super::{
@@ -26,12 +26,13 @@ use crate::app::io::atomic::create_parent;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::run_store::FolderStore;
 use crate::app::io::{model, tensor_file};
+use crate::app::viz::caption::Caption;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::range_plot::range_plot;
 use crate::error::Error;
 use crate::runtime::plan;
 use crate::vae::data;
-use crate::vae::data::{Dataset, Images};
+use crate::vae::data::Dataset;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
 use crate::vae::train::memory_store::InMemoryRun;
@@ -284,8 +285,9 @@ impl TrainArgs {
             settings.batch_size = largest_batch(&settings, MOST_IMAGES, &context)?;
         }
         if let Some(plot) = &self.run.lr_find {
+            let batch_size = settings.batch_size;
             let points = range_test(settings, init.as_ref(), context)?;
-            return self.report_range_test(&points, plot);
+            return self.report_range_test(&points, batch_size, plot);
         }
         if self.run.dry_run {
             let mut nowhere = InMemoryRun::default();
@@ -303,7 +305,7 @@ impl TrainArgs {
             }
             None => {
                 let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
-                let preview = folder.data_preview();
+                let (preview, name) = (folder.data_preview(), folder.name());
                 store = FolderStore::new(folder)
                     .initialized_from(self.init_file()?)
                     .keep_every(self.run.save_every)
@@ -311,7 +313,7 @@ impl TrainArgs {
                 let trainer = Trainer::new(settings, &mut store, init.as_ref(), context)?;
                 // Of own images, so that the user can check the crop.
                 if images.is_some() {
-                    save_preview(&preview, dataset.train.as_ref())?;
+                    save_preview(&preview, &name, &dataset)?;
                 }
                 trainer
             }
@@ -387,10 +389,12 @@ impl TrainArgs {
     }
 
     /// Plots a range test and prints what it found.
-    fn report_range_test(&self, points: &[RangePoint], plot: &Path) -> anyhow::Result<ExitCode> {
+    fn report_range_test(&self, points: &[RangePoint], batch_size: usize, plot: &Path) -> anyhow::Result<ExitCode> {
         let suggested = steepest(points);
         create_parent(plot)?;
-        save_png(plot, &range_plot(points, suggested)?)?;
+        let caption =
+            Caption::new("Learning rate range test").with("batch size", batch_size).with("steps", points.len());
+        save_png(plot, &range_plot(&caption, points, suggested)?, &caption)?;
         let lowest = points.iter().min_by(|a, b| a.smoothed.total_cmp(&b.smoothed)).map(|point| point.lr);
         if self.output.json {
             let points: Vec<_> = points.iter().map(|point| [point.lr, point.loss, point.smoothed]).collect();
@@ -461,14 +465,16 @@ fn fit_to_images(model: &mut VaeConfig, dataset: &Dataset, conditional: bool) ->
 }
 
 /// Writes a grid of the first 64 images as the model gets them.
-fn save_preview(path: &Path, images: &dyn Images) -> crate::Result<()> {
+fn save_preview(path: &Path, run: &str, dataset: &Dataset) -> crate::Result<()> {
+    let images = dataset.train.as_ref();
     let (channels, height, width) = images.size();
     let first: Vec<u32> = (0..images.len().min(64) as u32).collect();
     let mut pixels = Vec::new();
     data::batch(images, &first, &mut pixels)?;
     let images = ImageBatch::from_bytes(&pixels, [channels, height, width])?;
-    let grid = Grid { columns: 8, scale: (96 / width as u32).max(1), ..Grid::default() };
-    save_png(path, &grid.draw(&images)?)
+    let grid = Grid::of(8, width as u32).draw(&images)?;
+    let caption = Caption::new(counted(images.len(), "training image")).with("data", &dataset.name).with("run", run);
+    save_png(path, &caption.below(&grid)?, &caption)
 }
 
 /// Reports a wrong path before the data set is opened and the kernels are compiled.

@@ -6,12 +6,10 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
-use super::note;
-use super::output::{check_grid, check_output};
-use super::values::non_empty;
-use crate::app::io::atomic::create_parent;
-use crate::app::viz::caption::label_rows;
-use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
+use super::output::{check_grid, check_output, save_image};
+use super::values::{non_empty, short};
+use crate::app::viz::caption::{Labels, stack};
+use crate::app::viz::image_grid::{Grid, ImageBatch};
 use crate::vae::inference::{Model, posterior_means};
 use crate::vae::model::Mode;
 
@@ -64,26 +62,46 @@ impl TraverseArgs {
             None => (Vec::new(), vec![self.class.of(&model)?.unwrap_or(0)]),
         };
         let encoded = usize::from(self.image.is_some());
-        let mut trained =
-            self.trained.start(&model, &[(Mode::Decode, shown.len() * steps), (Mode::Encode, encoded)])?;
+        let mut trained = self
+            .trained
+            .start(&model, &[(Mode::Decode, shown.len() * steps), (Mode::Encode, encoded), (Mode::Decode, encoded)])?;
         let middle = match encoded {
             0 => vec![0.0; latent],
             _ => posterior_means(&trained.encode((&pixels, &labels))?, latent),
         };
-        let labels = labels.repeat(shown.len() * steps);
+        let value = |step: usize| RANGE * (2.0 * step as f32 / (steps - 1) as f32 - 1.0);
+        let classes = labels.repeat(shown.len() * steps);
         let mut z = middle.repeat(shown.len() * steps);
         for (i, row) in z.chunks_exact_mut(latent).enumerate() {
-            row[shown[i / steps]] = RANGE * (2.0 * (i % steps) as f32 / (steps - 1) as f32 - 1.0);
+            row[shown[i / steps]] = value(i % steps);
         }
-        let images = ImageBatch::from_floats(&trained.decode((&z, &labels))?, dims)?;
-        let grid = Grid { columns: steps, ..Grid::default() }.draw(&images)?;
-        let label = |dim: &usize| match &model.kl_dims {
-            Some(kl) => format!("dimension {dim}: {:.2} nats", kl[*dim]),
-            None => format!("dimension {dim}"),
+        let images = ImageBatch::from_floats(&trained.decode((&z, &classes))?, dims)?;
+        let grid = Grid::of(steps, images.size().0);
+        let name = |&dim: &usize| match &model.kl_dims {
+            Some(kl) => format!("z{dim}: {:.2} nats", kl[dim]),
+            None => format!("z{dim}"),
         };
-        create_parent(&self.out)?;
-        save_png(&self.out, &label_rows(&grid, &shown.iter().map(label).collect::<Vec<_>>())?)?;
-        note(format_args!("one row per latent dimension, from -3 to 3: {}", self.out.display()));
+        let rows: Vec<_> = shown.iter().map(name).collect();
+        let columns = (0..steps).map(|step| short(f64::from(value(step)))).collect();
+        let mut image = Labels { rows, columns, ..Labels::default() }.draw(&grid, &images)?;
+        let mut caption = self.trained.caption(&model, "traversal of latent dimensions");
+        if model.kl_dims.is_some() {
+            caption = caption.with("rows", "by KL divergence");
+        }
+        match &self.image {
+            Some(source) => {
+                let mut pair = ImageBatch::from_bytes(&pixels, dims)?;
+                pair.append(ImageBatch::from_floats(&trained.decode((&middle, &labels))?, dims)?)?;
+                let columns = ["original", "decoded"].map(str::to_owned).to_vec();
+                image = stack(&Labels { columns, ..Labels::default() }.draw(&grid, &pair)?, &image);
+                if matches!(source, Source::Index(_)) {
+                    caption = caption.with("split", self.images.split());
+                }
+                caption = caption.with("image", source);
+            }
+            None => caption = caption.with("other dimensions", 0),
+        }
+        save_image(&self.out, &caption.below(&image)?, &caption, "one row per latent dimension, from -3 to 3")?;
         Ok(ExitCode::SUCCESS)
     }
 }

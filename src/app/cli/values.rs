@@ -62,6 +62,12 @@ pub(super) fn share(text: &str) -> Result<f64, ParseError> {
     if (0.0..1.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to below 1".into()) }
 }
 
+/// Formats a number with up to two decimals.
+pub(super) fn short(value: f64) -> String {
+    // Adding zero turns a negative zero into a positive one.
+    ((100.0 * value).round() / 100.0 + 0.0).to_string()
+}
+
 /// Parses a time above zero with its unit: `90s`, `1.5m`, `2h`.
 pub(super) fn duration(text: &str) -> Result<Duration, ParseError> {
     let expected = "expected a time above zero such as 90s, 15m or 2h";

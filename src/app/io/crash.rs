@@ -87,10 +87,10 @@ fn results(folder: &Path) -> BTreeMap<&'static str, Vec<u8>> {
 fn kill_at_any_write_point_leaves_the_previous_or_the_new_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     // The same run one epoch at a time gives all possible checkpoints, except for the total number of epochs in their settings.
-    let whole = dir.path().join("whole");
+    let whole = dir.path().join("whole/run");
     let first = run(&whole, EPOCHS);
     let expected = results(&whole);
-    let parts = dir.path().join("parts");
+    let parts = dir.path().join("parts/run");
     run(&parts, 1);
     let state = |bytes: &[u8]| {
         let mut file = TensorFile::from_bytes(bytes, Path::new("checkpoint")).unwrap();
@@ -102,7 +102,7 @@ fn kill_at_any_write_point_leaves_the_previous_or_the_new_checkpoint() {
     let (mut kills, mut found) = (0, [0; 3]);
     for (file, saves) in [("checkpoint.safetensors", 3), ("model.safetensors", 1)] {
         for point in 0.. {
-            let folder = dir.path().join(format!("{file}-{point}"));
+            let folder = dir.path().join(format!("{file}-{point}/run"));
             if !killed(&folder, file, point) {
                 // Each save has seven points.
                 assert!(point >= 7 * saves && point % 7 == 0, "{file} has {point} points");

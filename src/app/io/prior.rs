@@ -116,6 +116,7 @@ mod tests {
                 config,
                 weights: Weights { params, states },
                 kl_dims: None,
+                epoch: None,
                 classes: Vec::new(),
             }
         };

@@ -4,11 +4,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use image::RgbImage;
 use serde_json::Value;
 
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::{atomic, csv};
-use crate::app::viz::image_grid::{ImageBatch, load_rgb};
+use crate::app::viz::caption::Pairs;
+use crate::app::viz::image_grid::{ImageBatch, decode_rgb};
 use crate::app::viz::report::{Encoded, Pictures, Report};
 use crate::error::{Error, Result};
 use crate::vae::train::rows::{EpochRow, Row, StepRow};
@@ -16,6 +18,8 @@ use crate::vae::train::store::RunState;
 
 /// Largest number of epochs whose reconstructions are in a report.
 const MOST_EPOCHS: u32 = 6;
+/// Largest number of images whose reconstructions a run shows.
+const MOST_SHOWN: usize = 16;
 /// Size of a file with samples in bytes above which the report has a JPEG copy.
 const LARGE: usize = 500_000;
 
@@ -49,7 +53,8 @@ fn save_with(
     // Of `.`, the name is that of the current folder.
     let path = fs::canonicalize(folder.path()).unwrap_or_else(|_| folder.path().to_owned());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let pictures = pictures(folder, epochs);
+    let size = config.pointer("/settings/model/image_size").and_then(Value::as_u64);
+    let pictures = pictures(folder, epochs, size.and_then(|size| u32::try_from(size).ok()));
     let report = Report { name: &name, state, config, steps, epochs, pictures: &pictures };
     atomic::save_atomic(out, report.page().as_bytes())
 }
@@ -83,22 +88,36 @@ fn state(config: &Value, epochs: &[EpochRow], in_use: bool) -> RunState<'static>
     }
 }
 
-/// Loads the images of a run that are there.
-fn pictures(folder: &RunFolder, epochs: &[EpochRow]) -> Pictures {
-    let strip = |epoch| ImageBatch::load_strip(&folder.reconstructions(epoch)).ok();
-    let originals = strip(0);
-    let fits =
-        |images: &ImageBatch| originals.as_ref().is_some_and(|o| (o.size(), o.len()) == (images.size(), images.len()));
+/// Loads the images of a run that are there. `size` is the height and width of an image.
+fn pictures(folder: &RunFolder, epochs: &[EpochRow], size: Option<u32>) -> Pictures {
     let done: Vec<u64> = epochs.iter().map(|row| row.epoch).collect();
-    let shown = spread(&done).into_iter();
-    let reconstructions = shown.filter_map(|epoch| Some((epoch, strip(epoch).filter(fits)?))).collect();
+    let mut originals: Option<ImageBatch> = None;
+    let mut reconstructions = Vec::new();
+    for epoch in spread(&done) {
+        let Some((shown, images)) = size.and_then(|size| pairs(&folder.reconstructions(epoch), size)) else { continue };
+        if *originals.get_or_insert_with(|| shown.clone()) == shown {
+            reconstructions.push((epoch, images));
+        }
+    }
     let samples = done.last().and_then(|&epoch| Some((epoch, samples(&folder.samples(epoch))?)));
     Pictures { originals, reconstructions, samples }
 }
 
+/// Reads the originals and reconstructions after an epoch: as many as there are before the first blank place.
+fn pairs(path: &Path, size: u32) -> Option<(ImageBatch, ImageBatch)> {
+    let image = decode_rgb(&atomic::read(path).ok()?, path).ok()?;
+    let is_blank = |image: &RgbImage| image.pixels().all(|pixel| pixel.0 == [255; 3]);
+    (1..=MOST_SHOWN).rev().filter_map(|count| Pairs::read(&image, count, (size, size))).find(
+        |(originals, reconstructions)| {
+            let last = |images: &ImageBatch| images.images().last().is_some_and(is_blank);
+            !(last(originals) && last(reconstructions))
+        },
+    )
+}
+
 fn samples(path: &Path) -> Option<Encoded> {
     let bytes = atomic::read(path).ok()?;
-    if bytes.len() > LARGE { Encoded::new(&load_rgb(&bytes, path).ok()?) } else { Some(Encoded::png(bytes)) }
+    if bytes.len() > LARGE { Encoded::new(&decode_rgb(&bytes, path).ok()?) } else { Some(Encoded::png(bytes)) }
 }
 
 /// Returns the last of the epochs, then earlier ones: more from the start of the run, where images change most.

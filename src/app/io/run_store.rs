@@ -9,7 +9,7 @@ use crate::app::io::run_config::{RunConfig, Start};
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensorboard::Board;
 use crate::app::io::{run_report, settings_file, tensor_file, tensorboard};
-use crate::app::viz::caption::label_rows;
+use crate::app::viz::caption::Labels;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
 use crate::error::{Error, Result};
@@ -41,6 +41,8 @@ pub struct FolderStore {
     tensorboard: bool,
     /// The event file; absent until the run begins or resumes, and if there is to be none.
     board: Option<Board>,
+    /// Seed of the run, for captions; known when the run begins or resumes.
+    seed: Option<u64>,
 }
 
 impl FolderStore {
@@ -55,6 +57,7 @@ impl FolderStore {
             starts: vec![Start::now()],
             tensorboard: false,
             board: None,
+            seed: None,
         }
     }
 
@@ -176,6 +179,7 @@ impl RunStore for FolderStore {
 
     fn save_about(&mut self, about: &About<'_>) -> Result<()> {
         let About { device, kernels, settings } = *about;
+        self.seed = Some(settings.seed);
         let config = RunConfig::new(device.to_owned(), kernels.clone(), settings.clone());
         self.folder.save_config(&RunConfig { starts: self.starts.clone(), ..config })?;
         self.show(|board| board.push_settings(settings))
@@ -229,13 +233,14 @@ impl RunStore for FolderStore {
     }
 
     fn save_originals(&mut self, pixels: &[u8], size: [usize; 3]) -> Result<()> {
-        self.folder.save_reconstructions(0, &ImageBatch::from_bytes(pixels, size)?)?;
-        let path = self.folder.reconstructions(0);
+        self.folder.save_originals(&ImageBatch::from_bytes(pixels, size)?)?;
+        let path = self.folder.originals();
         self.show(|board| board.push_image(ORIGINALS, &path))
     }
 
-    fn save_reconstructions(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()> {
-        self.folder.save_reconstructions(epoch, &ImageBatch::from_floats(images.values, images.size)?)?;
+    fn save_reconstructions(&mut self, epoch: u64, originals: &[u8], images: DecodedImages<'_>) -> Result<()> {
+        let originals = ImageBatch::from_bytes(originals, images.size)?;
+        self.folder.save_reconstructions(epoch, &originals, ImageBatch::from_floats(images.values, images.size)?)?;
         let path = self.folder.reconstructions(epoch);
         self.show(|board| board.push_image(RECONSTRUCTIONS, &path))
     }
@@ -244,10 +249,15 @@ impl RunStore for FolderStore {
         let samples = ImageBatch::from_floats(images.values, images.size)?;
         let rows = images.rows;
         let columns = if rows.is_empty() { samples.len().isqrt() } else { samples.len() / rows.len() };
-        let grid = Grid { columns, scale: 2, ..Grid::default() }.draw(&samples)?;
-        let image = if rows.is_empty() { grid } else { label_rows(&grid, rows)? };
+        let labels = Labels { rows: rows.to_vec(), ..Labels::default() };
+        let image = labels.draw(&Grid::of(columns, samples.size().0), &samples)?;
+        let mut caption = self.folder.caption(format!("{} samples", samples.len())).with("epoch", epoch);
+        if let Some(seed) = self.seed {
+            caption = caption.with("seed", seed);
+        }
+        caption = caption.with("prior", "N(0, I)");
         let path = self.folder.samples(epoch);
-        save_png(&path, &image)?;
+        save_png(&path, &caption.below(&image)?, &caption)?;
         self.show(|board| board.push_image(SAMPLES, &path))
     }
 
@@ -260,9 +270,12 @@ impl RunStore for FolderStore {
     }
 
     fn save_plots(&mut self, steps: &[StepRow], epochs: &[EpochRow]) -> Result<()> {
-        save_png(&self.folder.training_loss(), &plots::training_loss(steps, epochs)?)?;
-        save_png(&self.folder.grad_norm(), &plots::grad_norm(steps)?)?;
-        save_png(&self.folder.learning_rate(), &plots::learning_rate(steps)?)
+        let folder = &self.folder;
+        let [losses, norm, rate] =
+            ["Training and validation loss", "Gradient norm", "Learning rate"].map(|title| folder.caption(title));
+        save_png(&folder.training_loss(), &plots::training_loss(&losses, steps, epochs)?, &losses)?;
+        save_png(&folder.grad_norm(), &plots::grad_norm(&norm, steps)?, &norm)?;
+        save_png(&folder.learning_rate(), &plots::learning_rate(&rate, steps)?, &rate)
     }
 
     fn save_report(&mut self, steps: &[StepRow], epochs: &[EpochRow], state: RunState<'_>) -> Result<()> {
@@ -328,7 +341,7 @@ mod tests {
     #[test]
     fn run_stopped_before_validation_resumes_there() {
         let dir = tempfile::tempdir().unwrap();
-        let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+        let (whole, parts) = (dir.path().join("whole/run"), dir.path().join("parts/run"));
         assert_eq!(run(&whole, u64::MAX), Outcome::Finished);
         let epochs = |folder: &Path| {
             let rows = read::<EpochRow>(&folder.join("epochs.csv")).unwrap();

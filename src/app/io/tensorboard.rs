@@ -189,7 +189,8 @@ pub(crate) mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::app::viz::image_grid::ImageBatch;
+    use crate::app::viz::caption::Caption;
+    use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 
     /// The steps of the values in a folder that TensorBoard shows, by name.
     pub(crate) fn shown(folder: &Path) -> BTreeMap<String, Vec<i64>> {
@@ -245,7 +246,9 @@ pub(crate) mod tests {
         let folder = dir.path().join("tensorboard");
         let mut board = Board::create(&folder, 0).unwrap();
         let png = dir.path().join("strip.png");
-        ImageBatch::from_bytes(&[7; 24], [3, 2, 2]).unwrap().save_strip(&png).unwrap();
+        let images = ImageBatch::from_bytes(&[7; 24], [3, 2, 2]).unwrap();
+        let strip = Grid { columns: 1, scale: 1, gap: 0, ..Grid::default() }.draw(&images).unwrap();
+        save_png(&png, &strip, &Caption::new("")).unwrap();
         board.push_settings(&Settings::default()).unwrap();
         board.push_image("originals", &png).unwrap();
         board.push_step(&StepRow { step: 4, lr: 0.25, ..StepRow::default() }).unwrap();

@@ -445,7 +445,7 @@ mod tests {
         let graph = config.graph(1, Mode::Encode).unwrap();
         let [params, states] = [Arena::Params, Arena::States].map(|arena| initial(&graph, arena, 1).unwrap());
         let classes = (0..config.classes).map(|class| class.to_string()).collect();
-        Model { path: "model".into(), config, weights: Weights { params, states }, kl_dims: None, classes }
+        Model { path: "model".into(), config, weights: Weights { params, states }, kl_dims: None, classes, epoch: None }
     }
 
     /// The encoder and the decoder of a model.

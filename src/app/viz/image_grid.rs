@@ -6,6 +6,7 @@ use std::path::Path;
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, imageops};
 
+use super::caption::Caption;
 use crate::app::io::atomic;
 use crate::error::{Error, Result};
 
@@ -88,21 +89,13 @@ impl ImageBatch {
         Ok((Self { width: size, height: size, pixels: vec![image] }, has_color))
     }
 
-    /// Loads a PNG file written by [`ImageBatch::save_strip`]; at most 256 images.
+    /// Reads a PNG file with square images one below the other, as version 0.1.0 wrote them; at most 256. `path` is used in errors.
     ///
     /// # Errors
-    /// [`Error::File`] if it cannot be read or decoded.
-    pub fn load_strip(path: &Path) -> Result<Self> {
-        Self::from_strip(&atomic::read(path)?, path)
-    }
-
-    /// The same from the bytes of the file; `path` is used in errors.
-    ///
-    /// # Errors
-    /// [`Error::File`] if they cannot be decoded.
+    /// [`Error::File`] if the bytes cannot be decoded or have another shape.
     pub fn from_strip(bytes: &[u8], path: &Path) -> Result<Self> {
         const MOST: u32 = 256;
-        let strip = load_rgb(bytes, path)?;
+        let strip = decode_rgb(bytes, path)?;
         let (width, height) = strip.dimensions();
         if width == 0 || !height.is_multiple_of(width) || height / width > MOST {
             let why = format!("{width}x{height} pixels, expected a column of at most {MOST} square images");
@@ -110,15 +103,6 @@ impl ImageBatch {
         }
         let cut = |i| imageops::crop_imm(&strip, 0, i * width, width, width).to_image();
         Ok(Self { width, height: width, pixels: (0..height / width).map(cut).collect() })
-    }
-
-    /// Writes square images one below the other as a PNG file, without loss.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it cannot be written.
-    pub fn save_strip(&self, path: &Path) -> Result<()> {
-        let plain = Grid { columns: 1, scale: 1, gap: 0, ..Grid::default() };
-        save_png(path, &plain.draw(self)?)
     }
 
     /// Returns the images.
@@ -191,6 +175,32 @@ impl ImageBatch {
         }
         Ok(joined)
     }
+
+    /// Separates two interleaved batches.
+    pub(super) fn deinterleaved(self) -> (Self, Self) {
+        let (mut first, mut second) =
+            (Self { pixels: Vec::new(), ..self }, Self { pixels: Vec::new(), width: self.width, height: self.height });
+        for (i, image) in self.pixels.into_iter().enumerate() {
+            if i % 2 == 0 { &mut first } else { &mut second }.pixels.push(image);
+        }
+        (first, second)
+    }
+
+    /// Returns the mean squared error per pixel value (-1 to 1) between each image and its counterpart in another batch.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the batches differ in image size or length.
+    pub fn squared_errors(&self, other: &Self) -> Result<Vec<f64>> {
+        if (self.width, self.height, self.len()) != (other.width, other.height, other.len()) {
+            let size = |p: &Self| format!("{} of {}x{}", p.len(), p.width, p.height);
+            return Err(Error::argument("images to compare", size(self), size(other)));
+        }
+        let error = |(a, b): (&RgbImage, &RgbImage)| {
+            let squares = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| (f64::from(a.abs_diff(*b)) / 127.5).powi(2));
+            squares.sum::<f64>() / a.as_raw().len().max(1) as f64
+        };
+        Ok(self.pixels.iter().zip(&other.pixels).map(error).collect())
+    }
 }
 
 /// Layout of a grid of images in row-major order.
@@ -202,20 +212,63 @@ pub struct Grid {
     pub scale: u32,
     /// Pixels between images and around the grid; default 2.
     pub gap: u32,
+    /// Images that belong together, with more space to their neighbours in the row; default 1.
+    pub group: usize,
+    /// Pixels below each row, for text; default 0.
+    pub foot: u32,
     /// Colour of gaps and empty cells; default white.
     pub background: [u8; 3],
 }
 
 impl Default for Grid {
     fn default() -> Self {
-        Self { columns: 7, scale: 3, gap: 2, background: [255; 3] }
+        Self { columns: 7, scale: 3, gap: 2, group: 1, foot: 0, background: [255; 3] }
     }
 }
 
 /// Limit on the pixels of a grid: 256 million, which take 768 MB.
 const MAX_PIXELS: u64 = 1 << 28;
 
+/// Pixels between groups of images, in addition to the gap between images.
+const GROUP_GAP: u32 = 14;
+
 impl Grid {
+    /// A grid of images of `size` x `size` pixels, enlarged to about 96 pixels, or so far that a grid of few columns is not tiny.
+    #[must_use]
+    pub fn of(columns: usize, size: u32) -> Self {
+        const CELL: u32 = 96;
+        const MIN_WIDTH: u32 = 300;
+        let size = size.max(1);
+        let usual = (CELL + size / 2) / size;
+        let few = (MIN_WIDTH / size).checked_div(u32::try_from(columns).unwrap_or(u32::MAX)).unwrap_or(1);
+        Self { columns, scale: usual.max(few).max(1), ..Self::default() }
+    }
+
+    /// Returns the upper left corner of the cell in a column and row, for images of `size`.
+    pub(super) fn offset(&self, column: usize, row: usize, (width, height): (u32, u32)) -> (u32, u32) {
+        let Self { scale, gap, foot, .. } = *self;
+        let wide = (column / self.group.max(1)) as u32 * self.group_gap();
+        (gap + column as u32 * (width * scale + gap) + wide, gap + row as u32 * (height * scale + gap + foot))
+    }
+
+    fn group_gap(&self) -> u32 {
+        if self.group > 1 { GROUP_GAP } else { 0 }
+    }
+
+    /// Returns the images of a drawn grid; `size` is that of an image before its enlargement. Returns nothing if the grid has less space.
+    pub(super) fn read(&self, drawn: &RgbImage, count: usize, size: (u32, u32)) -> Option<ImageBatch> {
+        let (width, height) = size;
+        let corner = |i: usize| self.offset(i % self.columns, i / self.columns, size);
+        let cut = |i: usize| {
+            let (x, y) = corner(i);
+            let at = |dx: u32, dy: u32| drawn.get_pixel_checked(x + dx * self.scale, y + dy * self.scale).copied();
+            at(width - 1, height - 1)?;
+            Some(RgbImage::from_fn(width, height, |dx, dy| at(dx, dy).unwrap_or(Rgb([0; 3]))))
+        };
+        let pixels = (0..count).map(cut).collect::<Option<Vec<_>>>()?;
+        Some(ImageBatch { width, height, pixels })
+    }
+
     /// Draws the grid as one image.
     ///
     /// # Errors
@@ -225,13 +278,15 @@ impl Grid {
     }
 
     fn draw_cells(&self, width: u32, height: u32, cells: &[Option<&RgbImage>]) -> Result<RgbImage> {
-        let Self { columns, scale, gap, background } = *self;
+        let Self { columns, scale, gap, group, foot, background } = *self;
         let rows = cells.len().div_ceil(columns.max(1)).max(1);
-        let side = |size: u32, count: usize| -> Option<u32> {
-            let cell = size.checked_mul(scale)?.checked_add(gap)?;
+        let side = |size: u32, count: usize, extra: u32| -> Option<u32> {
+            let cell = size.checked_mul(scale)?.checked_add(gap)?.checked_add(extra)?;
             cell.checked_mul(u32::try_from(count).ok()?)?.checked_add(gap)
         };
-        let sides = side(width, columns).zip(side(height, rows));
+        let between = (columns.saturating_sub(1) / group.max(1)) as u32 * self.group_gap();
+        let total_width = side(width, columns, 0).and_then(|width| width.checked_add(between));
+        let sides = total_width.zip(side(height, rows, foot));
         let fits = |&(w, h): &(u32, u32)| columns > 0 && scale > 0 && u64::from(w) * u64::from(h) <= MAX_PIXELS;
         let Some((total_width, total_height)) = sides.filter(fits) else {
             let found = format!("{columns} columns, {rows} rows, scale {scale}");
@@ -241,8 +296,8 @@ impl Grid {
         for (i, cell) in cells.iter().enumerate() {
             let Some(image) = cell else { continue };
             let enlarged = imageops::resize(*image, width * scale, height * scale, FilterType::Nearest);
-            let offset = |i: usize, size: u32| i64::from(gap + i as u32 * (size * scale + gap));
-            imageops::replace(&mut grid, &enlarged, offset(i % columns, width), offset(i / columns, height));
+            let (x, y) = self.offset(i % columns, i / columns, (width, height));
+            imageops::replace(&mut grid, &enlarged, i64::from(x), i64::from(y));
         }
         Ok(grid)
     }
@@ -267,14 +322,41 @@ impl Grid {
     }
 }
 
-/// Writes a PNG file, atomically.
+/// Writes a PNG file, atomically, with the facts of its caption as text entries.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be written.
-pub fn save_png(path: &Path, image: &RgbImage) -> Result<()> {
-    let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png).map_err(|e| Error::file("write", path)(io::Error::other(e)))?;
-    atomic::save_atomic(path, bytes.get_ref())
+pub fn save_png(path: &Path, image: &RgbImage, caption: &Caption) -> Result<()> {
+    let bytes = png_bytes(image, caption).map_err(|e| Error::file("write", path)(io::Error::other(e)))?;
+    atomic::save_atomic(path, &bytes)
+}
+
+fn png_bytes(image: &RgbImage, caption: &Caption) -> std::result::Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_compression(png::Compression::Fast);
+    let software = ("Software", concat!("vae-wgpu ", env!("CARGO_PKG_VERSION")));
+    for (name, text) in caption.entries().chain([software]) {
+        // The simpler kind of entry is limited to Latin-1.
+        if text.is_ascii() {
+            encoder.add_text_chunk(name.to_owned(), text.to_owned())?;
+        } else {
+            encoder.add_itxt_chunk(name.to_owned(), text.to_owned())?;
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(image.as_raw())?;
+    writer.finish()?;
+    Ok(bytes)
+}
+
+/// Decodes a PNG or JPEG file; `path` is used in errors.
+///
+/// # Errors
+/// [`Error::File`] if the bytes cannot be decoded.
+pub fn decode_rgb(bytes: &[u8], path: &Path) -> Result<RgbImage> {
+    Ok(decode(bytes, path)?.into_rgb8())
 }
 
 /// Returns width and height of a PNG file from its bytes; `path` is used in errors.
@@ -293,14 +375,6 @@ const JPEG_EXPANSION: u64 = 1024;
 /// Bounds on the memory limit of a decoded image in bytes. The upper one is 64 million pixels; phone cameras have 50.
 const MAX_MEMORY: u64 = 192 << 20;
 const MIN_MEMORY: u64 = 1 << 20;
-
-/// Decodes the bytes of a PNG or JPEG file; `path` is used in errors.
-///
-/// # Errors
-/// [`Error::File`] if they cannot be decoded.
-pub fn load_rgb(bytes: &[u8], path: &Path) -> Result<RgbImage> {
-    Ok(decode(bytes, path)?.into_rgb8())
-}
 
 fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     let malformed = |error: image::ImageError| Error::malformed("decode the image", path, error);
@@ -374,7 +448,8 @@ mod tests {
 
     #[test]
     fn grid_places_enlarged_images() {
-        let (images, grid) = (images(5, 0), Grid { columns: 3, scale: 2, gap: 1, background: [9, 8, 7] });
+        let (images, grid) =
+            (images(5, 0), Grid { columns: 3, scale: 2, gap: 1, background: [9, 8, 7], ..Grid::default() });
         let drawn = grid.draw(&images).unwrap();
         assert_eq!(drawn.dimensions(), (3 * 9 + 1, 2 * 9 + 1));
         for (x, y, pixel) in drawn.enumerate_pixels() {
@@ -405,19 +480,71 @@ mod tests {
         assert!(grid.draw_columns(&[Some(images(2, 0)), Some(images(3, 0))]).is_err());
         let both = images(2, 0).interleaved(images(2, 5)).unwrap();
         assert_eq!(both.pixels[3], images(2, 5).pixels[1]);
+        assert_eq!(both.deinterleaved(), (images(2, 0), images(2, 5)));
     }
 
     #[test]
-    fn strips_round_trip_without_loss() {
+    fn groups_are_apart_and_rows_leave_space_for_text() {
+        let grid = Grid { columns: 4, scale: 1, gap: 1, group: 2, foot: 5, ..Grid::default() };
+        let drawn = grid.draw(&images(6, 0)).unwrap();
+        assert_eq!(drawn.dimensions(), (4 * 5 + 1 + GROUP_GAP, 2 * (5 + 5) + 1));
+        let filled = |x: u32, y: u32| drawn.get_pixel(x, y).0 != [255; 3];
+        assert_eq!(
+            [1, 5, 6, 9, 10, 10 + GROUP_GAP, 11 + GROUP_GAP].map(|x| filled(x, 2)),
+            [true, false, true, true, false, false, true]
+        );
+        assert_eq!([4, 5, 10, 11, 14, 15].map(|y| filled(2, y)), [true, false, false, true, true, false]);
+        assert_eq!(grid.read(&drawn, 6, (4, 4)), Some(images(6, 0)));
+        assert_eq!(grid.read(&drawn, 9, (4, 4)), None);
+    }
+
+    #[test]
+    fn few_images_are_enlarged_further() {
+        let scales = [(1, 32), (2, 32), (3, 32), (7, 32), (100, 32), (7, 64), (7, 128), (1, 128), (7, 28), (7, 1000)];
+        assert_eq!(scales.map(|(columns, size)| Grid::of(columns, size).scale), [9, 4, 3, 3, 3, 2, 1, 2, 3, 1]);
+    }
+
+    #[test]
+    fn squared_errors_are_those_of_the_scale_of_the_model() {
+        let of = |values: &[f32]| ImageBatch::from_floats(values, [1, 1, 2]).unwrap();
+        let errors = of(&[-1.0, -1.0, 0.2, 0.2]).squared_errors(&of(&[1.0, -1.0, 0.2, 0.2])).unwrap();
+        assert_eq!(errors, [2.0, 0.0]);
+        assert!(of(&[0.0, 0.0]).squared_errors(&of(&[0.0; 4])).is_err());
+    }
+
+    #[test]
+    fn strips_are_cut_and_files_are_checked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("strip.png");
-        images(10, 3).save_strip(&path).unwrap();
-        assert_eq!(ImageBatch::load_strip(&path).unwrap(), images(10, 3));
+        let strip = Grid { columns: 1, scale: 1, gap: 0, ..Grid::default() };
+        save_png(&path, &strip.draw(&images(10, 3)).unwrap(), &Caption::new("")).unwrap();
+        let load = || ImageBatch::from_strip(&fs::read(&path).unwrap(), &path);
+        assert_eq!(load().unwrap(), images(10, 3));
         let bytes = fs::read(&path).unwrap();
         for length in (0..bytes.len() - 12).step_by(7) {
             fs::write(&path, &bytes[..length]).unwrap();
-            assert!(matches!(ImageBatch::load_strip(&path), Err(Error::File { .. })), "{length}");
+            assert!(matches!(load(), Err(Error::File { .. })), "{length}");
         }
+        save_png(&path, &RgbImage::new(3, 7), &Caption::new("")).unwrap();
+        assert!(load().unwrap_err().to_string().starts_with("cannot decode "));
+    }
+
+    #[test]
+    fn png_files_store_the_caption() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.png");
+        let image = RgbImage::from_fn(7, 5, |x, y| Rgb([x as u8, y as u8, 9]));
+        let caption = Caption::new("49 samples").with("run", "größe").with("epoch", 3);
+        save_png(&path, &image, &caption).unwrap();
+        assert_eq!(decode_rgb(&fs::read(&path).unwrap(), &path).unwrap(), image);
+        let reader = png::Decoder::new(io::BufReader::new(fs::File::open(&path).unwrap())).read_info().unwrap();
+        let info = reader.info();
+        let texts: Vec<_> =
+            info.uncompressed_latin1_text.iter().map(|t| (t.keyword.as_str(), t.text.as_str())).collect();
+        let version = format!("vae-wgpu {}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(texts, [("Title", "49 samples"), ("epoch", "3"), ("Software", version.as_str())]);
+        assert_eq!(info.utf8_text[0].keyword, "run");
+        assert_eq!(info.utf8_text[0].get_text().unwrap(), "größe");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Image grids, plots, reports and performance traces.
 
+mod canvas;
 pub mod caption;
+mod chart;
 pub mod image_grid;
 pub mod latent_plots;
 pub mod plots;

@@ -1,158 +1,168 @@
-//! Plots of a run, drawn from its tables. The embedded font makes them independent of installed fonts.
+//! Plots of a run, drawn from its tables.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::sync::LazyLock;
 
 use image::RgbImage;
-use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
-use plotters::coord::{Shift, combinators::IntoLogRange};
-use plotters::prelude::*;
-use plotters::style::register_font;
 
-use crate::error::{Error, Result};
+use super::canvas::{Anchor, Area, Canvas, FAINT, Paint, Point};
+use super::caption::Caption;
+use super::chart::{Axis, Frame, Key, dashes, legend, round_step, title};
+use crate::error::Result;
 use crate::vae::train::rows::{EpochRow, StepRow};
 
-/// ASCII subset of DejaVu Sans 2.37 (its licence is in the same folder): `pyftsubset DejaVuSans.ttf --unicodes=20-7E,B7,D7,2013 --layout-features=''
-/// --no-hinting`.
-const FONT: &[u8] = include_bytes!("../../../assets/DejaVuSans-ascii.ttf");
-/// Name under which the font is registered.
-pub(super) const INFO: &str = "sans-serif";
+/// Width and height of a plot in pixels.
+pub(super) const SIZE: (u32, u32) = (1200, 760);
+/// Area between the axes of a plot with one panel.
+pub(super) const PANEL: Area = [92.0, 92.0, 1172.0, 694.0];
+/// The same of two panels with a common horizontal axis.
+const UPPER: Area = [92.0, 92.0, 1172.0, 428.0];
+const LOWER: Area = [92.0, 486.0, 1172.0, 694.0];
 
-const SIZE: (u32, u32) = (1200, 760);
-pub(super) const INK: RGBColor = RGBColor(51, 51, 51);
-pub(super) const BLUE: RGBColor = RGBColor(31, 119, 180);
-pub(super) const ORANGE: RGBColor = RGBColor(230, 120, 20);
-const GREEN: RGBColor = RGBColor(44, 145, 60);
+pub(super) const BLUE: [u8; 3] = [31, 119, 180];
+pub(super) const ORANGE: [u8; 3] = [240, 140, 40];
+const GREEN: [u8; 3] = [44, 145, 60];
 
 /// Largest number of points per curve; screens show no more.
 const MAX_POINTS: usize = 2000;
-/// Share of the points over which a moving mean extends.
-const SMOOTH: f64 = 0.005;
-
-type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
-pub(super) type Point = (f64, f64);
 
 /// Plots the losses over the steps, raw and smoothed, and the validation losses of each epoch. The KL term has its own panel, because it is
-/// much smaller.
+/// much smaller. The title of the caption stands above the plot, and its facts on the right.
 ///
 /// # Errors
-/// [`Error::Bug`] if the drawing library fails.
-pub fn training_loss(steps: &[StepRow], epochs: &[EpochRow]) -> Result<RgbImage> {
-    let ends: BTreeMap<u64, f64> = steps.iter().map(|row| (row.epoch, row.step as f64)).collect();
-    let curve = |name, color, of: fn(&StepRow) -> f32, val: fn(&EpochRow) -> f64| {
+/// [`Error::Bug`](crate::Error::Bug) if the embedded font is invalid.
+pub fn training_loss(caption: &Caption, steps: &[StepRow], epochs: &[EpochRow]) -> Result<RgbImage> {
+    let ends = ends(steps);
+    let curve = |color, dashed, of: fn(&StepRow) -> f32, val: fn(&EpochRow) -> f64| {
         let validation = epochs.iter().filter_map(|row| Some((*ends.get(&row.epoch)?, val(row))));
-        Curve { name, color, smooth: true, points: points(steps, |r| f64::from(of(r))), marks: finite(validation) }
+        let (points, marks) = (points(steps, |r| f64::from(of(r))), finite(validation));
+        Curve { color, smooth: true, dashed, points, marks }
     };
-    let upper = Panel {
-        title: "Training loss",
-        x: "",
-        y: "loss per dimension",
-        log: false,
-        curves: vec![
-            curve("total", BLUE, |r| r.total, |r| r.val_total),
-            curve("reconstruction", ORANGE, |r| r.recon, |r| r.val_recon),
-        ],
-    };
-    let lower = Panel {
-        title: "",
-        x: "step",
-        y: "KL per dimension",
-        log: false,
-        curves: vec![curve("KL", GREEN, |r| r.kl, |r| r.val_kl)],
-    };
-    draw(|canvas| {
-        let (top, bottom) = canvas.split_vertically(SIZE.1 * 3 / 5);
-        upper.draw(&top)?;
-        lower.draw(&bottom)
-    })
+    // Last and dashed: for a small KL term, the total lies on the reconstruction.
+    let losses =
+        vec![curve(ORANGE, false, |r| r.recon, |r| r.val_recon), curve(BLUE, true, |r| r.total, |r| r.val_total)];
+    let kl = vec![curve(GREEN, false, |r| r.kl, |r| r.val_kl)];
+    let mut canvas = Canvas::new(SIZE);
+    title(&mut canvas, caption)?;
+    let upper = Panel { x: "", y: "nats per dimension", log: false, curves: losses, area: UPPER };
+    let frame = upper.draw(&mut canvas, &ends)?;
+    name_epochs(&mut canvas, &frame, &ends)?;
+    let (total, recon, dot) = (Paint(BLUE, 1.0), Paint(ORANGE, 1.0), FAINT);
+    let mut entries = vec![(Key::Dashes(total), "total"), (Key::Line(recon), "reconstruction")];
+    entries.extend((!epochs.is_empty()).then_some((Key::Dot(dot), "validation")));
+    legend(&mut canvas, UPPER, upper.is_freer_below(&frame), &entries)?;
+    Panel { x: "step", y: "KL divergence, nats per dimension", log: false, curves: kl, area: LOWER }
+        .draw(&mut canvas, &ends)?;
+    Ok(canvas.finish())
 }
 
-/// Plots the global gradient norm before clipping over the steps, on a logarithmic axis.
+/// Plots the global gradient norm before clipping over the steps, on a logarithmic axis. `caption` as for [`training_loss`].
 ///
 /// # Errors
-/// [`Error::Bug`] if the drawing library fails.
-pub fn grad_norm(steps: &[StepRow]) -> Result<RgbImage> {
+/// As [`training_loss`].
+pub fn grad_norm(caption: &Caption, steps: &[StepRow]) -> Result<RgbImage> {
     let mut points = points(steps, |row| f64::from(row.grad_norm));
     points.retain(|p| p.1 > 0.0);
-    let curves = vec![Curve { name: "gradient norm", color: BLUE, smooth: true, points, marks: Vec::new() }];
-    draw(|canvas| {
-        Panel { title: "Gradient norm", x: "step", y: "global norm, before clipping", log: true, curves }.draw(canvas)
-    })
+    let curve = Curve { color: BLUE, smooth: true, dashed: false, points, marks: Vec::new() };
+    single(caption, "L2 norm of all gradients, before clipping", true, curve, steps)
 }
 
-/// Plots the learning rate over the steps.
+/// Plots the learning rate over the steps. `caption` as for [`training_loss`].
 ///
 /// # Errors
-/// [`Error::Bug`] if the drawing library fails.
-pub fn learning_rate(steps: &[StepRow]) -> Result<RgbImage> {
+/// As [`training_loss`].
+pub fn learning_rate(caption: &Caption, steps: &[StepRow]) -> Result<RgbImage> {
     let points = points(steps, |row| f64::from(row.lr));
-    let curves = vec![Curve { name: "learning rate", color: BLUE, smooth: false, points, marks: Vec::new() }];
-    draw(|canvas| Panel { title: "Learning rate", x: "step", y: "learning rate", log: false, curves }.draw(canvas))
+    let curve = Curve { color: BLUE, smooth: false, dashed: false, points, marks: Vec::new() };
+    single(caption, "", false, curve, steps)
+}
+
+/// Draws a plot of one curve.
+fn single(caption: &Caption, y: &str, log: bool, curve: Curve, steps: &[StepRow]) -> Result<RgbImage> {
+    let ends = ends(steps);
+    let mut canvas = Canvas::new(SIZE);
+    title(&mut canvas, caption)?;
+    let panel = Panel { x: "step", y, log, curves: vec![curve], area: PANEL };
+    let frame = panel.draw(&mut canvas, &ends)?;
+    name_epochs(&mut canvas, &frame, &ends)?;
+    Ok(canvas.finish())
+}
+
+/// Returns the step at which each epoch ends; a diverged step ends none.
+fn ends(steps: &[StepRow]) -> BTreeMap<u64, f64> {
+    steps.iter().filter(|row| row.total.is_finite()).map(|row| (row.epoch, row.step as f64)).collect()
+}
+
+/// Returns the epochs whose ends are marked: up to 20, at round numbers.
+fn marked(ends: &BTreeMap<u64, f64>) -> impl Iterator<Item = (u64, f64)> {
+    let last = ends.keys().last().copied().unwrap_or(0);
+    let every = round_step(last as f64 / 20.0).max(1.0) as u64;
+    ends.iter().filter(move |(epoch, _)| epoch.is_multiple_of(every)).map(|(epoch, step)| (*epoch, *step))
+}
+
+/// Writes the numbers of epochs above their ends.
+fn name_epochs(canvas: &mut Canvas, frame: &Frame, ends: &BTreeMap<u64, f64>) -> Result<()> {
+    let [left, top, ..] = frame.area;
+    let mut named = marked(ends).peekable();
+    if named.peek().is_some() {
+        canvas.text("epoch", (left - 12.0, top - 14.0), Anchor::Right, 14.0, FAINT)?;
+    }
+    for (epoch, step) in named {
+        let x = frame.at((step, 0.0)).0;
+        canvas.text(&epoch.to_string(), (x, top - 14.0), Anchor::Middle, 14.0, FAINT)?;
+    }
+    Ok(())
 }
 
 fn points(steps: &[StepRow], value: impl Fn(&StepRow) -> f64) -> Vec<Point> {
     finite(steps.iter().map(|row| (row.step as f64, value(row))))
 }
 
-/// Keeps the points within the range of `f32`; the length of an axis between larger ones overflows.
+/// Keeps the points within the range of `f32`.
 pub(super) fn finite(points: impl Iterator<Item = Point>) -> Vec<Point> {
     points.filter(|p| p.1.abs() <= f64::from(f32::MAX)).collect()
 }
 
 /// One quantity over the steps.
 struct Curve {
-    name: &'static str,
-    color: RGBColor,
+    color: [u8; 3],
     /// Whether to draw the raw values pale, with their moving mean on top.
     smooth: bool,
+    dashed: bool,
     points: Vec<Point>,
     /// Validation values, drawn as dots.
     marks: Vec<Point>,
 }
 
 /// A pair of axes with curves.
-struct Panel {
-    title: &'static str,
-    x: &'static str,
-    y: &'static str,
+struct Panel<'a> {
+    x: &'a str,
+    y: &'a str,
     log: bool,
     curves: Vec<Curve>,
+    area: Area,
 }
 
-impl Panel {
-    fn draw(&self, canvas: &Canvas<'_>) -> Result<()> {
-        let (low, high) = self.range();
-        if self.log {
-            // Round to whole decades, which have ticks.
-            let (first, last) = (low.log10().floor(), high.log10().ceil());
-            let (low, high) = (10f64.powf(first), 10f64.powf(last.max(first + 1.0)));
-            let label = |v: &f64| if (1e-3..1e4).contains(v) { format!("{v}") } else { format!("{v:e}") };
-            self.draw_on(canvas, (low..high).log_scale(), (low, high), &label)
-        } else {
-            let digits = (1.5 - (high - low).log10()).ceil().clamp(0.0, 9.0) as usize;
-            self.draw_on(canvas, low..high, (low, high), &|v: &f64| format!("{v:.digits$}"))
-        }
-    }
-
+impl Panel<'_> {
     /// Returns the range of the y axis: all marks, and the curves without the highest 1 % of their points, so that the first steps of a run do
-    /// not flatten the rest.
+    /// not flatten the rest. A logarithmic axis has room for all points.
     fn range(&self) -> (f64, f64) {
         let mut values: Vec<f64> = Vec::new();
-        let mut high = f64::NEG_INFINITY;
         for curve in &self.curves {
             let mut own: Vec<f64> = curve.points.iter().map(|p| p.1).collect();
             own.sort_by(f64::total_cmp);
-            let kept = if curve.smooth { own.len() - own.len() / 100 } else { own.len() };
+            let kept = if curve.smooth && !self.log { own.len() - own.len() / 100 } else { own.len() };
             values.extend(own.iter().take(kept).chain(curve.marks.iter().map(|(_, y)| y)));
         }
-        let mut low = f64::INFINITY;
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values {
             (low, high) = (low.min(value), high.max(value));
         }
         match (self.log, low <= high) {
-            (true, true) => (low, high),
             (_, false) => (0.1, 1.0),
+            (true, true) => {
+                let margin = (high / low).powf(0.04).max(1.02);
+                (low / margin, high * margin)
+            }
             (false, true) => {
                 let margin = (0.04 * (high - low)).max(1e-3 * high.abs()).max(1e-9);
                 (low - margin, high + margin)
@@ -160,91 +170,54 @@ impl Panel {
         }
     }
 
-    /// Returns the right corner that the curves do not end in.
-    fn legend_corner(&self, (low, high): (f64, f64)) -> SeriesLabelPosition {
-        let height = |y: f64| if self.log { (y / low).ln() / (high / low).ln() } else { (y - low) / (high - low) };
-        let ends = || self.curves.iter().flat_map(|c| &c.points[c.points.len() * 3 / 4..]);
-        let above = ends().filter(|p| height(p.1) > 0.5).count();
-        if 2 * above > ends().count() { SeriesLabelPosition::LowerRight } else { SeriesLabelPosition::UpperRight }
+    /// Draws the axes, the ends of epochs and the curves.
+    fn draw(&self, canvas: &mut Canvas, ends: &BTreeMap<u64, f64>) -> Result<Frame> {
+        let (low, high) = self.range();
+        let last = ends.values().copied().fold(1.0, f64::max);
+        let y = if self.log { Axis::log(low, high) } else { Axis::linear(low, high, 7) };
+        let frame = Frame { area: self.area, x: Axis::counts(1.01 * last, 10), y };
+        frame.draw(canvas, self.x, self.y)?;
+        let [_, top, _, bottom] = self.area;
+        for (_, step) in marked(ends) {
+            let x = frame.at((step, 0.0)).0.floor();
+            for y in (top as u32..bottom as u32).step_by(6) {
+                canvas.fill([x, f64::from(y), x + 1.0, f64::from(y) + 2.0], Paint([150; 3], 1.0));
+            }
+        }
+        let pixels = |points: Vec<Point>| points.into_iter().map(|p| frame.at(p)).collect::<Vec<_>>();
+        for curve in self.curves.iter().filter(|curve| curve.smooth) {
+            canvas.stroke(&pixels(outline(&curve.points)), 1.0, Paint(curve.color, 0.4), self.area);
+        }
+        for curve in &self.curves {
+            let points = if curve.smooth { moving_mean(&curve.points) } else { curve.points.clone() };
+            let points = pixels(every_nth(points, MAX_POINTS));
+            let parts = if curve.dashed { dashes(&points) } else { vec![points] };
+            for part in parts {
+                canvas.stroke(&part, 3.0, Paint(curve.color, 1.0), self.area);
+            }
+        }
+        for curve in &self.curves {
+            for &mark in &curve.marks {
+                canvas.disc(frame.at(mark), 7.0, Paint([255; 3], 1.0));
+                canvas.disc(frame.at(mark), 5.0, Paint(curve.color, 1.0));
+            }
+        }
+        Ok(frame)
     }
 
-    fn draw_on<Y>(&self, canvas: &Canvas<'_>, y: Y, range: (f64, f64), y_label: &dyn Fn(&f64) -> String) -> Result<()>
-    where
-        Y: AsRangedCoord<Value = f64>,
-        Y::CoordDescType: ValueFormatter<f64>,
-    {
-        let last = self.curves.iter().filter_map(|c| c.points.last()).map(|p| p.0).fold(1.0, f64::max);
-        let inside = |&(x, y): &Point| (x, y.clamp(range.0, range.1));
-        let text = |size: u32| (INFO, size).into_font().color(&INK);
-        let mut builder = ChartBuilder::on(canvas);
-        builder
-            .margin(14)
-            .margin_right(28)
-            .x_label_area_size(if self.x.is_empty() { 30 } else { 56 })
-            .y_label_area_size(92);
-        if !self.title.is_empty() {
-            builder.caption(self.title, text(26));
-        }
-        let mut chart = builder.build_cartesian_2d(0.0..last * 1.01, y).map_err(failed)?;
-        chart
-            .configure_mesh()
-            .axis_style(INK.mix(0.6))
-            .bold_line_style(INK.mix(0.14))
-            .light_line_style(if self.log { INK.mix(0.05) } else { TRANSPARENT })
-            .label_style(text(17))
-            .axis_desc_style(text(19))
-            .x_desc(self.x)
-            .y_desc(self.y)
-            .x_labels(10)
-            .y_labels(7)
-            .x_label_formatter(&|v| format!("{v:.0}"))
-            .y_label_formatter(&y_label)
-            .draw()
-            .map_err(failed)?;
-        for curve in &self.curves {
-            let line = |points: Vec<Point>, style: ShapeStyle| {
-                let visible = points.into_iter().skip_while(|p| p.1 > range.1);
-                LineSeries::new(visible.map(|p| inside(&p)), style)
+    /// Returns whether a legend covers less in the lower right corner than in the upper one.
+    fn is_freer_below(&self, frame: &Frame) -> bool {
+        let covered = |below: bool| {
+            let inside = |&&(x, y): &&Point| {
+                let (x, y) = (frame.x.share(x), frame.y.share(y));
+                x > 0.8 && (0.0..=1.0).contains(&y) && if below { y < 0.35 } else { y > 0.65 }
             };
-            let solid = curve.color.stroke_width(3);
-            if curve.smooth {
-                let pale = curve.color.mix(0.25).stroke_width(1);
-                chart.draw_series(line(outline(&curve.points), pale)).map_err(failed)?;
-            }
-            let points = if curve.smooth { moving_mean(&curve.points, SMOOTH) } else { curve.points.clone() };
-            let key = move |(x, y)| PathElement::new([(x, y), (x + 26, y)], solid);
-            chart
-                .draw_series(line(every_nth(points, MAX_POINTS), solid))
-                .map_err(failed)?
-                .label(curve.name)
-                .legend(key);
-            if !curve.marks.is_empty() {
-                let (color, ring) = (curve.color, WHITE.stroke_width(1));
-                let dot = move |center: (i32, i32)| {
-                    EmptyElement::at(center)
-                        + Circle::new((0, 0), 7, WHITE.filled())
-                        + Circle::new((0, 0), 5, color.filled())
-                };
-                let dots = curve.marks.iter().map(|mark| {
-                    EmptyElement::at(inside(mark))
-                        + Circle::new((0, 0), 7, WHITE.filled())
-                        + Circle::new((0, 0), 5, color.filled())
-                        + Circle::new((0, 0), 7, ring)
-                });
-                let name = format!("{}, validation", curve.name);
-                chart.draw_series(dots).map_err(failed)?.label(name).legend(move |(x, y)| dot((x + 13, y)));
-            }
-        }
-        chart
-            .configure_series_labels()
-            .position(self.legend_corner(range))
-            .margin(14)
-            .legend_area_size(36)
-            .label_font(text(18))
-            .background_style(WHITE.mix(0.85))
-            .border_style(INK.mix(0.25))
-            .draw()
-            .map_err(failed)
+            let curves = self.curves.iter().flat_map(|c| outline(&c.points)).filter(|p| inside(&p)).count();
+            // A hidden dot is worse than hidden points of a curve.
+            let marks = self.curves.iter().flat_map(|c| &c.marks).filter(inside).count();
+            curves + MAX_POINTS * marks
+        };
+        covered(true) < covered(false)
     }
 }
 
@@ -270,36 +243,14 @@ pub(super) fn every_nth(points: Vec<Point>, most: usize) -> Vec<Point> {
     kept
 }
 
-/// Returns the exponential moving mean over about `share` of the points, at most 100, with bias correction.
-pub(super) fn moving_mean(points: &[Point], share: f64) -> Vec<Point> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 * share).clamp(1.0, 100.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mean = |&(x, y): &Point| {
-        (sum, weight) = (keep * sum + y, keep * weight + 1.0);
-        (x, sum / weight)
+/// Returns the moving mean over about 1/60 of the points, at most 61, half of them on each side.
+pub(super) fn moving_mean(points: &[Point]) -> Vec<Point> {
+    let reach = (points.len() / 120).min(30);
+    let mean = |(i, &(x, _)): (usize, &Point)| {
+        let window = &points[i.saturating_sub(reach)..(i + reach + 1).min(points.len())];
+        (x, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
     };
-    points.iter().map(mean).collect()
-}
-
-/// Makes the embedded font known to the drawing library.
-pub(super) fn register_fonts() -> Result<()> {
-    static REGISTERED: LazyLock<bool> = LazyLock::new(|| register_font(INFO, FontStyle::Normal, FONT).is_ok());
-    if *REGISTERED { Ok(()) } else { Err(Error::bug("the embedded font is invalid")) }
-}
-
-pub(super) fn draw(paint: impl FnOnce(&Canvas<'_>) -> Result<()>) -> Result<RgbImage> {
-    register_fonts()?;
-    let mut pixels = vec![255; (SIZE.0 * SIZE.1 * 3) as usize];
-    let canvas = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-    paint(&canvas)?;
-    canvas.present().map_err(failed)?;
-    drop(canvas);
-    RgbImage::from_raw(SIZE.0, SIZE.1, pixels).ok_or_else(|| Error::bug("a plot has an unexpected size"))
-}
-
-/// Drawing into memory fails only through a bug in this file.
-pub(super) fn failed(error: impl Display) -> Error {
-    Error::bug(format!("plot: {error}"))
+    points.iter().enumerate().map(mean).collect()
 }
 
 #[cfg(test)]
@@ -314,23 +265,28 @@ mod tests {
             let kl = 0.012 * (1.0 - (-t / 300.0).exp()) + 0.001 * noise(step + 7);
             let recon = 0.945 + 0.6 * (-t / 60.0).exp() + 0.02 * noise(step);
             let grad_norm = 0.05 + 3.0 * (-t / 200.0).exp() * (1.0 + noise(step + 3));
-            let lr = 0.01 * (0.01 + 0.99 * (step.min(1000) as f32) / 1000.0);
+            let lr = 0.01 * (0.01 + 0.99 * (step.min(1000) as f64) / 1000.0);
             StepRow {
                 step,
-                epoch: 1 + (step - 1) / per_epoch,
+                epoch: 1 + step / per_epoch,
                 total: recon + kl,
                 recon,
                 kl,
                 grad_norm,
-                lr,
-                ..StepRow::default()
+                lr: lr as f32,
+                images_per_s: 60.0,
+                elapsed_s: t,
             }
         };
         let epoch = |epoch: u64| {
             let fall = 0.02 / epoch as f64;
             EpochRow { epoch, val_total: 0.957 + fall, val_recon: 0.945 + fall, val_kl: 0.012, ..EpochRow::default() }
         };
-        ((1..=steps).map(row).collect(), (1..=steps / per_epoch).map(epoch).collect())
+        ((0..steps).map(row).collect(), (1..=steps / per_epoch).map(epoch).collect())
+    }
+
+    fn caption() -> Caption {
+        Caption::new("Plot").with("run", "test")
     }
 
     fn ink(image: &RgbImage) -> usize {
@@ -342,9 +298,9 @@ mod tests {
         for steps in [0, 1, 2, 150, 9775] {
             let (rows, epochs) = run(steps, 391.min(steps.max(1)));
             for (name, plot) in [
-                ("training_loss", training_loss(&rows, &epochs).unwrap()),
-                ("grad_norm", grad_norm(&rows).unwrap()),
-                ("learning_rate", learning_rate(&rows).unwrap()),
+                ("training_loss", training_loss(&caption(), &rows, &epochs).unwrap()),
+                ("grad_norm", grad_norm(&caption(), &rows).unwrap()),
+                ("learning_rate", learning_rate(&caption(), &rows).unwrap()),
             ] {
                 assert_eq!(plot.dimensions(), SIZE);
                 assert!(ink(&plot) > 5000, "{name} of {steps}");
@@ -355,12 +311,97 @@ mod tests {
         }
     }
 
+    /// Returns the columns of the row of pixels `y` in which a color occurs.
+    fn columns_with(image: &RgbImage, y: u32, color: [u8; 3]) -> Vec<u32> {
+        (0..image.width()).filter(|&x| image.get_pixel(x, y).0 == color).collect()
+    }
+
+    fn count(image: &RgbImage, color: [u8; 3]) -> usize {
+        image.pixels().filter(|pixel| pixel.0 == color).count()
+    }
+
+    #[test]
+    fn curves_beyond_the_axis_are_cut_off_at_its_border() {
+        let (mut rows, _) = run(300, 300);
+        rows[150].kl = 9.0;
+        let plot = training_loss(&caption(), &rows, &[]).unwrap();
+        let top = columns_with(&plot, LOWER[1] as u32 + 1, GREEN);
+        assert!((2..20).contains(&top.len()), "{top:?}");
+        let above = (UPPER[3] as u32 + 30..LOWER[1] as u32).any(|y| !columns_with(&plot, y, GREEN).is_empty());
+        assert!(!above, "a curve leaves its panel");
+    }
+
+    #[test]
+    fn total_and_reconstruction_are_visible_where_they_coincide() {
+        let (mut rows, _) = run(300, 300);
+        for row in &mut rows {
+            row.total = row.recon;
+        }
+        let plot = training_loss(&caption(), &rows, &[]).unwrap();
+        let (total, recon) = (count(&plot, BLUE), count(&plot, ORANGE));
+        assert!(total > 1000 && recon > 1000 && total < 3 * recon && recon < 3 * total, "{total} {recon}");
+    }
+
+    #[test]
+    fn legends_are_drawn_only_for_several_curves() {
+        let (rows, epochs) = run(300, 100);
+        // The edges of the box.
+        let legend = |plot: RgbImage| (0..SIZE.1).any(|y| columns_with(&plot, y, [205; 3]).len() > 60);
+        assert!(legend(training_loss(&caption(), &rows, &epochs).unwrap()));
+        assert!(!legend(grad_norm(&caption(), &rows).unwrap()) && !legend(learning_rate(&caption(), &rows).unwrap()));
+    }
+
+    #[test]
+    fn legend_stands_where_it_covers_no_validation_loss() {
+        // The losses of the first steps are high and that of the epoch is low, or the other way round.
+        for (steps, validation) in [(9.0, 1.0), (1.0, 9.0)] {
+            let (mut rows, _) = run(3, 3);
+            for row in &mut rows {
+                (row.total, row.recon) = (steps, steps);
+            }
+            let epoch = EpochRow { epoch: 1, val_total: validation, val_recon: validation, ..EpochRow::default() };
+            let plot = training_loss(&caption(), &rows, &[epoch]).unwrap();
+            let dot = (1100..1172).flat_map(|x| (92..428).map(move |y| (x, y)));
+            let blue = dot.filter(|&(x, y)| plot.get_pixel(x, y).0 == BLUE).count();
+            assert!(blue > 40, "{blue}");
+        }
+    }
+
+    #[test]
+    fn values_of_single_steps_are_visible_behind_their_mean() {
+        let plot = grad_norm(&caption(), &run(2000, 500).0).unwrap();
+        let tinted = |[r, _, b]: [u8; 3]| r > BLUE[0] + 40 && b > r + 15;
+        let pale = plot.pixels().filter(|pixel| tinted(pixel.0)).count();
+        let mean = count(&plot, BLUE);
+        assert!(pale > 2000 && mean > 1000, "{pale} {mean}");
+    }
+
+    #[test]
+    fn ends_of_epochs_and_the_run_are_named() {
+        let (rows, _) = run(400, 100);
+        let plot = |rows: &[StepRow], run: &str| learning_rate(&Caption::new("Plot").with("run", run), rows).unwrap();
+        let four = plot(&rows, "a");
+        // The marks begin at the upper end of the axis, and numbers are above them.
+        let marks = columns_with(&four, PANEL[1] as u32, [150; 3]);
+        assert_eq!(marks.len(), 4, "{marks:?}");
+        let number = |x: u32| (PANEL[1] as u32 - 22..PANEL[1] as u32 - 6).any(|y| four.get_pixel(x, y).0[0] < 180);
+        assert!(marks.iter().all(|&x| (x - 6..x + 6).any(number)));
+        // The name of the run is in the upper right corner, and nothing else depends on it.
+        let other = plot(&rows, "b");
+        let differ: Vec<_> =
+            four.enumerate_pixels().filter(|(x, y, pixel)| other.get_pixel(*x, *y) != *pixel).collect();
+        assert!(!differ.is_empty() && differ.iter().all(|(x, y, _)| *x > 1000 && *y < 50));
+        // Many epochs are marked at round numbers.
+        let (many, _) = run(2000, 20);
+        assert_eq!(columns_with(&plot(&many, "a"), PANEL[1] as u32, [150; 3]).len(), 20);
+    }
+
     #[test]
     fn non_finite_values_are_omitted() {
         let (mut rows, mut epochs) = run(500, 100);
-        let expected = training_loss(&rows, &epochs).unwrap();
+        let expected = training_loss(&caption(), &rows, &epochs).unwrap();
         rows.push(StepRow {
-            step: 501,
+            step: 500,
             epoch: 6,
             total: f32::NAN,
             recon: f32::INFINITY,
@@ -374,8 +415,8 @@ mod tests {
             val_kl: f64::NAN,
             ..EpochRow::default()
         });
-        assert_eq!(training_loss(&rows, &epochs).unwrap(), expected);
-        assert!(grad_norm(&rows).is_ok());
+        assert!(training_loss(&caption(), &rows, &epochs).unwrap() == expected);
+        assert!(grad_norm(&caption(), &rows).is_ok());
     }
 
     #[test]
@@ -385,7 +426,7 @@ mod tests {
         let thin = outline(&points);
         assert!(thin.len() <= MAX_POINTS && thin.contains(&(4321.0, 9.0)));
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
-        let mean = every_nth(moving_mean(&points, SMOOTH), MAX_POINTS);
+        let mean = every_nth(moving_mean(&points), MAX_POINTS);
         assert!(mean.len() <= MAX_POINTS && mean.is_sorted_by(|a, b| a.0 < b.0));
         let last = mean.last().unwrap();
         assert!(last.0 == 9774.0 && (last.1 - 3.0).abs() < 0.2);

@@ -131,7 +131,7 @@ impl Trainer<'_> {
         let zero_noise = vec![0.0; shown.len() * self.settings.model.latent_dim];
         let labels = data::labels(images, &shown);
         let mean = self.runner.evaluate((&pixels, &labels), &zero_noise, self.settings.beta)?.mean;
-        self.store.save_reconstructions(epoch, DecodedImages { values: &mean, size, rows: &[] })?;
+        self.store.save_reconstructions(epoch, &pixels, DecodedImages { values: &mean, size, rows: &[] })?;
         let classes = self.settings.model.classes;
         let labels = sample_labels(classes);
         let z = noise(&self.settings, SAMPLE_NOISE, labels.len());

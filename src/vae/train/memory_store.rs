@@ -95,7 +95,7 @@ impl RunStore for InMemoryRun {
         Ok(())
     }
 
-    fn save_reconstructions(&mut self, _: u64, _: DecodedImages<'_>) -> Result<()> {
+    fn save_reconstructions(&mut self, _: u64, _: &[u8], _: DecodedImages<'_>) -> Result<()> {
         Ok(())
     }
 

@@ -144,11 +144,11 @@ pub trait RunStore: fmt::Debug {
     /// [`Error::File`](crate::Error::File) if they cannot be written.
     fn save_originals(&mut self, pixels: &[u8], size: [usize; 3]) -> Result<()>;
 
-    /// Saves the reconstructions after an epoch.
+    /// Saves the reconstructions after an epoch. `originals`: bytes as in [`RunStore::save_originals`].
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if they cannot be written.
-    fn save_reconstructions(&mut self, epoch: u64, images: DecodedImages<'_>) -> Result<()>;
+    fn save_reconstructions(&mut self, epoch: u64, originals: &[u8], images: DecodedImages<'_>) -> Result<()>;
 
     /// Saves the samples after an epoch.
     ///

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::Escaped;
-use crate::app::viz::plots::{Point, every_nth};
+use crate::app::viz::canvas::Point;
+use crate::app::viz::plots::every_nth;
 
 /// Size of a chart in units of its view box; the page shows a unit as about a pixel.
 const WIDTH: f64 = 340.0;

@@ -14,8 +14,9 @@ use image::{ImageFormat, RgbImage};
 use serde_json::Value;
 
 use self::chart::{Chart, Series};
+use super::canvas::Point;
 use super::image_grid::ImageBatch;
-use super::plots::{Point, finite, moving_mean};
+use super::plots::{finite, moving_mean};
 use crate::vae::train::Recipe;
 use crate::vae::train::rows::{EpochRow, StepRow};
 use crate::vae::train::store::RunState;
@@ -199,7 +200,7 @@ impl Report<'_> {
                 finite(self.epochs.iter().map(|row| (axis.end(row.epoch) - shift * axis.epoch, value(row))))
             };
             let series = vec![
-                Series { class: "step", points: smooth(&steps(step)), dots: false },
+                Series { class: "step", points: moving_mean(&steps(step)), dots: false },
                 Series { class: "train", points: epochs(0.5, train), dots: true },
                 Series { class: "val", points: epochs(0.0, val), dots: true },
             ];
@@ -218,9 +219,9 @@ impl Report<'_> {
                 "Gradient norm",
                 "before clipping, smoothed, log scale",
                 true,
-                smooth(&steps(|r| r.grad_norm.into())),
+                moving_mean(&steps(|r| r.grad_norm.into())),
             ),
-            single("Speed", "images per second, smoothed", false, smooth(&steps(|r| r.images_per_s.into()))),
+            single("Speed", "images per second, smoothed", false, moving_mean(&steps(|r| r.images_per_s.into()))),
         ];
         let charts: String = charts.into_iter().map(Chart::draw).collect();
         if charts.is_empty() {
@@ -462,11 +463,6 @@ fn strip(label: &str, images: &ImageBatch, gap: bool) -> String {
     });
     let class = if gap { " class=\"gap\"" } else { "" };
     format!("<tr{class}><th scope=\"row\">{label}</th>{}</tr>\n", cells.collect::<String>())
-}
-
-/// The moving mean over 2 % of the steps.
-fn smooth(points: &[Point]) -> Vec<Point> {
-    moving_mean(points, 0.02)
 }
 
 fn median(values: impl Iterator<Item = f32>) -> Option<f32> {
