@@ -106,7 +106,7 @@ impl FolderStore {
         let show = |board: &mut Board, tag: &str, path: &Path| {
             if path.exists() { board.push_image(tag, path) } else { Ok(()) }
         };
-        show(&mut board, ORIGINALS, &folder.reconstructions(0))?;
+        show(&mut board, ORIGINALS, &folder.originals())?;
         for rows in steps.chunk_by(|a, b| a.epoch == b.epoch) {
             rows.iter().try_for_each(|row| board.push_step(row))?;
             for epoch in epochs.iter().filter(|epoch| epoch.epoch == rows[0].epoch) {
@@ -366,7 +366,8 @@ mod tests {
     #[test]
     fn event_files_continue_on_resume_and_change_no_results() {
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
+        // Images name the run: the folder in which each part is.
+        let path = |name: &str| dir.path().join(name).join("run");
         let (plain, parts, late) = (path("plain"), path("parts"), path("late"));
         run(&plain, u64::MAX);
         // Interrupted before the validation of the first epoch, then within the second.
