@@ -486,7 +486,7 @@ mod tests {
             ]
         );
         let mut plain = Plain::new(Vec::new(), Duration::ZERO);
-        plain.observe(&Event::Started(Start { first_step: 9775, ..start() })).unwrap();
+        plain.observe(&Event::Started(Start { first_step: 9776, ..start() })).unwrap();
         let run = Path::new("c1");
         plain
             .observe(&Event::Finished { epochs: 25, steps: 9775, seconds: 0.0, best: None, best_epoch: None, run })
