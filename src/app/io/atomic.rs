@@ -368,13 +368,17 @@ mod tests {
     fn unwritable_targets_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("folder/full")).unwrap();
-        for target in ["folder", "missing/x", "missing/folder/x", "folder/.."] {
+        for target in ["folder", "missing/folder/x", "folder/.."] {
             assert!(save_atomic(&dir.path().join(target), b"x").is_err(), "{target}");
-            // One folder may be created for a file.
-            let writable = check_writable(&dir.path().join(target)).is_ok();
-            assert_eq!(writable, target == "missing/x", "{target}");
+            assert!(check_writable(&dir.path().join(target)).is_err(), "{target}");
         }
+        assert!(create_parent(&dir.path().join("missing/folder/x")).is_err());
+        // One folder may be missing, since it can be created.
+        check_writable(&dir.path().join("missing/x")).unwrap();
         assert_eq!(names(dir.path()), ["folder"]);
+        create_parent(&dir.path().join("missing/x")).unwrap();
+        assert!(dir.path().join("missing").is_dir());
+        fs::remove_dir(dir.path().join("missing")).unwrap();
         assert!(read(dir.path()).unwrap_err().to_string().starts_with("cannot read "));
         assert!(read(&dir.path().join("missing")).is_err());
     }
