@@ -172,7 +172,7 @@ impl<'a> Writer<'a> {
     fn node(&mut self, node: &Node) -> Result<()> {
         let op: &dyn Op = node.op.as_ref();
         if let Some(conv) = op.downcast_ref::<Conv>().filter(|_| op.kind() == op.unfused_kind()) {
-            return self.layer(node, conv.layer());
+            return self.layer(node, &conv.layer);
         }
         if let Some(norm) = op.downcast_ref::<BatchNorm>().map(BatchNorm::config).filter(|c| !c.training && !c.relu) {
             let mut inputs = vec![self.image_of(node, "x")?];

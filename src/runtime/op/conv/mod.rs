@@ -44,7 +44,8 @@ use crate::runtime::op::norm::fused::CHUNK;
 /// never stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv {
-    layer: Layer,
+    /// The layer, without what is fused with it.
+    pub(crate) layer: Layer,
     prologue: Option<NormRelu>,
     epilogue: Epilogue,
 }
@@ -152,11 +153,6 @@ impl Conv {
     fn again(self) -> Self {
         let prologue = self.prologue.map(|prologue| NormRelu { statistics: Statistics::Given, ..prologue });
         Self { prologue, epilogue: Epilogue { emit_statistics: false, ..self.epilogue }, ..self }
-    }
-
-    /// The layer, without what is fused with it.
-    pub(crate) fn layer(&self) -> &Layer {
-        &self.layer
     }
 
     /// Whether it is a linear layer.

@@ -54,7 +54,9 @@ impl PositionNorm {
         Ok(Self { shape: x, config })
     }
 
-    pub(crate) fn config(&self) -> PositionNormConfig {
+    /// Returns the settings.
+    #[must_use]
+    pub fn config(&self) -> PositionNormConfig {
         self.config
     }
 
