@@ -338,7 +338,7 @@ mod tests {
         }
         let plot = training_loss(&caption(), &rows, &[]).unwrap();
         let (total, recon) = (count(&plot, BLUE), count(&plot, ORANGE));
-        assert!(total > 1000 && recon > 1000 && total < 3 * recon && recon < 3 * total, "{total} {recon}");
+        assert!(total > 500 && recon > 500 && total < 3 * recon && recon < 3 * total, "{total} {recon}");
     }
 
     #[test]
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn values_of_single_steps_are_visible_behind_their_mean() {
         let plot = grad_norm(&caption(), &run(2000, 500).0).unwrap();
-        let tinted = |[r, _, b]: [u8; 3]| r > BLUE[0] + 40 && b > r + 15;
+        let tinted = |[r, _, b]: [u8; 3]| r > BLUE[0] + 40 && b > r.saturating_add(15);
         let pale = plot.pixels().filter(|pixel| tinted(pixel.0)).count();
         let mean = count(&plot, BLUE);
         assert!(pale > 2000 && mean > 1000, "{pale} {mean}");
