@@ -173,9 +173,16 @@ fn samples_depend_only_on_the_seed_and_match_the_decoder() {
     stage.ok("sample run -n 1 --out one.png --seed 7 --temperature 0.5");
     assert_eq!(stage.png("one.png").dimensions(), (9 * 32 + 4, 9 * 32 + 4 + caption(2)));
     let bytes = fs::read(stage.path("one.png")).unwrap();
-    for entry in ["Title\01 sample", "run\0run", "seed\07", "prior\0N(0, I)", "temperature\00.5", "Software\0vae-wgpu "]
-    {
-        assert!(bytes.windows(entry.len()).any(|part| part == entry.as_bytes()), "{entry:?}");
+    for (name, value) in [
+        ("Title", "1 sample"),
+        ("run", "run"),
+        ("seed", "7"),
+        ("prior", "N(0, I)"),
+        ("temperature", "0.5"),
+        ("Software", "vae-wgpu "),
+    ] {
+        let entry = format!("{name}\0{value}");
+        assert!(bytes.windows(entry.len()).any(|part| part == entry.as_bytes()), "{name}");
     }
 
     stage.ok("sample run -n 5 --raw --out a.npy");
