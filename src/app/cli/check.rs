@@ -31,7 +31,7 @@ pub(super) struct CheckArgs {
     /// Write a report to attach to an issue: system, adapter, results of the checks, and speed (.md or .txt).
     ///
     /// Besides running the checks, it measures the peak rates of the device and times training steps of the default model. All of it
-    /// takes about 5 minutes with a software driver on two cores. With FILTER the report has only these checks and no training step.
+    /// takes 5 to 10 minutes with a software driver on two cores. With FILTER the report has only these checks and no training step.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "bisect")]
     report: Option<PathBuf>,
     /// Run a training step of the default model instead, and report the first tensor where GPU and reference disagree.
@@ -121,7 +121,7 @@ impl CheckArgs {
             (None, _) => "",
             (Some(_), Some(_)) => ", then peak rates",
             (Some(_), None) => {
-                ", then peak rates and training steps: about 5 minutes with a software driver on two cores"
+                ", then peak rates and training steps: 5 to 10 minutes with a software driver on two cores"
             }
         };
         eprintln_lossy(format_args!("report: {checks}{more}"));
