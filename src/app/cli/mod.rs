@@ -59,7 +59,7 @@ mod values;
 #[command(version, about, propagate_version = true)]
 struct Cli {
     /// Print neither progress nor notes on stderr, only errors.
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = 900)]
     quiet: bool,
     #[command(subcommand)]
     command: Command,
