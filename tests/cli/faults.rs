@@ -269,7 +269,7 @@ fn failed_start_leaves_the_existing_run_unchanged() {
         args.chain(["--memory-limit", "1"]).collect()
     }
     let (code, said) = ends(command(&large(&run)).arg("--force"));
-    assert!(code == Some(1) && said.contains("the CPU reference needs") && said.lines().count() == 1, "{said}");
+    assert!(code == Some(1) && said.contains("the CPU reference needs") && said.lines().count() == 2, "{said}");
     assert!(fs::read(Path::new(&run).join(CHECKPOINT)).unwrap() == checkpoint, "the old run is gone");
     let new = run_in(&dir, "new");
     assert_eq!(ends(&mut command(&large(&new))).0, Some(1));

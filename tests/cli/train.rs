@@ -69,7 +69,7 @@ fn train_writes_all_files_of_a_run() {
 #[test]
 fn run_is_repeated_from_its_file_or_its_name() {
     let dir = tempfile::tempdir().unwrap();
-    let [first, again, like] = ["first", "again", "like"].map(|name| run_in(&dir, name));
+    let [first, again, like] = ["first/run", "again/run", "like/run"].map(|name| run_in(&dir, name));
     let mut args = small(&first, "cpu", "3");
     args.extend(["--lr", "0.003", "--seed", "7", "--save-every", "2"]);
     ok(&args);
@@ -425,7 +425,7 @@ fn ctrl_c_saves_a_checkpoint_that_resumes_identically() {
     // Too many epochs to finish before the signal.
     let reported = |status: &str| {
         let report = fs::read_to_string(Path::new(&parts).join("report.html")).unwrap();
-        report.contains(&format!("<title>parts: {status}</title>")) && report.ends_with("</html>\n")
+        report.contains(&format!("<title>run: {status}</title>")) && report.ends_with("</html>\n")
     };
     let mut run = small(&parts, "cpu", "1000000");
     for (name, number) in [interrupt(), ("-TERM", 15)] {
@@ -633,7 +633,7 @@ fn resume_validates_checkpoint_and_data() {
         file.metadata.insert(key.to_owned(), value.to_owned());
         tensor_file::save(&file, &checkpoint).unwrap();
         let (code, said) = goes_on("shapes");
-        assert!(code == Some(1) && said.contains(part) && said.lines().count() == 1, "{key} {value}: {said}");
+        assert!(code == Some(1) && said.contains(part) && said.lines().count() == 2, "{key} {value}: {said}");
         fs::write(&checkpoint, &healthy).unwrap();
     }
     // Rows of the table.

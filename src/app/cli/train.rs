@@ -278,18 +278,22 @@ impl TrainArgs {
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
         // Before kernels are compiled for it, which may take a while.
-        if !quiet {
-            eprintln_lossy(format_args!("device  {}", device.describe()));
-        }
+        let show_device = || {
+            if !quiet {
+                eprintln_lossy(format_args!("device  {}", device.describe()));
+            }
+        };
         if resumed.is_none() && matches!(self.training.batch_size, Some(BatchSize::Auto)) {
             settings.batch_size = largest_batch(&settings, MOST_IMAGES, &context)?;
         }
         if let Some(plot) = &self.run.lr_find {
+            show_device();
             let batch_size = settings.batch_size;
             let points = range_test(settings, init.as_ref(), context)?;
             return self.report_range_test(&points, batch_size, plot);
         }
         if self.run.dry_run {
+            show_device();
             let mut nowhere = InMemoryRun::default();
             Trainer::new(settings, &mut nowhere, init.as_ref(), context)?.announce()?;
             if !quiet {
@@ -301,6 +305,7 @@ impl TrainArgs {
         let mut trainer = match resumed {
             Some(resumed) => {
                 store = resumed.keep_every(self.run.save_every);
+                show_device();
                 Trainer::resume(settings, &mut store, context)?
             }
             None => {
@@ -310,6 +315,7 @@ impl TrainArgs {
                     .initialized_from(self.init_file()?)
                     .keep_every(self.run.save_every)
                     .with_tensorboard(self.output.tensorboard);
+                show_device();
                 let trainer = Trainer::new(settings, &mut store, init.as_ref(), context)?;
                 // Of own images, so that the user can check the crop.
                 if images.is_some() {

@@ -480,8 +480,9 @@ impl<'a> Trainer<'a> {
         let file = self.model_file(&row, &val.kl_dims)?;
         let model = if better { self.store.save_model(file.clone()) } else { Ok(()) };
         let last = self.store.save_last(epoch, file);
-        row.best = better && model.is_ok();
-        if row.best {
+        // Whatever could be written, so that the table does not depend on it.
+        row.best = self.epoch_rows.iter().all(|earlier| row.val_total < earlier.val_total);
+        if better && model.is_ok() {
             self.best = Some(row.val_total);
         }
         let pushed = self.store.push_epoch(&row);
