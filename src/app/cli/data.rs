@@ -30,7 +30,7 @@ pub(super) struct DatasetArgs {
     /// Reject a folder with a broken image. Otherwise up to 10 broken images, or 1 %, are skipped with a warning.
     #[arg(long, hide_short_help = true)]
     strict: bool,
-    /// Use only the first N training images.
+    /// Use only the first N training images [default: all, or as many as the run].
     #[arg(long, value_name = "N")]
     train_limit: Option<NonZeroUsize>,
     /// Use only the first N test images.
@@ -39,10 +39,11 @@ pub(super) struct DatasetArgs {
 }
 
 impl DatasetArgs {
-    /// Returns the data set of a run. `self` has the options of this call.
+    /// Returns the data set of a run with the images that it trained on. `self` has the options of this call.
     pub(super) fn of_run(&self, run: &Settings) -> anyhow::Result<Self> {
         let data = run.data.as_deref().map(str::parse).transpose()?;
-        Ok(Self { data, image_size: self.image_size.or(run.image_size), ..self.clone() })
+        let train_limit = self.train_limit.or(run.train_limit.and_then(NonZeroUsize::new));
+        Ok(Self { data, image_size: self.image_size.or(run.image_size), train_limit, ..self.clone() })
     }
 
     /// Returns the same images with the limits of a run.
