@@ -16,5 +16,6 @@ trap 'rm -rf "$scratch"' EXIT
 "$python" scripts/check_onnx.py "$binary" "$scratch"
 awk '/^```python$/ { code = 1; next } /^```$/ { code = 0 } code' docs/onnx.md >"$scratch/example.py"
 grep -q InferenceSession "$scratch/example.py"
-(cd "$scratch" && "$python" example.py)
+# Python changes the folder, because PYTHON may be a relative path.
+"$python" -c 'import os, runpy, sys; os.chdir(sys.argv[1]); runpy.run_path("example.py")' "$scratch"
 echo "onnx: ok"
