@@ -74,16 +74,16 @@ for table, where, columns in ((steps, [int(row["step"]) for row in steps], STEP)
 
 same("images", sorted(tags["images"]), ["originals", "reconstructions", "samples"])
 for tag, image_folder, images in (
-    ("originals", "reconstructions", [(0, "00")]),
-    ("reconstructions", "reconstructions", [(step, f"{int(row['epoch']):02}") for step, row in zip(at, epochs)]),
-    ("samples", "samples", [(step, f"{int(row['epoch']):02}") for step, row in zip(at, epochs)]),
+    ("originals", "reconstructions", [(0, "originals")]),
+    ("reconstructions", "reconstructions", [(step, f"epoch_{int(row['epoch']):02}") for step, row in zip(at, epochs)]),
+    ("samples", "samples", [(step, f"epoch_{int(row['epoch']):02}") for step, row in zip(at, epochs)]),
 ):
     found = board.Images(tag)
     same(f"steps of {tag}", [image.step for image in found], [step for step, _ in images])
-    for image, (_, epoch) in zip(found, images):
-        png = (run / image_folder / f"epoch_{epoch}.png").read_bytes()
-        same(f"size of {tag} {epoch}", (image.width, image.height), png_size(png))
-        same(f"bytes of {tag} {epoch}", image.encoded_image_string == png, True)
+    for image, (_, name) in zip(found, images):
+        png = (run / image_folder / f"{name}.png").read_bytes()
+        same(f"size of {tag} {name}", (image.width, image.height), png_size(png))
+        same(f"bytes of {tag} {name}", image.encoded_image_string == png, True)
 
 # The header of a safetensors file is JSON; the model also has running statistics, which have no gradients.
 header = (run / "checkpoint.safetensors").read_bytes()

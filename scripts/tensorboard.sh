@@ -38,5 +38,5 @@ def init(**_):
 END
 sent=$(PYTHONPATH=$scratch "$python" "$scratch/recipe.py" <"$scratch/events.json")
 [ "$(grep -c 'step/total' <<<"$sent")" = "$(grep -c '"event":"step"' "$scratch/events.json")" ]
-grep -q '^7 .*epoch/val_total' <<<"$sent"
+grep -q '^8 .*epoch/val_total' <<<"$sent"
 echo "tensorboard: ok"
