@@ -99,7 +99,10 @@ fn as_somebody(dir: &TempDir, args: &[&str]) -> Command {
     }
     let program = dir.path().join("vae-wgpu");
     if !program.exists() {
-        fs::copy(env!("CARGO_BIN_EXE_vae-wgpu"), &program).unwrap();
+        // By another process: a child of another test could inherit the file while this one has it open for writing, and a file that is
+        // open for writing cannot be run.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_vae-wgpu")).arg(&program).status().unwrap();
+        assert!(copied.success());
         mode(&program, 0o755);
         mode(dir.path(), 0o777);
     }
