@@ -312,7 +312,7 @@ impl Report<'_> {
 
     fn environment(&self) -> String {
         let Some(config) = self.config.as_object() else { return String::new() };
-        let own = config.iter().filter(|(key, _)| !["format", "kernels", "settings"].contains(&key.as_str()));
+        let own = config.iter().filter(|(key, _)| !["format", "kernels", "settings", "starts"].contains(&key.as_str()));
         let own: Value = own.map(|(key, value)| (key.clone(), value.clone())).collect();
         let row = |(key, value): (String, String)| {
             let label = match key.rsplit('.').next().unwrap_or_default() {
@@ -325,7 +325,13 @@ impl Report<'_> {
             };
             format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>\n", Escaped(label), Escaped(value))
         };
-        let rows: String = flat(&own).into_iter().map(row).collect();
+        let starts = self.config.get("starts").and_then(Value::as_array).into_iter().flatten().map(|start| {
+            let part = |name: &str| start.get(name).and_then(Value::as_str).unwrap_or_default();
+            // To the minute: 2026-01-31T12:34.
+            let time = part("time").get(..16).unwrap_or_default().replace('T', " ");
+            ("started".to_owned(), format!("{time}: {}", part("command")))
+        });
+        let rows: String = flat(&own).into_iter().chain(starts).map(row).collect();
         if rows.is_empty() { rows } else { format!("<table class=\"list wide\">\n{rows}</table>\n") }
     }
 
@@ -556,6 +562,8 @@ mod tests {
         let settings = serde_json::to_value(Recipe::Sharp.settings()).unwrap();
         let mut config = json!({"format": 1, "version": "0.1.0", "device": "llvmpipe", "settings": settings});
         config["kernels"] = json!({"conv2d.forward": "tiled"});
+        config["starts"] =
+            json!([{"time": "2026-01-31T12:34:56+01:00", "version": "0.1.0", "command": "vae-wgpu train -q"}]);
         config["settings"]["model"]["latent_dim"] = 8.into();
         config["settings"]["lr"] = 0.02.into();
         config["settings"]["epochs"] = 3.into();
@@ -610,6 +618,7 @@ mod tests {
             "<tr><th scope=\"row\">warm-up steps</th><td>500</td></tr>",
             "<th scope=\"row\">adapter and driver</th><td>llvmpipe</td>",
             "<th scope=\"row\">conv2d.forward</th><td>tiled</td>",
+            "<th scope=\"row\">started</th><td>2026-01-31 12:34: vae-wgpu train -q</td>",
             "src=\"data:image/png;base64,Ynl0ZXM=\" alt=\"samples after epoch 3\"",
         ] {
             assert!(page.contains(part), "{part} is missing:\n{page}");
