@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -78,7 +79,7 @@ pub(crate) fn assert_same(a: &str, b: &str) {
 }
 
 /// Starts a run and waits until `steps` of its steps have been reported.
-pub(crate) fn start(args: &[&str], steps: usize) -> Child {
+pub(crate) fn start(args: &[&str], steps: usize) -> Running {
     let mut args = args.to_vec();
     args.push("--json");
     let mut child = command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -87,7 +88,31 @@ pub(crate) fn start(args: &[&str], steps: usize) -> Child {
         while !lines.next().expect("the run ended early").unwrap().contains("\"event\":\"step\"") {}
     }
     // Events after these are not read: a broken pipe must not stop the run.
-    child
+    Running(child)
+}
+
+/// A run that ends with its test at the latest, also if the test fails.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already in most tests.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[cfg(unix)]

@@ -14,7 +14,9 @@ use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 
-use crate::runs::{assert_same, command, device, interrupt, ok, resume, rows, run_in, signal, small, start, text};
+use crate::runs::{
+    Running, assert_same, command, device, interrupt, ok, resume, rows, run_in, signal, small, start, text,
+};
 
 /// Height of a caption of `lines` lines.
 fn caption(lines: u32) -> u32 {
@@ -465,7 +467,8 @@ fn repeatedly_killed_run_is_identical_to_an_uninterrupted_one() {
             kills += 1;
         }
         child.wait().unwrap();
-        child = command(&resume(&killed, "cpu", EPOCHS)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let again = command(&resume(&killed, "cpu", EPOCHS)).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        child = Running(again.unwrap());
         if kills < 20 && rows(&killed, "epochs.csv").len() > 24 {
             break; // finished before the twentieth kill
         }
