@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::note;
 use super::output::check_output;
 use super::values::run;
+use crate::app::io::run_folder::RunFolder;
 use crate::app::io::{atomic, model};
 use crate::app::onnx;
 use crate::error::Error;
@@ -123,6 +124,6 @@ impl ExportArgs {
 
 /// The name of a run folder, or of the file that stands for it.
 fn run_name(run: &Path, model: &Model) -> String {
-    let path = if run.is_dir() { run.canonicalize().unwrap_or_else(|_| run.to_owned()) } else { model.path.clone() };
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    let file = || model.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    RunFolder::view(run).map_or_else(|_| file(), |folder| folder.name())
 }

@@ -1,6 +1,5 @@
 //! `report.html`: collects what the report of a run shows, and writes it.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -50,12 +49,9 @@ fn save_with(
     (steps, epochs): (&[StepRow], &[EpochRow]),
     state: RunState<'_>,
 ) -> Result<()> {
-    // Of `.`, the name is that of the current folder.
-    let path = fs::canonicalize(folder.path()).unwrap_or_else(|_| folder.path().to_owned());
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
     let size = config.pointer("/settings/model/image_size").and_then(Value::as_u64);
     let pictures = pictures(folder, epochs, size.and_then(|size| u32::try_from(size).ok()));
-    let report = Report { name: &name, state, config, steps, epochs, pictures: &pictures };
+    let report = Report { name: &folder.name(), state, config, steps, epochs, pictures: &pictures };
     atomic::save_atomic(out, report.page().as_bytes())
 }
 

@@ -143,7 +143,7 @@ impl RunStore for FolderStore {
             self.create_board(&[], &[])?;
         }
         self.save_about(about)?;
-        let name = self.path().file_name().unwrap_or_default().to_string_lossy();
+        let name = self.folder.name();
         let about_file = format!(
             "Repeats the run {name}: vae-wgpu train --config train.toml --out DIR\nWritten by vae-wgpu {} on {}.",
             env!("CARGO_PKG_VERSION"),
