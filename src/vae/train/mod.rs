@@ -270,7 +270,10 @@ impl<'a> Trainer<'a> {
             Ok(Outcome::Interrupted) => self.report(RunState::Interrupted)?,
             // The folder belongs to another run.
             Err(Error::RunFolderLost { .. }) => {}
-            Err(error) => self.report(RunState::Failed(&error.to_string()))?,
+            Err(error) => {
+                // The error that ends the run is the one to return.
+                let _ = self.report(RunState::Failed(&error.to_string()));
+            }
         }
         if outcome? == Outcome::Interrupted {
             let event = Event::Interrupted { step: self.runner.step(), run: self.store.path() };
