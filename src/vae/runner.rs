@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, ProgramId, Report};
+use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, OutputId, ProgramId, Report};
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph, initial};
 use crate::runtime::kernel::Kernel;
 use crate::runtime::op::StepScalars;
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
+use crate::runtime::sys::platform::block_on;
 use crate::runtime::tensor::rng::{self, Stream};
 use crate::vae::model::{Mode, VaeConfig};
 
@@ -127,6 +128,34 @@ impl Engine {
             Self::Gpu(exec, _) => exec.as_mut(),
         }
     }
+
+    async fn reports(&mut self, wait: bool) -> Result<Vec<Report>> {
+        match self {
+            Self::Cpu(exec) => exec.reports(wait),
+            Self::Gpu(exec, _) => exec.reports_async(wait).await,
+        }
+    }
+
+    async fn oldest_reports(&mut self) -> Result<Vec<Report>> {
+        match self {
+            Self::Cpu(exec) => exec.oldest_reports(),
+            Self::Gpu(exec, _) => exec.oldest_reports_async().await,
+        }
+    }
+
+    async fn read(&mut self, output: OutputId) -> Result<Vec<f32>> {
+        match self {
+            Self::Cpu(exec) => exec.read(output),
+            Self::Gpu(exec, _) => exec.read_async(output).await,
+        }
+    }
+
+    async fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Cpu(exec) => exec.download(arena),
+            Self::Gpu(exec, _) => exec.download_async(arena).await,
+        }
+    }
 }
 
 /// Images or latent vectors, with the class of each for a conditional model. Other models ignore the classes.
@@ -178,6 +207,8 @@ pub(crate) fn one_hot(labels: &[u8], classes: usize) -> Result<Vec<f32>> {
 ///
 /// Graphs have a fixed batch size, so there is a program for each batch size and mode. Programs share parameters, running
 /// statistics and memory. A program is compiled when it is first needed; [`Runner::new`] and [`Runner::prepare`] compile ahead.
+///
+/// Methods that wait for the device come in pairs: an `async` one, which also works in a browser, and one that blocks on it.
 ///
 /// ```
 /// use vae_wgpu::prelude::*;
@@ -350,7 +381,15 @@ impl Runner {
     /// # Errors
     /// Errors of the device.
     pub fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
-        self.engine.get_mut().download(arena)
+        block_on(self.download_async(arena))
+    }
+
+    /// Like [`Runner::download`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::download`].
+    pub async fn download_async(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
+        self.engine.download(arena).await
     }
 
     /// Returns the program for a batch size and mode, compiled if it is new.
@@ -397,9 +436,9 @@ impl Runner {
         self.engine.get_mut().write(input, data)
     }
 
-    fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
+    async fn read(&mut self, program: ProgramId, output: &str) -> Result<Vec<f32>> {
         let output = self.engine.get().output(program, output)?;
-        self.engine.get_mut().read(output)
+        self.engine.read(output).await
     }
 
     fn run(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
@@ -472,7 +511,15 @@ impl Runner {
     /// # Errors
     /// Errors of the device.
     pub fn reports(&mut self, wait: bool) -> Result<Vec<StepReport>> {
-        let reports = self.engine.get_mut().reports(wait)?;
+        block_on(self.reports_async(wait))
+    }
+
+    /// Like [`Runner::reports`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::reports`].
+    pub async fn reports_async(&mut self, wait: bool) -> Result<Vec<StepReport>> {
+        let reports = self.engine.reports(wait).await?;
         self.of_steps(reports)
     }
 
@@ -482,7 +529,15 @@ impl Runner {
     /// # Errors
     /// Errors of the device.
     pub fn oldest_reports(&mut self) -> Result<Vec<StepReport>> {
-        let reports = self.engine.get_mut().oldest_reports()?;
+        block_on(self.oldest_reports_async())
+    }
+
+    /// Like [`Runner::oldest_reports`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::oldest_reports`].
+    pub async fn oldest_reports_async(&mut self) -> Result<Vec<StepReport>> {
+        let reports = self.engine.oldest_reports().await?;
         self.of_steps(reports)
     }
 
@@ -506,10 +561,23 @@ impl Runner {
     /// # Errors
     /// As [`Runner::train`].
     pub fn evaluate<'a>(&mut self, images: impl Into<Labelled<'a, u8>>, eps: &[f32], beta: f64) -> Result<Evaluation> {
+        block_on(self.evaluate_async(images, eps, beta))
+    }
+
+    /// Like [`Runner::evaluate`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub async fn evaluate_async<'a>(
+        &mut self,
+        images: impl Into<Labelled<'a, u8>>,
+        eps: &[f32],
+        beta: f64,
+    ) -> Result<Evaluation> {
         let images = images.into();
-        let losses = self.losses(images, eps, beta)?;
+        let losses = self.losses_async(images, eps, beta).await?;
         let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
-        Ok(Evaluation { mean: self.read(program, "mean")?, ..losses })
+        Ok(Evaluation { mean: self.read(program, "mean").await?, ..losses })
     }
 
     /// Like [`Runner::evaluate`], without reading the images back, which takes time: `mean` is empty.
@@ -517,15 +585,28 @@ impl Runner {
     /// # Errors
     /// As [`Runner::train`].
     pub fn losses<'a>(&mut self, images: impl Into<Labelled<'a, u8>>, eps: &[f32], beta: f64) -> Result<Evaluation> {
+        block_on(self.losses_async(images, eps, beta))
+    }
+
+    /// Like [`Runner::losses`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub async fn losses_async<'a>(
+        &mut self,
+        images: impl Into<Labelled<'a, u8>>,
+        eps: &[f32],
+        beta: f64,
+    ) -> Result<Evaluation> {
         let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
         self.write_images(program, images)?;
         self.write(program, "eps", Data::F32(eps))?;
         self.write(program, "objective", Data::F32(&[beta as f32, 0.0]))?;
         self.run(program, &[])?;
-        let terms = self.read(program, "terms")?;
+        let terms = self.read(program, "terms").await?;
         let &[total, recon, kl, mse] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };
-        let (kl_dims, h) = (self.read(program, "kl_dims")?, self.read(program, "h")?);
+        let (kl_dims, h) = (self.read(program, "kl_dims").await?, self.read(program, "h").await?);
         Ok(Evaluation { total, recon, kl, mse, kl_dims, h, mean: Vec::new() })
     }
 
@@ -534,11 +615,19 @@ impl Runner {
     /// # Errors
     /// As [`Runner::train`].
     pub fn encode<'a>(&mut self, images: impl Into<Labelled<'a, u8>>) -> Result<Vec<f32>> {
+        block_on(self.encode_async(images))
+    }
+
+    /// Like [`Runner::encode`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub async fn encode_async<'a>(&mut self, images: impl Into<Labelled<'a, u8>>) -> Result<Vec<f32>> {
         let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Encode)?;
         self.write_images(program, images)?;
         self.run(program, &[])?;
-        self.read(program, "h")
+        self.read(program, "h").await
     }
 
     /// Decodes latent vectors, `[batch, latent]`, to mean images, `[batch, c, h, w]` with values around -1 to 1.
@@ -546,13 +635,21 @@ impl Runner {
     /// # Errors
     /// As [`Runner::train`], for the number of latent values.
     pub fn decode<'a>(&mut self, z: impl Into<Labelled<'a, f32>>) -> Result<Vec<f32>> {
+        block_on(self.decode_async(z))
+    }
+
+    /// Like [`Runner::decode`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::train`].
+    pub async fn decode_async<'a>(&mut self, z: impl Into<Labelled<'a, f32>>) -> Result<Vec<f32>> {
         let z = z.into();
         let batch = Self::batch("latent vectors", z.values.len(), self.config.latent_dim)?;
         let program = self.program(batch, Mode::Decode)?;
         self.write(program, "z", Data::F32(z.values))?;
         self.write_labels(program, z.labels, batch)?;
         self.run(program, &[])?;
-        self.read(program, "mean")
+        self.read(program, "mean").await
     }
 
     /// Draws `count` latent vectors from the prior and decodes them. Returns mean images, as [`Runner::decode`].
@@ -560,7 +657,16 @@ impl Runner {
     /// # Errors
     /// As [`Runner::decode`].
     pub fn sample(&mut self, count: usize, seed: u64) -> Result<Vec<f32>> {
-        self.decode(&rng::normals(&mut rng::stream(seed, Stream::Sample, 0), count * self.config.latent_dim))
+        block_on(self.sample_async(count, seed))
+    }
+
+    /// Like [`Runner::sample`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::decode`].
+    pub async fn sample_async(&mut self, count: usize, seed: u64) -> Result<Vec<f32>> {
+        let z = rng::normals(&mut rng::stream(seed, Stream::Sample, 0), count * self.config.latent_dim);
+        self.decode_async(&z).await
     }
 
     /// Returns the name of the first parameter, running statistic or gradient that contains NaN or infinity.
@@ -569,7 +675,7 @@ impl Runner {
     /// Errors of the device.
     pub fn first_non_finite(&mut self) -> Result<Option<String>> {
         for arena in [Arena::Params, Arena::States, Arena::Grads] {
-            let tensors = self.engine.get_mut().download(arena)?;
+            let tensors = self.download(arena)?;
             let bad = tensors.iter().position(|t| t.iter().any(|v| !v.is_finite()));
             if let Some(i) = bad {
                 let name = self.graph()?.tensors(arena).get(i).map(|t| t.name.clone()).unwrap_or_default();

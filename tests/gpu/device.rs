@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use pollster::block_on;
 use vae_wgpu::Error;
 use vae_wgpu::runtime::exec::entry::{PassProgram, run_pass};
 use vae_wgpu::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor};
@@ -68,7 +69,7 @@ fn readback_ring_returns_copies_in_order(gpu: &Arc<Gpu>) {
     let mut got = Vec::new();
     for i in 0..5u32 {
         if ring.is_full() {
-            got.extend(ring.drain(gpu).unwrap());
+            got.extend(block_on(ring.drain(gpu)).unwrap());
         }
         gpu.write(&buffer, 0, bytemuck::cast_slice(&[i, i + 1])).unwrap();
         let mut encoder = gpu.encoder("copy");
@@ -78,13 +79,13 @@ fn readback_ring_returns_copies_in_order(gpu: &Arc<Gpu>) {
         if i == 3 {
             // Waiting for the oldest returns it, and may return more.
             let before = got.len();
-            got.extend(ring.wait_for_oldest(gpu).unwrap());
+            got.extend(block_on(ring.wait_for_oldest(gpu)).unwrap());
             assert!(got.len() > before);
         }
         got.extend(ring.poll(gpu).unwrap());
     }
-    got.extend(ring.drain(gpu).unwrap());
-    assert!(ring.wait_for_oldest(gpu).unwrap().is_empty());
+    got.extend(block_on(ring.drain(gpu)).unwrap());
+    assert!(block_on(ring.wait_for_oldest(gpu)).unwrap().is_empty());
     let want: Vec<_> = (0..5u32).map(|i| (u64::from(i), bytemuck::cast_slice(&[i + 1, i]).to_vec())).collect();
     assert_eq!(got, want);
 }

@@ -17,7 +17,7 @@ pub(super) struct DevicesArgs {
 impl DevicesArgs {
     /// Fails (exit code 1) when there is no adapter.
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let adapters = adapters();
+        let adapters = adapters()?;
         if self.json {
             print(serde_json::to_string_pretty(&adapters)?)?;
         } else {

@@ -13,6 +13,7 @@ use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer};
 use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
 use crate::runtime::plan;
 use crate::runtime::plan::{BufferId, BufferRange, Plan};
+use crate::runtime::sys::platform::block_on;
 use crate::runtime::tensor::{Layout, Spec};
 
 /// Most bytes that a run can report; larger outputs are for [`Executor::read`].
@@ -152,10 +153,64 @@ impl GpuExecutor {
     /// # Errors
     /// [`Error::Bug`] for a value that no node touches, [`Error::Device`] if the device fails.
     pub fn value(&self, program: ProgramId, value: ValueId) -> Result<Vec<f32>> {
+        block_on(self.value_async(program, value))
+    }
+
+    async fn value_async(&self, program: ProgramId, value: ValueId) -> Result<Vec<f32>> {
         let compiled = self.compiled(program)?;
         let binding = self.buffers.value(compiled, value)?;
-        let bytes = self.gpu.read(binding.buffer, binding.offset, binding.size)?;
+        let bytes = self.gpu.read_async(binding.buffer, binding.offset, binding.size).await?;
         compiled.graph.value(value).spec.unpack(&bytes)
+    }
+
+    /// Like [`Executor::reports`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Executor::reports`].
+    pub async fn reports_async(&mut self, wait: bool) -> Result<Vec<Report>> {
+        let copies = if wait { self.ring.drain(&self.gpu).await? } else { self.ring.poll(&self.gpu)? };
+        self.receive(copies)?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Like [`Executor::oldest_reports`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Executor::reports`].
+    pub async fn oldest_reports_async(&mut self) -> Result<Vec<Report>> {
+        let copies = self.ring.wait_for_oldest(&self.gpu).await?;
+        self.receive(copies)?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Like [`Executor::read`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Executor::read`].
+    pub async fn read_async(&self, output: OutputId) -> Result<Vec<f32>> {
+        if self.last != Some(output.program) {
+            return Err(not_the_last_run(self.graph(output.program)?, output));
+        }
+        self.value_async(output.program, output.value).await
+    }
+
+    /// Like [`Executor::download`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Executor::download`].
+    pub async fn download_async(&self, arena: Arena) -> Result<Vec<Vec<f32>>> {
+        let first = self.programs.first().ok_or_else(|| unused_arena(arena))?;
+        if first.graph.tensors(arena).is_empty() {
+            return Ok(Vec::new());
+        }
+        let (specs, buffer) = self.arena(arena)?;
+        let bytes = self.gpu.read_async(buffer, 0, buffer.size()).await?;
+        let one = |tensor: &Tensor| {
+            let at = tensor.offset as usize;
+            let range = bytes.get(at..at + tensor.spec.device_bytes());
+            tensor.spec.unpack(range.ok_or_else(|| outside(tensor))?)
+        };
+        specs.iter().map(one).collect()
     }
 
     fn compiled(&self, program: ProgramId) -> Result<&Compiled> {
@@ -280,7 +335,7 @@ impl Executor for GpuExecutor {
 
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
         if self.ring.is_full() {
-            let copies = self.ring.drain(&self.gpu)?;
+            let copies = block_on(self.ring.wait_for_oldest(&self.gpu))?;
             self.receive(copies)?;
         }
         let compiled = self.programs.get(program.0).ok_or_else(|| unknown_program(program))?;
@@ -315,22 +370,15 @@ impl Executor for GpuExecutor {
     }
 
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>> {
-        let copies = if wait { self.ring.drain(&self.gpu)? } else { self.ring.poll(&self.gpu)? };
-        self.receive(copies)?;
-        Ok(std::mem::take(&mut self.ready))
+        block_on(self.reports_async(wait))
     }
 
     fn oldest_reports(&mut self) -> Result<Vec<Report>> {
-        let copies = self.ring.wait_for_oldest(&self.gpu)?;
-        self.receive(copies)?;
-        Ok(std::mem::take(&mut self.ready))
+        block_on(self.oldest_reports_async())
     }
 
     fn read(&mut self, output: OutputId) -> Result<Vec<f32>> {
-        if self.last != Some(output.program) {
-            return Err(not_the_last_run(self.graph(output.program)?, output));
-        }
-        self.value(output.program, output.value)
+        block_on(self.read_async(output))
     }
 
     fn upload(&mut self, arena: Arena, tensors: &[Vec<f32>]) -> Result<()> {
@@ -355,18 +403,7 @@ impl Executor for GpuExecutor {
     }
 
     fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
-        let first = self.programs.first().ok_or_else(|| unused_arena(arena))?;
-        if first.graph.tensors(arena).is_empty() {
-            return Ok(Vec::new());
-        }
-        let (specs, buffer) = self.arena(arena)?;
-        let bytes = self.gpu.read(buffer, 0, buffer.size())?;
-        let one = |tensor: &Tensor| {
-            let at = tensor.offset as usize;
-            let range = bytes.get(at..at + tensor.spec.device_bytes());
-            tensor.spec.unpack(range.ok_or_else(|| outside(tensor))?)
-        };
-        specs.iter().map(one).collect()
+        block_on(self.download_async(arena))
     }
 
     fn time_next(&mut self) -> Result<bool> {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Options;
 use crate::runtime::kernel::{DeviceKind, Profile, TEXTURE_WIDTH};
+use crate::runtime::sys::platform::block_on;
 
 /// The adapter to open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -183,8 +184,8 @@ pub(super) fn instance() -> wgpu::Instance {
     wgpu::Instance::new(descriptor.with_env())
 }
 
-fn list(instance: &wgpu::Instance, options: &Options) -> Vec<(wgpu::Adapter, AdapterInfo)> {
-    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+async fn list(instance: &wgpu::Instance, options: &Options) -> Vec<(wgpu::Adapter, AdapterInfo)> {
+    let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
     let info = |(index, adapter): (usize, wgpu::Adapter)| {
         let info = AdapterInfo::new(index, &adapter, options);
         (adapter, info)
@@ -193,14 +194,21 @@ fn list(instance: &wgpu::Instance, options: &Options) -> Vec<(wgpu::Adapter, Ada
 }
 
 /// Returns all adapters on the backends that `WGPU_BACKEND` allows, including software ones.
-#[must_use]
-pub fn adapters() -> Vec<AdapterInfo> {
-    list(&instance(), &Options::default()).into_iter().map(|(_, info)| info).collect()
+///
+/// # Errors
+/// [`Error::Device`] in a browser, where [`adapters_async`] lists them.
+pub fn adapters() -> Result<Vec<AdapterInfo>> {
+    block_on(async { Ok(adapters_async().await) })
+}
+
+/// Like [`adapters`], for a browser: the adapter that it offers, if any.
+pub async fn adapters_async() -> Vec<AdapterInfo> {
+    list(&instance(), &Options::default()).await.into_iter().map(|(_, info)| info).collect()
 }
 
 /// Chooses the adapter that matches `options`.
-pub(super) fn choose(instance: &wgpu::Instance, options: &Options) -> Result<(wgpu::Adapter, AdapterInfo)> {
-    let adapters = list(instance, options);
+pub(super) async fn choose(instance: &wgpu::Instance, options: &Options) -> Result<(wgpu::Adapter, AdapterInfo)> {
+    let adapters = list(instance, options).await;
     let found = match adapters.as_slice() {
         [] => "none found".to_owned(),
         some => {
@@ -248,7 +256,7 @@ mod tests {
     #[test]
     fn a_missing_adapter_is_an_error_with_a_hint() {
         let options = Options { select: Select::Name("no such adapter".into()), ..Options::default() };
-        let error = choose(&instance(), &options).unwrap_err().to_string();
+        let error = block_on(choose(&instance(), &options)).unwrap_err().to_string();
         assert!(
             error.contains("no such adapter") && error.contains(" found") && error.contains("Choose one")
                 || error.contains("apt install"),

@@ -6,6 +6,8 @@
 //! wgpu reports validation errors and exhausted memory asynchronously, and panics by default. This module creates every object inside
 //! error scopes. Errors outside of them, and the loss of the device, are recorded and returned as an [`Error`] by the next submission
 //! or read.
+//!
+//! Functions that wait for the device come in pairs: an `async` one, which also works in a browser, and one that blocks on it.
 
 mod adapter;
 mod pipeline_cache;
@@ -21,7 +23,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use adapter::{AdapterInfo, Select, adapters};
+pub use adapter::{AdapterInfo, Select, adapters, adapters_async};
 pub use pipeline_cache::Compiled;
 pub use pipelines::Rewrite;
 pub use program::{Binding, Program, Step};
@@ -36,6 +38,7 @@ use crate::runtime::gpu::testing::{LiveObjects, TestHooks};
 use crate::runtime::kernel::{DeviceKind, Profile, fold_grid};
 use crate::runtime::sys::affinity::Threads;
 use crate::runtime::sys::memory;
+use crate::runtime::sys::platform::{MAY_WAIT, block_on};
 
 /// Options for opening a device.
 #[derive(Clone, Debug)]
@@ -118,9 +121,17 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`] lists the adapters if none matches; [`Error::Device`] if the adapter cannot be opened.
     pub fn open(options: &Options) -> Result<Self> {
+        block_on(Self::open_async(options))
+    }
+
+    /// Like [`Gpu::open`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub async fn open_async(options: &Options) -> Result<Self> {
         let threads = options.pin_driver_threads.then(Threads::now);
         let instance = adapter::instance();
-        let (adapter, info) = adapter::choose(&instance, options)?;
+        let (adapter, info) = adapter::choose(&instance, options).await?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("vae-wgpu"),
             required_features: adapter::features_wanted(adapter.features(), options),
@@ -128,8 +139,8 @@ impl Gpu {
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
         };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|e| Error::device(format!("opening {info}"), e))?;
+        let opened = adapter.request_device(&descriptor).await;
+        let (device, queue) = opened.map_err(|e| Error::device(format!("opening {info}"), e))?;
         if let (Some(threads), DeviceKind::Software) = (threads, info.profile.kind) {
             threads.pin_newer();
         }
@@ -213,12 +224,20 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] for a range outside the buffer or one that is not aligned, or if the device failed.
     pub fn read(&self, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
+        block_on(self.read_async(buffer, offset, len))
+    }
+
+    /// Like [`Gpu::read`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Gpu::read`].
+    pub async fn read_async(&self, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
         let mut ring = Ring::new(self, len, 1)?;
         let mut encoder = self.encoder("read");
         let copy = ring.encode_copy(&mut encoder, &[(buffer, offset, len)])?;
         let submission = self.submit(encoder)?;
         ring.map(copy, submission);
-        match ring.drain(self)?.pop() {
+        match ring.drain(self).await?.pop() {
             Some((_, bytes)) => Ok(bytes),
             None => Err(Error::bug("a read returned no bytes")),
         }
@@ -297,7 +316,11 @@ impl Gpu {
         }
     }
 
+    /// In a browser, where scopes must be awaited, errors are recorded like those outside of scopes, and [`Gpu::health`] returns them.
     fn captured<T>(&self, f: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
+        if !MAY_WAIT {
+            return (f(), None);
+        }
         let filters = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
         let [memory, internal, validation] = filters.map(|filter| self.device.push_error_scope(filter));
         let value = f();

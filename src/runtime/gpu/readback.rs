@@ -1,14 +1,12 @@
 //! Readback through a ring of staging buffers: a loss is read some steps later, so no step waits for it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
 
 use crate::error::{Error, Result};
-use crate::runtime::gpu::Gpu;
-
-/// Time limit for the notification about a copy that the device has finished.
-const TIMEOUT: Duration = Duration::from_secs(10);
+use crate::runtime::gpu::{Gpu, lock};
 
 /// A ring of staging buffers.
 ///
@@ -43,7 +41,15 @@ impl StagedCopy {
 struct Pending {
     copy: StagedCopy,
     submission: wgpu::SubmissionIndex,
-    mapped: Arc<OnceLock<Result<(), wgpu::BufferAsyncError>>>,
+    mapped: Arc<Mutex<Mapped>>,
+}
+
+/// Whether a staging buffer can be read.
+#[derive(Debug, Default)]
+struct Mapped {
+    result: Option<Result<(), wgpu::BufferAsyncError>>,
+    /// The task that waits for the result.
+    waker: Option<Waker>,
 }
 
 impl Ring {
@@ -90,10 +96,15 @@ impl Ring {
 
     /// Requests the bytes of a copy after its submission. [`Ring::poll`] and the like report a failure.
     pub fn map(&mut self, copy: StagedCopy, submission: wgpu::SubmissionIndex) {
-        let mapped = Arc::new(OnceLock::new());
+        let mapped = Arc::new(Mutex::new(Mapped::default()));
         let done = Arc::clone(&mapped);
         copy.buffer.map_async(wgpu::MapMode::Read, 0..copy.len.max(4), move |result| {
-            let _ = done.set(result);
+            let waker = {
+                let mut mapped = lock(&done);
+                mapped.result = Some(result);
+                mapped.waker.take()
+            };
+            waker.into_iter().for_each(Waker::wake);
         });
         self.pending.push_back(Pending { copy, submission, mapped });
     }
@@ -110,10 +121,10 @@ impl Ring {
     /// Waits for all copies and returns them as (ticket, bytes), oldest first.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device failed or a copy does not finish in ten seconds.
-    pub fn drain(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
+    /// [`Error::Device`] if the device failed.
+    pub async fn drain(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
         let all = self.pending.len();
-        self.wait(gpu, &wgpu::PollType::wait_indefinitely(), all)
+        self.wait(gpu, wgpu::PollType::wait_indefinitely(), all).await
     }
 
     /// Waits for the oldest copy, while later submissions run on, and returns it with those that have finished too. Returns nothing if there
@@ -121,33 +132,33 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Ring::drain`].
-    pub fn wait_for_oldest(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
+    pub async fn wait_for_oldest(&mut self, gpu: &Gpu) -> Result<Vec<(u64, Vec<u8>)>> {
         let Some(oldest) = self.pending.front() else { return Ok(Vec::new()) };
         let submission_index = Some(oldest.submission.clone());
-        self.wait(gpu, &wgpu::PollType::Wait { submission_index, timeout: None }, 1)
+        self.wait(gpu, wgpu::PollType::Wait { submission_index, timeout: None }, 1).await
     }
 
-    /// Polls until at least `count` copies have finished.
-    fn wait(&mut self, gpu: &Gpu, how: &wgpu::PollType, count: usize) -> Result<Vec<(u64, Vec<u8>)>> {
-        let start = Instant::now();
-        let mut done = Vec::new();
-        loop {
-            gpu.poll(how.clone())?;
-            done.extend(self.collect()?);
-            if done.len() >= count {
-                return Ok(done);
-            }
-            // The device has finished, but another thread that polls it has not run the callback yet.
-            if start.elapsed() > TIMEOUT {
-                return Err(Error::device("reading back", "a copy did not finish"));
-            }
-            std::thread::yield_now();
+    /// Waits for the `count` oldest copies. In a browser the poll returns at once, and the callbacks end the wait.
+    async fn wait(&mut self, gpu: &Gpu, how: wgpu::PollType, count: usize) -> Result<Vec<(u64, Vec<u8>)>> {
+        gpu.poll(how)?;
+        for Pending { mapped, .. } in self.pending.iter().take(count) {
+            poll_fn(|context| {
+                let mut mapped = lock(mapped);
+                if mapped.result.is_some() {
+                    return Poll::Ready(());
+                }
+                mapped.waker = Some(context.waker().clone());
+                Poll::Pending
+            })
+            .await;
         }
+        gpu.health()?;
+        self.collect()
     }
 
     fn collect(&mut self) -> Result<Vec<(u64, Vec<u8>)>> {
         let mut done = Vec::new();
-        while let Some(result) = self.pending.front().and_then(|p| p.mapped.get().cloned()) {
+        while let Some(result) = self.pending.front().and_then(|p| lock(&p.mapped).result.clone()) {
             let Some(Pending { copy: StagedCopy { buffer, len, ticket }, .. }) = self.pending.pop_front() else {
                 break;
             };

@@ -1,8 +1,9 @@
 //! Measured peak rates of a device: the roofline that benchmarks compare with.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
+use web_time::Instant;
 
 use crate::error::Result;
 use crate::runtime::gpu::{Binding, Gpu, Program, Step};

@@ -33,6 +33,13 @@ pub struct LiveObjects {
 }
 
 impl LiveObjects {
+    /// A browser does not count objects.
+    #[cfg(target_arch = "wasm32")]
+    pub(super) fn of(_: &wgpu::Instance) -> Self {
+        Self::default()
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
     pub(super) fn of(instance: &wgpu::Instance) -> Self {
         let Some(report) = instance.generate_report() else { return Self::default() };
         let hub = report.hub_report();

@@ -1,7 +1,8 @@
 //! Checkpoints, weights and images of a run, and what happens when they cannot be written.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+
+use web_time::Instant;
 
 use super::{Trainer, noise};
 use crate::error::{Error, Result};

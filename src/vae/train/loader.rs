@@ -4,7 +4,8 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope};
-use std::time::Instant;
+
+use web_time::Instant;
 
 use super::{Settings, noise};
 use crate::error::{Error, Result};

@@ -1,7 +1,8 @@
 //! Profiling a step of a run.
 
 use std::path::PathBuf;
-use std::time::Instant;
+
+use web_time::Instant;
 
 use super::Trainer;
 use super::events::Event;
