@@ -28,6 +28,11 @@ impl OracleTensor {
         self.facts[name].as_f64().unwrap_or(0.0)
     }
 
+    /// Sizes of the dimensions.
+    pub(crate) fn shape(&self) -> Result<Vec<usize>> {
+        Ok(serde_json::from_value(self.facts["shape"].clone())?)
+    }
+
     /// Raises the scale of the tolerance to the size of the inputs.
     pub(crate) fn raise_scale(&mut self, size: f64) {
         self.facts["max_abs"] = self.fact("max_abs").max(size).into();

@@ -334,6 +334,11 @@ pub(crate) fn register(tests: &mut Suite) -> Result<()> {
         let case = Arc::new(case);
         let family = if case.kind == "model" { "model" } else { &case.op };
         let name = |engine: &str| format!("{family}/{} {engine}", case.name);
+        if case.kind == "model" && graphs::evaluated(&case).is_some() {
+            let inner = Arc::clone(&case);
+            let seed = name("seed_names");
+            tests.add(name("seed_names"), move || report(&seed, &inner, graphs::seed_names(&inner)));
+        }
         let inner = Arc::clone(&case);
         let name_f64 = name("f64");
         tests.add(name("f64"), move || report(&name_f64, &inner, run(&inner, Engine::F64, None)));

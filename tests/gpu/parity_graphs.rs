@@ -1,6 +1,7 @@
 //! Fixtures of whole graphs: residual blocks with their gradients, and models over five training steps.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,8 +10,11 @@ use vae_wgpu::runtime::graph::{Arena, Builder, Graph, Root, ValueId};
 use vae_wgpu::runtime::op::{AdamConfig, Likelihood, StepScalars};
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::{Shape, Spec};
+use vae_wgpu::vae::inference::{Model, draws};
 use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
+use vae_wgpu::vae::names;
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
+use vae_wgpu::vae::tensor_file::{Array, TensorFile};
 
 use crate::fixtures::{OracleCase, OracleTensor};
 use crate::pass::Engine;
@@ -167,19 +171,7 @@ pub(crate) fn model(
     engine: Engine<'_>,
     gpu: Option<&Arc<vae_wgpu::runtime::gpu::Gpu>>,
 ) -> Result<String> {
-    let attr = |name: &str| case.attr("config")?.get(name).with_context(|| format!("config without {name}"));
-    let size = |name: &str| Ok::<_, anyhow::Error>(attr(name)?.as_u64().context("not a size")? as usize);
-    let config = VaeConfig {
-        channels: size("stem")?,
-        blocks: size("blocks_per_group")?,
-        groups: size("groups")?,
-        latent_dim: size("latent")?,
-        norm: norm(attr("norm")?.as_str().context("not a text")?)?,
-        image_size: size("image")?,
-        image_channels: size("channels")?,
-        likelihood: Likelihood::Unit,
-        classes: 0,
-    };
+    let config = config(case)?;
     let (batch, steps) = (case.size("batch")?, case.size("steps")?);
     let weight_decay = case.number("weight_decay")?;
     let rates: Vec<f64> = serde_json::from_value(case.manifest["lr_per_step"].clone())?;
@@ -199,8 +191,7 @@ pub(crate) fn model(
     for (name, value) in &modules {
         graph = graph.with_output(name, *value);
     }
-    let pixels = case.tensor("x")?.data.iter().map(|x| ((x + 1.0) * 127.5).round() as u8);
-    let images: Vec<u8> = pixels.collect();
+    let images = images(case)?;
     let eps: Vec<&[f32]> = case.tensor("eps")?.data.chunks_exact(batch * config.latent_dim).collect();
     ensure!(eps.len() == steps, "noise for {} steps", eps.len());
 
@@ -281,6 +272,66 @@ pub(crate) fn model(
         ensure!(runner.download(Arena::Params)? == exec.download(Arena::Params)?, "the runner's weights differ");
     }
     shares.report()
+}
+
+fn config(case: &OracleCase) -> Result<VaeConfig> {
+    let attr = |name: &str| case.attr("config")?.get(name).with_context(|| format!("config without {name}"));
+    let size = |name: &str| Ok::<_, anyhow::Error>(attr(name)?.as_u64().context("not a size")? as usize);
+    Ok(VaeConfig {
+        channels: size("stem")?,
+        blocks: size("blocks_per_group")?,
+        groups: size("groups")?,
+        latent_dim: size("latent")?,
+        norm: norm(attr("norm")?.as_str().context("not a text")?)?,
+        image_size: size("image")?,
+        image_channels: size("channels")?,
+        likelihood: Likelihood::Unit,
+        classes: 0,
+    })
+}
+
+fn images(case: &OracleCase) -> Result<Vec<u8>> {
+    Ok(case.tensor("x")?.data.iter().map(|x| ((x + 1.0) * 127.5).round() as u8).collect())
+}
+
+/// The weights of a model whose outputs in evaluation the fixture has, and those outputs: mu, log_std and, if the fixture has it, the
+/// decoded mean. `None` if it has none: in a small set the large tensors are left out. Without running statistics the first training step
+/// evaluates too.
+pub(crate) fn evaluated(case: &OracleCase) -> Option<(&'static str, [&'static str; 3])> {
+    if case.tensors.contains_key("eval_mu") {
+        return Some(("final/", ["eval_mu", "eval_log_std", "eval_mu_x"]));
+    }
+    let running = case.tensors.keys().any(|name| name.ends_with(".running_mean"));
+    (!running).then_some(("init/", ["mu1", "log_std1", "mu_x1"]))
+}
+
+/// PyTorch's weights under the names of pi-tau/vae, in a file without configuration, are the model that they were: its reconstructions are
+/// PyTorch's.
+pub(crate) fn seed_names(case: &OracleCase) -> Result<String> {
+    let (prefix, [mu, log_std, mean]) = evaluated(case).context("no outputs of an evaluation")?;
+    let config = config(case)?;
+    let mut file = TensorFile::default();
+    for (name, tensor) in &case.tensors {
+        let Some(name) = name.strip_prefix(prefix) else { continue };
+        let theirs =
+            names::to_seed(name, config.groups, config.blocks).with_context(|| format!("no name for {name}"))?;
+        file.tensors.insert(theirs, Array { dims: tensor.shape()?, data: tensor.data.clone() });
+    }
+    let path = Path::new("seed.safetensors");
+    let model = Model::from_bytes(&file.to_bytes(path)?, path.to_owned())?;
+    ensure!(model.config == config, "{:?}", model.config);
+    let batch = case.size("batch")?;
+    let mut trained = model.on(&Device::Cpu, &Options::default(), batch, &[])?;
+    let h = trained.encode(&images(case)?)?;
+    let eps = &case.tensor("eps")?.data[..batch * config.latent_dim];
+    let decoded = trained.decode(&draws(&h, eps, config.latent_dim))?;
+    let mut shares = Shares::new(case);
+    let halves = halves(&h, config.latent_dim);
+    for (found, name) in [(&halves.0, mu), (&halves.1, log_std), (&decoded, mean)] {
+        shares.elements(found, name, None)?;
+    }
+    ensure!(shares.used.len() >= 2, "compared: {:?}", shares.used);
+    Ok(format!("{:?}", shares.used))
 }
 
 /// The parameters without gradient are those whose gradient is zero in PyTorch.
