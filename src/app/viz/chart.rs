@@ -56,6 +56,11 @@ impl Axis {
         Self { low, high, log: true, ticks }
     }
 
+    /// Returns the values with ticks, and their labels.
+    pub(super) fn ticks(&self) -> &[(f64, String)] {
+        &self.ticks
+    }
+
     /// Returns the place of a value from 0 at the lowest to 1 at the highest; values beyond lie beyond.
     pub(super) fn share(&self, value: f64) -> f64 {
         if self.log {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::Escaped;
 use crate::app::viz::canvas::Point;
+use crate::app::viz::chart::Axis;
 use crate::app::viz::plots::every_nth;
 
 /// Size of a chart in units of its view box; the page shows a unit as about a pixel.
@@ -14,6 +15,8 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 48.0;
+/// Largest number of ticks of an axis that is not logarithmic.
+const TICKS: usize = 5;
 /// Largest number of points per curve: more than one per unit of width are not visible.
 const MOST_POINTS: usize = 400;
 
@@ -54,12 +57,12 @@ impl Chart<'_> {
     }
 
     fn write(&self, out: &mut String) {
-        let scale = |v: f64| if self.log { v.log10() } else { v };
         let (low, high) = self.range();
         let last = self.series.iter().filter_map(|s| s.points.last()).map(|p| p.0).fold(1.0, f64::max);
         let (width, height) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
-        let x = |v: f64| v / last * width;
-        let y = |v: f64| (high - scale(v)) / (high - low) * height;
+        let (x_axis, y_axis) = (Axis::counts(last, TICKS), self.axis(low, high));
+        let x = |v: f64| x_axis.share(v) * width;
+        let y = |v: f64| (1.0 - y_axis.share(v)) * height;
         let (title, unit) = (Escaped(self.title), Escaped(self.unit));
         let mut put = |part: std::fmt::Arguments<'_>| {
             // Writing to a string cannot fail.
@@ -68,8 +71,8 @@ impl Chart<'_> {
         put(format_args!("<figure class=\"chart\"><figcaption><b>{title}</b> <span>{unit}</span></figcaption>\n"));
         put(format_args!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\n"));
         let (right, bottom) = (WIDTH - RIGHT, TOP + height);
-        for (value, label) in self.ticks(low, high) {
-            let at = TOP + y(value);
+        for (value, label) in y_axis.ticks() {
+            let at = TOP + y(*value);
             put(format_args!("<path class=\"grid\" d=\"M{LEFT} {at:.1}H{right}\"/>"));
             put(format_args!(
                 "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>\n",
@@ -78,10 +81,8 @@ impl Chart<'_> {
             ));
         }
         put(format_args!("<path class=\"axis\" d=\"M{LEFT} {bottom}H{right}\"/>\n"));
-        let step = nice(last / 5.0).max(1.0);
-        for i in 0..=(last / step + 1e-9) as u32 {
-            let (value, at) = (f64::from(i) * step, LEFT + x(f64::from(i) * step));
-            let label = if value >= 10_000.0 { format!("{}k", value / 1e3) } else { format!("{value}") };
+        for (value, label) in x_axis.ticks() {
+            let at = LEFT + x(*value);
             put(format_args!("<text x=\"{at:.1}\" y=\"{:.0}\" text-anchor=\"middle\">{label}</text>", bottom + 18.0));
         }
         let (middle, below) = (LEFT + width / 2.0, HEIGHT - 6.0);
@@ -111,8 +112,8 @@ impl Chart<'_> {
         put(format_args!("</svg></figure>\n"));
     }
 
-    /// Returns the range of the vertical axis, of logarithms on a logarithmic one: all dots, and the curves without the highest 1 % of
-    /// their points, so that the first steps of a run do not flatten the rest.
+    /// Returns the range of the vertical axis: all dots, and the curves without the highest 1 % of their points, so that the first steps
+    /// of a run do not flatten the rest.
     fn range(&self) -> (f64, f64) {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for series in &self.series {
@@ -124,9 +125,8 @@ impl Chart<'_> {
             }
         }
         if self.log {
-            let (low, high) = (low.log10(), high.log10());
-            let margin = (0.05 * (high - low)).max(0.05);
-            return (low - margin, high + margin);
+            let margin = (high / low).powf(0.05).max(1.12);
+            return (low / margin, high * margin);
         }
         let margin = (0.05 * (high - low)).max(1e-3 * high.abs()).max(1e-9);
         // An axis that almost reaches zero starts there.
@@ -134,37 +134,9 @@ impl Chart<'_> {
         (start, high + margin)
     }
 
-    /// Returns the values and labels of the ticks of the vertical axis.
-    fn ticks(&self, low: f64, high: f64) -> Vec<(f64, String)> {
-        if !self.log {
-            let step = nice((high - low) / 5.0);
-            let digits = (-step.log10().floor()).clamp(0.0, 300.0) as usize;
-            let label =
-                |v: f64| if digits > 4 || v.abs() >= 1e5 { format!("{v:.1e}") } else { format!("{v:.digits$}") };
-            let first = (low / step).ceil();
-            let count = ((high / step).floor() - first) as u32;
-            // The sum avoids a negative zero.
-            return (0..=count).map(|i| (first + f64::from(i)) * step + 0.0).map(|v| (v, label(v))).collect();
-        }
-        let label = |v: f64| if (1e-3..1e4).contains(&v) { format!("{v}") } else { format!("{v:e}") };
-        let decades = || (low.floor() as i32..=high.ceil() as i32).map(|exponent| 10f64.powi(exponent));
-        let within = |v: &f64| (low..=high).contains(&v.log10());
-        let whole: Vec<f64> = decades().filter(within).collect();
-        let values = if whole.len() > 2 {
-            let every = whole.len().div_ceil(6);
-            whole.into_iter().step_by(every).collect()
-        } else {
-            decades().flat_map(|ten| [1.0, 2.0, 3.0, 5.0, 7.0].map(|m| m * ten)).filter(within).collect::<Vec<_>>()
-        };
-        // Round to the digits of the label: 3 * 0.1 is not 0.3.
-        values.into_iter().map(|v| (v, label(format!("{v:.1e}").parse().unwrap_or(v)))).collect()
+    fn axis(&self, low: f64, high: f64) -> Axis {
+        if self.log { Axis::log(low, high) } else { Axis::linear(low, high, TICKS) }
     }
-}
-
-/// Rounds a step up to 1, 2 or 5 times a power of ten.
-fn nice(step: f64) -> f64 {
-    let ten = 10f64.powf(step.log10().floor());
-    [1.0, 2.0, 5.0].into_iter().map(|m| m * ten).find(|nice| *nice >= step * (1.0 - 1e-9)).unwrap_or(10.0 * ten)
 }
 
 #[cfg(test)]
@@ -174,21 +146,6 @@ mod tests {
     fn chart(points: Vec<Point>, log: bool) -> Chart<'static> {
         let series = vec![Series { class: "val", points, dots: true }];
         Chart { title: "Loss", unit: "nats", x: "epoch", log, series }
-    }
-
-    fn labels(low: f64, high: f64, log: bool) -> Vec<String> {
-        chart(vec![], log).ticks(low, high).into_iter().map(|(_, label)| label).collect()
-    }
-
-    #[test]
-    fn ticks_are_round_numbers_within_the_range() {
-        assert_eq!(labels(-0.13, 0.32, false), ["-0.1", "0.0", "0.1", "0.2", "0.3"]);
-        assert_eq!(labels(0.0, 0.0105, false), ["0.000", "0.005", "0.010"]);
-        assert_eq!(labels(0.0, 1.1e-5, false), ["0.0e0", "5.0e-6", "1.0e-5"]);
-        assert_eq!(labels(0.0, 2.3e6, false), ["0", "5.0e5", "1.0e6", "1.5e6", "2.0e6"]);
-        assert_eq!(labels(-2.1, 1.2, true), ["0.01", "0.1", "1", "10"]);
-        assert_eq!(labels(-0.8, 0.2, true), ["0.2", "0.3", "0.5", "0.7", "1"]);
-        assert!(labels(-40.0, 40.0, true).len() <= 17);
     }
 
     #[test]
