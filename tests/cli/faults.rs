@@ -15,7 +15,7 @@ use crate::runs::{command, device, ok, resume, rows, run_in, signal, start, text
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Epochs of a run with a fault: long enough for the test to act.
-const LONG: &str = "40";
+const LONG: &str = "16";
 
 /// Arguments of a run with two steps per epoch.
 fn tiny<'a>(out: &'a str, device: &'a str, epochs: &'a str) -> Vec<&'a str> {
@@ -215,7 +215,7 @@ fn read_only_folder_warns_once_and_training_continues() {
 
     mode(folder, 0o555);
     let before = fs::read(folder.join(CHECKPOINT)).unwrap();
-    let (code, said) = ends(&mut as_somebody(&dir, &resume(&run, "cpu", "41")));
+    let (code, said) = ends(&mut as_somebody(&dir, &resume(&run, "cpu", "17")));
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("Permission denied") && said.contains("config.json"), "{said}");
     assert!(fs::read(folder.join(CHECKPOINT)).unwrap() == before, "the checkpoint is another");
@@ -240,7 +240,7 @@ fn missing_run_folder_is_recreated() {
     assert_same_end(&run, &whole);
     assert!(Path::new(&run).join("model.safetensors").exists());
     // It can be resumed.
-    ok(&resume(&run, "cpu", "41"));
+    ok(&resume(&run, "cpu", "17"));
 }
 
 #[test]

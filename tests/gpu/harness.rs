@@ -41,6 +41,11 @@ impl Setup {
     }
 }
 
+/// Whether to run what an ordinary run leaves out, because a software driver takes long to compile it.
+pub(crate) fn everything() -> bool {
+    std::env::var("VAE_WGPU_ALL").is_ok_and(|all| all == "1")
+}
+
 /// Pipelines after which a device is closed: a driver keeps some megabytes for each.
 const MAX_PIPELINES: usize = 100;
 

@@ -16,7 +16,7 @@ use vae_wgpu::app::check::{Check, CheckKind, suite};
 use vae_wgpu::runtime::kernel::{DeviceKind, Dispatch, Profile};
 use vae_wgpu::runtime::op::{OPS, Target};
 
-use crate::harness::{Setup, Suite, verdict};
+use crate::harness::{Setup, Suite, everything, verdict};
 
 /// Name and variant of a kernel.
 type Key = (&'static str, &'static str);
@@ -112,10 +112,9 @@ pub(crate) fn register(tests: &mut Suite) -> vae_wgpu::Result<()> {
         }
         covered.extend(new);
     }
-    let all = std::env::var("VAE_WGPU_ALL").is_ok_and(|all| all == "1");
     let profile = tests.profile(Setup::Full)?.unwrap_or(Profile::WEBGPU);
     for check in checks {
-        if all || !is_left_out(&check, &profile)? {
+        if everything() || !is_left_out(&check, &profile)? {
             register_on(tests, Setup::Full, "", check)?;
         }
     }
