@@ -280,7 +280,8 @@ impl Executor for GpuExecutor {
 
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
         if self.ring.is_full() {
-            let copies = self.ring.drain(&self.gpu)?;
+            // The device keeps working on the later ones.
+            let copies = self.ring.wait_for_oldest(&self.gpu)?;
             self.receive(copies)?;
         }
         let compiled = self.programs.get(program.0).ok_or_else(|| unknown_program(program))?;
