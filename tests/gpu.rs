@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
 #![expect(clippy::neg_cmp_op_on_partial_ord, reason = "a comparison with NaN must fail")]
 
+#[path = "common/accumulation.rs"]
+mod accumulated;
 #[path = "common/geometry.rs"]
 mod cases;
 #[path = "common/random.rs"]

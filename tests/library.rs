@@ -2,11 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+#[path = "common/accumulation.rs"]
+mod accumulated;
 #[path = "common/geometry.rs"]
 mod cases;
 #[path = "common/random.rs"]
 mod random;
 
+#[path = "library/accumulation.rs"]
+mod accumulation;
 #[path = "library/checkpoint.rs"]
 mod checkpoint;
 #[path = "library/data.rs"]

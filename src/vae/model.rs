@@ -122,6 +122,11 @@ pub(crate) const POSTERIOR_BIAS: &str = "encoder.fc.bias";
 pub enum Mode {
     /// Loss, gradients and update, with batch statistics.
     Train,
+    /// Loss and gradients of a micro-batch, with batch statistics, added to those of the micro-batches before it in a step of up to this
+    /// many. With [`Mode::Update`], which follows the last one, they make a training step.
+    Accumulate(usize),
+    /// The update of a training step of several micro-batches. It is the same for every batch size.
+    Update,
     /// Loss, `h` (mu, then log_std) and `mean` of a batch, with running statistics.
     Evaluate,
     /// `h` of `images`, with running statistics.
@@ -169,7 +174,8 @@ impl VaeConfig {
     /// Returns the graph for one batch size. The graphs of a model share their parameters and running statistics.
     ///
     /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `labels` (one-hot, `[batch, classes]`, if there are classes),
-    /// `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `objective` (weight of the KL term and free bits, see [`Elbo`]), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)). Outputs: `terms`
+    /// `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `objective` (weight of the KL term and free bits, see [`Elbo`]), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)),
+    /// `micro_batch` ([`MicroBatch`](crate::runtime::op::MicroBatch)). Outputs: `terms`
     /// (total, recon, kl, mse), `kl_dims` (`[latent]`), `h` (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite
     /// flag).
     ///
@@ -190,12 +196,14 @@ impl VaeConfig {
     fn rewritten(&self, batch: usize, mode: Mode, fuse: bool, recompute: bool) -> Result<Graph> {
         let (graph, loss) = self.forward(batch, mode)?;
         let graph = if fuse { graph.fused()? } else { graph };
+        let with_gradients = |graph: Graph| {
+            let graph = graph.with_gradients(&[Root::Loss(loss)], &[])?;
+            if recompute { graph.with_recompute(block_of) } else { Ok(graph) }
+        };
         match mode {
-            Mode::Train => {
-                let graph = graph.with_gradients(&[Root::Loss(loss)], &[])?;
-                let graph = if recompute { graph.with_recompute(block_of)? } else { graph };
-                graph.with_adam(AdamConfig::default(), loss)
-            }
+            Mode::Train => with_gradients(graph)?.with_adam(AdamConfig::default(), loss),
+            Mode::Accumulate(most) => with_gradients(graph)?.with_accumulation(most, loss),
+            Mode::Update => graph.update_after_accumulation(AdamConfig::default()),
             Mode::Evaluate => Ok(graph),
             Mode::Encode => graph.only(&["h"]),
             Mode::Decode => graph.only(&["mean"]),
@@ -214,7 +222,7 @@ impl VaeConfig {
     fn forward(&self, batch: usize, mode: Mode) -> Result<(Graph, ValueId)> {
         self.check()?;
         self.images(batch).checked("model", &format!("a batch of {batch}"))?;
-        let training = mode == Mode::Train;
+        let training = matches!(mode, Mode::Train | Mode::Accumulate(_) | Mode::Update);
         let mut b = Builder::new();
         let bytes = b.input("images", Spec::bytes(self.images(batch)))?;
         let x = b.apply("image_decode", &[bytes], |s| ImageDecode::new(s[0]))?;

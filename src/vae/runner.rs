@@ -8,7 +8,7 @@ use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, OutputId, P
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph, initial};
 use crate::runtime::kernel::Kernel;
-use crate::runtime::op::StepScalars;
+use crate::runtime::op::{MicroBatch, StepScalars};
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
 use crate::runtime::sys::platform::block_on;
@@ -234,6 +234,10 @@ pub struct Runner {
     step: u64,
     /// Ticket and step of training steps that have not been reported.
     pending: Vec<(u64, u64)>,
+    /// Micro-batches of the next step that have run, and their number once the first has.
+    accumulated: (usize, usize),
+    /// Index of the step whose runs are timed, and the times of its runs but the last.
+    timed: Option<(u64, Vec<Span>)>,
 }
 
 impl Runner {
@@ -259,6 +263,8 @@ impl Runner {
             seed: 0,
             step: 0,
             pending: Vec::new(),
+            accumulated: (0, 0),
+            timed: None,
         };
         runner.prepare(programs)?;
         Ok(runner)
@@ -469,8 +475,118 @@ impl Runner {
     ) -> Result<u64> {
         let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Train)?;
+        self.write_batch(program, images, eps, hyper)?;
+        self.start_update(program, hyper)
+    }
+
+    /// Starts a training step like [`Runner::train_with_noise`], in micro-batches of `size` images, of which the last may have fewer.
+    /// Loss and gradient are means over all images of the step, added as [`MicroBatch`] defines; batch statistics are those of each
+    /// micro-batch.
+    ///
+    /// # Errors
+    /// As [`Runner::train`]; [`Error::InvalidArgument`] for more micro-batches than
+    /// [`MAX_MICRO_BATCHES`](crate::runtime::op::MAX_MICRO_BATCHES).
+    pub fn train_accumulated<'a>(
+        &mut self,
+        images: impl Into<Labelled<'a, u8>>,
+        eps: &[f32],
+        size: usize,
+        hyper: &Hyperparams,
+    ) -> Result<u64> {
+        let Labelled { values, labels } = images.into();
+        let of = self.image_batch(values.into())?;
+        if size == 0 {
+            return Err(Error::argument("images of a micro-batch", "at least 1", size));
+        }
+        let latent = self.config.latent_dim;
+        if eps.len() != of * latent {
+            return Err(Error::argument("number of noise values", of * latent, eps.len()));
+        }
+        let count = of.div_ceil(size);
+        // A model without classes has no labels.
+        let mut labels = labels.chunks(size);
+        let parts = values.chunks(size * (values.len() / of)).zip(eps.chunks(size * latent));
+        for (index, (values, eps)) in parts.enumerate() {
+            let micro_batch = MicroBatch { index, count, images: size.min(of - index * size), of };
+            self.accumulate(Labelled { values, labels: labels.next().unwrap_or_default() }, eps, micro_batch, hyper)?;
+        }
+        self.update(hyper)
+    }
+
+    /// Starts the forward and backward pass of a micro-batch, and adds loss and gradients to those of the micro-batches of the step before
+    /// it. They come in order, from index 0; [`Runner::update`] ends the step.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a micro-batch out of order, and as [`Runner::train_with_noise`].
+    pub fn accumulate<'a>(
+        &mut self,
+        images: impl Into<Labelled<'a, u8>>,
+        eps: &[f32],
+        micro_batch: MicroBatch,
+        hyper: &Hyperparams,
+    ) -> Result<()> {
+        let images = images.into();
+        micro_batch.check()?;
+        let MicroBatch { index, count, .. } = micro_batch;
+        let (done, all) = self.accumulated;
+        if index > 0 && (index, count) != (done, all) {
+            let expected = format!("{done} of {all}, or 0 to start a step");
+            return Err(Error::argument("index of the next micro-batch", expected, format!("{index} of {count}")));
+        }
+        let batch = self.image_batch(images)?;
+        if batch != micro_batch.images {
+            return Err(Error::argument("images of a micro-batch", micro_batch.images, batch));
+        }
+        let program = self.accumulation(batch, count)?;
+        self.write_batch(program, images, eps, hyper)?;
+        self.write(program, "micro_batch", Data::F32(&micro_batch.to_array()))?;
+        self.run_timed(program, &[])?;
+        self.accumulated = (index + 1, count);
+        Ok(())
+    }
+
+    /// Starts the update that ends a training step of several micro-batches, and returns the index of the step. The results come later,
+    /// from [`Runner::reports`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a micro-batch of the step is missing, and errors of the device.
+    pub fn update(&mut self, hyper: &Hyperparams) -> Result<u64> {
+        let (done, all) = self.accumulated;
+        if done == 0 || done < all {
+            return Err(Error::argument("number of micro-batches before the update", all.max(1), done));
+        }
+        let program = self.program(1, Mode::Update)?;
+        let step = self.start_update(program, hyper)?;
+        self.accumulated = (0, 0);
+        Ok(step)
+    }
+
+    /// Returns the program for a micro-batch in a step of `count`: one for longer steps does too.
+    fn accumulation(&mut self, batch: usize, count: usize) -> Result<ProgramId> {
+        let suits = |&&((size, mode), _): &&((usize, Mode), ProgramId)| {
+            size == batch && matches!(mode, Mode::Accumulate(most) if most >= count)
+        };
+        match self.programs.iter().find(suits) {
+            Some((_, program)) => Ok(*program),
+            None => self.program(batch, Mode::Accumulate(count)),
+        }
+    }
+
+    /// Writes images, noise and the weights of the loss terms.
+    fn write_batch(
+        &mut self,
+        program: ProgramId,
+        images: Labelled<'_, u8>,
+        eps: &[f32],
+        hyper: &Hyperparams,
+    ) -> Result<()> {
         self.write_images(program, images)?;
         self.write(program, "eps", Data::F32(eps))?;
+        self.write(program, "objective", Data::F32(&[hyper.beta as f32, hyper.free_bits as f32]))
+    }
+
+    /// Runs a program that ends with the update of the next step, and returns the index of the step.
+    fn start_update(&mut self, program: ProgramId, hyper: &Hyperparams) -> Result<u64> {
         let optimizer = self.engine.get().graph(program)?.optimizer();
         let adam = optimizer.ok_or_else(|| Error::bug("a training graph without optimizer"))?;
         let (bias_correction1, bias_correction2) = adam.bias_corrections(self.step);
@@ -481,29 +597,52 @@ impl Runner {
             weight_decay: hyper.weight_decay as f32,
             clip: hyper.clip as f32,
         };
-        self.write(program, "objective", Data::F32(&[hyper.beta as f32, hyper.free_bits as f32]))?;
         self.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
-        let ticket = self.run(program, &["terms", "norm"])?;
+        let ticket = self.run_timed(program, &["terms", "norm"])?;
         let step = self.step;
         self.pending.push((ticket, step));
         self.step += 1;
         Ok(step)
     }
 
-    /// Requests times of the dispatches of the next run. Returns `false` if the device has no timestamps.
+    /// Requests times of the dispatches of the next training step. Returns `false` if the device has no timestamps.
     ///
     /// # Errors
     /// Errors of the device.
     pub fn time_next(&mut self) -> Result<bool> {
-        self.engine.get_mut().time_next()
+        let able = self.engine.get_mut().time_next()?;
+        self.timed = able.then(|| (self.step, Vec::new()));
+        Ok(able)
     }
 
-    /// Returns the times of the last timed run, once. Waits for the device.
+    /// Returns the times of the last timed step, once. Waits for the device. The runs of several micro-batches follow each other without the
+    /// time between them.
     ///
     /// # Errors
     /// Errors of the device.
     pub fn spans(&mut self) -> Result<Vec<Span>> {
-        self.engine.get_mut().spans()
+        let (_, mut spans) = self.timed.take().unwrap_or_default();
+        self.append_spans(&mut spans)?;
+        Ok(spans)
+    }
+
+    /// Runs a program of a training step, timed if times were requested: all runs of a step are, each after the one before.
+    fn run_timed(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
+        let later_run = |(step, _): &mut (u64, _)| *step == self.step && self.accumulated.0 > 0;
+        if let Some((step, mut spans)) = self.timed.take_if(later_run) {
+            self.append_spans(&mut spans)?;
+            self.engine.get_mut().time_next()?;
+            self.timed = Some((step, spans));
+        }
+        self.run(program, report)
+    }
+
+    /// Appends the times of the last timed run.
+    fn append_spans(&mut self, spans: &mut Vec<Span>) -> Result<()> {
+        let end = spans.iter().filter_map(|span| Some(span.begin_ns? + span.ns?)).fold(0.0, f64::max);
+        let last = self.engine.get_mut().spans()?;
+        spans.extend(last.into_iter().map(|span| Span { begin_ns: span.begin_ns.map(|at| at + end), ..span }));
+        Ok(())
     }
 
     /// Returns the reports of finished training steps, oldest first; with `wait`, of all steps started so far.

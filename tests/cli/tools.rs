@@ -82,6 +82,33 @@ fn info_prints_the_model_and_its_plan() {
 }
 
 #[test]
+fn info_plans_accumulated_steps() {
+    let info = |more: &[&str]| {
+        let output = run(&[["info", "--channels", "4", "--blocks", "1", "--json"].as_slice(), more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    let (small, large) = (info(&["--batch", "8"]), info(&["--batch", "32"]));
+    let parts = info(&["--batch", "8", "--accumulate", "4"]);
+    let number = |info: &Value, name: &str| info[name].as_f64().unwrap();
+    let flop = number(&parts, "flop_step") / number(&large, "flop_step");
+    assert!((0.99..1.01).contains(&flop), "{flop}");
+    assert!(number(&parts, "dispatches") > 3.9 * number(&small, "dispatches"));
+    let memory = [&small, &parts, &large].map(|info| number(info, "memory_bytes"));
+    assert!(memory.is_sorted() && memory[1] < 0.5 * memory[2], "{memory:?}");
+    let of = |info: &Value, kernel: &str| {
+        let kernels = info["kernels"].as_array().unwrap();
+        kernels.iter().find(|row| row["kernel"] == kernel).map(|row| row["dispatches"].as_u64().unwrap())
+    };
+    // Two levels for four micro-batches, each for gradients and loss terms.
+    assert_eq!(
+        ["scale.forward", "accumulate.forward", "adam.forward"].map(|name| of(&parts, name)),
+        [8, 16, 1].map(Some)
+    );
+    assert_eq!(of(&small, "scale.forward"), None);
+}
+
+#[test]
 fn oversized_batch_reports_the_largest_that_fits() {
     for args in [["info", "--batch", "100000"].as_slice(), &["info", "--batch", "128", "--memory-limit", "300"]] {
         let output = run(args);

@@ -89,6 +89,32 @@ fn run_is_repeated_from_its_file_or_its_name() {
 }
 
 #[test]
+fn accumulated_run_counts_whole_steps_and_is_repeated_from_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, again, like] = ["first/run", "again/run", "like/run"].map(|name| run_in(&dir, name));
+    // 18 images train: steps of eight, eight and two.
+    let line = "train --data shapes --train-limit 20 --val-limit 2 --channels 2 --blocks 1 --latent-dim 2 --epochs 2 --batch-size 4 \
+                --accumulate 2 --device cpu --json --out";
+    let output = ok(&line.split_whitespace().chain([first.as_str()]).collect::<Vec<_>>());
+    let events: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let started = &events[0];
+    assert_eq!([&started["batch_size"], &started["accumulate"], &started["steps"]], [4, 2, 6], "{started}");
+    assert_eq!(events.iter().filter(|event| event["event"] == "step").count(), 6);
+    assert_eq!(rows(&first, "metrics.csv").len(), 1 + 6);
+    let read = |name: &str| fs::read_to_string(Path::new(&first).join(name)).unwrap();
+    assert!(read("train.toml").contains("accumulate = 2\n"));
+    let config: Value = serde_json::from_str(&read("config.json")).unwrap();
+    assert_eq!(config["settings"]["accumulate"], 2, "{config}");
+    assert!(read("report.html").contains("batches per step"));
+    let file = Path::new(&first).join("train.toml");
+    ok(&["train", "--config", file.to_str().unwrap(), "--device", "cpu", "--quiet", "--out", &again]);
+    assert_same(&first, &again);
+    // Options on the command line take precedence: a step of one batch is not counted as accumulated.
+    ok(&["train", "--like", &first, "--accumulate", "1", "--device", "cpu", "--quiet", "--out", &like]);
+    assert_eq!(rows(&like, "metrics.csv").len(), 1 + 10);
+}
+
+#[test]
 fn preparations_write_no_run() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["train", "--data", "shapes", "--train-limit", "40", "--val-limit", "4", "--device", "cpu"];
@@ -105,6 +131,8 @@ fn preparations_write_no_run() {
         said.contains("36 images, 25 epochs, 50 steps of 32") && said.contains("dry run: ready to train"),
         "{said}"
     );
+    let [_, said] = run(&["--dry-run", "--batch-size", "4", "--accumulate", "4"]);
+    assert!(said.contains("36 images, 25 epochs, 75 steps of 4 x 4"), "{said}");
     assert_eq!(files(), 0);
     let [found, _] = run(&["--lr-find", "--json", "--batch-size", "8"]);
     let found: Value = serde_json::from_str(&found).unwrap();

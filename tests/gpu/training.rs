@@ -15,6 +15,7 @@ use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner, StepReport};
 
+use crate::accumulated;
 use crate::harness::{self, Setup, Suite, everything};
 
 /// All arenas of a training step.
@@ -327,6 +328,41 @@ fn programs_of_several_sizes_share_parameters(device: &Arc<Gpu>) {
     assert!(matches!(runner.decode(&mu[1..]), Err(Error::InvalidArgument { .. })));
 }
 
+/// One test, so that the pipelines of the small model are compiled once.
+fn accumulated_steps_are_those_of_one_batch_or_of_several_processes(device: &Arc<Gpu>) {
+    let device = &gpu(device);
+    accumulated::shares_of_a_step_give_the_same_bits(device);
+    accumulated::accumulated_steps_agree_with_one_batch(device);
+    accumulated::batch_statistics_are_those_of_each_micro_batch(device);
+    accumulated::single_micro_batch_gives_the_bits_of_a_step(device);
+    accumulated::non_finite_micro_batch_rejects_the_whole_step(device);
+}
+
+fn accumulated_steps_agree_with_the_reference(device: &Arc<Gpu>) {
+    let config = smallest(Norm::Batch);
+    // Micro-batches of two images, the last one of one.
+    let programs = [(2, Mode::Accumulate(2)), (1, Mode::Accumulate(2)), (1, Mode::Update)];
+    let run = |device: &Device| {
+        let mut runner = runner(config, &programs, device, &Options::default());
+        for step in 0..3 {
+            let (images, eps) = batch(&config, BATCH, step);
+            runner.train_accumulated(&images, &eps, 2, &Hyperparams { clip: 1.0, ..Hyperparams::default() }).unwrap();
+        }
+        (runner.reports(true).unwrap(), ARENAS.map(|arena| bits(&runner.download(arena).unwrap())))
+    };
+    let (found, expected) = (run(&gpu(device)), run(&Device::Cpu));
+    assert_eq!((found.0.len(), expected.0.len()), (3, 3));
+    for (a, b) in found.0.iter().zip(&expected.0) {
+        assert!(a.finite && b.finite && a.step == b.step);
+        let tolerance = if a.step == 0 { 1e-5 } else { 1e-3 };
+        close("total", a.total, b.total, tolerance);
+        close("mse", a.mse, b.mse, tolerance);
+        close("gradient norm", a.grad_norm, b.grad_norm, 10.0 * tolerance);
+    }
+    // The same seed gives the same bits.
+    assert_eq!(found, run(&gpu(device)));
+}
+
 fn overfits_a_single_batch(device: &Arc<Gpu>) {
     let config = small(Norm::Batch);
     let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
@@ -446,6 +482,8 @@ pub(crate) fn register(tests: &mut Suite) {
         training_does_not_leak_device_objects,
         non_finite_step_changes_nothing,
         programs_of_several_sizes_share_parameters,
+        accumulated_steps_are_those_of_one_batch_or_of_several_processes,
+        accumulated_steps_agree_with_the_reference,
         overfits_a_single_batch,
         variants_agree_in_training,
         bisect_finds_no_divergence,

@@ -152,6 +152,7 @@ mod tests {
             val_limit: Some(10),
             val_split: 0.3,
             batch_size: 7,
+            accumulate: 3,
             epochs: 3,
             seed: u64::MAX,
             lr: 1.0 / 3.0,

@@ -16,8 +16,9 @@ use crate::app::io::model;
 use crate::runtime::gpu::{Gpu, Options, Select};
 use crate::runtime::graph::{Graph, Tensor};
 use crate::runtime::kernel::Profile;
+use crate::runtime::op::Cost;
 use crate::runtime::plan;
-use crate::runtime::plan::Plan;
+use crate::runtime::plan::{Plan, Traffic};
 use crate::vae::model::{Mode, VaeConfig};
 
 #[derive(Args, Debug)]
@@ -28,13 +29,16 @@ pub(super) struct InfoArgs {
     /// Batch size to plan for.
     #[arg(long, alias = "batch-size", value_name = "N", default_value = "128")]
     batch: NonZeroUsize,
+    /// Plan for training steps of K micro-batches of --batch images, as `train --accumulate` does.
+    #[arg(long, value_name = "K", default_value = "1", value_parser = values::micro_batches())]
+    accumulate: usize,
     /// Plan for a device (auto, an index, or part of a name) instead of WebGPU's default limits.
     #[arg(long, value_name = "auto|N|NAME", value_parser = non_empty::<Select>)]
     device: Option<Select>,
     /// Also print the name and shape of every tensor.
     #[arg(long)]
     layers: bool,
-    /// Also print every dispatch of a training step.
+    /// Also print every dispatch of a training step; with --accumulate, those of a micro-batch and of the update.
     #[arg(long)]
     dispatches: bool,
     /// Print one JSON object.
@@ -60,10 +64,11 @@ impl InfoArgs {
         let options = self.plan.options(gpu.as_ref().map(Gpu::adapter_info), &config, &[(batch, Mode::Train)])?;
         let profile = gpu.as_ref().map_or(Profile::WEBGPU, |gpu| *gpu.profile());
         drop(gpu);
-        let (graph, plan) = config.plan(batch, Mode::Train, &profile, &options)?;
+        let plan = |options: &plan::Options| StepPlan::new(&config, batch, self.accumulate, &profile, options);
+        let step = plan(&options)?;
         let path = model.as_ref().map(|model| model.path.as_path());
         if self.json {
-            print(serde_json::to_string_pretty(&object(path, run.as_ref(), &config, &graph, &plan)?)?)?;
+            print(serde_json::to_string_pretty(&object(path, run.as_ref(), &config, &step)?)?)?;
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(run) = &run {
@@ -72,20 +77,20 @@ impl InfoArgs {
         if let Some(path) = path {
             print(format_args!("model:   {}", path.display()))?;
         }
-        print(format_args!("parameters: {}", graph.parameter_count()))?;
-        print_cost(&config, &graph, batch)?;
-        print_plan("as planned", &plan)?;
+        print(format_args!("parameters: {}", step.graph.parameter_count()))?;
+        print_cost(&config, &step, batch)?;
+        print_plan("as planned", &step)?;
         let other = plan::Options { fuse: !options.fuse, budget: None, ..options.clone() };
         let name = if other.fuse { "fused" } else { "not fused" };
-        print_plan(name, &config.plan(batch, Mode::Train, &profile, &other)?.1)?;
-        print_untrained(&graph)?;
-        print(format_args!("device memory at batch {batch}:\n{}", plan.memory))?;
-        print_kernels(&plan)?;
+        print_plan(name, &plan(&other)?)?;
+        print_untrained(&step.graph)?;
+        print(format_args!("device memory at batch {batch}:\n{}", step.plan.memory))?;
+        print_kernels(&step)?;
         if self.layers {
-            print_tensors(&graph)?;
+            print_tensors(&step.graph)?;
         }
         if self.dispatches {
-            for placed in &plan.dispatches {
+            for placed in step.runs().flat_map(|(_, _, plan)| &plan.dispatches) {
                 print(format_args!("{} x{}", placed.label, placed.dispatch.workgroups))?;
             }
         }
@@ -93,30 +98,92 @@ impl InfoArgs {
     }
 }
 
+/// The plan of a training step: one graph, or one for each micro-batch and one for the update.
+struct StepPlan {
+    micro_batches: usize,
+    graph: Graph,
+    plan: Plan,
+    update: Option<(Graph, Plan)>,
+}
+
+impl StepPlan {
+    fn new(
+        config: &VaeConfig,
+        batch: usize,
+        micro_batches: usize,
+        profile: &Profile,
+        options: &plan::Options,
+    ) -> crate::Result<Self> {
+        let plan = |batch, mode| config.plan(batch, mode, profile, options);
+        let ((graph, plan), update) = match micro_batches {
+            1 => (plan(batch, Mode::Train)?, None),
+            most => (plan(batch, Mode::Accumulate(most))?, Some(plan(1, Mode::Update)?)),
+        };
+        Ok(Self { micro_batches, graph, plan, update })
+    }
+
+    /// The graphs and plans of the step, and how often each runs.
+    fn runs(&self) -> impl Iterator<Item = (usize, &Graph, &Plan)> {
+        let update = self.update.iter().map(|(graph, plan)| (1, graph, plan));
+        std::iter::once((self.micro_batches, &self.graph, &self.plan)).chain(update)
+    }
+
+    fn cost(&self) -> crate::Result<Cost> {
+        let mut total = Cost::default();
+        for (times, graph, _) in self.runs() {
+            let cost = graph.cost()?;
+            total.flop += times as f64 * cost.flop;
+            total.bytes += times as f64 * cost.bytes;
+        }
+        Ok(total)
+    }
+
+    fn dispatches(&self) -> usize {
+        self.runs().map(|(times, _, plan)| times * plan.dispatches.len()).sum()
+    }
+
+    fn traffic(&self) -> Traffic {
+        let mut total = Traffic::default();
+        for (times, _, plan) in self.runs() {
+            let (times, Traffic { loaded, stored, copied }) = (times as u64, plan.traffic());
+            total.loaded += times * loaded;
+            total.stored += times * stored;
+            total.copied += times * copied;
+        }
+        total
+    }
+
+    /// Returns the number of dispatches of each kernel and variant.
+    fn kernels(&self) -> BTreeMap<(&'static str, &'static str), usize> {
+        let mut all = BTreeMap::new();
+        for (times, _, plan) in self.runs() {
+            for (kernel, dispatches) in kernels(plan) {
+                *all.entry(kernel).or_default() += times * dispatches;
+            }
+        }
+        all
+    }
+}
+
 /// The same as a JSON object.
-fn object(
-    path: Option<&Path>,
-    run: Option<&Run>,
-    config: &VaeConfig,
-    graph: &Graph,
-    plan: &Plan,
-) -> anyhow::Result<Value> {
-    let (forward, step) = (config.graph(1, Mode::Evaluate)?.cost()?, graph.cost()?);
+fn object(path: Option<&Path>, run: Option<&Run>, config: &VaeConfig, step: &StepPlan) -> anyhow::Result<Value> {
+    let (forward, cost) = (config.graph(1, Mode::Evaluate)?.cost()?, step.cost()?);
     let tensor = |tensor: &Tensor| json!({"name": tensor.name, "shape": tensor.spec.torch_dims()});
-    let kernels = kernels(plan)
+    let kernels = step
+        .kernels()
         .into_iter()
         .map(|((kernel, variant), dispatches)| json!({"kernel": kernel, "variant": variant, "dispatches": dispatches}));
     Ok(json!({
         "model": path.map(|path| path.to_string_lossy()),
         "run": run,
         "config": config,
-        "parameters": graph.parameter_count(),
+        "parameters": step.graph.parameter_count(),
         "flop_forward": forward.flop,
-        "flop_step": step.flop,
-        "dispatches": plan.dispatches.len(),
-        "memory_bytes": plan.memory.total(),
+        "flop_step": cost.flop,
+        "dispatches": step.dispatches(),
+        "memory_bytes": step.plan.memory.total(),
         "kernels": kernels.collect::<Vec<_>>(),
-        "tensors": graph.params().iter().map(tensor).collect::<Vec<_>>(),
+        "tensors": step.graph.params().iter().map(tensor).collect::<Vec<_>>(),
     }))
 }
 
@@ -129,23 +196,27 @@ fn print_tensors(graph: &Graph) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_cost(config: &VaeConfig, step: &Graph, batch: usize) -> anyhow::Result<()> {
-    let (forward, step) = (config.graph(1, Mode::Evaluate)?.cost()?, step.cost()?);
+fn print_cost(config: &VaeConfig, step: &StepPlan, batch: usize) -> anyhow::Result<()> {
+    let (forward, cost) = (config.graph(1, Mode::Evaluate)?.cost()?, step.cost()?);
+    let micro_batches = match step.micro_batches {
+        1 => String::new(),
+        count => format!("{count} x "),
+    };
     print(format_args!(
-        "cost: {:.1} MFLOP per image forward, {:.1} MFLOP per image and training step; {:.2} GFLOP and {:.2} GB of operands per step at batch {batch}",
+        "cost: {:.1} MFLOP per image forward, {:.1} MFLOP per image and training step; {:.2} GFLOP and {:.2} GB of operands per step at batch {micro_batches}{batch}",
         forward.flop / 1e6,
-        step.flop / 1e6 / batch as f64,
-        step.flop / 1e9,
-        step.bytes / 1e9
+        cost.flop / 1e6 / (step.micro_batches * batch) as f64,
+        cost.flop / 1e9,
+        cost.bytes / 1e9
     ))
 }
 
-fn print_plan(name: &str, plan: &Plan) -> anyhow::Result<()> {
+fn print_plan(name: &str, step: &StepPlan) -> anyhow::Result<()> {
     print(format_args!(
         "{name}: {} dispatches per training step, {}, {:.1} MiB of activations and gradients",
-        plan.dispatches.len(),
-        plan.traffic(),
-        plan.memory.slots as f64 / f64::from(1 << 20)
+        step.dispatches(),
+        step.traffic(),
+        step.plan.memory.slots as f64 / f64::from(1 << 20)
     ))
 }
 
@@ -163,15 +234,15 @@ fn print_untrained(graph: &Graph) -> anyhow::Result<()> {
 }
 
 /// Prints the number of dispatches of each kernel and variant.
-fn print_kernels(plan: &Plan) -> anyhow::Result<()> {
+fn print_kernels(step: &StepPlan) -> anyhow::Result<()> {
     print("kernels:")?;
-    for ((name, variant), count) in kernels(plan) {
+    for ((name, variant), count) in step.kernels() {
         print(format_args!("  {count:>4} x {name} ({variant})"))?;
     }
     Ok(())
 }
 
-/// Returns the number of dispatches of each kernel and variant.
+/// Returns the number of dispatches of each kernel and variant in a plan.
 pub(super) fn kernels(plan: &Plan) -> BTreeMap<(&'static str, &'static str), usize> {
     let mut kernels = BTreeMap::new();
     for placed in &plan.dispatches {

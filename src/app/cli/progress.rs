@@ -185,7 +185,7 @@ struct Report {
     epochs: u64,
     steps: u64,
     first_step: u64,
-    batch_size: usize,
+    images_per_step: usize,
     run: String,
     software: bool,
     /// Steps that were measured, and seconds of a step, averaged with more weight on late ones.
@@ -203,12 +203,12 @@ impl Report {
     fn update(&mut self, event: &Event<'_>) {
         match event {
             Event::Started(start) => {
-                (self.epochs, self.steps, self.batch_size) = (start.epochs, start.steps, start.batch_size);
-                self.first_step = start.first_step;
+                (self.epochs, self.steps, self.first_step) = (start.epochs, start.steps, start.first_step);
+                self.images_per_step = start.batch_size.saturating_mul(start.accumulate);
                 (self.run, self.software) = (start.run.display().to_string(), start.software);
             }
             Event::Step(row) => {
-                let seconds = self.batch_size as f64 / f64::from(row.images_per_s);
+                let seconds = self.images_per_step as f64 / f64::from(row.images_per_s);
                 self.epoch_steps += seconds;
                 self.measured += 1;
                 // The first one may compile.
@@ -301,14 +301,18 @@ impl Report {
 /// The lines at the start of a run.
 fn header(start: &Start<'_>) -> Vec<String> {
     // The device has been shown before kernels were compiled for it.
-    let Start { run, model, parameters, images, batch_size, epochs, steps, first_step, memory, .. } = start;
+    let Start { run, model, parameters, images, batch_size, accumulate, epochs, steps, first_step, memory, .. } = start;
+    let of = match accumulate {
+        1 => batch_size.to_string(),
+        _ => format!("{accumulate} x {batch_size}"),
+    };
     let resumed =
         if *first_step > 1 { format!(", resuming after {}", counted(*first_step - 1, "step")) } else { String::new() };
     let memory = memory.map(|bytes| format!("memory  {:.0} MiB on the device", bytes as f64 / f64::from(1 << 20)));
     let lines = [
         format!("model   {model}, {} parameters", grouped(*parameters as u64)),
         format!(
-            "train   {}, {}, {} of {batch_size}{resumed}",
+            "train   {}, {}, {} of {of}{resumed}",
             counted(*images as u64, "image"),
             counted(*epochs, "epoch"),
             counted(*steps, "step")
@@ -411,6 +415,7 @@ mod tests {
             parameters: 1_721_891,
             images: 50_000,
             batch_size: 128,
+            accumulate: 1,
             epochs: 25,
             steps: 9775,
             first_step: 1,
@@ -545,10 +550,17 @@ mod tests {
         send_events(&mut Quiet);
     }
 
+    #[test]
+    fn header_shows_micro_batches() {
+        let lines = |accumulate| header(&Start { accumulate, ..start() });
+        assert_eq!(lines(1)[1], "train   50,000 images, 25 epochs, 9,775 steps of 128");
+        assert_eq!(lines(4)[1], "train   50,000 images, 25 epochs, 9,775 steps of 4 x 128");
+    }
+
     /// A run in which each step of 100 images takes two seconds.
     fn measured(steps: u64, software: bool) -> (Report, Vec<String>) {
         let mut report = Report::default();
-        let start = Start { batch_size: 100, epochs: 10, steps: 10_000, software, ..start() };
+        let start = Start { batch_size: 25, accumulate: 4, epochs: 10, steps: 10_000, software, ..start() };
         let mut lines = Vec::new();
         report.update(&Event::Started(start));
         for step in 1..=steps {
@@ -580,7 +592,7 @@ mod tests {
         let row = StepRow { step: 1001, epoch: 2, images_per_s: 50.0, ..StepRow::default() };
         assert!((report.left(&row).unwrap() - 17_998.0 - 9.0 * 60.0).abs() < 1.0);
         let first = StepRow { step: 1, epoch: 1, images_per_s: 0.01, ..StepRow::default() };
-        let mut report = Report { steps: 10, epochs: 1, batch_size: 100, ..Report::default() };
+        let mut report = Report { steps: 10, epochs: 1, images_per_step: 100, ..Report::default() };
         report.update(&Event::Step(&first));
         assert_eq!(report.left(&first), None);
     }

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::data::DatasetArgs;
 use super::inference::{BATCH, counted};
 use super::output::check_output;
-use super::values::{choice, duration, non_negative, posterior_std, run, share};
+use super::values::{choice, duration, micro_batches, non_negative, posterior_std, run, share};
 use super::{
     DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, exit_code, fit_prior, is_quiet,
     message, print, signals,
@@ -79,7 +79,7 @@ struct RunArgs {
     /// Resume a run with its saved settings and kernel variants. --epochs sets a new total; --variant and --variants override the saved
     /// variants.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
-        "out", "force", "config", "like", "init", "batch_size", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
+        "out", "force", "config", "like", "init", "batch_size", "accumulate", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
         "val_split", "recipe", "image_size", "conditional", "posterior_std",
     ], value_parser = run(), value_hint = ValueHint::DirPath)]
@@ -115,9 +115,14 @@ struct TrainingArgs {
     /// Total number of epochs [default: 25].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
     epochs: Option<u64>,
-    /// Images per training step; auto: the largest power of two up to 1024 that the device has memory for [default: 128].
+    /// Images per training step, or with --accumulate per micro-batch; auto: the largest power of two up to 1024 that the device has memory
+    /// for [default: 128].
     #[arg(long, short, value_name = "N|auto", aliases = ["batch", "batch_size"])]
     batch_size: Option<BatchSize>,
+    /// Micro-batches per training step, whose gradients are added before the update: the step of a batch K times as large, in the memory of
+    /// one [default: 1].
+    #[arg(long, value_name = "K", value_parser = micro_batches(), hide_short_help = true)]
+    accumulate: Option<usize>,
     /// Seed of the initial weights, image order, noise and augmentation [default: 0].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -288,7 +293,7 @@ impl TrainArgs {
         }
         if let Some(plot) = &self.run.lr_find {
             show_device();
-            let batch_size = settings.batch_size;
+            let batch_size = settings.images_per_step();
             let points = range_test(settings, init.as_ref(), context)?;
             return self.report_range_test(&points, batch_size, plot);
         }
@@ -369,6 +374,7 @@ impl TrainArgs {
                 // Determined when data and device are open.
                 Some(BatchSize::Auto) | None => base.batch_size,
             },
+            accumulate: t.accumulate.unwrap_or(base.accumulate),
             epochs: t.epochs.unwrap_or(base.epochs),
             seed: t.seed.unwrap_or(base.seed),
             lr: t.lr.unwrap_or(base.lr),

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 
 use crate::app::bench::tune::KnownVariants;
 use crate::app::data::image_folder::SIZES;
 use crate::app::io::run_folder::RUNS;
 use crate::error::Error;
+use crate::runtime::op::MAX_MICRO_BATCHES;
 use crate::vae::model::VaeConfig;
 use crate::vae::train::POSTERIOR_STDS;
 
@@ -37,6 +38,11 @@ pub(super) fn run() -> impl TypedValueParser<Value = PathBuf> {
         let named = Path::new(RUNS).join(&path);
         if !path.exists() && named.is_dir() { named } else { path }
     })
+}
+
+/// Returns a parser of the number of micro-batches of a step.
+pub(super) fn micro_batches() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=MAX_MICRO_BATCHES as u64)
 }
 
 /// Returns a parser of one of `names`, which help and shells list.

@@ -335,6 +335,7 @@ impl Executor for GpuExecutor {
 
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
         if self.ring.is_full() {
+            // The device keeps working on the later ones.
             let copies = block_on(self.ring.wait_for_oldest(&self.gpu))?;
             self.receive(copies)?;
         }

@@ -8,6 +8,7 @@
 //! | [`Graph::with_gradients`] | `autodiff.rs` | appends the backward pass |
 //! | [`Graph::with_recompute`] | `recompute.rs` | recomputes activations in the backward pass instead of keeping them |
 //! | [`Graph::with_adam`] | `optimizer.rs` | appends the optimizer |
+//! | [`Graph::with_accumulation`] | `accumulate.rs` | in place of the optimizer, sums gradients over several runs |
 //!
 //! [`plan::plan`](crate::runtime::plan::plan) turns a graph into buffers and dispatches. A graph is plain data: it can be printed,
 //! costed, planned, and run on any [executor](crate::runtime::exec).
@@ -24,6 +25,7 @@ use crate::runtime::kernel::{Arg, operand};
 use crate::runtime::op::{Cost, Init, Op, Pass, Role};
 use crate::runtime::tensor::Spec;
 
+mod accumulate;
 mod autodiff;
 mod builder;
 mod fuse;
@@ -41,7 +43,7 @@ pub struct ValueId(pub(crate) usize);
 
 /// A flat buffer that outlives a step and is shared by all graphs of an executor.
 ///
-/// A parameter has the same offset in `Params`, `Grads` and each `OptimizerState`. A running statistic has the same offset in
+/// A parameter has the same offset in `Params`, `Grads` and each `OptimizerState` and `PartialGrads`. A running statistic has the same offset in
 /// `States` and `SavedStates`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Arena {
@@ -55,6 +57,13 @@ pub enum Arena {
     States,
     /// Running statistics after the last step that was applied. A step that is not applied restores them.
     SavedStates,
+    /// Loss terms of a step of several micro-batches.
+    Terms,
+    /// Sum of the gradients of a block of micro-batches, by level of the tree that adds them
+    /// ([`MicroBatch`](crate::runtime::op::MicroBatch)).
+    PartialGrads(usize),
+    /// Sum of the loss terms of a block of micro-batches, by level.
+    PartialTerms(usize),
 }
 
 impl fmt::Display for Arena {
@@ -65,6 +74,9 @@ impl fmt::Display for Arena {
             Self::OptimizerState(i) => write!(f, "optimizer state {i}"),
             Self::States => f.write_str("running statistics"),
             Self::SavedStates => f.write_str("saved statistics"),
+            Self::Terms => f.write_str("loss terms"),
+            Self::PartialGrads(level) => write!(f, "partial gradients {level}"),
+            Self::PartialTerms(level) => write!(f, "partial loss terms {level}"),
         }
     }
 }
@@ -182,6 +194,8 @@ pub struct Graph {
     forward: usize,
     params: Vec<Tensor>,
     states: Vec<Tensor>,
+    /// The loss terms, in a graph with accumulation.
+    terms: Vec<Tensor>,
     inputs: BTreeMap<String, ValueId>,
     outputs: BTreeMap<String, ValueId>,
     zero_grad_params: Vec<usize>,
@@ -238,7 +252,8 @@ impl Graph {
     pub fn tensors(&self, arena: Arena) -> &[Tensor] {
         match arena {
             Arena::States | Arena::SavedStates => &self.states,
-            Arena::Params | Arena::Grads | Arena::OptimizerState(_) => &self.params,
+            Arena::Params | Arena::Grads | Arena::OptimizerState(_) | Arena::PartialGrads(_) => &self.params,
+            Arena::Terms | Arena::PartialTerms(_) => &self.terms,
         }
     }
 
@@ -425,6 +440,11 @@ impl Graph {
         let index = tensors.len() - 1;
         Ok(self.add_value(name, spec, Storage::Tensor(arena, index)))
     }
+}
+
+/// Binds operands by their names.
+fn by_name<const N: usize>(operands: [(&'static str, ValueId); N]) -> Bound {
+    operands.map(|(name, value)| (operand(name), value)).to_vec()
 }
 
 /// Alignment of tensors in an arena in bytes: WebGPU's default alignment of storage buffer bindings.

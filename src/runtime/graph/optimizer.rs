@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::runtime::graph::{Arena, Bound, Graph, Storage, ValueId};
+use crate::runtime::graph::{Arena, Graph, Storage, ValueId, by_name};
 use crate::runtime::kernel::operand;
 use crate::runtime::op::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars, spec_of};
 use crate::runtime::tensor::Spec;
@@ -53,10 +53,6 @@ impl Graph {
         }
         Ok(self.with_output("norm", norm))
     }
-}
-
-fn by_name<const N: usize>(operands: [(&'static str, ValueId); N]) -> Bound {
-    operands.map(|(name, value)| (operand(name), value)).to_vec()
 }
 
 #[cfg(test)]

@@ -26,7 +26,9 @@ pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
 pub use self::case::{Case, Distribution, OpInfo};
 pub use self::conv::Conv;
 pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};
-pub use self::optim::{Adam, AdamConfig, GradNorm, RestoreStates, StepScalars};
+pub use self::optim::{
+    Accumulate, Adam, AdamConfig, Carry, GradNorm, MAX_MICRO_BATCHES, MicroBatch, RestoreStates, Scale, StepScalars,
+};
 pub use self::pass::{Cost, Pass, Passes};
 pub use self::registry::OPS;
 pub use self::vae::{Elbo, ElboConfig, Likelihood, Reparameterize};

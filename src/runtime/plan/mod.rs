@@ -153,7 +153,7 @@ pub struct Plan {
 pub struct Memory {
     /// Trainable parameters.
     pub params: u64,
-    /// Gradients of the parameters.
+    /// Gradients of the parameters, with their partial sums in a step of several micro-batches.
     pub gradients: u64,
     /// State of the optimizer.
     pub optimizer: u64,
@@ -277,7 +277,7 @@ fn memory(graph: &Graph, slots: &Slots, values: &[Option<BufferRange>], texture_
         let bytes = graph.arena_bytes(arena);
         *match arena {
             Arena::Params => &mut memory.params,
-            Arena::Grads => &mut memory.gradients,
+            Arena::Grads | Arena::PartialGrads(_) | Arena::Terms | Arena::PartialTerms(_) => &mut memory.gradients,
             Arena::OptimizerState(_) => &mut memory.optimizer,
             Arena::States | Arena::SavedStates => &mut memory.states,
         } += bytes;

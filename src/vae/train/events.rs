@@ -79,8 +79,10 @@ pub struct Start<'a> {
     pub parameters: usize,
     /// Number of training images.
     pub images: usize,
-    /// Images per step.
+    /// Images of a forward and backward pass.
     pub batch_size: usize,
+    /// Number of these in a step.
+    pub accumulate: usize,
     /// Total number of epochs.
     pub epochs: u64,
     /// Total number of steps.

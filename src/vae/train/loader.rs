@@ -15,7 +15,7 @@ use crate::vae::data::{Augment, Images};
 /// Number of prepared batches that wait. More than one evens out variations in the time of preparing and stepping.
 const DEPTH: usize = 2;
 
-/// Images and noise of a training step.
+/// Images and noise of a training step, of all its micro-batches.
 #[derive(Debug)]
 pub(super) struct Batch {
     /// Number of images.
@@ -58,7 +58,7 @@ pub(super) fn start<'scope>(
 
 fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &SyncSender<Result<Batch>>) {
     let order = data::epoch_order(settings.seed, epoch.number, images.len());
-    for (step, indices) in (epoch.first_step..).zip(order.chunks(settings.batch_size)).skip(epoch.done) {
+    for (step, indices) in (epoch.first_step..).zip(order.chunks(settings.images_per_step())).skip(epoch.done) {
         let batch = batch(settings, images, epoch.number, step, indices);
         let failed = batch.is_err();
         // Sending fails if the trainer has left the epoch.

@@ -215,7 +215,7 @@ impl<'a> Trainer<'a> {
 
     /// Returns the number of steps of an epoch, including a shorter last one.
     fn steps_per_epoch(&self) -> u64 {
-        self.parts.train.len().div_ceil(self.settings.batch_size) as u64
+        self.settings.steps_per_epoch(self.parts.train.len())
     }
 
     /// Returns the model on its device, to use it after training.
@@ -240,6 +240,7 @@ impl<'a> Trainer<'a> {
                 parameters: self.runner.graph()?.parameter_count(),
                 images: self.parts.train.len(),
                 batch_size: self.settings.batch_size,
+                accumulate: self.settings.accumulate,
                 epochs: self.settings.epochs,
                 steps,
                 first_step: self.runner.step() + 1,
@@ -382,7 +383,7 @@ impl<'a> Trainer<'a> {
             free_bits: self.settings.free_bits,
             clip: self.settings.clip_grad,
         };
-        self.runner.train_with_noise((&batch.pixels, &batch.labels), &batch.eps, &hyper)?;
+        start_step(&mut self.runner, &self.settings, batch, &hyper)?;
         let submitted = Instant::now();
         if profile.is_none() && self.in_flight.len() >= IN_FLIGHT {
             // The device runs the next step meanwhile.
@@ -451,8 +452,9 @@ impl<'a> Trainer<'a> {
             return Ok(Outcome::Interrupted);
         };
         let sizes = |step: u64| {
-            let at = ((step - 1) % self.steps_per_epoch()) as usize * self.settings.batch_size;
-            self.settings.batch_size.min(self.parts.train.len() - at) as f64
+            let most = self.settings.images_per_step();
+            let at = ((step - 1) % self.steps_per_epoch()) as usize * most;
+            most.min(self.parts.train.len() - at) as f64
         };
         let rows = || self.steps.iter().filter(|row| row.epoch == epoch);
         let images: f64 = rows().map(|row| sizes(row.step)).sum();
@@ -541,13 +543,30 @@ fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>
             return Err(Error::argument("classes of the model", images.classes().len(), model.classes));
         }
     }
+    let train = match settings.accumulate {
+        1 => Mode::Train,
+        most => Mode::Accumulate(most),
+    };
     let mut programs = Vec::new();
-    for (images, mode) in [(&parts.train, Mode::Train), (&parts.validation, Mode::Evaluate)] {
+    for (images, mode) in [(&parts.train, train), (&parts.validation, Mode::Evaluate)] {
         programs.extend(batch_sizes(images.len(), settings.batch_size).map(|size| (size, mode)));
+    }
+    if train != Mode::Train {
+        programs.push((1, Mode::Update));
     }
     programs.push((artifacts::shown_images(context.dataset.test.as_ref()).len(), Mode::Evaluate));
     programs.push((artifacts::sample_labels(model.classes).len(), Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
+}
+
+/// Starts a step on the images of a batch.
+fn start_step(runner: &mut Runner, settings: &Settings, batch: &Batch, hyper: &Hyperparams) -> Result<()> {
+    let images = (&batch.pixels, &batch.labels);
+    match settings.accumulate {
+        1 => runner.train_with_noise(images, &batch.eps, hyper)?,
+        _ => runner.train_accumulated(images, &batch.eps, settings.batch_size, hyper)?,
+    };
+    Ok(())
 }
 
 /// Sets the weights at the start of a run.
@@ -673,6 +692,70 @@ mod tests {
             let said = std::mem::take(&mut warnings.0);
             assert!(said.len() == 2 && said.iter().zip(expected).all(|(said, part)| said.contains(part)), "{said:?}");
         }
+    }
+
+    /// Keeps the rows of steps, and stops the run after one of them.
+    struct Steps<'a> {
+        rows: Vec<StepRow>,
+        stop: &'a AtomicBool,
+        after: u64,
+    }
+
+    impl Observer for Steps<'_> {
+        fn observe(&mut self, event: &Event<'_>) -> Result<()> {
+            if let Event::Step(row) = event {
+                self.rows.push(**row);
+                self.stop.store(row.step == self.after, Ordering::Relaxed);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn accumulated_run_has_the_steps_of_larger_batches_and_resumes_identically() {
+        let model = VaeConfig { channels: 2, blocks: 1, latent_dim: 3, norm: Norm::Position, ..VaeConfig::default() };
+        let model = VaeConfig { likelihood: Likelihood::Unit, ..model };
+        let dataset = shapes::dataset().unwrap().limited(Some(10), Some(4)).unwrap();
+        let plan = plan::Options::default();
+        // Ten images in steps of six and four, for two epochs.
+        let settings =
+            Settings { model, batch_size: 2, accumulate: 3, epochs: 2, val_split: 0.0, ..Settings::default() };
+        let part = |settings: &Settings, run: &mut InMemoryRun, after: u64| {
+            let stop = AtomicBool::new(false);
+            let mut steps = Steps { rows: Vec::new(), stop: &stop, after };
+            let context = TrainContext {
+                dataset: &dataset,
+                device: &Device::Cpu,
+                plan: &plan,
+                observer: &mut steps,
+                stop: &stop,
+            };
+            let mut trainer = match run.checkpoint {
+                None => Trainer::new(settings.clone(), run, None, context).unwrap(),
+                Some(_) => Trainer::resume(settings.clone(), run, context).unwrap(),
+            };
+            let outcome = trainer.run().unwrap();
+            drop(trainer);
+            (outcome, steps.rows)
+        };
+        let [mut whole, mut parts, mut large] = std::array::from_fn(|_| InMemoryRun::default());
+        let (outcome, rows) = part(&settings, &mut whole, 0);
+        assert_eq!(outcome, Outcome::Finished);
+        assert_eq!(rows.iter().map(|row| (row.step, row.epoch)).collect::<Vec<_>>(), [(1, 1), (2, 1), (3, 2), (4, 2)]);
+        // After the first step of each epoch.
+        assert_eq!(part(&settings, &mut parts, 1).0, Outcome::Interrupted);
+        assert_eq!(part(&settings, &mut parts, 3).0, Outcome::Interrupted);
+        assert_eq!(part(&settings, &mut parts, 0).0, Outcome::Finished);
+        let tensors = |run: &InMemoryRun| run.checkpoint.as_ref().unwrap().tensors.clone();
+        assert!(tensors(&whole) == tensors(&parts));
+        let (_, expected) = part(&Settings { batch_size: 6, accumulate: 1, ..settings.clone() }, &mut large, 0);
+        assert_eq!(rows.len(), expected.len());
+        for (row, expected) in rows.iter().zip(&expected) {
+            assert!((row.total - expected.total).abs() < 1e-4 * expected.total, "{row:?} against {expected:?}");
+            assert_eq!(row.lr, expected.lr);
+        }
+        let means = [&whole, &large].map(|run| run.epochs[0].train_total);
+        assert!((means[0] - means[1]).abs() < 1e-4, "{means:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Parts, Settings, TrainContext, initialize, loader, runner};
+use super::{Parts, Settings, TrainContext, initialize, loader, runner, start_step};
 use crate::error::{Error, Result};
 use crate::vae::data::Images;
 use crate::vae::runner::Hyperparams;
@@ -46,7 +46,7 @@ pub fn range_test(
     let parts = Arc::new(Parts::of(context.dataset, settings.val_split)?);
     let mut runner = runner(&mut settings, &parts, &context)?;
     initialize(&mut runner, &settings, init)?;
-    let per_epoch = parts.train.len().div_ceil(settings.batch_size) as u64;
+    let per_epoch = settings.steps_per_epoch(parts.train.len());
     let mut points = Vec::new();
     for epoch in 1..=STEPS.div_ceil(per_epoch.max(1)) {
         let part = loader::Epoch { number: epoch, first_step: (epoch - 1) * per_epoch, done: 0 };
@@ -65,8 +65,7 @@ pub fn range_test(
                     free_bits: settings.free_bits,
                     clip: settings.clip_grad,
                 };
-                let batch = batch?;
-                runner.train_with_noise((&batch.pixels, &batch.labels), &batch.eps, &hyper)?;
+                start_step(&mut runner, &settings, &batch?, &hyper)?;
                 let report = runner.reports(true)?.pop().ok_or_else(|| Error::bug("a step without a report"))?;
                 if !report.finite {
                     return Ok(());

@@ -72,7 +72,7 @@ fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images:
         let hint = "resume with the data set of the run, or start a new run from its weights with --init";
         return reject("data set", own.clone(), data.to_owned(), hint);
     }
-    let per_epoch = images.div_ceil(settings.batch_size) as u64;
+    let per_epoch = settings.steps_per_epoch(images);
     let most = per_epoch.saturating_mul(MAX_EPOCHS);
     let modified = "the file was modified: use another checkpoint";
     if progress.step > most {

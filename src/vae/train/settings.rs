@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::runtime::op::Likelihood;
+use crate::runtime::op::{Likelihood, MAX_MICRO_BATCHES};
 use crate::vae::model::VaeConfig;
 
 /// Learning rate schedule after the warm-up.
@@ -42,6 +42,7 @@ impl Recipe {
             val_limit: None,
             val_split: 0.0,
             batch_size: 128,
+            accumulate: 1,
             epochs: 25,
             seed: 0,
             lr: 0.01,
@@ -104,8 +105,11 @@ pub struct Settings {
     /// Share of the training images that are set aside for validation, from 0 to below 1. With 0 the test images validate.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub val_split: f64,
-    /// Images per step. The last step of an epoch may have fewer.
+    /// Images of a forward and backward pass. The last one of an epoch may have fewer.
     pub batch_size: usize,
+    /// Number of these micro-batches in a step, whose gradients are added before the update. The last step of an epoch may have fewer.
+    #[serde(default = "single", skip_serializing_if = "is_single")]
+    pub accumulate: usize,
     /// Total number of epochs.
     pub epochs: u64,
     /// Seed of the initial weights, image order, noise and augmentation.
@@ -154,6 +158,14 @@ fn is_zero(value: &f64) -> bool {
 
 fn is_none(steps: &u64) -> bool {
     *steps == 0
+}
+
+fn single() -> usize {
+    1
+}
+
+fn is_single(count: &usize) -> bool {
+    *count == 1
 }
 
 fn one() -> f64 {
@@ -207,10 +219,26 @@ impl Settings {
         if self.batch_size == 0 {
             return Err(Error::argument("batch size", "at least 1", 0));
         }
+        if !(1..=MAX_MICRO_BATCHES).contains(&self.accumulate) {
+            let expected = format!("1 to {MAX_MICRO_BATCHES}");
+            return Err(Error::argument("number of micro-batches to accumulate", expected, self.accumulate));
+        }
         if !(1..=MAX_EPOCHS).contains(&self.epochs) {
             return Err(Error::argument("number of epochs", format!("1 to {MAX_EPOCHS}"), self.epochs));
         }
         Ok(())
+    }
+
+    /// Returns the number of images of a step. The last step of an epoch may have fewer.
+    #[must_use]
+    pub fn images_per_step(&self) -> usize {
+        self.batch_size.saturating_mul(self.accumulate)
+    }
+
+    /// Returns the number of steps of an epoch of this many images, including a shorter last one.
+    #[must_use]
+    pub fn steps_per_epoch(&self, images: usize) -> u64 {
+        images.div_ceil(self.images_per_step()) as u64
     }
 
     /// Returns the learning rate of a step (from 0) in a run of `steps`.
@@ -293,6 +321,8 @@ mod tests {
             Settings { lr: f64::NAN, ..Settings::default() },
             Settings { lr: -1.0, ..Settings::default() },
             Settings { batch_size: 0, ..Settings::default() },
+            Settings { accumulate: 0, ..Settings::default() },
+            Settings { accumulate: MAX_MICRO_BATCHES + 1, ..Settings::default() },
             Settings { epochs: 0, ..Settings::default() },
             Settings { epochs: u64::MAX, ..Settings::default() },
             Settings { clip_grad: 1e39, ..Settings::default() },

@@ -392,6 +392,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("epochs", "epochs"),
             ("batch_size", "batch size"),
+            ("accumulate", "batches per step"),
             ("lr", "learning rate"),
             ("warmup", "warm-up steps"),
             ("schedule", "schedule"),
@@ -417,7 +418,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
 fn absent(key: &str) -> &'static str {
     match key {
         "model.likelihood" => "unit",
-        "posterior_std" => "1",
+        "posterior_std" | "accumulate" => "1",
         "val_split" | "beta_cycle" | "free_bits" | "early_stop" | "model.classes" => "0",
         "data" => "CIFAR-10",
         "train_limit" | "val_limit" => "all",

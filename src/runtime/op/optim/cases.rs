@@ -2,7 +2,9 @@
 
 use crate::error::Result;
 use crate::runtime::op::optim::grad_norm::SPAN;
-use crate::runtime::op::{Adam, AdamConfig, Case, Distribution, GradNorm, RestoreStates, StepScalars};
+use crate::runtime::op::{
+    Accumulate, Adam, AdamConfig, Case, Distribution, GradNorm, MicroBatch, RestoreStates, Scale, StepScalars,
+};
 
 const ACCEPTED: &[f32] = &[9.0, 1.0, 0.0, 0.0];
 const REJECTED: &[f32] = &[9.0, 0.0, 0.0, 0.0];
@@ -53,4 +55,40 @@ pub(crate) fn restore_states() -> Result<Vec<Case>> {
         Ok(Case::new(name, RestoreStates::new(len)?).fill("norm", Distribution::Values(norm)).not_differentiated())
     };
     Ok(vec![case("one", 1, ACCEPTED)?, case("accepted", 259, ACCEPTED)?, case("rejected", 259, REJECTED)?])
+}
+
+/// A third of the images; add at level 0, store at level 1, keep the others.
+const SECOND_OF_THREE: &[f32; MicroBatch::LEN] = &[1.0 / 3.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+
+pub(crate) fn scale() -> Result<Vec<Case>> {
+    let case = |name: &str, len| {
+        let fill = Distribution::Values(SECOND_OF_THREE);
+        Ok(Case::new(name, Scale::new(len)?).fill("micro_batch", fill).not_differentiated())
+    };
+    Ok(vec![case("one", 1)?, case("odd", 259)?, case("terms", 4)?, case("model", 1_721_891)?])
+}
+
+pub(crate) fn accumulate() -> Result<Vec<Case>> {
+    let case = |name: &str, len, level| {
+        let fill = Distribution::Values(SECOND_OF_THREE);
+        Ok(Case::new(name, Accumulate::new(len, level)?).fill("micro_batch", fill).not_differentiated())
+    };
+    Ok(vec![
+        case("one", 1, 0)?,
+        case("add", 259, 0)?,
+        case("store", 259, 1)?,
+        case("keep", 259, 2)?,
+        case("last_level", 259, 9)?,
+        case("model", 1_721_891, 0)?,
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_is_the_second_micro_batch_of_three() {
+        assert_eq!(MicroBatch { index: 1, count: 3, images: 1, of: 3 }.to_array(), *SECOND_OF_THREE);
+    }
 }

@@ -1,0 +1,103 @@
+//! Gradient accumulation on the CPU reference, and its plan.
+
+use vae_wgpu::Error;
+use vae_wgpu::runtime::kernel::Profile;
+use vae_wgpu::runtime::op::{AdamConfig, MAX_MICRO_BATCHES, MicroBatch};
+use vae_wgpu::runtime::plan::Options;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
+
+use crate::accumulated;
+
+#[test]
+fn shares_of_a_step_give_the_same_bits() {
+    accumulated::shares_of_a_step_give_the_same_bits(&Device::Cpu);
+}
+
+#[test]
+fn accumulated_steps_agree_with_one_batch() {
+    accumulated::accumulated_steps_agree_with_one_batch(&Device::Cpu);
+}
+
+#[test]
+fn batch_statistics_are_those_of_each_micro_batch() {
+    accumulated::batch_statistics_are_those_of_each_micro_batch(&Device::Cpu);
+}
+
+#[test]
+fn single_micro_batch_gives_the_bits_of_a_step() {
+    accumulated::single_micro_batch_gives_the_bits_of_a_step(&Device::Cpu);
+}
+
+#[test]
+fn non_finite_micro_batch_rejects_the_whole_step() {
+    accumulated::non_finite_micro_batch_rejects_the_whole_step(&Device::Cpu);
+}
+
+fn tiny() -> VaeConfig {
+    VaeConfig { channels: 4, blocks: 1, groups: 1, latent_dim: 3, image_size: 8, ..VaeConfig::default() }
+}
+
+#[test]
+fn plan_has_the_memory_of_a_micro_batch_and_of_the_update() {
+    let plan = |batch, mode| {
+        let (graph, plan) = tiny().plan(batch, mode, &Profile::WEBGPU, &Options::default()).unwrap();
+        plan.verify(&graph).unwrap();
+        plan.memory
+    };
+    let (step, large) = (plan(16, Mode::Train), plan(64, Mode::Train));
+    for (most, levels) in [(1, 0), (2, 1), (4, 2), (5, 3), (MAX_MICRO_BATCHES, 10)] {
+        let part = plan(16, Mode::Accumulate(most));
+        assert_eq!((part.params, part.optimizer, part.states), (step.params, step.optimizer, step.states));
+        // A sum of gradients and one of loss terms for each level.
+        assert_eq!(part.gradients, step.gradients + 256 + levels * (step.gradients + 256), "{most} micro-batches");
+        assert!(part.slots <= step.slots && part.total() < large.total(), "{part}");
+    }
+    let update = plan(1, Mode::Update);
+    assert_eq!((update.params, update.optimizer, update.states), (step.params, step.optimizer, step.states));
+    assert!(update.inputs < 256 && update.slots < 64 << 10, "{update}");
+}
+
+#[test]
+fn accumulated_graph_has_the_nodes_of_a_step() {
+    let graph = |mode| tiny().graph(4, mode).unwrap();
+    let nodes = |mode| graph(mode).nodes().iter().map(|node| node.name.clone()).collect::<Vec<_>>();
+    let (step, part, update) = (nodes(Mode::Train), nodes(Mode::Accumulate(3)), nodes(Mode::Update));
+    assert_eq!(update, ["grad_norm", "adam", "restore_states"]);
+    let (common, added) = part.split_at(step.len() - update.len());
+    assert_eq!(common, &step[..common.len()]);
+    let sums = ["gradients", "gradients.0", "gradients.1", "terms", "terms.0", "terms.1"];
+    assert_eq!(added, sums.map(|name| format!("accumulate.{name}")));
+    assert!(
+        graph(Mode::Update).optimizer() == Some(AdamConfig::default())
+            && graph(Mode::Accumulate(3)).optimizer().is_none()
+    );
+    assert!(tiny().graph(4, Mode::Accumulate(MAX_MICRO_BATCHES + 1)).is_err());
+}
+
+#[test]
+fn micro_batches_out_of_order_are_rejected() {
+    let mut runner = Runner::new(tiny(), &[(2, Mode::Accumulate(2))], &Device::Cpu, &Options::default()).unwrap();
+    runner.init(0).unwrap();
+    let (images, eps, hyper) = (vec![7; tiny().images(2).len()], vec![0.5; 2 * 3], Hyperparams::default());
+    let part = |index, count| MicroBatch { index, count, images: 2, of: 2 * count };
+    let refused = |result: Result<(), Error>, what: &str| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { .. }) && error.to_string().contains(what), "{error}");
+    };
+    refused(runner.update(&hyper).map(drop), "before the update");
+    refused(runner.accumulate(&images, &eps, part(1, 2), &hyper), "next micro-batch");
+    refused(
+        runner.accumulate(&images, &eps, MicroBatch { images: 3, ..part(0, 2) }, &hyper),
+        "images of a micro-batch",
+    );
+    runner.accumulate(&images, &eps, part(0, 2), &hyper).unwrap();
+    refused(runner.update(&hyper).map(drop), "before the update");
+    refused(runner.accumulate(&images, &eps, part(1, 3), &hyper), "next micro-batch");
+    runner.accumulate(&images, &eps, part(1, 2), &hyper).unwrap();
+    runner.update(&hyper).unwrap();
+    refused(runner.update(&hyper).map(drop), "before the update");
+    refused(runner.train_accumulated(&images, &eps, 0, &hyper).map(drop), "images of a micro-batch");
+    refused(runner.train_accumulated(&images, &eps[1..], 1, &hyper).map(drop), "noise");
+    assert_eq!(runner.reports(true).unwrap().len(), 1);
+}
