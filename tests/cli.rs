@@ -25,6 +25,9 @@ mod info;
 mod interpolate;
 #[path = "cli/options.rs"]
 mod options;
+#[cfg(target_os = "linux")]
+#[path = "cli/preview.rs"]
+mod preview;
 #[path = "cli/reconstruct.rs"]
 mod reconstruct;
 #[path = "cli/sample.rs"]

@@ -106,6 +106,7 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--like", 2, &[""]),
     ("--like", 1, &["missing", "folder", "text"]),
     ("--save-every", 2, &["", "0", "-1", "1.5", "often"]),
+    ("--preview", 2, &["", "ascii", "true"]),
     ("--lr-find", 2, &["", "new.txt"]),
     ("--max-time", 2, &["", "0s", "-1h", "5", "h", "1d", "soon", "1e30h"]),
     ("--class", 2, &[""]),

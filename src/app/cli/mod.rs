@@ -43,6 +43,7 @@ mod latent;
 mod man;
 mod output;
 mod pipeline_cache;
+mod preview;
 mod progress;
 mod reconstruct;
 mod report;
@@ -286,15 +287,16 @@ struct ModelArgs {
     /// Residual blocks per group [default: 4].
     #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.blocks = n))]
     blocks: Option<usize>,
-    /// Number of latent dimensions [default: 64; with --recipe seed: 16].
+    /// Number of latent dimensions [default: 64].
     #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.latent_dim = n), alias = "latent_dim")]
     latent_dim: Option<usize>,
     /// Normalization: batch, or position (over the channels at each pixel) [default: batch].
-    #[arg(long, value_name = "NORM", value_parser = values::choice::<Norm>(&["batch", "position"]), hide_short_help = true)]
+    #[arg(long, value_name = "NORM", value_parser = values::choice::<Norm>(&["batch", "position"]), hide_possible_values = true,
+        hide_short_help = true)]
     norm: Option<Norm>,
     /// Gaussian around a decoded pixel: variance 1 (unit), or one variance for all pixels at its maximum-likelihood value (optimal)
-    /// [default: optimal; with --recipe seed: unit].
-    #[arg(long, value_name = "LIKELIHOOD", value_parser = values::choice::<Likelihood>(&["optimal", "unit"]))]
+    /// [default: optimal].
+    #[arg(long, value_name = "LIKELIHOOD", value_parser = values::choice::<Likelihood>(&["optimal", "unit"]), hide_possible_values = true)]
     likelihood: Option<Likelihood>,
 }
 

@@ -8,19 +8,23 @@ use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::app::cli::eprintln_lossy;
+use crate::app::cli::preview::{Preview, show};
+use crate::app::viz::image_grid::ImageBatch;
 use crate::error::{Error, Result};
 use crate::vae::train::events::{Event, Observer, Quiet, Start};
 use crate::vae::train::rows::{EpochRow, StepRow};
+use crate::vae::train::store::DecodedImages;
 
-/// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines.
+/// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines. Only beside the
+/// bar are images shown.
 #[must_use]
-pub(super) fn observer(json: bool, quiet: bool) -> Box<dyn Observer> {
+pub(super) fn observer(json: bool, quiet: bool, preview: Option<Preview>) -> Box<dyn Observer> {
     if json {
         Box::new(Json::new(io::stdout()))
     } else if quiet {
         Box::new(Quiet)
     } else if draws_bars() {
-        Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr())))
+        Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr()), preview))
     } else {
         Box::new(Plain::new(io::stderr(), Duration::from_secs(10)))
     }
@@ -32,7 +36,7 @@ pub(super) fn draws_bars() -> bool {
 }
 
 /// Columns of a terminal, and 80 if they are unknown.
-fn terminal_width(terminal: &Term) -> usize {
+pub(super) fn terminal_width(terminal: &Term) -> usize {
     terminal.size_checked().map_or(80, |(_, columns)| columns.into())
 }
 
@@ -114,6 +118,7 @@ pub(super) struct Bar {
     bar: ProgressBar,
     /// Returns the width of the terminal, which may change.
     width: fn() -> usize,
+    preview: Option<Preview>,
     report: Report,
 }
 
@@ -124,8 +129,8 @@ impl std::fmt::Debug for Bar {
 }
 
 impl Bar {
-    pub(super) fn new(target: ProgressDrawTarget, width: fn() -> usize) -> Self {
-        Self { bar: ProgressBar::with_draw_target(None, target), width, report: Report::default() }
+    pub(super) fn new(target: ProgressDrawTarget, width: fn() -> usize, preview: Option<Preview>) -> Self {
+        Self { bar: ProgressBar::with_draw_target(None, target), width, preview, report: Report::default() }
     }
 
     /// Shows `text` beside the bar, which is narrow in a narrow terminal.
@@ -172,6 +177,24 @@ impl Observer for Bar {
         // The bar shows nothing worse than an old message if this fails.
         let _ = self.show(&|width| fitted(&[(0, counts.clone()), (1, what.to_owned())], width));
     }
+
+    fn images(&mut self, epoch: u64, what: &str, images: DecodedImages<'_>) -> Result<()> {
+        let Some(preview) = self.preview else { return Ok(()) };
+        let drawn = preview_of(&preview, epoch, what, images)?;
+        self.bar.suspend(|| show(&drawn));
+        Ok(())
+    }
+}
+
+/// Draws a row of images with a title; of images in rows, the first of each row.
+fn preview_of(preview: &Preview, epoch: u64, what: &str, images: DecodedImages<'_>) -> Result<String> {
+    let [channels, height, width] = images.size;
+    let all = images.values.chunks_exact(channels * height * width);
+    let every = if images.rows.is_empty() { 1 } else { all.len() / images.rows.len() };
+    let shown: Vec<f32> = all.step_by(every.max(1)).flatten().copied().collect();
+    let drawn = preview.draw(&ImageBatch::from_floats(&shown, images.size)?, 1)?;
+    let title = if epoch == 0 { what.to_owned() } else { format!("epoch {epoch}: {what}") };
+    Ok(if drawn.is_empty() { drawn } else { format!("{title}\n{drawn}") })
 }
 
 /// Runs of at least this many seconds are announced.
@@ -532,7 +555,7 @@ mod tests {
 
     #[test]
     fn progress_bar_follows_the_steps() {
-        let mut bar = Bar::new(ProgressDrawTarget::hidden(), || 100);
+        let mut bar = Bar::new(ProgressDrawTarget::hidden(), || 100, None);
         bar.observe(&Event::Started(Start { first_step: 392, ..start() })).unwrap();
         assert_eq!((bar.bar.position(), bar.bar.length()), (391, Some(9775)));
         bar.observe(&Event::Step(&StepRow { step: 401, epoch: 2, ..StepRow::default() })).unwrap();

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::data::DatasetArgs;
 use super::inference::{BATCH, counted};
 use super::output::check_output;
+use super::preview::PreviewArgs;
 use super::values::{choice, duration, non_negative, posterior_std, run, share};
 use super::{
     DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, exit_code, fit_prior, is_quiet,
@@ -109,8 +110,8 @@ struct RunArgs {
 #[command(next_help_heading = "Training")]
 struct TrainingArgs {
     /// Settings to start from: sharp (optimal likelihood, cosine schedule, clipping, flipped images, a validation split), or seed (those
-    /// of github.com/pi-tau/vae, whose images are blurred) [default: sharp].
-    #[arg(long, value_name = "RECIPE", value_parser = choice::<Recipe>(&["sharp", "seed"]))]
+    /// of github.com/pi-tau/vae: unit likelihood, 16 latent dimensions; its images are blurred) [default: sharp].
+    #[arg(long, value_name = "RECIPE", value_parser = choice::<Recipe>(&["sharp", "seed"]), hide_possible_values = true)]
     recipe: Option<Recipe>,
     /// Total number of epochs [default: 25].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
@@ -124,7 +125,7 @@ struct TrainingArgs {
     /// Learning rate after the warm-up [default: 0.01].
     #[arg(long, value_name = "RATE", value_parser = non_negative)]
     lr: Option<f64>,
-    /// Steps during which the learning rate rises from 1 % to 100 % [default: 500; with --recipe seed: 1000].
+    /// Steps during which the learning rate rises from a hundredth of --lr to --lr [default: 500; with --recipe seed: 1000].
     #[arg(long, value_name = "STEPS")]
     warmup: Option<u64>,
     /// Learning rate schedule after the warm-up [default: cosine; with --recipe seed: constant].
@@ -187,6 +188,8 @@ struct OutputArgs {
     /// Print one JSON object per event to stdout.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    preview: PreviewArgs,
 }
 
 /// Value of --batch-size.
@@ -270,7 +273,7 @@ impl TrainArgs {
         let init = self.init(&settings)?;
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
-        let mut observer = observer(self.output.json, is_quiet());
+        let mut observer = observer(self.output.json, is_quiet(), self.output.preview.get());
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
         let signal = signals::set_on_request(&stop, quiet)?;
