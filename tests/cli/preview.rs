@@ -31,7 +31,8 @@ fn on_terminal(mut command: Command) -> String {
 
 /// Whether four images of half blocks follow a title.
 fn has_images_below(said: &str, title: &str) -> bool {
-    let mut lines = said.split("\r\n").map(strip_ansi_codes).skip_while(|line| line.trim_start() != title).skip(1);
+    // The title replaces the bar, which stands before it in the same line of output.
+    let mut lines = said.split("\r\n").map(strip_ansi_codes).skip_while(|line| !line.ends_with(title)).skip(1);
     let image = ["▀".repeat(16).as_str(); 4].join(" ");
     (0..8).all(|_| lines.next().is_some_and(|line| line == image))
 }
