@@ -277,6 +277,7 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         ("young", ["model.safetensors", "first epoch"]),
         ("interrupted", ["--resume", "interrupted/checkpoint.safetensors"]),
         ("empty", ["config.json", "vae-wgpu train"]),
+        (".", ["it contains runs, such as ./", "Name one of them"]),
     ] {
         stage.fails(&format!("sample {model} --out no.png"), 1, &parts);
         stage.fails(&format!("info {model}"), 1, &parts);

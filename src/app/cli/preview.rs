@@ -12,8 +12,8 @@ use crate::app::viz::terminal::{Protocol, fitting, row};
 
 #[derive(Args, Debug, Clone)]
 pub(super) struct PreviewArgs {
-    /// Show images in the terminal, with its graphics protocol if it is known to have one and with half blocks otherwise. A value chooses.
-    /// Nothing is shown without a terminal, with --quiet or with --json.
+    /// Show images in the terminal: as pictures in terminals that are known to show them, else in half blocks. KIND chooses instead.
+    /// Without a terminal and with --quiet, nothing is shown.
     #[arg(long, value_name = "KIND", value_enum, num_args = 0..=1, default_missing_value = "auto", require_equals = true)]
     preview: Option<Kind>,
 }

@@ -18,8 +18,8 @@ use super::output::check_output;
 use super::preview::PreviewArgs;
 use super::values::{choice, duration, non_negative, posterior_std, run, share};
 use super::{
-    DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, exit_code, fit_prior, is_quiet,
-    message, print, signals,
+    DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, eprintln_wrapped, exit_code,
+    fit_prior, is_quiet, message, print, signals,
 };
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -283,7 +283,7 @@ impl TrainArgs {
         // Before kernels are compiled for it, which may take a while.
         let show_device = || {
             if !quiet {
-                eprintln_lossy(format_args!("device  {}", device.describe()));
+                eprintln_wrapped(format_args!("device  {}", device.describe()));
             }
         };
         if resumed.is_none() && matches!(self.training.batch_size, Some(BatchSize::Auto)) {
@@ -350,8 +350,9 @@ impl TrainArgs {
     pub(super) fn settings(&self) -> anyhow::Result<(Settings, Option<FolderStore>)> {
         if let Some(run) = &self.run.resume {
             let store = FolderStore::new(RunFolder::resume(run)?).with_tensorboard(self.output.tensorboard);
-            let mut settings = store.settings()?;
+            let (mut settings, progress) = store.saved()?;
             settings.epochs = self.training.epochs.unwrap_or(settings.epochs);
+            progress.check_epochs(settings.epochs)?;
             settings.early_stop = self.training.early_stop.unwrap_or(settings.early_stop);
             // The data set may have moved. The trainer compares its fingerprint.
             settings.data = self.dataset.spec().or(settings.data);
@@ -433,7 +434,7 @@ impl TrainArgs {
             fit_prior::fit_mixture(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0)
         };
         match fit() {
-            Ok(said) if !is_quiet() && !self.output.json => eprintln_lossy(said),
+            Ok(said) if !is_quiet() && !self.output.json => eprintln_wrapped(said),
             Ok(_) => {}
             Err(error) => eprintln_lossy(format_args!("warning: no prior was fitted: {error:#}")),
         }
