@@ -9,7 +9,7 @@ python_check() {
     shift 2
     printf -v modules '%s, ' "$@"
     if ! "$python" -c "import ${modules%, }" 2>/dev/null; then
-        echo "$name: skipped, $python has not all of the modules ${modules%, }"
+        echo "$name: skipped, $python lacks one of the modules ${modules%, }"
         exit 0
     fi
     scratch=$(mktemp -d)
