@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# onnx.sh [BINARY]: exports models of every kind to ONNX and compares what onnxruntime computes with vae-wgpu; then runs the code in docs/onnx.md.
-# Needs a Python with onnx, onnxruntime and safetensors (PYTHON, default python3) and does nothing where it has none.
+# onnx.sh [BINARY]: exports models of every kind to ONNX and compares what onnxruntime computes with vae-wgpu; then runs the code in
+# docs/onnx.md. Needs a Python with onnx, onnxruntime and safetensors (PYTHON, default python3) and does nothing where it has none. The
+# code for browsers runs in Node.js if ONNXRUNTIME_WEB names a folder where `npm install onnxruntime-web` has been called.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-binary=$(realpath "${1:-target/release/vae-wgpu}")
-python=${PYTHON:-python3}
-
-if ! "$python" -c 'import onnx, onnxruntime, safetensors' 2>/dev/null; then
-    echo "onnx: skipped, $python has no onnx, onnxruntime and safetensors"
-    exit 0
-fi
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+. scripts/python_check.sh
+python_check onnx "${1:-}" onnx onnxruntime safetensors
 
 "$python" scripts/check_onnx.py "$binary" "$scratch"
-awk '/^```python$/ { code = 1; next } /^```$/ { code = 0 } code' docs/onnx.md >"$scratch/example.py"
+code_in python docs/onnx.md >"$scratch/example.py"
 grep -q InferenceSession "$scratch/example.py"
 # Python changes the folder, because PYTHON may be a relative path.
 "$python" -c 'import os, runpy, sys; os.chdir(sys.argv[1]); runpy.run_path("example.py")' "$scratch"
+
+if [ -n "${ONNXRUNTIME_WEB:-}" ]; then
+    code_in html docs/onnx.md >"$scratch/example.html"
+    node scripts/check_onnx_browser.mjs "$ONNXRUNTIME_WEB" "$scratch" >"$scratch/drawn.json"
+    "$python" scripts/check_onnx_browser.py "$scratch"
+else
+    echo "onnx: the code for browsers was skipped, ONNXRUNTIME_WEB is not set"
+fi
 echo "onnx: ok"

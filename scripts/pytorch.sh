@@ -3,15 +3,9 @@
 # and samples from them. Needs a Python with torch and safetensors (PYTHON, default python3) and does nothing where it has none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-binary=${1:-target/release/vae-wgpu}
-python=${PYTHON:-python3}
+. scripts/python_check.sh
+python_check pytorch "${1:-}" safetensors torch
 
-if ! "$python" -c 'import safetensors, torch' 2>/dev/null; then
-    echo "pytorch: skipped, $python has no torch and safetensors"
-    exit 0
-fi
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 load() { "$python" examples/load_in_pytorch.py "$@"; }
 
 load --self-check

@@ -4,15 +4,9 @@
 # (PYTHON, default python3) and does nothing where it has none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-binary=${1:-target/release/vae-wgpu}
-python=${PYTHON:-python3}
+. scripts/python_check.sh
+python_check tensorboard "${1:-}" tensorboard
 
-if ! "$python" -c 'import tensorboard' 2>/dev/null; then
-    echo "tensorboard: skipped, $python has no tensorboard"
-    exit 0
-fi
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 run=$scratch/run
 train() { "$binary" train --device cpu "$@"; }
 
@@ -26,7 +20,7 @@ train --json --resume "$run" --epochs 2 >"$scratch/events.json"
 "$python" scripts/check_event_files.py "$run"
 
 # A stand-in for the package wandb prints what the recipe sends.
-sed -n '/^```python$/,/^```$/p' docs/run-folder.md | grep -v '^```' >"$scratch/recipe.py"
+code_in python docs/run-folder.md >"$scratch/recipe.py"
 cat >"$scratch/wandb.py" <<'END'
 class Run:
     def log(self, values, step):

@@ -138,7 +138,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A name that is not in a table of names.
-    #[error("unknown {kind} `{name}`: expected one of {known}")]
+    #[error("unknown {kind} `{name}`: expected {}{known}", one_of(.known))]
     Unknown {
         /// Kind of name, e.g. `tensor`.
         kind: &'static str,
@@ -180,6 +180,11 @@ pub enum Error {
         /// How to get a matching file.
         hint: String,
     },
+}
+
+/// What stands before a list of names; nothing before a single one.
+fn one_of(names: &str) -> &'static str {
+    if names.contains(", ") { "one of " } else { "" }
 }
 
 impl Error {
@@ -335,6 +340,15 @@ mod tests {
         assert!(fit(Some(7)).to_string().ends_with(". The largest batch that fits is 7"));
         let data = Error::data("a.bin", "3 bytes, expected 4", "download it again");
         assert_eq!(data.to_string(), "cannot use a.bin: 3 bytes, expected 4. Download it again");
+    }
+
+    #[test]
+    fn known_names_are_listed() {
+        let of = |known: &str| {
+            Error::Unknown { kind: "file extension of", name: "x.jpg".into(), known: known.into() }.to_string()
+        };
+        assert_eq!(of(".png"), "unknown file extension of `x.jpg`: expected .png");
+        assert_eq!(of(".npy, .csv"), "unknown file extension of `x.jpg`: expected one of .npy, .csv");
     }
 
     #[test]

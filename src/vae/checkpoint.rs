@@ -78,6 +78,18 @@ impl Checkpoint {
 }
 
 impl Progress {
+    /// Checks that a run has not trained more than `epochs` epochs.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if it has.
+    pub fn check_epochs(&self, epochs: u64) -> Result<()> {
+        if epochs >= self.epoch {
+            return Ok(());
+        }
+        let expected = format!("at least {}, which the run has finished", self.epoch);
+        Err(Error::argument("number of epochs", expected, epochs))
+    }
+
     /// Parses the metadata of a checkpoint. `path` is used in messages.
     ///
     /// # Errors

@@ -107,7 +107,8 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--like", 2, &[""]),
     ("--like", 1, &["missing", "folder", "text"]),
     ("--save-every", 2, &["", "0", "-1", "1.5", "often"]),
-    ("--lr-find", 2, &["", "new.txt"]),
+    ("--preview", 2, &["", "ascii", "true"]),
+    ("--lr-find", 2, &[""]),
     ("--max-time", 2, &["", "0s", "-1h", "5", "h", "1d", "soon", "1e30h"]),
     ("--class", 2, &[""]),
     ("--class", 1, &["star", "0"]),
@@ -149,9 +150,11 @@ const PARTICULAR: &[(&str, &str, u8, &str)] = &[
     ("train", "--trace new.txt", 1, "cannot profile"),
     ("train", "--out text2/new/run", 1, "there is no folder text2"),
     ("train", "--resume run --lr 1", 2, "--lr"),
+    ("train", "--resume missing", 1, "it does not exist"),
     // The option is accepted: what is missing is the checkpoint.
     ("train", "--resume run --tensorboard", 1, "checkpoint.safetensors"),
     ("train", "more", 2, "more"),
+    ("train", "--lr-find=new.txt", 2, "new.txt"),
     ("train", "--resume run --image-size 64", 2, "--image-size"),
     ("train", "--resume run --accumulate 2", 2, "--accumulate"),
     ("train", "--data broken", 1, "broken/0.png"),
@@ -307,7 +310,9 @@ fn options(stage: &TrainContext, command: &str) -> BTreeMap<String, bool> {
     let named = help.lines().filter_map(|line| {
         let mut words = line.split_whitespace().skip_while(|word| word.len() == 3 && word.ends_with(','));
         let name = words.next().filter(|word| word.starts_with("--"))?;
-        Some((name.to_owned(), words.next().is_some_and(|word| word.starts_with('<'))))
+        // `--flip[=<BOOL>]`: the value may be left out.
+        let (name, may_have_value) = name.split_once("[=").map_or((name, false), |(name, _)| (name, true));
+        Some((name.to_owned(), may_have_value || words.next().is_some_and(|word| word.starts_with('<'))))
     });
     named.filter(|(name, _)| name != "--help" && name != "--version").collect()
 }
@@ -361,6 +366,9 @@ fn refused(stage: &TrainContext, args: &[String], code: u8, parts: &[&str]) -> O
     let lines = message.lines().filter(|line| !line.trim_start().starts_with("[possible values")).count();
     if lines != 1 || !said.starts_with("error: ") || (code == 1 && said.trim_end() != message) {
         return complain("one line expected");
+    }
+    if ["digit found", " is not in ", "non-zero type", "float literal"].iter().any(|part| said.contains(part)) {
+        return complain("the words of a parser");
     }
     if !output.stdout.is_empty() {
         return complain("something on stdout");

@@ -157,6 +157,16 @@ fn help_and_version_go_to_stdout() {
 }
 
 #[test]
+fn completions_cover_every_command() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = stdout(&run(&["completions", shell]));
+        for word in ["sample", "reconstruct", "iwae", "temperature"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
 fn closed_pipe_is_a_silent_success() {
     let mut child = command(&["info"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

@@ -347,10 +347,11 @@ fn resume_keeps_the_kernel_variants() {
     ok(&resume(&parts, device, "3"));
     assert_same(&whole, &parts);
     assert_eq!((&config()["settings"]["variants"], &config()["kernels"]), (&asked, &kernels));
-    // A smaller total is rejected and changes nothing; the same total trains nothing.
+    // A smaller total is rejected before kernels are compiled, and changes nothing; the same total trains nothing.
     let output = command(&resume(&parts, device, "2")).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("at least 3, which the run has finished"), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains("at least 3, which the run has finished") && !said.contains("device "), "{said}");
     assert_eq!(config()["settings"]["epochs"], 3);
     assert!(text(&ok(&resume(&parts, device, "3")).stderr).contains("is complete: 3 epochs"));
     assert_same(&whole, &parts);
@@ -405,6 +406,7 @@ fn run_stops_when_its_time_is_over() {
     args.extend(["--max-time", "1.5s"]);
     let said = text(&ok(&args).stderr);
     assert!(said.contains("interrupted after") && said.contains("--resume"), "{said}");
+    assert!(said.contains("the time of --max-time is up") && !said.contains("Ctrl-C"), "{said}");
     let epochs = rows(&run, "epochs.csv").len().max(3).to_string();
     ok(&resume(&run, "cpu", &epochs));
     // A run can start from the weights of another.

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction};
 use toml::{Table, Value};
 
-use super::command;
+use super::{command, in_plain_words};
 use crate::app::io::atomic;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::settings_file;
@@ -89,7 +89,7 @@ fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
                 Some(ContextValue::String(option)) => format!("; there is {option}"),
                 _ => String::new(),
             };
-            let message = error.to_string();
+            let message = in_plain_words(&error.to_string());
             let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
             bail!("{first}{similar}")
         }
@@ -104,6 +104,10 @@ fn push(arguments: &mut Vec<OsString>, name: &str, value: &Value, arg: Option<&A
             arguments.extend(on.then(|| format!("--{name}").into()));
             return Ok(());
         }
+        (Value::Boolean(on), _) if arg.is_some_and(may_lack_value) => {
+            arguments.extend(on.then(|| format!("--{name}").into()));
+            return Ok(());
+        }
         (_, Some(ArgAction::SetTrue)) => bail!("`{name}` is `{value}`, expected true or false"),
         (Value::Array(values), Some(ArgAction::Append)) => {
             return values.iter().try_for_each(|value| push(arguments, name, value, arg));
@@ -114,6 +118,12 @@ fn push(arguments: &mut Vec<OsString>, name: &str, value: &Value, arg: Option<&A
     };
     arguments.push(format!("--{name}={text}").into());
     Ok(())
+}
+
+/// Whether the value of an option may be left out, other than one that is true or false.
+fn may_lack_value(arg: &Arg) -> bool {
+    let optional = arg.get_num_args().is_some_and(|number| number.min_values() == 0);
+    optional && !arg.get_possible_values().iter().any(|value| value.matches("true", false))
 }
 
 #[cfg(test)]
@@ -133,6 +143,13 @@ mod tests {
         let cli = Cli::from_arg_matches(&command().try_get_matches_from(arguments).unwrap()).unwrap();
         let Command::Train(train) = cli.command else { panic!("another command") };
         train.settings().unwrap().0
+    }
+
+    #[test]
+    fn options_with_an_optional_value_are_switched_on_and_off() {
+        let found = arguments("preview = true\nlr-find = false\nflip = false\njson = true").unwrap();
+        assert_eq!(found, ["--flip=false", "--json", "--preview"]);
+        assert_eq!(arguments("preview = \"sixel\"").unwrap(), ["--preview=sixel"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use clap::{Args, ValueHint};
+use clap::{Args, Command, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::progress::grouped;
@@ -23,19 +23,31 @@ pub(super) struct DatasetArgs {
     /// built-in data set [default: CIFAR-10 from ./datasets/cifar-10-batches-bin, else the user's cache, else a download].
     #[arg(long, value_name = "PATH|shapes", value_parser = non_empty::<DataSpec>, value_hint = ValueHint::AnyPath)]
     data: Option<DataSpec>,
-    /// Crop the images of a folder to squares and resize them to this height and width: 32, 64 or 128 [default: 32, or the size of the
-    /// model].
+    /// Crop the images of a folder to squares and resize them to this height and width: 32, 64 or 128 [default: 32].
     #[arg(long, value_name = "PIXELS", value_parser = image_size)]
     image_size: Option<usize>,
     /// Reject a folder with a broken image. Otherwise up to 10 broken images, or 1 %, are skipped with a warning.
     #[arg(long, hide_short_help = true)]
     strict: bool,
-    /// Use only the first N training images [default: all, or as many as the run].
+    /// Use only the first N training images [default: all].
     #[arg(long, value_name = "N")]
     train_limit: Option<NonZeroUsize>,
     /// Use only the first N test images.
     #[arg(long, value_name = "N")]
     val_limit: Option<NonZeroUsize>,
+}
+
+/// Names the defaults of these options in the help of a command on a trained model.
+pub(super) fn with_defaults_of_run(command: Command) -> Command {
+    let defaults =
+        [("data", "that of the run"), ("image_size", "that of the model"), ("train_limit", "as many as the run")];
+    defaults.into_iter().fold(command, |command, (id, default)| {
+        command.mut_arg(id, |arg| {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let what = help.split(" [default").next().unwrap_or_default();
+            arg.help(format!("{what} [default: {default}]"))
+        })
+    })
 }
 
 impl DatasetArgs {

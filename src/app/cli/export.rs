@@ -24,10 +24,10 @@ pub(super) struct ExportArgs {
     #[arg(value_name = "RUN|FILE", value_parser = run(), value_hint = ValueHint::AnyPath)]
     run: PathBuf,
     /// File format: the weights (safetensors), or encoder and decoder as models that other programs run (onnx).
-    #[arg(long, value_enum, default_value = "safetensors")]
+    #[arg(long, value_enum, default_value = "safetensors", hide_possible_values = true)]
     format: Format,
-    /// Names of the tensors in a safetensors file: those of vae-wgpu, or those of github.com/pi-tau/vae.
-    #[arg(long, value_enum, default_value = "own")]
+    /// Names of the tensors in a safetensors file: those of vae-wgpu (own), or of github.com/pi-tau/vae (seed).
+    #[arg(long, value_enum, default_value = "own", hide_possible_values = true)]
     names: Names,
     /// Store the weights of layers as 16-bit floats, which takes half of the space.
     #[arg(long)]

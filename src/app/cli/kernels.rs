@@ -17,7 +17,7 @@ use crate::vae::model::{Mode, VaeConfig};
 
 #[derive(Args, Debug)]
 pub(super) struct KernelsArgs {
-    /// Print this kernel of the list instead.
+    /// Kernel to print; without it all are listed.
     #[arg(value_name = "NAME")]
     name: Option<String>,
     /// Language to print the kernel in.

@@ -43,6 +43,7 @@ mod latent;
 mod man;
 mod output;
 mod pipeline_cache;
+mod preview;
 mod progress;
 mod reconstruct;
 mod report;
@@ -134,7 +135,12 @@ Examples:
 
 /// The command line, with what derived attributes cannot say.
 fn command() -> clap::Command {
-    lenient(Cli::command()).mut_subcommand("train", |train| {
+    let has = |command: &clap::Command, id: &str| command.get_arguments().any(|arg| arg.get_id() == id);
+    let command = Cli::command().mut_subcommands(|sub| match has(&sub, "run") && has(&sub, "data") {
+        true => data::with_defaults_of_run(sub),
+        false => sub,
+    });
+    lenient(command).mut_subcommand("train", |train| {
         FIRST.iter().enumerate().fold(train.after_help(TRAIN_EXAMPLES), |train, (at, id)| {
             train.mut_arg(id, |arg| arg.help_heading(None).display_order(at))
         })
@@ -159,8 +165,14 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             if let Some(usage) = error.downcast_ref::<clap::Error>() {
-                let _ = usage.print();
-                return ExitCode::from(if usage.use_stderr() { 2 } else { 0 });
+                if !usage.use_stderr() {
+                    let _ = usage.print();
+                    return ExitCode::SUCCESS;
+                }
+                let text = usage.render();
+                let text = if console::colors_enabled_stderr() { text.ansi().to_string() } else { text.to_string() };
+                eprintln_lossy(in_plain_words(&text).trim_end());
+                return ExitCode::from(2);
             }
             // In color where clap uses color for its errors.
             let styles = clap::builder::Styles::styled();
@@ -218,6 +230,33 @@ fn message(error: &anyhow::Error) -> String {
     let hint = error.downcast_ref::<Error>().and_then(Error::trailing_hint);
     let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
     format!("{error:#}{hint}")
+}
+
+/// Says what is wrong with a number in the words of its user rather than of Rust's parsers.
+fn in_plain_words(usage: &str) -> String {
+    let number = "expected a number without fraction";
+    let words = [
+        ("invalid digit found in string", number),
+        ("cannot parse integer from empty string", number),
+        ("number too large to fit in target type", "the number is too large"),
+        ("number would be zero for non-zero type", "expected 1 or more"),
+        ("invalid float literal", "expected a number"),
+        ("cannot parse float from empty string", "expected a number"),
+    ];
+    let mut usage = words.iter().fold(usage.to_owned(), |usage, (from, to)| usage.replace(from, to));
+    // `: 0 is not in 1..=25`
+    if let Some((before, after)) = usage.split_once(" is not in ")
+        && let Some((before, _)) = before.rsplit_once(": ")
+    {
+        let (range, rest) = after.split_at(after.find('\n').unwrap_or(after.len()));
+        let (least, most) = range.split_once("..").unwrap_or((range, ""));
+        let expected = match most.trim_start_matches('=').parse::<u64>() {
+            Ok(most) if most != u64::MAX && most != u64::from(u32::MAX) => format!("{least} to {most}"),
+            _ => format!("{least} or more"),
+        };
+        usage = format!("{before}: expected {expected}{rest}");
+    }
+    usage
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -286,15 +325,16 @@ struct ModelArgs {
     /// Residual blocks per group [default: 4].
     #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.blocks = n))]
     blocks: Option<usize>,
-    /// Number of latent dimensions [default: 64; with --recipe seed: 16].
+    /// Number of latent dimensions [default: 64].
     #[arg(long, value_name = "N", value_parser = values::size(|c, n| c.latent_dim = n), alias = "latent_dim")]
     latent_dim: Option<usize>,
     /// Normalization: batch, or position (over the channels at each pixel) [default: batch].
-    #[arg(long, value_name = "NORM", value_parser = values::choice::<Norm>(&["batch", "position"]), hide_short_help = true)]
+    #[arg(long, value_name = "NORM", value_parser = values::choice::<Norm>(&["batch", "position"]), hide_possible_values = true,
+        hide_short_help = true)]
     norm: Option<Norm>,
     /// Gaussian around a decoded pixel: variance 1 (unit), or one variance for all pixels at its maximum-likelihood value (optimal)
-    /// [default: optimal; with --recipe seed: unit].
-    #[arg(long, value_name = "LIKELIHOOD", value_parser = values::choice::<Likelihood>(&["optimal", "unit"]))]
+    /// [default: optimal].
+    #[arg(long, value_name = "LIKELIHOOD", value_parser = values::choice::<Likelihood>(&["optimal", "unit"]), hide_possible_values = true)]
     likelihood: Option<Likelihood>,
 }
 
@@ -425,6 +465,15 @@ fn note(text: impl std::fmt::Display) {
     }
 }
 
+/// Prints a line about a run to stderr, on a terminal broken between words.
+fn eprintln_wrapped(text: impl std::fmt::Display) {
+    let text = text.to_string();
+    match progress::stderr_width() {
+        Some(width) => eprintln_lossy(progress::wrapped(&text, width)),
+        None => eprintln_lossy(text),
+    }
+}
+
 /// Prints a line to stderr and ignores errors, because stderr may be closed.
 fn eprintln_lossy(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
@@ -438,6 +487,45 @@ mod tests {
     #[test]
     fn command_line_definition_is_valid() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_the_defaults_that_a_command_has() {
+        let help = |name: &str| {
+            let mut command = command().term_width(10_000);
+            command.build();
+            command.find_subcommand_mut(name).unwrap().render_long_help().to_string()
+        };
+        let (train, sample, eval) = (help("train"), help("sample"), help("eval"));
+        assert!(train.contains("else a download]") && train.contains("N training images [default: all]"), "{train}");
+        assert!(!sample.contains("that of the run"), "{sample}");
+        for default in ["data set [default: that of the run]", "N training images [default: as many as the run]"] {
+            assert!(eval.contains(default) && !train.contains(default), "{default}: {eval}");
+        }
+        // An option that only `train` has.
+        for name in ["info", "kernels", "tune"] {
+            assert!(!help(name).contains("--recipe"), "{name}");
+        }
+    }
+
+    #[test]
+    fn invalid_numbers_are_described_in_plain_words() {
+        let said = |line: &str| {
+            let error = command().try_get_matches_from(line.split(' ')).unwrap_err().render().to_string();
+            in_plain_words(&error).lines().next().unwrap().split_once("': ").unwrap().1.to_owned()
+        };
+        for (line, expected) in [
+            ("vae-wgpu train --epochs ten", "expected a number without fraction"),
+            ("vae-wgpu train --epochs 1.5", "expected a number without fraction"),
+            ("vae-wgpu train --epochs 0", "expected 1 to 1000000000"),
+            ("vae-wgpu train --memory-limit 0", "expected 1 or more"),
+            ("vae-wgpu train --save-every 0", "expected 1 or more"),
+            ("vae-wgpu reconstruct run -n 0", "expected 1 or more"),
+            ("vae-wgpu train --seed 99999999999999999999", "the number is too large"),
+            ("vae-wgpu train --lr fast", "expected a number"),
+        ] {
+            assert_eq!(said(line), expected, "{line}");
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Progress of kernel compilation on stderr, and the pipeline cache in the user's cache folder.
 
 use std::fs;
-use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use md5::{Digest, Md5};
 
 use super::eprintln_lossy;
+use super::progress::draws_bars;
 use crate::app::io::atomic::{read, save_atomic};
 use crate::runtime::gpu::{Compiled, Gpu};
 
@@ -53,7 +53,7 @@ impl CompileProgress {
         if !self.verbose || total < MIN_REPORTED {
             return;
         }
-        if !stderr().is_terminal() {
+        if !draws_bars() {
             // One line for all programs of a command.
             if !std::mem::replace(&mut self.reported, true) {
                 eprintln_lossy("compiling kernels");

@@ -8,21 +8,26 @@ use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::app::cli::eprintln_lossy;
+use crate::app::cli::preview::{Preview, show};
+use crate::app::io::run_config::quoted;
+use crate::app::viz::image_grid::ImageBatch;
 use crate::error::{Error, Result};
 use crate::vae::train::events::{Event, Observer, Quiet, Start};
 use crate::vae::train::rows::{EpochRow, StepRow};
+use crate::vae::train::store::DecodedImages;
 
-/// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines.
+/// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines. Only beside the
+/// bar are images shown.
 #[must_use]
-pub(super) fn observer(json: bool, quiet: bool) -> Box<dyn Observer> {
+pub(super) fn observer(json: bool, quiet: bool, preview: Option<Preview>) -> Box<dyn Observer> {
     if json {
         Box::new(Json::new(io::stdout()))
     } else if quiet {
         Box::new(Quiet)
     } else if draws_bars() {
-        Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr())))
+        Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr()), preview))
     } else {
-        Box::new(Plain::new(io::stderr(), Duration::from_secs(10)))
+        Box::new(Plain::new(io::stderr(), Duration::from_secs(10), stderr_width()))
     }
 }
 
@@ -31,8 +36,13 @@ pub(super) fn draws_bars() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// Columns of stderr, if it is a terminal.
+pub(super) fn stderr_width() -> Option<usize> {
+    io::stderr().is_terminal().then(|| terminal_width(&Term::stderr()))
+}
+
 /// Columns of a terminal, and 80 if they are unknown.
-fn terminal_width(terminal: &Term) -> usize {
+pub(super) fn terminal_width(terminal: &Term) -> usize {
     terminal.size_checked().map_or(80, |(_, columns)| columns.into())
 }
 
@@ -74,7 +84,26 @@ impl<W: Write> Observer for Json<W> {
     }
 }
 
-/// Width of plain lines: that of a table with all columns.
+/// Breaks a line between words where it would be wider than a terminal. What follows is indented like the text after a label of the header.
+pub(super) fn wrapped(line: &str, width: usize) -> String {
+    const INDENT: usize = 8;
+    let mut lines = String::new();
+    let mut column = 0;
+    for word in line.split_inclusive(' ') {
+        let length = word.trim_end().chars().count();
+        if column > INDENT && column + length > width {
+            lines.truncate(lines.trim_end().len());
+            lines += "\n";
+            lines += &" ".repeat(INDENT);
+            column = INDENT;
+        }
+        lines += word;
+        column += word.chars().count();
+    }
+    lines
+}
+
+/// Width of plain lines in a pipe or a file: that of a table with all columns.
 const PLAIN_WIDTH: usize = 100;
 
 /// Writes plain lines: steps at intervals, every epoch.
@@ -83,29 +112,42 @@ pub(super) struct Plain<W> {
     lines: Lines<W>,
     every: Duration,
     last: Option<Instant>,
+    /// Width of the terminal, if it is one.
+    width: Option<usize>,
     report: Report,
 }
 
 impl<W: Write> Plain<W> {
     /// Writes to `to`, with at most one step line per interval `every`.
-    pub(super) fn new(to: W, every: Duration) -> Self {
-        Self { lines: Lines { to: Some(to) }, every, last: None, report: Report::default() }
+    pub(super) fn new(to: W, every: Duration, width: Option<usize>) -> Self {
+        Self { lines: Lines { to: Some(to) }, every, last: None, width, report: Report::default() }
     }
 }
 
 impl<W: Write> Observer for Plain<W> {
     fn observe(&mut self, event: &Event<'_>) -> Result<()> {
         self.report.update(event);
-        for line in self.report.lines(event, PLAIN_WIDTH) {
-            self.lines.line(&line)?;
+        for line in self.report.lines(event, self.width.unwrap_or(PLAIN_WIDTH)) {
+            self.lines.line(&readable(event, line, self.width.unwrap_or(usize::MAX)))?;
         }
         if let Event::Step(row) = event
             && self.last.is_none_or(|last| last.elapsed() >= self.every)
         {
             self.last = Some(Instant::now());
-            self.lines.line(&format!("step {}", self.report.step(row, usize::MAX)))?;
+            let width = self.width.map_or(usize::MAX, |width| width.saturating_sub("step ".len()));
+            self.lines.line(&format!("step {}", self.report.step(row, width)))?;
         }
         Ok(())
+    }
+}
+
+/// Breaks a line between words, unless it has a command to copy.
+fn readable(event: &Event<'_>, line: String, width: usize) -> String {
+    match event {
+        Event::Started(_) | Event::Epoch { .. } | Event::Warning { .. } | Event::Finished { .. } => {
+            wrapped(&line, width)
+        }
+        Event::Step(_) | Event::Profile(_) | Event::Interrupted { .. } => line,
     }
 }
 
@@ -114,6 +156,7 @@ pub(super) struct Bar {
     bar: ProgressBar,
     /// Returns the width of the terminal, which may change.
     width: fn() -> usize,
+    preview: Option<Preview>,
     report: Report,
 }
 
@@ -124,8 +167,8 @@ impl std::fmt::Debug for Bar {
 }
 
 impl Bar {
-    pub(super) fn new(target: ProgressDrawTarget, width: fn() -> usize) -> Self {
-        Self { bar: ProgressBar::with_draw_target(None, target), width, report: Report::default() }
+    pub(super) fn new(target: ProgressDrawTarget, width: fn() -> usize, preview: Option<Preview>) -> Self {
+        Self { bar: ProgressBar::with_draw_target(None, target), width, preview, report: Report::default() }
     }
 
     /// Shows `text` beside the bar, which is narrow in a narrow terminal.
@@ -156,7 +199,9 @@ impl Observer for Bar {
             Event::Finished { .. } | Event::Interrupted { .. } => self.bar.finish_and_clear(),
             Event::Epoch { .. } | Event::Warning { .. } | Event::Profile(_) => {}
         }
-        for line in self.report.lines(event, (self.width)()) {
+        let width = (self.width)();
+        for line in self.report.lines(event, width) {
+            let line = readable(event, line, width);
             if self.bar.is_finished() {
                 // A finished bar prints nothing.
                 eprintln_lossy(line);
@@ -172,6 +217,24 @@ impl Observer for Bar {
         // The bar shows nothing worse than an old message if this fails.
         let _ = self.show(&|width| fitted(&[(0, counts.clone()), (1, what.to_owned())], width));
     }
+
+    fn images(&mut self, epoch: u64, what: &str, images: DecodedImages<'_>) -> Result<()> {
+        let Some(preview) = self.preview else { return Ok(()) };
+        let drawn = preview_of(&preview, epoch, what, images)?;
+        self.bar.suspend(|| show(&drawn));
+        Ok(())
+    }
+}
+
+/// Draws a row of images with a title; of images in rows, the first of each row.
+fn preview_of(preview: &Preview, epoch: u64, what: &str, images: DecodedImages<'_>) -> Result<String> {
+    let [channels, height, width] = images.size;
+    let all = images.values.chunks_exact(channels * height * width);
+    let every = if images.rows.is_empty() { 1 } else { all.len() / images.rows.len() };
+    let shown: Vec<f32> = all.step_by(every.max(1)).flatten().copied().collect();
+    let drawn = preview.draw(&ImageBatch::from_floats(&shown, images.size)?, 1)?;
+    let title = if epoch == 0 { what.to_owned() } else { format!("epoch {epoch}: {what}") };
+    Ok(if drawn.is_empty() { drawn } else { format!("{title}\n{drawn}") })
 }
 
 /// Runs of at least this many seconds are announced.
@@ -186,6 +249,7 @@ struct Report {
     steps: u64,
     first_step: u64,
     images_per_step: usize,
+    /// Path of the run, quoted for a shell.
     run: String,
     software: bool,
     /// Steps that were measured, and seconds of a step, averaged with more weight on late ones.
@@ -205,7 +269,7 @@ impl Report {
             Event::Started(start) => {
                 (self.epochs, self.steps, self.first_step) = (start.epochs, start.steps, start.first_step);
                 self.images_per_step = start.batch_size.saturating_mul(start.accumulate);
-                (self.run, self.software) = (start.run.display().to_string(), start.software);
+                (self.run, self.software) = (quoted(&start.run.to_string_lossy()), start.software);
             }
             Event::Step(row) => {
                 let seconds = self.images_per_step as f64 / f64::from(row.images_per_s);
@@ -276,7 +340,7 @@ impl Report {
             Event::Interrupted { step, run } => vec![format!(
                 "interrupted after {}; checkpoint saved. Resume with: vae-wgpu train --resume {}",
                 counted(*step, "step"),
-                run.display()
+                quoted(&run.to_string_lossy())
             )],
         }
     }
@@ -481,7 +545,7 @@ mod tests {
 
     #[test]
     fn plain_lines_skip_steps_and_keep_epochs() {
-        let mut plain = Plain::new(Vec::new(), Duration::from_secs(3600));
+        let mut plain = Plain::new(Vec::new(), Duration::from_secs(3600), None);
         send_events(&mut plain);
         let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
         assert_eq!(
@@ -499,7 +563,7 @@ mod tests {
                 "done: 25 epochs, 9,775 steps in 7.2 s. Results: runs/2026-01-31-1",
             ]
         );
-        let mut plain = Plain::new(Vec::new(), Duration::ZERO);
+        let mut plain = Plain::new(Vec::new(), Duration::ZERO, None);
         plain.observe(&Event::Started(Start { first_step: 9776, ..start() })).unwrap();
         let run = Path::new("c1");
         plain
@@ -510,7 +574,7 @@ mod tests {
             text.ends_with("run c1 is complete: 25 epochs. Pass --epochs with a larger number to train further\n"),
             "{text}"
         );
-        let mut plain = Plain::new(Vec::new(), Duration::ZERO);
+        let mut plain = Plain::new(Vec::new(), Duration::ZERO, None);
         send_events(&mut plain);
         let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
         assert!(text.contains("step 6/9,775  epoch 1/25  loss NaN"), "{text}");
@@ -530,14 +594,14 @@ mod tests {
             }
         }
         send_events(&mut Json::new(Broken(ErrorKind::BrokenPipe, 0)));
-        send_events(&mut Plain::new(Broken(ErrorKind::BrokenPipe, 0), Duration::ZERO));
+        send_events(&mut Plain::new(Broken(ErrorKind::BrokenPipe, 0), Duration::ZERO, None));
         let full = Json::new(Broken(ErrorKind::StorageFull, 0)).observe(&Event::Warning { message: "x" });
         assert!(matches!(full, Err(Error::File { .. })));
     }
 
     #[test]
     fn progress_bar_follows_the_steps() {
-        let mut bar = Bar::new(ProgressDrawTarget::hidden(), || 100);
+        let mut bar = Bar::new(ProgressDrawTarget::hidden(), || 100, None);
         bar.observe(&Event::Started(Start { first_step: 392, ..start() })).unwrap();
         assert_eq!((bar.bar.position(), bar.bar.length()), (391, Some(9775)));
         bar.observe(&Event::Step(&StepRow { step: 401, epoch: 2, ..StepRow::default() })).unwrap();
@@ -580,6 +644,37 @@ mod tests {
         assert!(lines[0].starts_with(line) && lines[0].contains("software driver"), "{lines:?}");
         let (_, lines) = measured(5, false);
         assert!(lines.is_empty(), "{lines:?}");
+    }
+
+    #[test]
+    fn long_lines_are_broken_between_words() {
+        let line = "model   ResNet VAE, 32 channels, 3 groups of 4 blocks";
+        assert_eq!(wrapped(line, 80), line);
+        assert_eq!(wrapped(line, 53), line);
+        assert_eq!(wrapped(line, 52), "model   ResNet VAE, 32 channels, 3 groups of 4\n        blocks");
+        assert_eq!(wrapped(line, 28).lines().count(), 3);
+        // What has no space is not broken.
+        assert_eq!(wrapped("done: runs/with/a/long/name", 10), "done: runs/with/a/long/name");
+        for width in [50, 60, 80] {
+            let mut plain = Plain::new(Vec::new(), Duration::ZERO, Some(width));
+            send_events(&mut plain);
+            let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
+            let fits = |line: &&str| line.chars().count() > width && !line.contains("--resume");
+            assert_eq!(text.lines().find(fits), None, "{width}: {text}");
+        }
+    }
+
+    #[test]
+    fn commands_to_copy_are_quoted() {
+        let run = Path::new("my runs/it's");
+        let mut report = Report::default();
+        let lines = report.lines(&Event::Interrupted { step: 6, run }, 80);
+        assert!(lines[0].ends_with(r"train --resume 'my runs/it'\''s'"), "{lines:?}");
+        report.update(&Event::Started(Start { run, batch_size: 1, steps: 1_000_000, ..start() }));
+        let row = StepRow { step: 1, epoch: 1, images_per_s: 1.0, ..StepRow::default() };
+        (0..=MEASURED).for_each(|_| report.update(&Event::Step(&row)));
+        let lines = report.lines(&Event::Step(&row), 80);
+        assert!(lines[0].contains(r"`vae-wgpu train --resume 'my runs/it'\''s'` continues"), "{lines:?}");
     }
 
     #[test]

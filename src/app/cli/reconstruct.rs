@@ -8,8 +8,10 @@ use clap::{Args, ValueHint};
 use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, dims, from_file, image_files};
 use super::note;
 use super::output::{RAW, check_grid, check_output, save_image, save_raw};
+use super::preview::{PreviewArgs, show};
 use crate::app::viz::caption::Pairs;
 use crate::app::viz::image_grid::ImageBatch;
+use crate::error::Error;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 use crate::vae::data;
@@ -40,6 +42,8 @@ pub(super) struct ReconstructArgs {
     /// Output file: each original with its reconstruction on its right and their mean squared error (pixels from -1 to 1) below [default: reconstructions.png, or reconstructions.npy with --raw].
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    preview: PreviewArgs,
     #[command(flatten)]
     class: ClassArgs,
     #[command(flatten)]
@@ -92,6 +96,10 @@ impl ReconstructArgs {
             return Ok(ExitCode::SUCCESS);
         }
         let reconstructions = ImageBatch::from_floats(&reconstructions, dims)?;
+        // A row of originals, and their reconstructions below.
+        let preview = self.preview.get();
+        let rows =
+            preview.map(|p| Ok::<_, Error>(p.draw(&originals, 1)? + &p.draw(&reconstructions, 1)?)).transpose()?;
         let mut caption = self.trained.caption(&model, "originals | reconstructions");
         caption = match self.files.is_empty() {
             true => caption.with("split", self.images.split()),
@@ -102,6 +110,7 @@ impl ReconstructArgs {
         }
         let image = Pairs::new(originals, reconstructions)?.draw(&caption)?;
         save_image(out, &image, &caption, "originals with their reconstructions on the right")?;
+        show(&rows.unwrap_or_default());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use super::inference::{ClassArgs, TrainedArgs, counted, dims};
 use super::note;
 use super::output::{RAW, check_grid, check_output, save_image, save_raw};
+use super::preview::{PreviewArgs, show};
 use super::values::non_negative;
 use crate::app::io;
 use crate::app::io::prior::Kind;
@@ -17,6 +18,9 @@ use crate::vae::inference::Model;
 use crate::vae::model::Mode;
 use crate::vae::prior::Prior;
 use crate::vae::tensor_file::Array;
+
+/// Rows of images that --preview shows at most.
+const PREVIEW_ROWS: usize = 3;
 
 #[derive(Args, Debug)]
 pub(super) struct SampleArgs {
@@ -39,6 +43,8 @@ pub(super) struct SampleArgs {
     /// Output file [default: samples.png, or samples.npy with --raw].
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    preview: PreviewArgs,
     #[command(flatten)]
     class: ClassArgs,
     #[command(flatten)]
@@ -94,6 +100,7 @@ impl SampleArgs {
             note(format_args!("{count} samples: {}", out.display()));
         } else {
             let images = ImageBatch::from_floats(&means, dims(&model.config))?;
+            let preview = self.preview.get().map(|preview| preview.draw(&images, PREVIEW_ROWS)).transpose()?;
             let prior = match &prior {
                 Prior::Normal(_) => "N(0, I)",
                 Prior::Mixture(_) => "mixture",
@@ -106,6 +113,7 @@ impl SampleArgs {
             caption = caption.with("seed", self.seed).with("prior", prior).with("temperature", self.temperature);
             let grid = Grid::of(square(count), images.size().0).draw(&images)?;
             save_image(out, &caption.below(&grid)?, &caption, "samples")?;
+            show(&preview.unwrap_or_default());
         }
         Ok(ExitCode::SUCCESS)
     }

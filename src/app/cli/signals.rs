@@ -30,8 +30,8 @@ pub(super) fn set_on_request(stop: &Arc<AtomicBool>, quiet: bool) -> io::Result<
         flag::register(signal, Arc::clone(stop))?;
     }
     if !quiet {
-        let stop = Arc::clone(stop);
-        thread::Builder::new().name("signals".into()).spawn(move || acknowledge(&stop))?;
+        let (stop, received) = (Arc::clone(stop), Arc::clone(&received));
+        thread::Builder::new().name("signals".into()).spawn(move || acknowledge(&stop, &received))?;
     }
     Ok(received)
 }
@@ -49,14 +49,18 @@ pub(super) fn set_after(time: Duration, stop: &Arc<AtomicBool>) -> io::Result<Ar
     Ok(did)
 }
 
-/// Waits for the first signal and says what it does. The thread ends with the process.
-fn acknowledge(stop: &AtomicBool) {
+/// Waits for the first signal, or the end of the time, and says what it does. The thread ends with the process.
+fn acknowledge(stop: &AtomicBool, received: &AtomicUsize) {
     while !stop.load(Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(50));
     }
     // Below the progress bar, and not beside the terminal's `^C`.
     let new_line = if io::stderr().is_terminal() { "\n" } else { "" };
-    eprintln_lossy(format_args!("{new_line}stopping after this step; Ctrl-C now quits at once"));
+    let text = match received.load(Ordering::SeqCst) {
+        0 => "the time of --max-time is up: stopping after this step",
+        _ => "stopping after this step; Ctrl-C now quits at once",
+    };
+    eprintln_lossy(format_args!("{new_line}{text}"));
 }
 
 /// Parses the set of ignored signals from Linux's `/proc/self/status`: bit 0 is signal 1.

@@ -15,10 +15,11 @@ use serde_json::json;
 use super::data::DatasetArgs;
 use super::inference::{BATCH, counted};
 use super::output::check_output;
+use super::preview::PreviewArgs;
 use super::values::{choice, duration, micro_batches, non_negative, posterior_std, run, share};
 use super::{
-    DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, exit_code, fit_prior, is_quiet,
-    message, print, signals,
+    DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, eprintln_wrapped, exit_code,
+    fit_prior, is_quiet, message, print, signals,
 };
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -109,8 +110,8 @@ struct RunArgs {
 #[command(next_help_heading = "Training")]
 struct TrainingArgs {
     /// Settings to start from: sharp (optimal likelihood, cosine schedule, clipping, flipped images, a validation split), or seed (those
-    /// of github.com/pi-tau/vae, whose images are blurred) [default: sharp].
-    #[arg(long, value_name = "RECIPE", value_parser = choice::<Recipe>(&["sharp", "seed"]))]
+    /// of github.com/pi-tau/vae: unit likelihood, 16 latent dimensions; its images are blurred) [default: sharp].
+    #[arg(long, value_name = "RECIPE", value_parser = choice::<Recipe>(&["sharp", "seed"]), hide_possible_values = true)]
     recipe: Option<Recipe>,
     /// Total number of epochs [default: 25].
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_EPOCHS))]
@@ -129,7 +130,7 @@ struct TrainingArgs {
     /// Learning rate after the warm-up [default: 0.01].
     #[arg(long, value_name = "RATE", value_parser = non_negative)]
     lr: Option<f64>,
-    /// Steps during which the learning rate rises from 1 % to 100 % [default: 500; with --recipe seed: 1000].
+    /// Steps during which the learning rate rises from a hundredth of --lr to --lr [default: 500; with --recipe seed: 1000].
     #[arg(long, value_name = "STEPS")]
     warmup: Option<u64>,
     /// Learning rate schedule after the warm-up [default: cosine; with --recipe seed: constant].
@@ -192,6 +193,8 @@ struct OutputArgs {
     /// Print one JSON object per event to stdout.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    preview: PreviewArgs,
 }
 
 /// Value of --batch-size.
@@ -275,7 +278,7 @@ impl TrainArgs {
         let init = self.init(&settings)?;
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
-        let mut observer = observer(self.output.json, is_quiet());
+        let mut observer = observer(self.output.json, is_quiet(), self.output.preview.get());
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
         let signal = signals::set_on_request(&stop, quiet)?;
@@ -285,7 +288,7 @@ impl TrainArgs {
         // Before kernels are compiled for it, which may take a while.
         let show_device = || {
             if !quiet {
-                eprintln_lossy(format_args!("device  {}", device.describe()));
+                eprintln_wrapped(format_args!("device  {}", device.describe()));
             }
         };
         if resumed.is_none() && matches!(self.training.batch_size, Some(BatchSize::Auto)) {
@@ -352,8 +355,9 @@ impl TrainArgs {
     pub(super) fn settings(&self) -> anyhow::Result<(Settings, Option<FolderStore>)> {
         if let Some(run) = &self.run.resume {
             let store = FolderStore::new(RunFolder::resume(run)?).with_tensorboard(self.output.tensorboard);
-            let mut settings = store.settings()?;
+            let (mut settings, progress) = store.saved()?;
             settings.epochs = self.training.epochs.unwrap_or(settings.epochs);
+            progress.check_epochs(settings.epochs)?;
             settings.early_stop = self.training.early_stop.unwrap_or(settings.early_stop);
             // The data set may have moved. The trainer compares its fingerprint.
             settings.data = self.dataset.spec().or(settings.data);
@@ -436,7 +440,7 @@ impl TrainArgs {
             fit_prior::fit_mixture(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0)
         };
         match fit() {
-            Ok(said) if !is_quiet() && !self.output.json => eprintln_lossy(said),
+            Ok(said) if !is_quiet() && !self.output.json => eprintln_wrapped(said),
             Ok(_) => {}
             Err(error) => eprintln_lossy(format_args!("warning: no prior was fitted: {error:#}")),
         }

@@ -15,7 +15,7 @@ use crate::app::io::run_config::RunConfig;
 use crate::app::io::tensorboard;
 use crate::app::viz::caption::{Caption, Labels, Pairs, square};
 use crate::app::viz::image_grid::{Grid, ImageBatch, decode_rgb, save_png};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 
 /// A run folder, opened for writing (locked) or for reading.
 #[derive(Debug)]
@@ -252,8 +252,17 @@ impl RunFolder {
         match fs::metadata(run.config()) {
             Ok(_) => Ok(run),
             Err(error) => {
-                let cause = if error.kind() == ErrorKind::NotFound { String::new() } else { format!(": {error}") };
-                let why = format!("it has no readable config.json{cause}. Create a run with `vae-wgpu train --out`");
+                let is_missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
+                let cause = if is_missing(&error) { String::new() } else { format!(": {error}") };
+                // The folder of all runs is easily taken for one of them.
+                let mut inside = fs::read_dir(path).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+                let why = match inside.find(|path| path.join("config.json").is_file()) {
+                    Some(run) => format!("it contains runs, such as {}. Name one of them", printable(run.display())),
+                    None if fs::metadata(path).is_err_and(|error| is_missing(&error)) => {
+                        "it does not exist. `vae-wgpu runs` lists the runs in `runs`".to_owned()
+                    }
+                    None => format!("it has no readable config.json{cause}. Create a run with `vae-wgpu train --out`"),
+                };
                 Err(Error::file("find a run in", path)(io::Error::new(error.kind(), why)))
             }
         }

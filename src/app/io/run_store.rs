@@ -79,14 +79,15 @@ impl FolderStore {
         Self { tensorboard, ..self }
     }
 
-    /// Returns the settings of the run, from its checkpoint.
+    /// Returns the settings of the run and its progress, from its checkpoint.
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Checkpoint`] if the checkpoint cannot be read.
-    pub fn settings(&self) -> Result<Settings> {
+    pub fn saved(&self) -> Result<(Settings, Progress)> {
         let path = self.checkpoint();
         let progress = Progress::of(&self.load_checkpoint()?, &path)?;
-        serde_json::from_str(&progress.settings).map_err(|e| Error::malformed("parse the settings in", &path, e))
+        let settings = serde_json::from_str(&progress.settings);
+        Ok((settings.map_err(|e| Error::malformed("parse the settings in", &path, e))?, progress))
     }
 
     fn create_tables(&mut self) -> Result<()> {

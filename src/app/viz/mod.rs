@@ -1,4 +1,4 @@
-//! Image grids, plots, reports and performance traces.
+//! Image grids, plots, reports, performance traces, and images in a terminal.
 
 mod canvas;
 pub mod caption;
@@ -8,4 +8,5 @@ pub mod latent_plots;
 pub mod plots;
 pub mod range_plot;
 pub mod report;
+pub mod terminal;
 pub mod trace;

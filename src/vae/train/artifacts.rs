@@ -121,25 +121,50 @@ impl Trainer<'_> {
     /// Saves reconstructions and samples after an epoch, and the originals before the first (epoch 0).
     pub(super) fn images(&mut self, epoch: u64) -> Result<()> {
         let images = self.dataset.test.as_ref();
-        let shown = shown_images(images);
-        let mut pixels = Vec::new();
-        data::batch(images, &shown, &mut pixels)?;
-        let (c, h, w) = images.size();
-        let size = [c, h, w];
+        let Originals { shown, pixels, size } = self.originals()?;
         if epoch == 0 {
             return self.store.save_originals(&pixels, size);
         }
         let zero_noise = vec![0.0; shown.len() * self.settings.model.latent_dim];
         let labels = data::labels(images, &shown);
         let mean = self.runner.evaluate((&pixels, &labels), &zero_noise, self.settings.beta)?.mean;
-        self.store.save_reconstructions(epoch, &pixels, DecodedImages { values: &mean, size, rows: &[] })?;
+        let reconstructions = DecodedImages { values: &mean, size, rows: &[] };
+        self.observer.images(epoch, "reconstructions", reconstructions)?;
+        self.store.save_reconstructions(epoch, &pixels, reconstructions)?;
         let classes = self.settings.model.classes;
         let labels = sample_labels(classes);
         let z = noise(&self.settings, SAMPLE_NOISE, labels.len());
         let samples = self.runner.decode((&z, &labels))?;
         let rows = &images.classes()[..classes.min(MOST_SHOWN)];
-        self.store.save_samples(epoch, DecodedImages { values: &samples, size, rows })
+        let samples = DecodedImages { values: &samples, size, rows };
+        self.observer.images(epoch, "samples", samples)?;
+        self.store.save_samples(epoch, samples)
     }
+
+    /// Sends the images whose reconstructions follow to the observer.
+    pub(super) fn show_originals(&mut self) -> Result<()> {
+        let Originals { pixels, size, .. } = self.originals()?;
+        let values: Vec<f32> = pixels.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect();
+        self.observer.images(0, "originals", DecodedImages { values: &values, size, rows: &[] })
+    }
+
+    fn originals(&self) -> Result<Originals> {
+        let images = self.dataset.test.as_ref();
+        let shown = shown_images(images);
+        let mut pixels = Vec::new();
+        data::batch(images, &shown, &mut pixels)?;
+        let (c, h, w) = images.size();
+        Ok(Originals { shown, pixels, size: [c, h, w] })
+    }
+}
+
+/// Images whose reconstructions are saved after each epoch.
+struct Originals {
+    /// Indices in the test images.
+    shown: Vec<u32>,
+    /// Bytes `[n, c, h, w]`, and channels, height and width.
+    pixels: Vec<u8>,
+    size: [usize; 3],
 }
 
 /// Returns the class of each sample drawn after an epoch: a row of each class, or zeros for a model without classes.

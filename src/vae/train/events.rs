@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::vae::train::Settings;
 use crate::vae::train::profile::Summary;
 use crate::vae::train::rows::{EpochRow, StepRow};
+use crate::vae::train::store::DecodedImages;
 
 /// An event of a run. Its JSON form is one object whose field `event` is the name of the variant in lower case. Values that are not
 /// finite become `null`.
@@ -108,6 +109,15 @@ pub trait Observer {
 
     /// Called between steps with what the run waits for, such as `validating 3/40`, so that a display need not stand still.
     fn waiting(&mut self, _what: &str) {}
+
+    /// Called with images of the run: before the first step (epoch 0) those whose reconstructions follow, and after each epoch these
+    /// reconstructions, and samples.
+    ///
+    /// # Errors
+    /// As [`Observer::observe`].
+    fn images(&mut self, _epoch: u64, _what: &str, _images: DecodedImages<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Ignores all events.

@@ -260,6 +260,7 @@ impl<'a> Trainer<'a> {
         self.started = Instant::now();
         let steps = self.steps_per_epoch() * self.settings.epochs;
         self.announce()?;
+        self.show_originals()?;
         if self.settings.warmup > steps {
             let Settings { warmup, lr, .. } = self.settings;
             let last = self.settings.lr_at(steps - 1, steps);

@@ -36,10 +36,7 @@ impl<'a> Trainer<'a> {
         runner.resume(settings.seed, progress.step);
         let fingerprint = context.dataset.fingerprint()?;
         check_progress(&progress, &path, &settings, parts.train.len(), &fingerprint)?;
-        if settings.epochs < progress.epoch {
-            let expected = format!("at least {}, which the run has finished", progress.epoch);
-            return Err(Error::argument("number of epochs", expected, settings.epochs));
-        }
+        progress.check_epochs(settings.epochs)?;
         let Recorded { steps, epochs: epoch_rows, device: before } = store.resume(progress.step, progress.epoch)?;
         let device = runner.describe();
         let before = before.unwrap_or_else(|| device.clone());

@@ -1,0 +1,94 @@
+//! `--preview` on a terminal, and everywhere else.
+
+use std::fs::File;
+use std::io::Read;
+use std::process::Command;
+
+use console::strip_ansi_codes;
+use nix::pty::{Winsize, openpty};
+
+use crate::runs::{command, ok, run_in, small};
+use crate::trained::{Stage, text};
+
+/// A terminal of 80 columns with 24-bit colours.
+const TERMINAL: [(&str, &str); 5] =
+    [("TERM", "xterm-256color"), ("COLORTERM", "truecolor"), ("TERM_PROGRAM", ""), ("TMUX", ""), ("STY", "")];
+
+/// Runs a command with stdout and stderr on a terminal of 80 columns and returns what it writes there.
+fn on_terminal(mut command: Command) -> String {
+    let size = Winsize { ws_row: 50, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = openpty(&size, None).unwrap();
+    let mut child = command.stdout(terminal.slave.try_clone().unwrap()).stderr(terminal.slave).spawn().unwrap();
+    // Closes their side, which the child alone has open now.
+    drop(command);
+    let mut said = Vec::new();
+    // Ends with an error when the child has closed its side.
+    let _ = File::from(terminal.master).read_to_end(&mut said);
+    let said = text(&said);
+    assert!(child.wait().unwrap().success(), "{said}");
+    said
+}
+
+/// Whether four images of half blocks follow a title.
+fn has_images_below(said: &str, title: &str) -> bool {
+    // The title replaces the bar, which stands before it in the same line of output.
+    let mut lines = said.split("\r\n").map(strip_ansi_codes).skip_while(|line| !line.ends_with(title)).skip(1);
+    let image = ["▀".repeat(16).as_str(); 4].join(" ");
+    (0..8).all(|_| lines.next().is_some_and(|line| line == image))
+}
+
+#[test]
+fn images_are_shown_above_the_progress_bar() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let mut train = command(&small(&run, "cpu", "2"));
+    train.arg("--preview").envs(TERMINAL);
+    let said = on_terminal(train);
+    for title in ["originals", "epoch 1: reconstructions", "epoch 1: samples", "epoch 2: samples"] {
+        assert!(has_images_below(&said, title), "{title}: {said}");
+    }
+    assert!(said.contains("\x1b[38;2;"), "{said}");
+    // Also when the run continues.
+    let mut train = command(&["train", "--resume", &run, "--epochs", "3", "--device", "cpu", "--preview=blocks"]);
+    train.envs(TERMINAL).env("COLORTERM", "");
+    let said = on_terminal(train);
+    for title in ["originals", "epoch 3: reconstructions"] {
+        assert!(has_images_below(&said, title), "{title}: {said}");
+    }
+    assert!(said.contains("\x1b[38;5;") && !said.contains("\x1b[38;2;"), "{said}");
+}
+
+#[test]
+fn images_are_shown_on_terminals_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let args = [&small(&run, "cpu", "1")[..], &["--force", "--preview"]].concat();
+    let piped = text(&ok(&args).stderr);
+    assert!(piped.contains("done: 1 epoch") && !piped.contains('\x1b') && !piped.contains("originals"), "{piped}");
+    let shown = |term: &str, option: &str| {
+        let mut train = command(&args);
+        train.envs(TERMINAL).env("TERM", term).args((!option.is_empty()).then_some(option));
+        on_terminal(train)
+    };
+    for (term, option) in [("dumb", ""), ("xterm", "--json"), ("xterm", "--quiet")] {
+        let said = shown(term, option);
+        assert!(!said.contains('▀') && !said.contains("originals"), "{term} {option}: {said}");
+    }
+}
+
+#[test]
+fn samples_and_reconstructions_are_shown_in_the_way_of_the_terminal() {
+    let stage = Stage::new();
+    let shown = |line: &str, term: &str| {
+        let mut command = stage.command(line);
+        command.envs(TERMINAL).env("TERM", term);
+        on_terminal(command)
+    };
+    let said = shown("sample run -n 13 --preview", "xterm");
+    let lines = said.lines().filter(|line| line.contains('▀')).count();
+    assert_eq!(lines, 3 * 8, "three rows of four: {said}");
+    let said = shown("reconstruct run -n 2 --preview", "xterm-kitty");
+    assert_eq!(said.matches("\x1b_Ga=T,f=100,q=2,c=33,r=8,").count(), 2, "{said}");
+    assert!(shown("sample run -n 1 --preview=sixel", "xterm").contains("\x1bP0;1;0q"));
+    assert!(!shown("sample run -n 1 --preview --quiet", "xterm").contains('▀'));
+}
