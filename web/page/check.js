@@ -1,0 +1,94 @@
+// @ts-check
+/** Comparing the GPU programs with the CPU reference. */
+
+import { byId, element, setText, showText } from './dom.js';
+import { asEngineError } from './engine.js';
+import { count, counted } from './format.js';
+
+/** Failures that are listed; the report has all. */
+const LISTED = 8;
+/** Milliseconds between two updates of the name. */
+const PAUSE = 100;
+
+/** Connects the section. @param {import('./session.js').Session} session */
+export function connectCheck(session) {
+  const { engine } = session;
+  const run = /** @type {HTMLButtonElement} */ (byId('check-run'));
+  let running = false;
+  let shown = 0;
+  let failed = 0;
+
+  const render = () => {
+    const { phase } = session;
+    const free = !['opening', 'unavailable', 'compiling', 'training', 'lost'].includes(phase);
+    run.hidden = running;
+    run.disabled = !free;
+    run.title = phase === 'training' ? 'Pause training first' : '';
+    byId('check-stop').hidden = !running;
+    byId('check-live').hidden = !running;
+  };
+
+  engine.on('check', ({ done, total, name, verdict, share }) => {
+    if (verdict === 'failed') {
+      failed += 1;
+      byId('check-failures').hidden = false;
+      if (failed <= LISTED) byId('check-failures').append(element('li', {}, element('code', {}, name), ` ${Math.round(share * 100)} % of the error limit`));
+    }
+    const now = performance.now();
+    if (now - shown < PAUSE && done < total) return;
+    shown = now;
+    /** @type {HTMLProgressElement} */ (byId('check-bar')).value = done / total;
+    setText(byId('check-count'), `${count(done)} of ${count(total)}${failed > 0 ? `, ${failed} failed` : ''}`);
+    setText(byId('check-name'), name);
+  });
+
+  byId('check-form').addEventListener('submit', async (event) => {
+    event.preventDefault();
+    if (running || run.disabled) return;
+    running = true;
+    failed = 0;
+    byId('check-failures').replaceChildren();
+    byId('check-failures').hidden = true;
+    byId('check-report').hidden = true;
+    byId('check-bar').removeAttribute('value');
+    setText(byId('check-count'), 'Starting…');
+    setText(byId('check-name'), '');
+    setText(byId('check-verdict'), '');
+    showText(byId('check-error'));
+    render();
+    byId('check-stop').focus();
+    try {
+      const filter = /** @type {HTMLInputElement} */ (byId('check-filter')).value.trim();
+      const { report, passed, failed: bad, notApplicable } = await engine.request('check', { filter });
+      const counts = `${counted(passed, 'check')} passed, ${count(bad)} failed, ${count(notApplicable)} not applicable.`;
+      setText(byId('check-verdict'), bad === 0 ? `${counts}${passed > 0 ? ' This GPU computes what it should.' : ''}` : `${counts} Please copy the report into an issue of the project.`);
+      byId('check-verdict').className = bad === 0 ? 'good' : 'bad';
+      /** @type {HTMLTextAreaElement} */ (byId('check-text')).value = report;
+      byId('check-report').hidden = false;
+    } catch (error) {
+      showText(byId('check-error'), asEngineError(error).message);
+      session.report(error, { local: true });
+    } finally {
+      running = false;
+      const hadFocus = document.activeElement === byId('check-stop') || document.activeElement === document.body;
+      render();
+      if (hadFocus) run.focus();
+    }
+  });
+
+  byId('check-stop').addEventListener('click', () => engine.request('stop-check').catch((error) => session.report(error)));
+
+  byId('check-copy').addEventListener('click', async () => {
+    const text = /** @type {HTMLTextAreaElement} */ (byId('check-text'));
+    try {
+      await navigator.clipboard.writeText(text.value);
+      setText(byId('check-copied'), 'Copied.');
+    } catch {
+      text.select();
+      setText(byId('check-copied'), 'The browser does not allow it: the report is selected, copy it with the keyboard.');
+    }
+  });
+
+  session.on('phase', render);
+  render();
+}

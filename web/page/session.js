@@ -1,0 +1,233 @@
+// @ts-check
+/** The state of the page: what the engine has, and what it does. User interface modules listen to it. */
+
+import { saveFile } from './dom.js';
+import { asEngineError } from './engine.js';
+
+/**
+ * @typedef {'opening' | 'unavailable' | 'ready' | 'compiling' | 'training' | 'paused' | 'finished' | 'diverged' | 'loaded' | 'lost'} Phase
+ * `ready` has no model, `loaded` one from a file; after `lost` only the weights can be saved.
+ * @typedef {{kind: 'shapes' | 'pictures' | 'cifar', name: string, count: number, validation: number, size: number[], classes: string[], preview: import('./engine.js').Pictures}} Data
+ * @typedef {{origin: 'trained' | 'file', name: string, channels: number, blocks: number, latentDim: number, imageSize: number[], parameters?: number}} Model
+ */
+
+const FILE_NAME = 'model.safetensors';
+
+/** Dispatches `phase`, `data` and `model` when these change, `weights` when a copy was saved, and `problem` with an error to show. */
+export class Session extends EventTarget {
+  /** @type {Phase} */
+  phase = 'opening';
+  /** @type {Data | null} */
+  data = null;
+  /** @type {Model | null} */
+  model = null;
+  /** Steps that the model was trained for. */
+  step = 0;
+  /** Epochs that the model was trained for. */
+  epoch = 0;
+  /** `step` when the weights were last downloaded. */
+  #savedStep = 0;
+  /** The weights after the last epoch, in case the engine fails. @type {{bytes: ArrayBuffer, step: number, epoch: number} | null} */
+  #copy = null;
+
+  /** @param {import('./engine.js').Engine} engine */
+  constructor(engine) {
+    super();
+    this.engine = engine;
+    engine.on('step', ({ step, epoch }) => {
+      this.step = step;
+      this.epoch = epoch;
+    });
+    engine.on('epoch', () => this.#keepCopy());
+    engine.on('finished', () => this.#enter('finished'));
+    engine.on('diverged', ({ step, message }) => {
+      this.#enter('diverged');
+      this.#problem('diverged', `Training stopped at step ${step}: ${message}`);
+    });
+    engine.on('lost', ({ message }) => this.#lose(message));
+    engine.on('stopped', ({ message }) => this.#lose(message));
+  }
+
+  /** Calls `listener` with each event of this name. @param {string} event @param {(detail: any) => void} listener */
+  on(event, listener) {
+    this.addEventListener(event, (e) => listener(/** @type {CustomEvent} */ (e).detail));
+  }
+
+  /** Whether data and settings cannot be changed. */
+  get busy() {
+    return this.phase === 'compiling' || this.phase === 'training' || this.phase === 'paused';
+  }
+
+  /** Whether there are trained weights that were not downloaded. */
+  get unsaved() {
+    return this.model?.origin === 'trained' && this.step > this.#savedStep;
+  }
+
+  /** Whether weights can be downloaded. */
+  get canSave() {
+    if (!this.model) return false;
+    if (this.engine.stopped) return this.#copy !== null;
+    return this.model.origin === 'file' || this.step > 0;
+  }
+
+  /** Whether the model can decode and encode now. */
+  get canExplore() {
+    return this.canSave && this.phase !== 'lost';
+  }
+
+  /** Whether the images of the data set have the size that the model knows. */
+  get dataFits() {
+    return Boolean(this.data && this.model && this.data.size.every((value, i) => value === this.model?.imageSize[i]));
+  }
+
+  /** Opens the GPU. Rejects with the engine's error if there is none. */
+  async open() {
+    try {
+      const opened = await this.engine.request('open');
+      this.#enter('ready');
+      return opened;
+    } catch (error) {
+      this.#enter('unavailable');
+      throw error;
+    }
+  }
+
+  /** Replaces the data set. @param {Record<string, unknown> & {kind: Data['kind']}} request @param {Transferable[]} [transfer] */
+  async load(request, transfer) {
+    const data = await this.engine.request('data', request, transfer);
+    this.data = { ...data, kind: request.kind };
+    this.dispatchEvent(new CustomEvent('data'));
+  }
+
+  /** Trains a new model, which replaces the present one. @param {import('./settings.js').Settings} settings */
+  async start(settings) {
+    const data = this.data;
+    if (!data) return;
+    const before = this.phase;
+    this.#enter('compiling');
+    try {
+      if (this.model) await this.#drop();
+      const { parameters } = await this.engine.request('start', { settings });
+      const { channels, blocks, latentDim } = settings;
+      this.#setModel({ origin: 'trained', name: data.name, channels, blocks, latentDim, imageSize: data.size, parameters });
+      this.#enter('training');
+    } catch (error) {
+      if (/** @type {Phase} */ (this.phase) === 'compiling') this.#enter(this.model ? before : 'ready');
+      this.report(error);
+    }
+  }
+
+  /** Pauses training after the present step. */
+  async pause() {
+    try {
+      const { step } = await this.engine.request('pause');
+      this.step = step;
+      // Training may have ended in the meantime.
+      if (this.phase === 'training') this.#enter('paused');
+    } catch (error) {
+      this.report(error);
+    }
+  }
+
+  /** Continues training. */
+  async resume() {
+    try {
+      await this.engine.request('continue');
+      if (this.phase === 'paused') this.#enter('training');
+    } catch (error) {
+      this.report(error);
+    }
+  }
+
+  /** Drops the model. */
+  async reset() {
+    try {
+      await this.#drop();
+      this.#enter('ready');
+    } catch (error) {
+      this.report(error);
+    }
+  }
+
+  /** Replaces the model by one from a file. Rejects with the engine's error. @param {string} name @param {ArrayBuffer} bytes */
+  async openModel(name, bytes) {
+    const { model, epoch } = await this.engine.request('load', { name, bytes }, [bytes]);
+    this.step = this.#savedStep = 0;
+    this.epoch = epoch ?? 0;
+    this.#copy = null;
+    this.#setModel({ ...model, origin: 'file', name });
+    this.#enter('loaded');
+  }
+
+  /** Saves the weights as a file. Returns whether it could. */
+  async save() {
+    try {
+      const { name, bytes } = await this.engine.request('weights');
+      this.#savedStep = this.step;
+      saveFile(bytes, name);
+    } catch (error) {
+      if (!this.#copy) {
+        this.report(error);
+        return false;
+      }
+      this.#savedStep = this.step;
+      saveFile(this.#copy.bytes, FILE_NAME);
+    }
+    this.dispatchEvent(new CustomEvent('weights'));
+    return true;
+  }
+
+  /**
+   * Shows an error of a request where it belongs: a lost device ends the session, others are shown in the page's notices, unless the
+   * caller shows them itself.
+   * @param {unknown} error @param {{local?: boolean}} [options]
+   */
+  report(error, { local = false } = {}) {
+    const { kind, message } = asEngineError(error);
+    if (kind === 'device-lost') this.#lose(message);
+    // Reported once by the event `stopped`.
+    else if (!local && !this.engine.stopped) this.#problem(kind, message);
+  }
+
+  async #drop() {
+    await this.engine.request('reset');
+    this.step = this.epoch = this.#savedStep = 0;
+    this.#copy = null;
+    this.#setModel(null);
+  }
+
+  async #keepCopy() {
+    const { step, epoch } = this;
+    try {
+      const { bytes } = await this.engine.request('weights');
+      this.#copy = { bytes, step, epoch };
+    } catch (error) {
+      this.report(error, { local: true });
+    }
+  }
+
+  /** @param {string} message */
+  #lose(message) {
+    if (this.phase === 'lost' || this.phase === 'unavailable') return;
+    this.#enter('lost');
+    this.#problem('device-lost', message);
+  }
+
+  /** @param {Phase} phase */
+  #enter(phase) {
+    this.phase = phase;
+    document.body.dataset.phase = phase;
+    this.dispatchEvent(new CustomEvent('phase'));
+  }
+
+  /** @param {Model | null} model */
+  #setModel(model) {
+    this.model = model;
+    this.dispatchEvent(new CustomEvent('model'));
+  }
+
+  /** @param {string} kind @param {string} message */
+  #problem(kind, message) {
+    this.dispatchEvent(new CustomEvent('problem', { detail: { kind, message } }));
+  }
+}

@@ -1,0 +1,64 @@
+// @ts-check
+/** The GPU: what it is, or how to get WebGPU in this browser. */
+
+import { byId, element, setText } from './dom.js';
+import { bytes } from './format.js';
+
+/** How to get WebGPU. Versions as of the status page of the WebGPU working group. */
+const BROWSERS = [
+  {
+    name: 'Chrome, Edge and other Chromium browsers',
+    pattern: /Chrom(e|ium)|Edg|OPR/,
+    advice: 'Version 113 or newer on Windows, macOS and ChromeOS, 121 on Android 12 or newer; on Linux 144 with an Intel GPU of generation 12 or newer, 147 with one from NVIDIA. If it is newer, switch on graphics acceleration in its settings and update the graphics driver. On other Linux machines switch on chrome://flags/#enable-unsafe-webgpu.',
+  },
+  {
+    name: 'Firefox',
+    pattern: /Firefox/,
+    advice: 'Version 141 or newer on Windows, 147 on Macs with an Apple chip. On Linux use Firefox Nightly, or Chrome.',
+  },
+  {
+    name: 'Safari',
+    pattern: /^((?!Chrom|Android).)*Safari/,
+    advice: 'Version 26 or newer, on macOS, iOS and iPadOS. Every browser on an iPhone or iPad uses the same engine, so update the system.',
+  },
+];
+
+/**
+ * Describes the GPU.
+ * @param {{name: string, vendor: string, driver: string, backend: string, kind: 'gpu' | 'software', limits: {maxBufferSize: number, maxBindingSize: number}, features: string[]}} adapter
+ */
+export function showAdapter({ name, vendor, driver, backend, kind, limits, features }) {
+  const rows = [
+    ['Vendor', vendor],
+    ['Driver', driver],
+    ['Backend', backend],
+    ['Largest buffer', bytes(limits.maxBufferSize)],
+    ['Largest binding', bytes(limits.maxBindingSize)],
+    ['Features', features.join(', ')],
+  ].filter(([, value]) => value);
+  const list = element('dl', {}, ...rows.flatMap(([term, value]) => [element('dt', {}, term), element('dd', {}, value)]));
+  const title = kind === 'software' ? `No GPU, but a software driver: ${name}` : `Your GPU: ${name || vendor || 'unnamed'}`;
+  const details = element('details', {}, element('summary', {}, title), list);
+  const parts = [details];
+  if (kind === 'software') parts.push(element('p', { class: 'warn' }, 'It computes on the CPU, so training is slow. The tiny model is chosen.'));
+  byId('gpu').replaceChildren(...parts);
+}
+
+/** Explains why there is no GPU, and what to do about it. @param {import('./engine.js').EngineError} error */
+export function showSupport({ kind, message }) {
+  byId('gpu').replaceChildren('No GPU is available to this page.');
+  byId('support').hidden = false;
+  byId('workbench').hidden = true;
+  setText(byId('support-title'), kind === 'no-adapter' ? 'No GPU was found' : 'This browser cannot use the GPU yet');
+  const secure = window.isSecureContext ? '' : ' Browsers offer WebGPU only over https, and this page was opened without it: use its https address.';
+  setText(byId('support-reason'), message + secure);
+  const own = BROWSERS.find(({ pattern }) => pattern.test(navigator.userAgent));
+  const sorted = [...BROWSERS].sort((a, b) => Number(b === own) - Number(a === own));
+  const entries = sorted.flatMap((browser) => {
+    const term = element('dt', {}, browser.name);
+    if (browser === own) term.append(' ', element('span', { class: 'badge' }, 'your browser'));
+    return [term, element('dd', {}, browser.advice)];
+  });
+  byId('support-list').replaceChildren(...entries);
+  byId('support-retry').addEventListener('click', () => location.reload());
+}
