@@ -10,7 +10,7 @@ import { Series, axisRange } from './series.js';
 /** @typedef {import('./series.js').Curve} Curve */
 
 const NAMES = { total: 'Loss', recon: 'Reconstruction', kl: 'KL', mse: 'Squared error', gradNorm: 'Gradient norm' };
-const HEIGHT = 240;
+const HEIGHT = 260;
 /** Milliseconds between two drawings. */
 const PAUSE = 200;
 

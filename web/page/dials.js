@@ -14,7 +14,8 @@ const REACH = 3;
 /** The tool. */
 export class Dials {
   #context;
-  #index = -1;
+  /** The held-out image that was encoded last. */
+  #index = 0;
   /** The latent vector that the sliders start from. */
   #base = new Float32Array();
   /** The latent vector that is decoded. */
@@ -29,7 +30,7 @@ export class Dials {
   /** @param {import('./explore.js').Context} context */
   constructor(context) {
     this.#context = context;
-    byId('dials-image').addEventListener('click', () => context.attempt(() => this.#anotherImage()));
+    byId('dials-image').addEventListener('click', () => context.attempt(() => this.#encode(this.#index + 1)));
     byId('dials-random').addEventListener('click', () => this.setBase(normals(this.#order.length), 'A random latent vector'));
     byId('dials-reset').addEventListener('click', () => this.setBase(this.#base, this.#caption));
     byId('dials-more').addEventListener('click', () => {
@@ -56,7 +57,7 @@ export class Dials {
     else [this.#kl, this.#order] = [null, Array.from({ length: latent }, (_, i) => i)];
     this.#shown = SLIDERS;
     this.#build();
-    if (known) await this.#anotherImage();
+    if (known) await this.#encode(this.#index);
     else this.setBase(new Float32Array(latent), 'The centre of the prior');
   }
 
@@ -73,8 +74,9 @@ export class Dials {
     void this.#decode();
   }
 
-  async #anotherImage() {
-    this.#index = (this.#index + 1) % this.#context.held();
+  /** Starts from a held-out image. @param {number} index */
+  async #encode(index) {
+    this.#index = index % this.#context.held();
     const { mean } = await this.#context.engine.request('encode', { index: this.#index });
     this.setBase(mean, `Held-out image ${this.#index + 1}`);
   }

@@ -88,6 +88,8 @@ export class Engine extends EventTarget {
   /** @param {string} reason */
   #stop(reason) {
     if (this.#failure) return;
+    // What it computes after a failure cannot be trusted.
+    this.#worker.terminate();
     this.#failure = new EngineError('internal', `The engine has stopped: ${reason}.`);
     for (const { reject } of this.#waiting.values()) reject(this.#failure);
     this.#waiting.clear();

@@ -49,8 +49,7 @@ session.on('problem', ({ kind, message }) => {
   if (kind !== 'device-lost') return notify({ key: kind, text });
   const reload = { label: 'Reload the page', run: () => location.reload() };
   if (!session.canSave) return notify({ key: 'lost', text: `${message} Reload the page to continue.`, actions: [reload] });
-  const kept = { label: 'Download model', run: () => void session.save() };
-  return notify({ key: 'lost', text: `${message} The model is kept: download it, then reload the page and open it there.`, actions: [kept, reload] });
+  return notify({ key: 'lost', text: message, actions: [{ label: 'Download model', run: () => void session.save() }, reload] });
 });
 
 acceptDrops({

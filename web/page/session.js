@@ -3,6 +3,7 @@
 
 import { saveFile } from './dom.js';
 import { asEngineError } from './engine.js';
+import { count } from './format.js';
 
 /**
  * @typedef {'opening' | 'unavailable' | 'ready' | 'compiling' | 'training' | 'paused' | 'finished' | 'diverged' | 'loaded' | 'lost'} Phase
@@ -27,7 +28,7 @@ export class Session extends EventTarget {
   epoch = 0;
   /** `step` when the weights were last downloaded. */
   #savedStep = 0;
-  /** The weights after the last epoch, in case the engine fails. @type {{bytes: ArrayBuffer, step: number, epoch: number} | null} */
+  /** The weights after the last epoch or pause, in case the engine fails. @type {{bytes: ArrayBuffer, step: number} | null} */
   #copy = null;
 
   /** @param {import('./engine.js').Engine} engine */
@@ -58,16 +59,20 @@ export class Session extends EventTarget {
     return this.phase === 'compiling' || this.phase === 'training' || this.phase === 'paused';
   }
 
+  /** The step of the weights that a download would have. */
+  get #saveableStep() {
+    return this.phase === 'lost' ? (this.#copy?.step ?? 0) : this.step;
+  }
+
   /** Whether there are trained weights that were not downloaded. */
   get unsaved() {
-    return this.model?.origin === 'trained' && this.step > this.#savedStep;
+    return this.model?.origin === 'trained' && this.#saveableStep > this.#savedStep;
   }
 
   /** Whether weights can be downloaded. */
   get canSave() {
     if (!this.model) return false;
-    if (this.engine.stopped) return this.#copy !== null;
-    return this.model.origin === 'file' || this.step > 0;
+    return this.#saveableStep > 0 || (this.model.origin === 'file' && this.phase !== 'lost');
   }
 
   /** Whether the model can decode and encode now. */
@@ -123,7 +128,9 @@ export class Session extends EventTarget {
       const { step } = await this.engine.request('pause');
       this.step = step;
       // Training may have ended in the meantime.
-      if (this.phase === 'training') this.#enter('paused');
+      if (this.phase !== 'training') return;
+      this.#enter('paused');
+      await this.#keepCopy();
     } catch (error) {
       this.report(error);
     }
@@ -159,20 +166,12 @@ export class Session extends EventTarget {
     this.#enter('loaded');
   }
 
-  /** Saves the weights as a file. Returns whether it could. */
+  /** Saves the weights as a file, those that were kept if the GPU is lost. Returns whether it could. */
   async save() {
-    try {
-      const { name, bytes } = await this.engine.request('weights');
-      this.#savedStep = this.step;
-      saveFile(bytes, name);
-    } catch (error) {
-      if (!this.#copy) {
-        this.report(error);
-        return false;
-      }
-      this.#savedStep = this.step;
-      saveFile(this.#copy.bytes, FILE_NAME);
-    }
+    if (this.phase !== 'lost' && !(await this.#keepCopy())) return false;
+    if (!this.#copy) return false;
+    saveFile(this.#copy.bytes, FILE_NAME);
+    this.#savedStep = this.#copy.step;
     this.dispatchEvent(new CustomEvent('weights'));
     return true;
   }
@@ -196,13 +195,16 @@ export class Session extends EventTarget {
     this.#setModel(null);
   }
 
+  /** Keeps a copy of the present weights in the page. Returns whether it could. */
   async #keepCopy() {
-    const { step, epoch } = this;
+    const { step } = this;
     try {
       const { bytes } = await this.engine.request('weights');
-      this.#copy = { bytes, step, epoch };
+      this.#copy = { bytes, step };
+      return true;
     } catch (error) {
-      this.report(error, { local: true });
+      this.report(error);
+      return false;
     }
   }
 
@@ -210,7 +212,8 @@ export class Session extends EventTarget {
   #lose(message) {
     if (this.phase === 'lost' || this.phase === 'unavailable') return;
     this.#enter('lost');
-    this.#problem('device-lost', message);
+    const kept = this.canSave ? ` The model is kept as of step ${count(this.#saveableStep)}: download it, then reload the page and open it there.` : '';
+    this.#problem('device-lost', message + kept);
   }
 
   /** @param {Phase} phase */

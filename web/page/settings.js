@@ -9,7 +9,7 @@ import { bytes, count, work } from './format.js';
 
 /** Sets of settings that work together. `large` is what the native program trains by default. */
 const PRESETS = {
-  tiny: { channels: 8, blocks: 1, latentDim: 32, batchSize: 32, epochs: 8, learningRate: 0.005, note: 'For a first try, for phones and for software drivers.' },
+  tiny: { channels: 8, blocks: 1, latentDim: 32, batchSize: 32, epochs: 8, learningRate: 0.005, note: 'For a first try, and for phones.' },
   small: { channels: 16, blocks: 1, latentDim: 64, batchSize: 32, epochs: 12, learningRate: 0.005, note: 'For the GPU of a laptop.' },
   medium: { channels: 32, blocks: 2, latentDim: 64, batchSize: 64, epochs: 20, learningRate: 0.005, note: 'For a GPU with its own memory. Sharper.' },
   large: { channels: 32, blocks: 4, latentDim: 64, batchSize: 128, epochs: 25, learningRate: 0.01, note: 'The default of the native program, for a fast GPU.' },

@@ -49,7 +49,7 @@ test('a lost GPU ends training, and the model can be downloaded', async (t) => {
   const page = await training(t);
   await inWorker(page, (double) => double.lose('The GPU was lost: the driver reset it.'));
   await phase(page, 'lost');
-  assert.match(await text(page, '.notice'), /The GPU was lost: the driver reset it. The model is kept: download it/);
+  assert.match(await text(page, '.notice'), /The GPU was lost: the driver reset it. The model is kept as of step \d+: download it/);
   assert.equal(await text(page, '#train-button'), 'Reload the page');
   await look(page, 'lost');
   const [download] = await Promise.all([page.waitForEvent('download'), page.click('.notice button:has-text("Download model")')]);

@@ -120,7 +120,7 @@ export async function quick(page, epochs = 2) {
   await page.evaluate(() => document.querySelector('#settings-details').setAttribute('open', ''));
   await page.fill('#epochs-count', String(epochs));
   await page.evaluate(() => document.querySelector('#settings-details').removeAttribute('open'));
-  await page.waitForFunction((n) => document.querySelector('#forecast-steps').textContent.startsWith(`${29 * n} `), epochs);
+  await page.waitForFunction((n) => document.querySelector('#forecast-steps').textContent.startsWith(`${(29 * n).toLocaleString("en")} `), epochs);
 }
 
 /**
@@ -134,8 +134,13 @@ export async function look(page, name, { target } = {}) {
     for (const colorScheme of ['light', 'dark']) {
       await page.emulateMedia({ colorScheme });
       await page.waitForTimeout(60);
-      const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-      assert.equal(overflow, 0, `${name} scrolls sideways by ${overflow} pixels at a width of ${width}`);
+      const wide = await page.evaluate(() => {
+        const { scrollWidth, clientWidth } = document.documentElement;
+        if (scrollWidth <= clientWidth) return [];
+        const beyond = [...document.querySelectorAll('body *')].filter((element) => element.getBoundingClientRect().right > clientWidth);
+        return [`${scrollWidth} pixels`, ...beyond.slice(0, 5).map((element) => `${element.tagName} ${element.id} ${element.className}`)];
+      });
+      assert.deepEqual(wide, [], `${name} scrolls sideways at a width of ${width}`);
       const file = path.join(SHOTS, `${name}-${width}-${colorScheme}.png`);
       if (target) await page.locator(target).screenshot({ path: file });
       else await page.screenshot({ path: file, fullPage: true });
