@@ -29,8 +29,8 @@ export class DataSection {
     this.#session = session;
     byId('use-shapes').addEventListener('click', () => this.useShapes());
     for (const id of ['pick-images', 'pick-folder']) {
-      const input = byId(/** @type {const} */ (id));
-      input.addEventListener('change', () => this.usePictures(takeFiles(/** @type {HTMLInputElement} */ (input))));
+      const input = /** @type {HTMLInputElement} */ (byId(id));
+      input.addEventListener('change', () => this.usePictures(takeFiles(input)));
     }
     const cifar = /** @type {HTMLInputElement} */ (byId('pick-cifar'));
     cifar.addEventListener('change', () => {

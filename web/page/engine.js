@@ -1,6 +1,8 @@
 // @ts-check
 /** The engine in its worker: requests as promises, messages without a request as events. */
 
+import { sentence } from './format.js';
+
 /** @typedef {'no-webgpu' | 'no-adapter' | 'device-lost' | 'out-of-memory' | 'invalid' | 'internal'} ErrorKind */
 /** @typedef {{width: number, height: number, channels: number, count: number, rgba: Uint8ClampedArray}} Pictures */
 
@@ -81,7 +83,7 @@ export class Engine extends EventTarget {
     const waiting = this.#waiting.get(message.id);
     if (!waiting) return;
     this.#waiting.delete(message.id);
-    if (message.error) waiting.reject(new EngineError(message.error.kind, message.error.message));
+    if (message.error) waiting.reject(new EngineError(message.error.kind, sentence(message.error.message)));
     else waiting.resolve(message.result);
   }
 

@@ -79,14 +79,14 @@ export class Explorer {
     if (!canExplore) showText(byId('explore-error'));
     const other = canExplore && model && !dataFits;
     const found = data ? `The images in use are ${imageSize(data.size)}. ` : '';
-    showText(byId('explore-mismatch'), other ? `The model knows images of ${imageSize(model.imageSize)}. ${found}Choose images of the model's size to start from them.` : '');
+    showText(byId('explore-mismatch'), other ? `The model knows images of ${imageSize(model.imageSize)}. ${found}Choose images of the model’s size to start from them.` : '');
   }
 
   /** @param {() => Promise<void>} work */
   async #attempt(work) {
+    showText(byId('explore-error'));
     try {
       await work();
-      showText(byId('explore-error'));
     } catch (error) {
       showText(byId('explore-error'), this.#session.canExplore ? asEngineError(error).message : '');
       this.#session.report(error, { local: true });

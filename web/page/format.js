@@ -64,3 +64,10 @@ export function short(value) {
 export function imageSize([channels, height, width]) {
   return `${width}×${height} pixels, ${channels === 1 ? 'greyscale' : 'colour'}`;
 }
+
+/** Returns a message with a capital letter and a full stop: the engine's errors begin with a verb, or with the name of a file, which stays.
+ * @param {string} message */
+export function sentence(message) {
+  const capital = /^[a-z]+\s/.test(message) ? message[0].toUpperCase() + message.slice(1) : message;
+  return /[.!?]$/.test(capital) ? capital : `${capital}.`;
+}

@@ -73,7 +73,7 @@ window.addEventListener('beforeunload', (event) => {
 
 try {
   const { adapter, version } = await session.open();
-  setText(byId('version'), version);
+  setText(byId('version'), ` ${version}`);
   showAdapter(adapter);
   if (adapter.kind === 'software') form.choose('tiny');
   void models.findPretrained();

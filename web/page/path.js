@@ -28,7 +28,8 @@ export class Path {
   /** Reads the model again. */
   async refresh() {
     const held = this.#context.held();
-    for (const child of byId('panel-path').children) child.toggleAttribute('hidden', held < 2);
+    byId('path-empty').hidden = held >= 2;
+    byId('path-tool').hidden = held < 2;
     if (held < 2) return;
     const [a, b] = [this.#ends.a?.index ?? 0, this.#ends.b?.index ?? 1];
     await this.#choose('a', a % held);

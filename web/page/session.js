@@ -3,7 +3,7 @@
 
 import { saveFile } from './dom.js';
 import { asEngineError } from './engine.js';
-import { count } from './format.js';
+import { count, sentence } from './format.js';
 
 /**
  * @typedef {'opening' | 'unavailable' | 'ready' | 'compiling' | 'training' | 'paused' | 'finished' | 'diverged' | 'loaded' | 'lost'} Phase
@@ -43,9 +43,9 @@ export class Session extends EventTarget {
     engine.on('finished', () => this.#enter('finished'));
     engine.on('diverged', ({ step, message }) => {
       this.#enter('diverged');
-      this.#problem('diverged', `Training stopped at step ${step}: ${message}`);
+      this.#problem('diverged', sentence(`Training stopped at step ${count(step)}: ${message}`));
     });
-    engine.on('lost', ({ message }) => this.#lose(message));
+    engine.on('lost', ({ message }) => this.#lose(sentence(message)));
     engine.on('stopped', ({ message }) => this.#lose(message));
   }
 

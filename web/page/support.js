@@ -39,6 +39,7 @@ export function showAdapter({ name, vendor, driver, backend, kind, limits, featu
   const list = element('dl', {}, ...rows.flatMap(([term, value]) => [element('dt', {}, term), element('dd', {}, value)]));
   const title = kind === 'software' ? `No GPU, but a software driver: ${name}` : `Your GPU: ${name || vendor || 'unnamed'}`;
   const details = element('details', {}, element('summary', {}, title), list);
+  /** @type {HTMLElement[]} */
   const parts = [details];
   if (kind === 'software') parts.push(element('p', { class: 'warn' }, 'It computes on the CPU, so training is slow. The tiny model is chosen.'));
   byId('gpu').replaceChildren(...parts);

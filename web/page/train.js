@@ -3,7 +3,7 @@
 
 import { Chart } from './charts.js';
 import { byId, element, setText } from './dom.js';
-import { count, counted, duration, fixed } from './format.js';
+import { count, counted, duration, fixed, sentence } from './format.js';
 import { clearGrid, drawGrid, firstOf } from './mosaic.js';
 import { dismiss } from './notices.js';
 
@@ -197,7 +197,7 @@ export function connectTraining(session, form, mayDiscard) {
     const cells = [count(row.epoch), fixed(row.valTotal, 4), fixed(row.valMse, 4), fixed(row.bitsPerDim, 3), count(row.activeDims)];
     byId('epoch-rows').prepend(element('tr', {}, ...cells.map((cell) => element('td', {}, cell))));
     byId('advice').hidden = row.advice.length === 0;
-    byId('advice').replaceChildren(...row.advice.map((/** @type {string} */ sentence) => element('li', {}, sentence)));
+    byId('advice').replaceChildren(...row.advice.map((/** @type {string} */ advice) => element('li', {}, sentence(advice))));
     renderStep();
   });
   engine.on('pictures', ({ step, ...pictures }) => showPictures(pictures, `after ${counted(step, 'step')}`));

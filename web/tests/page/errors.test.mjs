@@ -77,7 +77,7 @@ test('a run that cannot start leaves the page as it was', async (t) => {
   const page = await ready(t);
   for (const [kind, message, want] of [
     ['out-of-memory', 'The GPU could not allocate 300 MiB.', /could not allocate 300 MiB. The GPU has too little memory for this: choose a smaller batch/],
-    ['invalid', 'invalid batch size: expected at least 2, found 1.', /invalid batch size/],
+    ['invalid', 'invalid batch size: expected at least 2, found 1', /Invalid batch size: expected at least 2, found 1\./],
     ['internal', 'A pipeline could not be compiled.', /A pipeline could not be compiled. Reload the page/],
   ]) {
     await inWorker(page, (double, failure) => (double.failures.start = failure), { kind, message });

@@ -20,9 +20,9 @@ test('sliders move latent dimensions, those with most KL first', async (t) => {
   const start = await pixels(page, '#dials-canvas');
   const first = page.locator('#dials-list input').first();
   const dimension = Number(await first.getAttribute('data-dimension'));
-  await first.fill('-2.5');
+  await first.fill('2.5');
   await changed(page, '#dials-canvas', start);
-  assert.equal(await text(page, `output[for=dial-${dimension}]`), '−2.50');
+  assert.equal(await text(page, `output[for=dial-${dimension}]`), '+2.50');
   await look(page, 'dials', { target: '#explore' });
   await page.click('#dials-reset');
   await page.waitForFunction((old) => document.querySelector('#dials-canvas').toDataURL() === old, start);
@@ -119,7 +119,7 @@ test('files that are no models are refused, and the model stays', async (t) => {
   await Promise.all([page.waitForEvent('download'), page.click('#model-download')]);
   await drop(page, [file('other.safetensors', 'something else')]);
   await page.waitForSelector('#model-error:visible');
-  assert.match(await text(page, '#model-error'), /cannot read other.safetensors: it is not a safetensors file/);
+  assert.match(await text(page, '#model-error'), /Cannot read other.safetensors: it is not a safetensors file/);
   assert.match(await text(page, '#model-summary'), /^Trained on Built-in shapes/);
   await look(page, 'no-model', { target: '.pairs' });
 });
@@ -167,7 +167,7 @@ test('the check takes a filter, and stops', async (t) => {
   await page.fill('#check-filter', 'nothing');
   await page.keyboard.press('Enter');
   await page.waitForSelector('#check-error:visible');
-  assert.match(await text(page, '#check-error'), /no check has a name that contains "nothing"/);
+  assert.match(await text(page, '#check-error'), /^No check has a name that contains "nothing"/);
   await inWorker(page, (double) => (double.checkDelay = 50));
   await page.fill('#check-filter', 'conv2d');
   await page.keyboard.press('Enter');

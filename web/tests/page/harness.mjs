@@ -4,7 +4,6 @@ import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import http from 'node:http';
 import { createRequire } from 'node:module';
-import os from 'node:os';
 import path from 'node:path';
 import { after } from 'node:test';
 import { fileURLToPath } from 'node:url';
@@ -20,9 +19,12 @@ const axe = resolve('axe-core/axe.min.js');
 const FLAGS = ['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.safetensors': 'application/octet-stream' };
 
-/** Where screenshots are written. */
-export const SHOTS = process.env.SCREENSHOTS ?? path.join(os.tmpdir(), 'vae-wgpu-page');
-fs.mkdirSync(SHOTS, { recursive: true });
+/** Folder for screenshots of all states, at two widths and in both colour schemes. Without it each state is only checked. */
+const SHOTS = process.env.SCREENSHOTS;
+const VIEWS = SHOTS
+  ? [[1280, 'light'], [1280, 'dark'], [390, 'light'], [390, 'dark']]
+  : [[1280, 'light'], [390, 'dark']];
+if (SHOTS) fs.mkdirSync(SHOTS, { recursive: true });
 
 /** Returns the file for an address `/SCENARIO/FILE`. */
 function fileOf(address) {
@@ -124,40 +126,39 @@ export async function quick(page, epochs = 2) {
 }
 
 /**
- * Looks at a state of the page: screenshots at two widths and in both colour schemes, nothing to scroll sideways, and no violation that
- * axe-core finds.
+ * Looks at a state of the page, or at the part `target` of it: nothing scrolls sideways, axe-core finds no violation, and there are
+ * screenshots if the variable SCREENSHOTS names a folder.
  */
 export async function look(page, name, { target } = {}) {
   const size = page.viewportSize();
-  for (const [width, height] of [[1280, 900], [390, 844]]) {
-    await page.setViewportSize({ width, height });
-    for (const colorScheme of ['light', 'dark']) {
-      await page.emulateMedia({ colorScheme });
-      await page.waitForTimeout(60);
-      const wide = await page.evaluate(() => {
-        const { scrollWidth, clientWidth } = document.documentElement;
-        if (scrollWidth <= clientWidth) return [];
-        const beyond = [...document.querySelectorAll('body *')].filter((element) => element.getBoundingClientRect().right > clientWidth);
-        return [`${scrollWidth} pixels`, ...beyond.slice(0, 5).map((element) => `${element.tagName} ${element.id} ${element.className}`)];
-      });
-      assert.deepEqual(wide, [], `${name} scrolls sideways at a width of ${width}`);
-      const file = path.join(SHOTS, `${name}-${width}-${colorScheme}.png`);
-      if (target) await page.locator(target).screenshot({ path: file });
-      else await page.screenshot({ path: file, fullPage: true });
-      if (width === 1280 || colorScheme === 'light') await audit(page, `${name} (${width}, ${colorScheme})`);
-    }
+  for (const [width, colorScheme] of VIEWS) {
+    await page.setViewportSize({ width, height: width === 390 ? 844 : 900 });
+    await page.emulateMedia({ colorScheme });
+    await page.waitForTimeout(60);
+    const where = `${name} (${width} pixels wide, ${colorScheme})`;
+    const wide = await page.evaluate(() => {
+      const { scrollWidth, clientWidth } = document.documentElement;
+      if (scrollWidth <= clientWidth) return [];
+      const beyond = [...document.querySelectorAll('body *')].filter((element) => element.getBoundingClientRect().right > clientWidth);
+      return [`${scrollWidth} pixels`, ...beyond.slice(0, 5).map((element) => `${element.tagName} ${element.id} ${element.className}`)];
+    });
+    assert.deepEqual(wide, [], `${where} scrolls sideways`);
+    assert.deepEqual(await violations(page, target), [], `axe-core finds violations in ${where}`);
+    if (!SHOTS) continue;
+    const shot = { path: path.join(SHOTS, `${name}-${width}-${colorScheme}.png`) };
+    await (target ? page.locator(target).screenshot(shot) : page.screenshot({ ...shot, fullPage: true }));
   }
   await page.emulateMedia({ colorScheme: 'light' });
   await page.setViewportSize(size);
 }
 
-async function audit(page, name) {
+/** Returns what axe-core finds in the page, or in a part of it. */
+async function violations(page, target) {
   if (!(await page.evaluate(() => 'axe' in window))) await page.addScriptTag({ path: axe });
-  const found = await page.evaluate(async () => {
-    const result = await window.axe.run(document, { resultTypes: ['violations'] });
+  return page.evaluate(async (part) => {
+    const result = await window.axe.run(part ?? document, { resultTypes: ['violations'] });
     return result.violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target.join(' ')}: ${node.any[0]?.message ?? node.failureSummary}`));
-  });
-  assert.deepEqual(found, [], `axe-core finds violations in ${name}`);
+  }, target);
 }
 
 /** Drops files on an element. */

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { bytes, count, counted, duration, fixed, short, work } from '../../page/format.js';
+import { bytes, count, counted, duration, fixed, sentence, short, work } from '../../page/format.js';
 import { divergence, normals, slerp, squaredError } from '../../page/latent.js';
 import { CURVES, Series, average, axisRange } from '../../page/series.js';
 
@@ -21,6 +21,11 @@ test('numbers have units and separators', () => {
 
 test('durations are short', () => {
   assert.deepEqual([0, 45.4, 286, 3723].map(duration), ['0 s', '45 s', '4:46', '1:02:03']);
+});
+
+test('messages of the engine become sentences', () => {
+  assert.equal(sentence('cannot read a.bin: it is empty'), 'Cannot read a.bin: it is empty.');
+  assert.equal(sentence('a.bin: it is empty. Choose another.'), 'a.bin: it is empty. Choose another.');
 });
 
 test('values that are not finite are dashes', () => {
