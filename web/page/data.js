@@ -104,10 +104,12 @@ export class DataSection {
     byId('data-progress').hidden = false;
     setText(byId('data-count'), doing);
     byId('data-bar').removeAttribute('value');
+    byId('data-cancel').hidden = true;
     let remark = '';
     try {
       const [request, transfer, remarks = ''] = await prepare(reading.signal);
       remark = remarks;
+      byId('data-cancel').hidden = true;
       await this.#session.load(request, transfer);
     } catch (error) {
       // A later choice has taken over, or the visitor has stopped it.
@@ -128,6 +130,7 @@ export class DataSection {
   #progress(done, total) {
     const bar = /** @type {HTMLProgressElement} */ (byId('data-bar'));
     bar.value = done / total;
+    byId('data-cancel').hidden = false;
     setText(byId('data-count'), `Reading ${done.toLocaleString('en')} of ${counted(total, 'image')}`);
   }
 

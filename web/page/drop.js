@@ -1,5 +1,5 @@
 // @ts-check
-/** Files that are dropped anywhere on the page, or pasted. */
+/** Files that are dropped anywhere on the page. */
 
 import { byId } from './dom.js';
 import { droppedFiles, kindOf } from './pictures.js';

@@ -9,17 +9,17 @@ const BROWSERS = [
   {
     name: 'Chrome, Edge and other Chromium browsers',
     pattern: /Chrom(e|ium)|Edg|OPR/,
-    advice: 'Version 113 or newer on Windows, macOS and ChromeOS, 121 on Android 12 or newer; on Linux 144 with an Intel GPU of generation 12 or newer, 147 with one from NVIDIA. If it is newer, switch on graphics acceleration in its settings and update the graphics driver. On other Linux machines switch on chrome://flags/#enable-unsafe-webgpu.',
+    advice: 'Update to version 113 or newer (on Linux 144 with a recent Intel GPU, 147 with one from NVIDIA) and switch on graphics acceleration in the settings; on other Linux machines also switch on chrome://flags/#enable-unsafe-webgpu.',
   },
   {
     name: 'Firefox',
     pattern: /Firefox/,
-    advice: 'Version 141 or newer on Windows, 147 on Macs with an Apple chip. On Linux use Firefox Nightly, or Chrome.',
+    advice: 'Update to version 141 or newer on Windows, 147 on a Mac with an Apple chip; elsewhere use Firefox Nightly or Chrome.',
   },
   {
     name: 'Safari',
     pattern: /^((?!Chrom|Android).)*Safari/,
-    advice: 'Version 26 or newer, on macOS, iOS and iPadOS. Every browser on an iPhone or iPad uses the same engine, so update the system.',
+    advice: 'Update to macOS, iOS or iPadOS 26, which brings Safari 26; on an iPhone or iPad this goes for every browser.',
   },
 ];
 

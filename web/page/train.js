@@ -108,7 +108,7 @@ export function connectTraining(session, form, mayDiscard) {
       case 'ready':
         return session.data ? `Ready to learn from ${counted(session.data.count, 'image')}.` : 'Choose images first.';
       case 'compiling':
-        return 'Compiling the GPU programs. This happens once.';
+        return 'Compiling the GPU programs. This takes a moment.';
       case 'training':
         return `Training, epoch ${Math.max(1, session.epoch)} of ${epochs}.`;
       case 'paused':

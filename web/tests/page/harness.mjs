@@ -14,7 +14,7 @@ const here = path.dirname(fileURLToPath(import.meta.url));
 const root = path.resolve(here, '../../page');
 const resolve = createRequire(import.meta.url).resolve;
 const vendor = path.dirname(resolve('uplot'));
-const axe = resolve('axe-core/axe.min.js');
+const axe = fs.readFileSync(resolve('axe-core/axe.min.js'), 'utf8');
 
 const FLAGS = ['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.safetensors': 'application/octet-stream' };
@@ -61,7 +61,7 @@ after(async () => {
 });
 
 /**
- * Opens the page. Fails the test if the page writes an error to the console.
+ * Opens the page. Fails the test if the page writes an error to the console that `page.expected` does not match.
  * @param {import('node:test').TestContext} t
  */
 export async function open(t, scenario = 'gpu', options = {}) {
@@ -75,7 +75,8 @@ export async function open(t, scenario = 'gpu', options = {}) {
   page.on('pageerror', (error) => errors.push(error.message));
   t.after(async () => {
     await context.close();
-    assert.deepEqual(errors, [], 'errors in the console');
+    const unexpected = errors.filter((error) => !page.expected?.test(error));
+    assert.deepEqual(unexpected, [], 'errors in the console');
   });
   await page.goto(`${origin}/${scenario}/`);
   return page;
@@ -154,7 +155,7 @@ export async function look(page, name, { target } = {}) {
 
 /** Returns what axe-core finds in the page, or in a part of it. */
 async function violations(page, target) {
-  if (!(await page.evaluate(() => 'axe' in window))) await page.addScriptTag({ path: axe });
+  if (!(await page.evaluate(() => 'axe' in window))) await page.evaluate(axe);
   return page.evaluate(async (part) => {
     const result = await window.axe.run(part ?? document, { resultTypes: ['violations'] });
     return result.violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target.join(' ')}: ${node.any[0]?.message ?? node.failureSummary}`));

@@ -215,9 +215,15 @@ test('the page opens in a software driver with the tiny model', async (t) => {
   await look(page, 'software', { target: '.hero' });
 });
 
-test('without scripts that load later, the page says what it does', async (t) => {
+test('nothing leaves the machine: the page can connect to its own server only', async (t) => {
   const page = await open(t);
   assert.match(await text(page, '.hero'), /variational autoencoder[^]*Nothing leaves this machine/);
-  const outside = await page.evaluate(() => performance.getEntriesByType('resource').filter(({ name }) => !name.startsWith(location.origin) && !name.startsWith('data:')).map(({ name }) => name));
+  const outside = await page.evaluate(() => performance.getEntriesByType('resource').map(({ name }) => name).filter((name) => !name.startsWith(location.origin) && !name.startsWith('data:')));
   assert.deepEqual(outside, []);
+  const directive = await page.evaluate(() => new Promise((resolve) => {
+    document.addEventListener('securitypolicyviolation', ({ effectiveDirective }) => resolve(effectiveDirective));
+    fetch('http://localhost:9/').catch(() => {});
+  }));
+  assert.equal(directive, 'connect-src');
+  page.expected = /Content Security Policy/;
 });
