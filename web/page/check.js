@@ -32,7 +32,7 @@ export function connectCheck(session) {
     if (verdict === 'failed') {
       failed += 1;
       byId('check-failures').hidden = false;
-      if (failed <= LISTED) byId('check-failures').append(element('li', {}, element('code', {}, name), ` ${Math.round(share * 100)} % of the error limit`));
+      if (failed <= LISTED) byId('check-failures').append(element('li', {}, element('code', {}, name), ` ${Math.round(share)} % of the error limit`));
     }
     const now = performance.now();
     if (now - shown < PAUSE && done < total) return;

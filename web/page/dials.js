@@ -53,8 +53,12 @@ export class Dials {
     const latent = model()?.latentDim ?? 0;
     const known = held() > 0;
     byId('dials-image').hidden = !known;
-    if (known) ({ kl: this.#kl, order: this.#order } = await engine.request('latent'));
-    else [this.#kl, this.#order] = [null, Array.from({ length: latent }, (_, i) => i)];
+    const found = await engine.request('latent').catch((error) => {
+      // A file need not have the divergences, and without images they cannot be measured.
+      if (error.kind !== 'invalid') throw error;
+      return { kl: null, order: Array.from({ length: latent }, (_, i) => i) };
+    });
+    [this.#kl, this.#order] = [found.kl, found.order];
     this.#shown = SLIDERS;
     this.#build();
     if (known) await this.#encode(this.#index);

@@ -8,7 +8,7 @@ import { acceptDrops } from './drop.js';
 import { Engine, asEngineError } from './engine.js';
 import { Explorer } from './explore.js';
 import { ModelSection } from './model.js';
-import { notify } from './notices.js';
+import { dismiss, notify } from './notices.js';
 import { Session } from './session.js';
 import { SettingsForm } from './settings.js';
 import { showAdapter, showSupport } from './support.js';
@@ -41,15 +41,25 @@ watchVisibility(session);
 
 const advice = {
   'out-of-memory': 'The GPU has too little memory for this: choose a smaller batch size or fewer channels.',
-  diverged: 'Choose a lower learning rate and train again.',
   internal: 'Reload the page; if it happens again, please report it to the project.',
 };
 session.on('problem', ({ kind, message }) => {
-  const text = [message, advice[/** @type {keyof typeof advice} */ (kind)] ?? ''].join(' ').trim();
-  if (kind !== 'device-lost') return notify({ key: kind, text });
-  const reload = { label: 'Reload the page', run: () => location.reload() };
-  if (!session.canSave) return notify({ key: 'lost', text: `${message} Reload the page to continue.`, actions: [reload] });
-  return notify({ key: 'lost', text: message, actions: [{ label: 'Download model', run: () => void session.save() }, reload] });
+  if (kind === 'device-lost') return reportLoss(message);
+  return notify({ key: kind, text: [message, advice[/** @type {keyof typeof advice} */ (kind)] ?? ''].join(' ').trim() });
+});
+
+/** Says how to continue without a GPU. @param {string} message */
+function reportLoss(message) {
+  const again = engine.stopped
+    ? { label: 'Reload the page', run: () => location.reload() }
+    : { label: 'Open the GPU again', run: () => void session.reopen() };
+  const kept = session.canSave ? ' The best model so far is kept.' : '';
+  const actions = session.canSave ? [{ label: 'Download model', run: () => void session.save() }, again] : [again];
+  const way = engine.stopped && session.canSave ? ' Download it, then reload the page and open it there.' : '';
+  notify({ key: 'lost', text: message + kept + way, actions });
+}
+session.on('phase', () => {
+  if (session.phase !== 'lost') dismiss('lost');
 });
 
 acceptDrops({
@@ -71,13 +81,16 @@ window.addEventListener('beforeunload', (event) => {
   if (session.unsaved) event.preventDefault();
 });
 
-try {
-  const { adapter, version } = await session.open();
+session.on('adapter', ({ adapter, version }) => {
   setText(byId('version'), ` ${version}`);
   showAdapter(adapter);
-  if (adapter.kind === 'software') form.choose('tiny');
+});
+
+try {
+  const { kind } = await session.open();
+  if (kind === 'software') form.choose('tiny');
   void models.findPretrained();
-  await data.useShapes(SHAPES[/** @type {keyof typeof SHAPES} */ (adapter.kind)]);
+  await data.useShapes(SHAPES[kind]);
 } catch (error) {
   showSupport(asEngineError(error));
 }

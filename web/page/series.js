@@ -63,12 +63,12 @@ export class Series {
   }
 }
 
-/** Returns the exponential moving average over a fortieth of the values. @param {(number | null)[]} values */
+/** Returns the exponential moving average over a fortieth of the values, and over fewer where the curve starts. @param {(number | null)[]} values */
 export function average(values) {
-  const share = 1 / Math.max(1, values.length / 40);
   /** @type {number | null} */
   let mean = null;
-  return values.map((value) => {
+  return values.map((value, i) => {
+    const share = 1 / Math.max(1, Math.min(values.length / 40, i / 6));
     if (value !== null) mean = mean === null ? value : mean + share * (value - mean);
     return mean;
   });

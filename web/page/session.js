@@ -7,14 +7,17 @@ import { count, sentence } from './format.js';
 
 /**
  * @typedef {'opening' | 'unavailable' | 'ready' | 'compiling' | 'training' | 'paused' | 'finished' | 'diverged' | 'loaded' | 'lost'} Phase
- * `ready` has no model, `loaded` one from a file; after `lost` only the weights can be saved.
+ * `ready` has no model, `loaded` one that cannot be trained further; after `lost` only the weights can be saved.
+ * @typedef {{name: string, vendor: string, driver: string, backend: string, kind: 'gpu' | 'software', limits: {maxBufferSize: number, maxBindingSize: number}, features: string[]}} Adapter
  * @typedef {{kind: 'shapes' | 'pictures' | 'cifar', name: string, count: number, validation: number, size: number[], classes: string[], preview: import('./engine.js').Pictures}} Data
  * @typedef {{origin: 'trained' | 'file', name: string, channels: number, blocks: number, latentDim: number, imageSize: number[], parameters?: number}} Model
  */
 
 const FILE_NAME = 'model.safetensors';
+/** Titles of data sets that have no name of their own. @type {Partial<Record<Data['kind'], string>>} */
+const TITLES = { shapes: 'Built-in shapes', pictures: 'Your images' };
 
-/** Dispatches `phase`, `data` and `model` when these change, `weights` when a copy was saved, and `problem` with an error to show. */
+/** Dispatches `adapter`, `phase`, `data` and `model` when these change, `weights` when a copy was saved, and `problem` with an error to show. */
 export class Session extends EventTarget {
   /** @type {Phase} */
   phase = 'opening';
@@ -59,7 +62,7 @@ export class Session extends EventTarget {
     return this.phase === 'compiling' || this.phase === 'training' || this.phase === 'paused';
   }
 
-  /** The step of the weights that a download would have. */
+  /** The step up to which a download would have the best weights. */
   get #saveableStep() {
     return this.phase === 'lost' ? (this.#copy?.step ?? 0) : this.step;
   }
@@ -85,22 +88,42 @@ export class Session extends EventTarget {
     return Boolean(this.data && this.model && this.data.size.every((value, i) => value === this.model?.imageSize[i]));
   }
 
-  /** Opens the GPU. Rejects with the engine's error if there is none. */
+  /** Opens the GPU and returns its description. Rejects with the engine's error if there is none. @returns {Promise<Adapter>} */
   async open() {
     try {
-      const opened = await this.engine.request('open');
+      const adapter = await this.#openAdapter();
       this.#enter('ready');
-      return opened;
+      return adapter;
     } catch (error) {
       this.#enter('unavailable');
       throw error;
     }
   }
 
+  /** Opens the GPU again after it was lost. The engine has kept the images and the weights. */
+  async reopen() {
+    try {
+      await this.#openAdapter();
+      const kept = await this.engine.request('weights').catch(() => null);
+      if (kept) await this.engine.request('load', kept, [kept.bytes]);
+      if (this.model?.origin === 'trained') this.step = this.#saveableStep;
+      if (!kept) this.#setModel(null);
+      this.#enter(kept ? 'loaded' : 'ready');
+    } catch (error) {
+      this.#problem('device-lost', asEngineError(error).message);
+    }
+  }
+
+  async #openAdapter() {
+    const detail = await this.engine.request('open');
+    this.dispatchEvent(new CustomEvent('adapter', { detail }));
+    return detail.adapter;
+  }
+
   /** Replaces the data set. @param {Record<string, unknown> & {kind: Data['kind']}} request @param {Transferable[]} [transfer] */
   async load(request, transfer) {
     const data = await this.engine.request('data', request, transfer);
-    this.data = { ...data, kind: request.kind };
+    this.data = { ...data, kind: request.kind, name: TITLES[request.kind] ?? data.name };
     this.dispatchEvent(new CustomEvent('data'));
   }
 
@@ -212,8 +235,7 @@ export class Session extends EventTarget {
   #lose(message) {
     if (this.phase === 'lost' || this.phase === 'unavailable') return;
     this.#enter('lost');
-    const kept = this.canSave ? ` The model is kept as of step ${count(this.#saveableStep)}: download it, then reload the page and open it there.` : '';
-    this.#problem('device-lost', message + kept);
+    this.#problem('device-lost', message);
   }
 
   /** @param {Phase} phase */

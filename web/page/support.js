@@ -23,10 +23,7 @@ const BROWSERS = [
   },
 ];
 
-/**
- * Describes the GPU.
- * @param {{name: string, vendor: string, driver: string, backend: string, kind: 'gpu' | 'software', limits: {maxBufferSize: number, maxBindingSize: number}, features: string[]}} adapter
- */
+/** Describes the GPU. @param {import('./session.js').Adapter} adapter */
 export function showAdapter({ name, vendor, driver, backend, kind, limits, features }) {
   const rows = [
     ['Vendor', vendor],

@@ -49,6 +49,7 @@ export function connectTraining(session, form, mayDiscard) {
   async function once(action) {
     if (asking) return;
     asking = true;
+    render();
     try {
       await action();
     } finally {
@@ -60,7 +61,7 @@ export function connectTraining(session, form, mayDiscard) {
   async function act() {
     if (session.phase === 'training') return session.pause();
     if (session.phase === 'paused') return session.resume();
-    if (session.phase === 'lost') return location.reload();
+    if (session.phase === 'lost') return engine.stopped ? location.reload() : session.reopen();
     const settings = form.read();
     if (!settings) return form.focusInvalid();
     if (!(await mayDiscard())) return undefined;
@@ -85,10 +86,10 @@ export function connectTraining(session, form, mayDiscard) {
   function render() {
     const { phase, data } = session;
     const waits = phase === 'opening' || phase === 'compiling' || (!session.busy && phase !== 'lost' && !(data && form.fits));
-    const labels = { training: 'Pause', paused: 'Continue', compiling: 'Compiling…', finished: 'Train again', diverged: 'Train again', lost: 'Reload the page' };
+    const labels = { training: 'Pause', paused: 'Continue', compiling: 'Compiling…', finished: 'Train again', diverged: 'Train again', lost: engine.stopped ? 'Reload the page' : 'Open the GPU again' };
     setText(main, labels[/** @type {keyof typeof labels} */ (phase)] ?? 'Train');
     // A disabled button would lose the focus, so a button that only has to wait stays enabled and does nothing.
-    const resting = phase === 'compiling' || (asking && session.busy);
+    const resting = phase === 'compiling' || asking;
     main.setAttribute('aria-disabled', String(resting));
     main.disabled = waits && !resting;
     reset.hidden = !['paused', 'finished', 'diverged', 'loaded'].includes(phase);
@@ -116,9 +117,9 @@ export function connectTraining(session, form, mayDiscard) {
       case 'finished':
         return `Finished: ${counted(epochs, 'epoch')}. Explore the model below.`;
       case 'diverged':
-        return 'Stopped: the loss is no longer a number.';
+        return 'Training has stopped.';
       case 'loaded':
-        return 'A model from a file is open. Explore it below.';
+        return session.model?.origin === 'file' ? 'A model from a file is open. Explore it below.' : 'The trained model is open again. Explore it below.';
       case 'lost':
         return 'The GPU is no longer available.';
       default:
@@ -194,8 +195,9 @@ export function connectTraining(session, form, mayDiscard) {
   engine.on('epoch', (row) => {
     chart.pushHeld({ step: session.step, total: row.valTotal, mse: row.valMse });
     byId('epochs').hidden = false;
+    for (const old of row.best ? byId('epoch-rows').querySelectorAll('.best') : []) old.classList.remove('best');
     const cells = [count(row.epoch), fixed(row.valTotal, 4), fixed(row.valMse, 4), fixed(row.bitsPerDim, 3), count(row.activeDims)];
-    byId('epoch-rows').prepend(element('tr', {}, ...cells.map((cell) => element('td', {}, cell))));
+    byId('epoch-rows').prepend(element('tr', row.best ? { class: 'best' } : {}, ...cells.map((cell) => element('td', {}, cell))));
     byId('advice').hidden = row.advice.length === 0;
     byId('advice').replaceChildren(...row.advice.map((/** @type {string} */ advice) => element('li', {}, sentence(advice))));
     renderStep();

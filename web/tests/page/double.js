@@ -33,7 +33,7 @@ const double = {
 };
 globalThis.double = double;
 
-const state = { data: null, model: null, run: null, lost: false, stopCheck: false };
+const state = { data: null, model: null, run: null, kept: null, lost: false, stopCheck: false };
 
 /** A small generator of numbers in [0, 1) from a seed. */
 function random(seed) {
@@ -181,7 +181,7 @@ function tick() {
     if (run.step % run.stepsPerEpoch === 0) {
       const { total, mse, bitsPerDim } = measure(run.step, run.steps);
       const advice = epoch === 1 ? ['21 of 64 latent dimensions carry less than 0.1 nat: choose fewer latent dimensions, or train longer'] : [];
-      self.postMessage({ event: 'epoch', epoch, valTotal: total + 0.01, valMse: mse + 0.002, bitsPerDim, activeDims: state.model.latentDim - 21, advice });
+      self.postMessage({ event: 'epoch', epoch, valTotal: total + 0.01, valMse: mse + 0.002, bitsPerDim, activeDims: state.model.latentDim - 21, best: true, advice });
       sendPictures();
     }
   }
@@ -209,7 +209,8 @@ function useData(fields) {
 
 const handlers = {
   open() {
-    if (scenario === 'no-webgpu') fail('no-webgpu', 'This browser does not offer WebGPU to the page.');
+    if (scenario === 'no-webgpu') fail('no-webgpu', 'this browser has no WebGPU');
+    if (state.lost) [state.lost, state.model, state.run] = [false, null, null];
     if (scenario === 'no-adapter') fail('no-adapter', 'The browser offers WebGPU, but found no GPU that it can use.');
     const software = scenario === 'software';
     const adapter = software
@@ -218,10 +219,10 @@ const handlers = {
     return { adapter: { ...adapter, limits: { maxBufferSize: 2 ** 32, maxBindingSize: 2 ** 31 }, features: ['subgroups', 'timestamp-query'] }, version: '0.2.0' };
   },
   data({ kind, count, width, height, channels, rgba, bytes }) {
-    if (kind === 'shapes') return useData({ name: 'Built-in shapes', count, validation: count / 10, size: [3, 32, 32], classes: CLASSES });
+    if (kind === 'shapes') return useData({ name: 'shapes', count, validation: count / 10, size: [3, 32, 32], classes: CLASSES });
     if (kind === 'pictures') {
       const images = rgba.length / (width * height * 4);
-      return useData({ name: 'Your images', count: images, validation: Math.max(1, Math.floor(images / 10)), size: [channels, height, width], classes: [], own: { width, height, rgba } });
+      return useData({ name: 'pictures', count: images, validation: Math.max(1, Math.floor(images / 10)), size: [channels, height, width], classes: [], own: { width, height, rgba } });
     }
     const head = new Uint8Array(bytes, 0, Math.min(2, bytes.byteLength));
     if (head[0] !== 0x1f || head[1] !== 0x8b) fail('invalid', 'cannot use notes.bin: 5 bytes are not records of 3,073 bytes. Choose cifar-10-binary.tar.gz.');
@@ -256,7 +257,7 @@ const handlers = {
   },
   reset() {
     stopTraining();
-    state.model = state.run = null;
+    state.model = state.run = state.kept = null;
     return {};
   },
   reconstruct({ count }) {
@@ -281,18 +282,21 @@ const handlers = {
     return { pictures: pictures(scenes, quality(), state.model.imageSize) };
   },
   latent() {
+    if (state.data.size[1] !== state.model.imageSize[1]) fail('invalid', 'the data set has pictures of another size than the model');
     const kl = new Array(state.model.latentDim).fill(0);
     order().forEach((dimension, i) => (kl[dimension] = i < 8 ? 3.4 * Math.exp(-i / 4) : 0.3 * Math.exp(-i / 9)));
     return { kl, order: order() };
   },
   weights() {
-    return { name: 'model.safetensors', bytes: new TextEncoder().encode(`weights after ${state.run?.step ?? 0} steps`).buffer };
+    if (state.run) state.kept = `weights after ${state.run.step} steps`;
+    if (!state.kept) fail('invalid', 'there is no model: train or load one first');
+    return { name: 'model.safetensors', bytes: new TextEncoder().encode(state.kept).buffer };
   },
   load({ name, bytes }) {
     const text = new TextDecoder().decode(bytes);
     if (!text.startsWith('weights')) fail('invalid', `cannot read ${name}: it is not a safetensors file. Choose model.safetensors from a run folder.`);
     stopTraining();
-    state.run = null;
+    [state.run, state.kept] = [null, text];
     const side = text.includes('64x64') ? 64 : 32;
     state.model = { channels: 32, blocks: 4, groups: 3, latentDim: 64, likelihood: 'optimal', classes: 0, imageSize: [3, side, side], trained: true };
     return { model: state.model, epoch: 25 };
@@ -310,7 +314,7 @@ const handlers = {
       const bad = scenario === 'check-fails' && name.startsWith('elbo') && name.endsWith('/tiled');
       const verdict = bad ? 'failed' : i % 9 === 8 ? 'not applicable' : 'ok';
       counts[{ ok: 'passed', failed: 'failed', 'not applicable': 'notApplicable' }[verdict]] += 1;
-      self.postMessage({ event: 'check', done: i + 1, total: names.length, name, verdict, share: bad ? 2.41 : 0.4 });
+      self.postMessage({ event: 'check', done: i + 1, total: names.length, name, verdict, share: bad ? 241 : 40 });
     }
     return { report: `| | |\n|---|---|\n| version | 0.2.0 |\n| adapter | Apple M3 |\n\n${counts.passed} passed, ${counts.failed} failed, ${counts.notApplicable} not applicable\n`, ...counts };
   },
@@ -332,7 +336,7 @@ self.addEventListener('message', ({ data: { id, type, ...fields } }) => {
       const failure = double.failures[type];
       delete double.failures[type];
       if (failure) throw failure;
-      if (state.lost && type !== 'weights') fail('device-lost', 'The GPU was lost.');
+      if (state.lost && type !== 'weights' && type !== 'open') fail('device-lost', 'The GPU was lost.');
       const result = await handlers[type](fields);
       self.postMessage({ id, result }, result.bytes ? [result.bytes] : []);
     } catch (error) {

@@ -21,7 +21,7 @@ test('without WebGPU the page says how to get it', async (t) => {
   const page = await open(t, 'no-webgpu');
   await page.waitForSelector('#support:visible');
   assert.equal(await text(page, '#support-title'), 'This browser cannot use the GPU yet');
-  assert.match(await text(page, '#support-reason'), /does not offer WebGPU/);
+  assert.match(await text(page, '#support-reason'), /^This browser has no WebGPU\.$/);
   const browsers = await page.locator('#support-list dt').allInnerTexts();
   assert.equal(browsers.length, 3);
   assert.match(browsers[0], /Chrome.*your browser/);
@@ -49,28 +49,52 @@ test('a lost GPU ends training, and the model can be downloaded', async (t) => {
   const page = await training(t);
   await inWorker(page, (double) => double.lose('The GPU was lost: the driver reset it.'));
   await phase(page, 'lost');
-  assert.match(await text(page, '.notice'), /The GPU was lost: the driver reset it. The model is kept as of step \d+: download it/);
-  assert.equal(await text(page, '#train-button'), 'Reload the page');
+  assert.match(await text(page, '.notice'), /^The GPU was lost: the driver reset it. The best model so far is kept./);
+  assert.equal(await text(page, '#train-button'), 'Open the GPU again');
+  assert.ok(await page.locator('#explore-tools').isHidden());
   await look(page, 'lost');
   const [download] = await Promise.all([page.waitForEvent('download'), page.click('.notice button:has-text("Download model")')]);
   assert.match(fs.readFileSync(await download.path(), 'utf8'), /^weights after \d+ steps$/);
+});
+
+test('a lost GPU opens again with the images and the model', async (t) => {
+  const page = await training(t);
+  await inWorker(page, (double) => double.lose('The GPU was lost.'));
+  await phase(page, 'lost');
+  await inWorker(page, (double) => (double.failures.open = { kind: 'no-adapter', message: 'the GPU is still busy' }));
+  await page.click('#train-button');
+  await page.waitForFunction(() => document.querySelector('.notice').textContent.startsWith('The GPU is still busy.'));
+  await phase(page, 'lost');
+  await page.click('.notice button:has-text("Open the GPU again")');
+  await phase(page, 'loaded');
+  assert.equal(await page.locator('.notice').count(), 0);
+  assert.equal(await text(page, '#status'), 'The trained model is open again. Explore it below.');
+  assert.match(await text(page, '#model-summary'), /^Trained on Built-in shapes.* Not downloaded yet\.$/);
+  assert.ok(await page.locator('#explore-tools').isVisible());
+  await page.click('#train-button');
+  assert.ok(await page.locator('#discard').isVisible());
 });
 
 test('a worker that fails leaves the weights of the last epoch', async (t) => {
   const page = await training(t);
   await inWorker(page, (double) => double.crash());
   await phase(page, 'lost');
-  assert.match(await text(page, '.notice'), /The engine has stopped: .*unreachable executed.*The model is kept/);
+  assert.match(await text(page, '.notice'), /^The engine has stopped: .*unreachable executed.*The best model so far is kept. Download it, then reload the page/);
+  assert.equal(await text(page, '#train-button'), 'Reload the page');
   const [download] = await Promise.all([page.waitForEvent('download'), page.click('#download-button')]);
   assert.match(fs.readFileSync(await download.path(), 'utf8'), /^weights after \d+ steps$/);
 });
 
-test('a lost GPU without a model asks to reload', async (t) => {
+test('a lost GPU without a model opens again', async (t) => {
   const page = await ready(t);
   await inWorker(page, (double) => double.lose('The GPU was lost.'));
   await phase(page, 'lost');
-  assert.match(await text(page, '.notice'), /The GPU was lost. Reload the page to continue./);
+  assert.match(await text(page, '.notice'), /^The GPU was lost.\s+Open the GPU again/);
   assert.ok(await page.locator('#model-download').isDisabled());
+  await page.click('#train-button');
+  await phase(page, 'ready');
+  await page.click('#train-button');
+  await phase(page, 'training');
 });
 
 test('a run that cannot start leaves the page as it was', async (t) => {
@@ -97,10 +121,10 @@ test('a run that diverges is explained', async (t) => {
   const page = await training(t);
   await inWorker(page, (double) => {
     double.pace = { delay: 1e6, steps: 0 };
-    double.emit({ event: 'diverged', step: 61, message: 'the loss is not a number.' });
+    double.emit({ event: 'diverged', step: 61, message: 'the loss is not a number. Choose a lower learning rate' });
   });
   await phase(page, 'diverged');
-  assert.match(await text(page, '.notice'), /Training stopped at step 61: the loss is not a number. Choose a lower learning rate and train again./);
+  assert.match(await text(page, '.notice'), /Training stopped at step 61: the loss is not a number. Choose a lower learning rate./);
   assert.equal(await text(page, '#train-button'), 'Train again');
   await look(page, 'diverged', { target: '#train' });
 });
@@ -122,7 +146,7 @@ test('a pause that fails is reported, and a lost device found by a request ends 
   await page.click('#train-button');
   await phase(page, 'lost');
   assert.equal((await requests(page, 'pause')).length, 1);
-  assert.match(await text(page, '.notice'), /The model is kept/);
+  assert.match(await text(page, '.notice'), /The best model so far is kept/);
 });
 
 test('a tab that was in the background says that it was slowed', async (t) => {
