@@ -14,18 +14,19 @@ const PAUSE = 100;
 export function connectCheck(session) {
   const { engine } = session;
   const run = /** @type {HTMLButtonElement} */ (byId('check-run'));
-  let running = false;
   let shown = 0;
   let failed = 0;
+  /** Whether the last of the checks has run. */
+  let complete = false;
 
   const render = () => {
     const { phase } = session;
     const free = !['opening', 'unavailable', 'compiling', 'training', 'lost'].includes(phase);
-    run.hidden = running;
+    run.hidden = session.checking;
     run.disabled = !free;
     run.title = phase === 'training' ? 'Pause training first' : '';
-    byId('check-stop').hidden = !running;
-    byId('check-live').hidden = !running;
+    byId('check-stop').hidden = !session.checking;
+    byId('check-live').hidden = !session.checking;
   };
 
   engine.on('check', ({ done, total, name, verdict, share }) => {
@@ -34,8 +35,9 @@ export function connectCheck(session) {
       byId('check-failures').hidden = false;
       if (failed <= LISTED) byId('check-failures').append(element('li', {}, element('code', {}, name), ` ${Math.round(share)} % of the error limit`));
     }
+    complete = done === total;
     const now = performance.now();
-    if (now - shown < PAUSE && done < total) return;
+    if (now - shown < PAUSE && !complete) return;
     shown = now;
     /** @type {HTMLProgressElement} */ (byId('check-bar')).value = done / total;
     setText(byId('check-count'), `${count(done)} of ${count(total)}${failed > 0 ? `, ${failed} failed` : ''}`);
@@ -44,9 +46,9 @@ export function connectCheck(session) {
 
   byId('check-form').addEventListener('submit', async (event) => {
     event.preventDefault();
-    if (running || run.disabled) return;
-    running = true;
+    if (session.checking || run.disabled) return;
     failed = 0;
+    complete = false;
     byId('check-failures').replaceChildren();
     byId('check-failures').hidden = true;
     byId('check-report').hidden = true;
@@ -55,24 +57,18 @@ export function connectCheck(session) {
     setText(byId('check-name'), '');
     setText(byId('check-verdict'), '');
     showText(byId('check-error'));
-    render();
-    byId('check-stop').focus();
     try {
       const filter = /** @type {HTMLInputElement} */ (byId('check-filter')).value.trim();
-      const { report, passed, failed: bad, notApplicable } = await engine.request('check', { filter });
+      const { report, passed, failed: bad, notApplicable } = await session.check(filter);
       const counts = `${counted(passed, 'check')} passed, ${count(bad)} failed, ${count(notApplicable)} not applicable.`;
-      setText(byId('check-verdict'), bad === 0 ? `${counts}${passed > 0 ? ' This GPU computes what it should.' : ''}` : `${counts} Please copy the report into an issue of the project.`);
+      const whole = complete && filter === '' ? ' This GPU computes what it should.' : '';
+      setText(byId('check-verdict'), counts + (bad > 0 ? ' Please copy the report into an issue of the project.' : whole));
       byId('check-verdict').className = bad === 0 ? 'good' : 'bad';
       /** @type {HTMLTextAreaElement} */ (byId('check-text')).value = report;
       byId('check-report').hidden = false;
     } catch (error) {
       showText(byId('check-error'), asEngineError(error).message);
       session.report(error, { local: true });
-    } finally {
-      running = false;
-      const hadFocus = document.activeElement === byId('check-stop') || document.activeElement === document.body;
-      render();
-      if (hadFocus) run.focus();
     }
   });
 
@@ -90,5 +86,11 @@ export function connectCheck(session) {
   });
 
   session.on('phase', render);
+  session.on('checking', () => {
+    // The button that had the focus gives way to the other one.
+    const focused = [run, byId('check-stop'), document.body].includes(/** @type {HTMLElement} */ (document.activeElement));
+    render();
+    if (focused) (session.checking ? byId('check-stop') : run).focus();
+  });
   render();
 }

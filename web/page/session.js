@@ -17,7 +17,7 @@ const FILE_NAME = 'model.safetensors';
 /** Titles of data sets that have no name of their own. @type {Partial<Record<Data['kind'], string>>} */
 const TITLES = { shapes: 'Built-in shapes', pictures: 'Your images' };
 
-/** Dispatches `adapter`, `phase`, `data` and `model` when these change, `weights` when a copy was saved, and `problem` with an error to show. */
+/** Dispatches `adapter`, `phase`, `data`, `model` and `checking` when these change, `weights` when a copy was saved, and `problem` with an error to show. */
 export class Session extends EventTarget {
   /** @type {Phase} */
   phase = 'opening';
@@ -25,6 +25,8 @@ export class Session extends EventTarget {
   data = null;
   /** @type {Model | null} */
   model = null;
+  /** Whether the kernels are being checked. */
+  checking = false;
   /** Steps that the model was trained for. */
   step = 0;
   /** Epochs that the model was trained for. */
@@ -169,6 +171,20 @@ export class Session extends EventTarget {
     }
   }
 
+  /**
+   * Checks the kernels whose names contain `filter`. Rejects with the engine's error.
+   * @param {string} filter
+   * @returns {Promise<{report: string, passed: number, failed: number, notApplicable: number}>}
+   */
+  async check(filter) {
+    this.#setChecking(true);
+    try {
+      return await this.engine.request('check', { filter });
+    } finally {
+      this.#setChecking(false);
+    }
+  }
+
   /** Drops the model. */
   async reset() {
     try {
@@ -243,6 +259,12 @@ export class Session extends EventTarget {
     this.phase = phase;
     document.body.dataset.phase = phase;
     this.dispatchEvent(new CustomEvent('phase'));
+  }
+
+  /** @param {boolean} checking */
+  #setChecking(checking) {
+    this.checking = checking;
+    this.dispatchEvent(new CustomEvent('checking'));
   }
 
   /** @param {Model | null} model */

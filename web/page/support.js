@@ -23,6 +23,9 @@ const BROWSERS = [
   },
 ];
 
+/** Titles for what an update or another browser can change. */
+const TITLES = { 'no-webgpu': 'This browser cannot use the GPU yet', 'no-adapter': 'No GPU was found' };
+
 /** Describes the GPU. @param {import('./session.js').Adapter} adapter */
 export function showAdapter({ name, vendor, driver, backend, kind, limits, features }) {
   const rows = [
@@ -47,7 +50,8 @@ export function showSupport({ kind, message }) {
   byId('gpu').replaceChildren('No GPU is available to this page.');
   byId('support').hidden = false;
   byId('workbench').hidden = true;
-  setText(byId('support-title'), kind === 'no-adapter' ? 'No GPU was found' : 'This browser cannot use the GPU yet');
+  setText(byId('support-title'), TITLES[/** @type {keyof typeof TITLES} */ (kind)] ?? 'The page could not start');
+  byId('support-advice').hidden = !(kind in TITLES);
   const secure = window.isSecureContext ? '' : ' Browsers offer WebGPU only over https, and this page was opened without it: use its https address.';
   setText(byId('support-reason'), message + secure);
   const own = BROWSERS.find(({ pattern }) => pattern.test(navigator.userAgent));

@@ -85,7 +85,7 @@ export function connectTraining(session, form, mayDiscard) {
 
   function render() {
     const { phase, data } = session;
-    const waits = phase === 'opening' || phase === 'compiling' || (!session.busy && phase !== 'lost' && !(data && form.fits));
+    const waits = session.checking || phase === 'opening' || phase === 'compiling' || (!session.busy && phase !== 'lost' && !(data && form.fits));
     const labels = { training: 'Pause', paused: 'Continue', compiling: 'Compiling…', finished: 'Train again', diverged: 'Train again', lost: engine.stopped ? 'Reload the page' : 'Open the GPU again' };
     setText(main, labels[/** @type {keyof typeof labels} */ (phase)] ?? 'Train');
     // A disabled button would lose the focus, so a button that only has to wait stays enabled and does nothing.
@@ -103,6 +103,7 @@ export function connectTraining(session, form, mayDiscard) {
 
   /** Returns the state in a sentence. It changes seldom, because screen readers announce it. */
   function status() {
+    if (session.checking) return 'The GPU is being checked.';
     switch (session.phase) {
       case 'opening':
         return 'Getting ready…';
@@ -219,6 +220,7 @@ export function connectTraining(session, form, mayDiscard) {
     render();
   });
   session.on('model', render);
+  session.on('checking', render);
   session.on('weights', render);
   form.addEventListener('change', render);
   render();

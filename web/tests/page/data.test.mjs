@@ -69,9 +69,15 @@ test('an archive of CIFAR-10 is handed over whole', async (t) => {
 
 test('reading many images shows progress and can be stopped', async (t) => {
   const page = await ready(t);
-  const many = Array.from({ length: 16 }, (_, i) => png(`large-${i}.png`, 800, 800, (x, y) => [x % 256, y % 256, i * 9]));
-  await page.setInputFiles('#pick-images', many);
-  await page.waitForFunction(() => /Reading \d+ of 16 images/.test(document.querySelector('#data-count').textContent));
+  await page.evaluate(() => {
+    const decode = window.createImageBitmap;
+    window.createImageBitmap = async (...image) => {
+      await new Promise((done) => setTimeout(done, 200));
+      return decode(...image);
+    };
+  });
+  await page.setInputFiles('#pick-images', wide(40));
+  await page.waitForFunction(() => /Reading \d+ of 40 images/.test(document.querySelector('#data-count').textContent));
   await page.click('#data-cancel');
   await page.waitForSelector('#data-progress', { state: 'hidden' });
   assert.match(await summary(page), /Built-in shapes/);

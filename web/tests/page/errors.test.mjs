@@ -39,10 +39,19 @@ test('the advice for the visitor’s own browser comes first', async (t) => {
   }
 });
 
-test('a browser without a usable GPU is told apart', async (t) => {
+test('a browser that finds no GPU has a message of its own', async (t) => {
   const page = await open(t, 'no-adapter');
   await page.waitForSelector('#support:visible');
   assert.equal(await text(page, '#support-title'), 'No GPU was found');
+});
+
+test('a worker that cannot be loaded is reported', async (t) => {
+  const page = await open(t, 'no-worker');
+  page.expected = /404/;
+  await page.waitForSelector('#support:visible');
+  assert.equal(await text(page, '#support-title'), 'The page could not start');
+  assert.equal(await text(page, '#support-reason'), 'The engine has stopped: its script could not be loaded.');
+  assert.ok(await page.locator('#support-advice').isHidden());
 });
 
 test('a lost GPU ends training, and the model can be downloaded', async (t) => {

@@ -151,15 +151,26 @@ test('the check of the GPU reports and can be copied', async (t) => {
   await inWorker(page, (double) => (double.checkDelay = 60));
   await page.click('#check-run');
   await page.waitForFunction(() => /^\d+ of 45/.test(document.querySelector('#check-count').textContent));
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'check-stop');
+  assert.ok(await page.locator('#train-button').isDisabled());
   await look(page, 'checking', { target: '.pairs' });
   await inWorker(page, (double) => (double.checkDelay = 1));
   await page.waitForSelector('#check-report:visible');
   assert.equal(await text(page, '#check-verdict'), '37 checks passed, 3 failed, 5 not applicable. Please copy the report into an issue of the project.');
   assert.match(await text(page, '#check-failures'), /elbo\/odd sizes\/forward\/tiled 241 % of the error limit/);
+  assert.equal(await page.evaluate(() => document.activeElement.id), 'check-run');
+  assert.ok(await page.locator('#train-button').isEnabled());
   await page.click('#check-copy');
   await page.waitForFunction(() => document.querySelector('#check-copied').textContent === 'Copied.');
   assert.match(await page.evaluate(() => navigator.clipboard.readText()), /adapter \| Apple M3/);
   await look(page, 'checked', { target: '.pairs' });
+});
+
+test('a check of all kernels without a failure confirms the GPU', async (t) => {
+  const page = await ready(t);
+  await page.click('#check-run');
+  await page.waitForSelector('#check-report:visible');
+  assert.equal(await text(page, '#check-verdict'), '40 checks passed, 0 failed, 5 not applicable. This GPU computes what it should.');
 });
 
 test('the check takes a filter, and stops', async (t) => {
@@ -174,6 +185,6 @@ test('the check takes a filter, and stops', async (t) => {
   await page.waitForFunction(() => /of 9$/.test(document.querySelector('#check-count').textContent));
   await page.click('#check-stop');
   await page.waitForSelector('#check-report:visible');
-  assert.match(await text(page, '#check-verdict'), /^\d checks? passed, 0 failed/);
+  assert.match(await text(page, '#check-verdict'), /^\d checks? passed, 0 failed, \d not applicable\.$/);
   assert.ok(await page.locator('#check-run').isVisible());
 });

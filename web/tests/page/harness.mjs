@@ -1,4 +1,9 @@
-/** Serves the page with the test double of its worker, opens it in Chromium, and looks at it. */
+/**
+ * Serves the page with the test double of its worker, opens it in Chromium, and looks at it.
+ *
+ *     node --test web/tests/page/
+ *     SCREENSHOTS=target/page node --test web/tests/page/
+ */
 
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
@@ -28,9 +33,9 @@ if (SHOTS) fs.mkdirSync(SHOTS, { recursive: true });
 
 /** Returns the file for an address `/SCENARIO/FILE`. */
 function fileOf(address) {
-  const [, , ...rest] = address.split('/');
+  const [, scenario, ...rest] = address.split('/');
   const name = rest.join('/');
-  if (name === 'worker.js') return path.join(here, 'double.js');
+  if (name === 'worker.js' && scenario !== 'no-worker') return path.join(here, 'double.js');
   if (name.startsWith('vendor/')) return path.join(vendor, path.basename(name));
   return path.join(root, path.normalize(`/${name || 'index.html'}`));
 }
