@@ -2,7 +2,7 @@
 /** Comparing the GPU programs with the CPU reference. */
 
 import { byId, element, setText, showText } from './dom.js';
-import { asEngineError } from './engine.js';
+import { asEngineError } from './client.js';
 import { count, counted } from './format.js';
 
 /** Failures that are listed; the report has all. */

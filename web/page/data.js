@@ -2,7 +2,7 @@
 /** The images to learn from: built-in shapes, the visitor's own, or CIFAR-10. */
 
 import { byId, element, setText, showText, takeFiles } from './dom.js';
-import { asEngineError } from './engine.js';
+import { asEngineError } from './client.js';
 import { counted, imageSize } from './format.js';
 import { drawGrid } from './mosaic.js';
 import { MOST_IMAGES, kindOf, readPictures } from './pictures.js';

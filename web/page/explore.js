@@ -2,7 +2,7 @@
 /** Looking inside a model: which tool is shown, and when it reads the model again. */
 
 import { byId, showText } from './dom.js';
-import { asEngineError } from './engine.js';
+import { asEngineError } from './client.js';
 import { imageSize } from './format.js';
 import { Dials } from './dials.js';
 import { Drawing } from './drawing.js';
@@ -12,7 +12,7 @@ import { connectTabs } from './tabs.js';
 
 /**
  * @typedef {object} Context what the tools need
- * @property {import('./engine.js').Engine} engine
+ * @property {import('./client.js').Engine} engine
  * @property {() => import('./session.js').Model | null} model
  * @property {() => number} held number of held-out images that fit the model
  * @property {(work: () => Promise<void>) => Promise<void>} attempt runs `work` and shows its error

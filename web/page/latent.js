@@ -31,7 +31,7 @@ export function divergence(mean, std) {
 
 /**
  * Returns the mean squared error between two pictures, with pixel values from -1 to 1.
- * @param {import('./engine.js').Pictures} a @param {import('./engine.js').Pictures} b
+ * @param {import('./client.js').Pictures} a @param {import('./client.js').Pictures} b
  */
 export function squaredError(a, b) {
   let sum = 0;

@@ -5,7 +5,7 @@ import { connectCheck } from './check.js';
 import { DataSection } from './data.js';
 import { byId, setText } from './dom.js';
 import { acceptDrops } from './drop.js';
-import { Engine, asEngineError } from './engine.js';
+import { Engine, asEngineError } from './client.js';
 import { Explorer } from './explore.js';
 import { ModelSection } from './model.js';
 import { dismiss, notify } from './notices.js';

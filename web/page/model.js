@@ -2,7 +2,7 @@
 /** The model file: download, upload, and the pretrained model beside the page. */
 
 import { byId, setText, showText, takeFiles } from './dom.js';
-import { asEngineError } from './engine.js';
+import { asEngineError } from './client.js';
 import { count, counted, imageSize } from './format.js';
 
 const PRETRAINED = './pretrained/model.safetensors';

@@ -1,7 +1,7 @@
 // @ts-check
 /** Draws pictures of the engine on canvases. */
 
-/** @typedef {import('./engine.js').Pictures} Pictures */
+/** @typedef {import('./client.js').Pictures} Pictures */
 
 /**
  * Draws pictures as a grid. The canvas gets one pixel for each pixel of a picture and is scaled by the style sheet.

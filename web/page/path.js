@@ -8,7 +8,7 @@ import { drawGrid } from './mosaic.js';
 /** Images in the strip. */
 const STEPS = 9;
 
-/** @typedef {{index: number, mean: number[], picture: import('./engine.js').Pictures}} End */
+/** @typedef {{index: number, mean: number[], picture: import('./client.js').Pictures}} End */
 
 /** The tool. */
 export class Path {

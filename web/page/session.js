@@ -2,14 +2,14 @@
 /** The state of the page: what the engine has, and what it does. User interface modules listen to it. */
 
 import { saveFile } from './dom.js';
-import { asEngineError } from './engine.js';
+import { asEngineError } from './client.js';
 import { count, sentence } from './format.js';
 
 /**
  * @typedef {'opening' | 'unavailable' | 'ready' | 'compiling' | 'training' | 'paused' | 'finished' | 'diverged' | 'loaded' | 'lost'} Phase
  * `ready` has no model, `loaded` one that cannot be trained further; after `lost` only the weights can be saved.
  * @typedef {{name: string, vendor: string, driver: string, backend: string, kind: 'gpu' | 'software', limits: {maxBufferSize: number, maxBindingSize: number}, features: string[]}} Adapter
- * @typedef {{kind: 'shapes' | 'pictures' | 'cifar', name: string, count: number, validation: number, size: number[], classes: string[], preview: import('./engine.js').Pictures}} Data
+ * @typedef {{kind: 'shapes' | 'pictures' | 'cifar', name: string, count: number, validation: number, size: number[], classes: string[], preview: import('./client.js').Pictures}} Data
  * @typedef {{origin: 'trained' | 'file', name: string, channels: number, blocks: number, latentDim: number, imageSize: number[], parameters?: number}} Model
  */
 
@@ -36,7 +36,7 @@ export class Session extends EventTarget {
   /** The weights after the last epoch or pause, in case the engine fails. @type {{bytes: ArrayBuffer, step: number} | null} */
   #copy = null;
 
-  /** @param {import('./engine.js').Engine} engine */
+  /** @param {import('./client.js').Engine} engine */
   constructor(engine) {
     super();
     this.engine = engine;

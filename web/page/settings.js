@@ -2,7 +2,7 @@
 /** The form of the settings: model sizes to choose from, checks of each value, and the forecast. */
 
 import { byId, setText, showText } from './dom.js';
-import { asEngineError } from './engine.js';
+import { asEngineError } from './client.js';
 import { bytes, count, work } from './format.js';
 
 /** @typedef {{channels: number, blocks: number, latentDim: number, batchSize: number, epochs: number, learningRate: number, likelihood: string, seed: number}} Settings */

@@ -45,7 +45,7 @@ export function showAdapter({ name, vendor, driver, backend, kind, limits, featu
   byId('gpu').replaceChildren(...parts);
 }
 
-/** Explains why there is no GPU, and what to do about it. @param {import('./engine.js').EngineError} error */
+/** Explains why there is no GPU, and what to do about it. @param {import('./client.js').EngineError} error */
 export function showSupport({ kind, message }) {
   byId('gpu').replaceChildren('No GPU is available to this page.');
   byId('support').hidden = false;

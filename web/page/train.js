@@ -163,7 +163,7 @@ export function connectTraining(session, form, mayDiscard) {
     if (data) drawGrid(byId('originals'), firstOf(data.preview, SHOWN), { label: `${Math.min(SHOWN, data.preview.count)} images of ${data.name}` });
   }
 
-  /** @param {Partial<Record<typeof BOARDS[number], import('./engine.js').Pictures>>} pictures @param {string} when */
+  /** @param {Partial<Record<typeof BOARDS[number], import('./client.js').Pictures>>} pictures @param {string} when */
   function showPictures(pictures, when) {
     for (const board of BOARDS) {
       const shown = pictures[board];
