@@ -3,6 +3,8 @@
  *
  *     node --test web/tests/page/
  *     SCREENSHOTS=target/page node --test web/tests/page/
+ *
+ * The folder in the address of the page is a scenario of the double. In the folder `built` the page has the real worker.
  */
 
 import assert from 'node:assert/strict';
@@ -17,12 +19,16 @@ import { chromium } from 'playwright-core';
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 const root = path.resolve(here, '../../page');
+/** The page as `make web` builds it, with the real worker. */
+const dist = path.resolve(here, '../../dist');
+/** Whether it was built. */
+export const built = fs.existsSync(path.join(dist, 'engine_bg.wasm'));
 const resolve = createRequire(import.meta.url).resolve;
 const vendor = path.dirname(resolve('uplot'));
 const axe = fs.readFileSync(resolve('axe-core/axe.min.js'), 'utf8');
 
-const FLAGS = ['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
-const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.safetensors': 'application/octet-stream' };
+const FLAGS = ['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader'];
+const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.wasm': 'application/wasm', '.safetensors': 'application/octet-stream' };
 
 /** Folder for screenshots of all states, at two widths and in both colour schemes. Without it each state is only checked. */
 const SHOTS = process.env.SCREENSHOTS;
@@ -35,6 +41,7 @@ if (SHOTS) fs.mkdirSync(SHOTS, { recursive: true });
 function fileOf(address) {
   const [, scenario, ...rest] = address.split('/');
   const name = rest.join('/');
+  if (scenario === 'built') return path.join(dist, path.normalize(`/${name || 'index.html'}`));
   if (name === 'worker.js' && scenario !== 'no-worker') return path.join(here, 'double.js');
   if (name.startsWith('vendor/')) return path.join(vendor, path.basename(name));
   return path.join(root, path.normalize(`/${name || 'index.html'}`));
@@ -88,8 +95,8 @@ export async function open(t, scenario = 'gpu', options = {}) {
 }
 
 /** Waits until the page is in a phase. */
-export async function phase(page, name) {
-  await page.waitForSelector(`body[data-phase=${name}]`, { timeout: 20_000 });
+export async function phase(page, name, timeout = 20_000) {
+  await page.waitForSelector(`body[data-phase=${name}]`, { timeout });
 }
 
 /** Calls `work(double, argument)` in the worker. */
