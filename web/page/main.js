@@ -83,7 +83,7 @@ window.addEventListener('beforeunload', (event) => {
 
 session.on('adapter', ({ adapter, version }) => {
   setText(byId('version'), ` ${version}`);
-  showAdapter(adapter);
+  void showAdapter(adapter);
 });
 
 try {

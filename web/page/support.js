@@ -26,8 +26,19 @@ const BROWSERS = [
 /** Titles for what an update or another browser can change. */
 const TITLES = { 'no-webgpu': 'This browser cannot use the GPU yet', 'no-adapter': 'No GPU was found' };
 
+/**
+ * Returns vendor and architecture of the GPU in the browser's words. Browsers keep the name of the device from pages, and the engine has it
+ * from the browser.
+ */
+async function browserName() {
+  // TypeScript's library does not describe WebGPU.
+  const adapter = await /** @type {any} */ (navigator).gpu?.requestAdapter({ powerPreference: 'high-performance' }).catch(() => null);
+  const { description = '', vendor = '', architecture = '' } = adapter?.info ?? {};
+  return description || [vendor, architecture].filter(Boolean).join(' ') || 'without a name';
+}
+
 /** Describes the GPU. @param {import('./session.js').Adapter} adapter */
-export function showAdapter({ name, vendor, driver, backend, kind, limits, features }) {
+export async function showAdapter({ name, vendor, driver, backend, kind, limits, features }) {
   const rows = [
     ['Vendor', vendor],
     ['Driver', driver],
@@ -37,7 +48,8 @@ export function showAdapter({ name, vendor, driver, backend, kind, limits, featu
     ['Features', features.join(', ')],
   ].filter(([, value]) => value);
   const list = element('dl', {}, ...rows.flatMap(([term, value]) => [element('dt', {}, term), element('dd', {}, value)]));
-  const title = kind === 'software' ? `No GPU, but a software driver: ${name}` : `Your GPU: ${name || vendor || 'unnamed'}`;
+  const known = name || (await browserName());
+  const title = kind === 'software' ? `No GPU, but a software driver: ${known}` : `Your GPU: ${known}`;
   const details = element('details', {}, element('summary', {}, title), list);
   /** @type {HTMLElement[]} */
   const parts = [details];

@@ -20,7 +20,8 @@ async function journey(t, scenario) {
   const page = await open(t, scenario, { acceptDownloads: true });
   page.setDefaultTimeout(LONG);
   await phase(page, 'ready', LONG);
-  assert.match(await text(page, '#gpu'), /^(Your GPU: |No GPU, but a software driver: )\S/);
+  await page.waitForSelector('#gpu summary');
+  assert.match(await text(page, '#gpu'), /^(Your GPU: |No GPU, but a software driver: )[^\n]/);
 
   await page.selectOption('#shapes-count', '1000');
   await page.click('#use-shapes');
