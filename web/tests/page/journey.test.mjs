@@ -10,7 +10,9 @@ import { built, file, inWorker, open, phase, png } from './harness.mjs';
 
 /** Milliseconds for what has to be compiled or computed on the way. */
 const LONG = 150_000;
-const SETTINGS = { channels: 4, latentDim: 8, batchSize: 100, 'epochs-count': 3 };
+const SETTINGS = { channels: 4, latentDim: 8, batchSize: 12, 'epochs-count': 3 };
+/** 36 of them train, in three steps of an epoch. */
+const IMAGES = Array.from({ length: 40 }, (_, i) => png(`${i}.png`, 48, 40, (x, y) => [i * 6, x * 5, y * 6]));
 
 const text = (page, selector) => page.locator(selector).innerText();
 /** Waits until `check(document)` holds. */
@@ -23,15 +25,15 @@ async function journey(t, scenario) {
   await page.waitForSelector('#gpu summary');
   assert.match(await text(page, '#gpu'), /^(Your GPU: |No GPU, but a software driver: )[^\n]/);
 
-  await page.selectOption('#shapes-count', '1000');
-  await page.click('#use-shapes');
-  await until(page, () => document.querySelector('#data-summary').textContent.includes('1,000 images of 32×32 pixels, colour; 100 of them'));
+  await until(page, () => document.querySelector('#data-summary').textContent.includes('Built-in shapes'));
+  await page.setInputFiles('#pick-images', IMAGES);
+  await until(page, () => document.querySelector('#data-summary').textContent.includes('40 images of 32×32 pixels, colour; 4 of them'));
   await page.evaluate(() => document.querySelector('#settings-details').setAttribute('open', ''));
   for (const [field, value] of Object.entries(SETTINGS)) await page.fill(`#${field}`, String(value));
-  await until(page, () => document.querySelector('#forecast-steps').textContent === '27 (9 an epoch)');
+  await until(page, () => document.querySelector('#forecast-steps').textContent === '9 (3 an epoch)');
   assert.match(await text(page, '#forecast'), /Parameters\s+[\d,]+\s+GPU memory\s+[\d.]+ [KMG]iB\s+Work per step\s+[\d.]+ [MG]FLOP/);
 
-  if (scenario !== 'built') await inWorker(page, (double) => (double.pace = { delay: 40, steps: 1 }));
+  if (scenario !== 'built') await inWorker(page, (double) => (double.pace = { delay: 150, steps: 1 }));
   await page.click('#train-button');
   await phase(page, 'training', LONG);
   await until(page, () => document.querySelectorAll('#epoch-rows tr').length > 0);
@@ -41,7 +43,7 @@ async function journey(t, scenario) {
   for (const board of ['originals', 'reconstructions', 'samples']) assert.match(await page.locator(`#${board}`).getAttribute('aria-label'), /after \d+ steps?: \d+ images$/);
   await page.click('#train-button');
   await phase(page, 'finished', LONG);
-  assert.equal(await text(page, '#progress-left'), 'Step 27 of 27');
+  assert.equal(await text(page, '#progress-left'), 'Step 9 of 9');
   await page.evaluate(() => document.querySelector('#epochs').setAttribute('open', ''));
   assert.equal((await page.locator('#epoch-rows td:first-child').allInnerTexts()).length, 3);
   assert.equal(await page.locator('#epoch-rows .best').count(), 1);
