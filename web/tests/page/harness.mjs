@@ -105,6 +105,13 @@ export async function inWorker(page, work, argument) {
   return worker.evaluate(`(${work})(globalThis.double, ${JSON.stringify(argument) ?? 'undefined'})`);
 }
 
+/** Ends the process of the browser that drives the GPU, as a crash of a driver does. */
+export async function killGpu() {
+  const session = await browser.newBrowserCDPSession();
+  const { processInfo } = await session.send('SystemInfo.getProcessInfo');
+  process.kill(processInfo.find(({ type }) => type === 'GPU').id, 'SIGKILL');
+}
+
 /** Returns the requests of a type that the worker has received. */
 export async function requests(page, type) {
   return (await inWorker(page, (double) => double.requests)).filter((request) => request.type === type);

@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import { test } from 'node:test';
-import { built, file, inWorker, open, phase, png } from './harness.mjs';
+import { built, file, inWorker, killGpu, open, phase, png } from './harness.mjs';
 
 /** Milliseconds for what has to be compiled or computed on the way. */
 const LONG = 150_000;
@@ -72,6 +72,15 @@ async function journey(t, scenario) {
   await page.click('#check-run');
   await page.waitForSelector('#check-report:visible');
   assert.match(await text(page, '#check-verdict'), /^\d+ checks? passed, 0 failed/);
+
+  if (scenario === 'built') await killGpu();
+  else await inWorker(page, (double) => double.lose('The GPU was lost.'));
+  await phase(page, 'lost', LONG);
+  await page.click('#train-button');
+  await phase(page, 'loaded', LONG);
+  await page.click('#tab-draw');
+  await until(page, () => document.querySelector('#explore-error').hidden && /^36 samples/.test(document.querySelector('#draw-canvas').getAttribute('aria-label')));
+  assert.match(await text(page, '#model-summary'), /^From mine.safetensors/);
 
   await page.click('#reset-button');
   await phase(page, 'ready', LONG);
