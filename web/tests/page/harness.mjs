@@ -95,7 +95,7 @@ export async function open(t, scenario = 'gpu', options = {}) {
 }
 
 /** Waits until the page is in a phase. */
-export async function phase(page, name, timeout = 20_000) {
+export async function phase(page, name, timeout = 60_000) {
   await page.waitForSelector(`body[data-phase=${name}]`, { timeout });
 }
 
