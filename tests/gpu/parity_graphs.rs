@@ -321,7 +321,8 @@ pub(crate) fn seed_names(case: &OracleCase) -> Result<String> {
     let model = Model::from_bytes(&file.to_bytes(path)?, path.to_owned())?;
     ensure!(model.config == config, "{:?}", model.config);
     let batch = case.size("batch")?;
-    let mut trained = model.on(&Device::Cpu, &Options::default(), batch, &[])?;
+    let work = [(Mode::Encode, batch), (Mode::Decode, batch)];
+    let mut trained = model.on(&Device::Cpu, &Options::default(), batch, &work)?;
     let h = trained.encode(&images(case)?)?;
     let eps = &case.tensor("eps")?.data[..batch * config.latent_dim];
     let decoded = trained.decode(&draws(&h, eps, config.latent_dim))?;
