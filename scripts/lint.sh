@@ -18,5 +18,7 @@ step rustdoc env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
 # Without its upper layers the crate must still compile: the runtime alone, then runtime and VAE.
 step "layer runtime" cargo rustc --lib --profile check --no-default-features -- --cfg runtime_only
 step "layer vae" cargo check --no-default-features
+# The kernel checks need no other part of the application.
+step "without the command line" cargo check --lib --no-default-features --features check,archive
 step words scripts/words.sh
 exit "$status"

@@ -4,7 +4,7 @@
 //!
 //! | layer | contains |
 //! | --- | --- |
-//! | `app` | files, run folders, plots, kernel checks, benches, the command line; needs the feature `cli` |
+//! | `app` | kernel checks, with the feature `check`; files, run folders, plots, benches, the command line, with the feature `cli` |
 //! | [`vae`] | the model, its runner, training, inference, evaluation, data sets in memory |
 //! | [`runtime`] | tensors, kernels, operations, graphs, memory plans, devices, executors |
 //!
@@ -18,10 +18,13 @@ pub mod runtime;
 #[cfg(not(runtime_only))]
 pub mod vae;
 
-#[cfg(all(feature = "cli", not(runtime_only)))]
+#[cfg(all(feature = "check", not(runtime_only)))]
 pub mod app;
 
 pub use error::{Error, Result};
+
+/// Version of this crate.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The example in the README.
 #[cfg(doctest)]

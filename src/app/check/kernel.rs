@@ -11,6 +11,7 @@ use crate::runtime::exec::entry::PassProgram;
 use crate::runtime::gpu::{Gpu, wgpu};
 use crate::runtime::kernel::{Arg, Bind, Kernel, Lowered};
 use crate::runtime::op::{Op, Pass, Target, spec_of};
+use crate::runtime::sys::platform::block_on;
 use crate::runtime::tensor::real::{ROUNDING, Real, Tracked};
 use crate::runtime::tensor::{Layout, Spec};
 
@@ -27,6 +28,9 @@ pub struct Patch<'a> {
 
 impl PreparedCase {
     /// Runs `pass` in `variant` on a device, storing its results, and compares all that it writes with the reference.
+    ///
+    /// # Errors
+    /// As [`PreparedCase::gpu_vs_reference`].
     pub fn gpu_stores_reference(
         &self,
         gpu: &Gpu,
@@ -36,7 +40,7 @@ impl PreparedCase {
     ) -> Result<CheckOutcome> {
         let passes = self.op().passes();
         let pass = passes.get(pass)?;
-        self.run_on(gpu, pass, variant, &vec![false; pass.writes.len()], patch)
+        block_on(self.run_on(gpu, pass, variant, &vec![false; pass.writes.len()], patch))
     }
 
     /// Runs `pass` in `variant` on a device and compares all tensors that it writes with the reference. Backward passes run three times:
@@ -45,6 +49,20 @@ impl PreparedCase {
     /// # Errors
     /// Those of the device, and of `patch` if it does not apply.
     pub fn gpu_vs_reference(
+        &self,
+        gpu: &Gpu,
+        pass: &str,
+        variant: &str,
+        patch: Option<&Patch<'_>>,
+    ) -> Result<CheckOutcome> {
+        block_on(self.gpu_vs_reference_async(gpu, pass, variant, patch))
+    }
+
+    /// Like [`PreparedCase::gpu_vs_reference`], for a browser.
+    ///
+    /// # Errors
+    /// As [`PreparedCase::gpu_vs_reference`].
+    pub async fn gpu_vs_reference_async(
         &self,
         gpu: &Gpu,
         pass: &str,
@@ -64,7 +82,7 @@ impl PreparedCase {
         }
         let mut comparisons = Vec::new();
         for accumulate in patterns {
-            match self.run_on(gpu, pass, variant, &accumulate, patch)? {
+            match self.run_on(gpu, pass, variant, &accumulate, patch).await? {
                 CheckOutcome::Ran(more) => comparisons.extend(more),
                 other => return Ok(other),
             }
@@ -72,7 +90,7 @@ impl PreparedCase {
         Ok(CheckOutcome::Ran(comparisons))
     }
 
-    fn run_on(
+    async fn run_on(
         &self,
         gpu: &Gpu,
         pass: &Pass,
@@ -86,8 +104,6 @@ impl PreparedCase {
             Err(error @ Error::Unsupported { .. }) => return Ok(CheckOutcome::NotApplicable(error.to_string())),
             lowered => lowered?,
         };
-        let mut data = self.data();
-        let expected = self.expected(&mut data, pass)?;
         let mut priors: BTreeMap<Arg, Vec<f32>> = BTreeMap::new();
         for (i, &arg) in pass.writes.iter().enumerate() {
             if accumulate.get(i) == Some(&true) {
@@ -95,25 +111,28 @@ impl PreparedCase {
             }
         }
         let mut guards: Vec<(Bind, Guard)> = Vec::new();
-        let allocate = |bind: Bind, bytes: usize| {
-            let label = match bind {
-                Bind::Arg(arg) => arg.to_string(),
-                Bind::Scratch(i) => format!("scratch {i}"),
+        let (expected, pass_program) = {
+            let mut data = self.data();
+            let expected = self.expected(&mut data, pass)?;
+            let allocate = |bind: Bind, bytes: usize| {
+                let label = match bind {
+                    Bind::Arg(arg) => arg.to_string(),
+                    Bind::Scratch(i) => format!("scratch {i}"),
+                };
+                let contents = match bind {
+                    Bind::Arg(arg) if priors.contains_key(&arg) => spec_of(op, arg)?.pack(&priors[&arg])?,
+                    Bind::Arg(arg) if !pass.writes.contains(&arg) => {
+                        let missing = || Error::bug(format!("`{arg}` has no values"));
+                        spec_of(op, arg)?.pack(data.values.get(&arg).ok_or_else(missing)?)?
+                    }
+                    _ => POISON.to_le_bytes().repeat(bytes.div_ceil(4)),
+                };
+                let (guard, buffer) = Guard::new(gpu, &label, &contents)?;
+                guards.push((bind, guard));
+                Ok(buffer)
             };
-            let contents = match bind {
-                Bind::Arg(arg) if priors.contains_key(&arg) => spec_of(op, arg)?.pack(&priors[&arg])?,
-                Bind::Arg(arg) if !pass.writes.contains(&arg) => {
-                    let missing = || Error::bug(format!("`{arg}` has no values"));
-                    spec_of(op, arg)?.pack(data.values.get(&arg).ok_or_else(missing)?)?
-                }
-                _ => POISON.to_le_bytes().repeat(bytes.div_ceil(4)),
-            };
-            let (guard, buffer) = Guard::new(gpu, &label, &contents)?;
-            guards.push((bind, guard));
-            Ok(buffer)
+            (expected, compiled(gpu, op, pass, &lowered, patch, allocate)?)
         };
-        let pass_program = compiled(gpu, op, pass, &lowered, patch, allocate)?;
-        drop(data);
         pass_program.program().submit(gpu)?;
 
         let mut comparisons = Vec::new();
@@ -123,14 +142,14 @@ impl PreparedCase {
             let bind = Bind::Arg(*arg);
             let guard = guards.iter().find(|(known, _)| *known == bind);
             let (_, guard) = guard.ok_or_else(|| Error::bug(format!("`{arg}` has no buffer")))?;
-            let words = guard.read(gpu, pass_program.buffer(bind)?, &mut comparison)?;
+            let words = guard.read(gpu, pass_program.buffer(bind)?, &mut comparison).await?;
             compare(&mut comparison, spec_of(op, *arg)?, expected, prior, &words)?;
             comparisons.push(comparison);
         }
         for (bind, guard) in &guards {
             let Bind::Scratch(i) = bind else { continue };
             let mut comparison = Comparison::new(format!("scratch {i}"));
-            guard.read(gpu, pass_program.buffer(*bind)?, &mut comparison)?;
+            guard.read(gpu, pass_program.buffer(*bind)?, &mut comparison).await?;
             if comparison.fault.is_some() {
                 comparisons.push(comparison);
             }
@@ -169,8 +188,8 @@ impl Guard {
     }
 
     /// Returns the words of the tensor, and checks the margin.
-    fn read(&self, gpu: &Gpu, buffer: &wgpu::Buffer, comparison: &mut Comparison) -> Result<Vec<u32>> {
-        let mut words: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read(buffer, 0, buffer.size())?);
+    async fn read(&self, gpu: &Gpu, buffer: &wgpu::Buffer, comparison: &mut Comparison) -> Result<Vec<u32>> {
+        let mut words: Vec<u32> = bytemuck::pod_collect_to_vec(&gpu.read_async(buffer, 0, buffer.size()).await?);
         let margin = words.split_off(self.bytes / 4);
         if let Some(at) = margin.iter().position(|&word| word != self.sentinel) {
             comparison.add_fault(format!("memory after the tensor was overwritten, {} bytes past its end", 4 * at));

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::runtime::gpu::Gpu;
 use crate::runtime::kernel::Profile;
 use crate::runtime::op::{Case, OPS, OpInfo, Target};
+use crate::runtime::sys::platform::block_on;
 
 mod bisect;
 mod case;
@@ -32,7 +33,7 @@ pub use bisect::{Distance, bisect};
 pub use case::PreparedCase;
 pub use comparison::Comparison;
 pub use kernel::Patch;
-pub use report::{CheckResult, Fact, Report, Tally, Verdict};
+pub use report::{CheckResult, Fact, REPORTED_BATCH, Report, Tally, Verdict};
 
 /// Outcome of a check.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -103,10 +104,20 @@ impl Check {
     /// # Errors
     /// Those of the device, and [`Error::Bug`] for an operation with contradictory passes.
     pub fn run(&self, gpu: Option<&Gpu>) -> Result<CheckOutcome> {
+        block_on(self.run_async(gpu))
+    }
+
+    /// Like [`Check::run`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Check::run`].
+    pub async fn run_async(&self, gpu: Option<&Gpu>) -> Result<CheckOutcome> {
         match (&self.kind, gpu) {
             (CheckKind::FiniteDifferences, _) => self.case.finite_differences().map(CheckOutcome::Ran),
             (CheckKind::Gpu { .. }, None) => Ok(CheckOutcome::NotApplicable("there is no device".into())),
-            (CheckKind::Gpu { pass, variant }, Some(gpu)) => self.case.gpu_vs_reference(gpu, pass, variant, None),
+            (CheckKind::Gpu { pass, variant }, Some(gpu)) => {
+                self.case.gpu_vs_reference_async(gpu, pass, variant, None).await
+            }
         }
     }
 }

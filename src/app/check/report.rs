@@ -3,7 +3,10 @@
 use std::fmt::{self, Write as _};
 
 use super::{Check, CheckOutcome, Comparison};
+use crate::error::Result;
 use crate::runtime::gpu::Gpu;
+use crate::runtime::plan;
+use crate::vae::model::{Mode, VaeConfig};
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +48,16 @@ impl CheckResult {
     /// Runs a check.
     #[must_use]
     pub fn of(check: &Check, gpu: Option<&Gpu>) -> Self {
-        let (verdict, tensors, why) = match check.run(gpu) {
+        Self::new(check, check.run(gpu))
+    }
+
+    /// Like [`CheckResult::of`], for a browser.
+    pub async fn of_async(check: &Check, gpu: Option<&Gpu>) -> Self {
+        Self::new(check, check.run_async(gpu).await)
+    }
+
+    fn new(check: &Check, outcome: Result<CheckOutcome>) -> Self {
+        let (verdict, tensors, why) = match outcome {
             Ok(CheckOutcome::Ran(tensors)) if !tensors.is_empty() && tensors.iter().all(Comparison::passed) => {
                 (Verdict::Passed, tensors, None)
             }
@@ -124,7 +136,33 @@ pub struct Report {
     pub running: Option<(usize, String)>,
 }
 
+/// Batch size of the training step whose kernels a report lists.
+pub const REPORTED_BATCH: usize = 32;
+
 impl Report {
+    /// Adds the adapter, its limits, and the kernels of a training step of the default model.
+    ///
+    /// # Errors
+    /// Those of planning the step.
+    pub fn add_device(&mut self, gpu: &Gpu) -> Result<()> {
+        let (info, profile) = (gpu.adapter_info(), gpu.profile());
+        let subgroups = profile.subgroup.map_or("none".to_owned(), |(min, max)| format!("{min} to {max} invocations"));
+        self.about.extend([
+            ("adapter", info.name.clone()),
+            ("type", info.device_type.to_owned()),
+            ("backend", info.backend.to_owned()),
+            ("driver", [info.driver.as_str(), &info.driver_info].join(" ")),
+            ("vendor and device", format!("{:#06x}, {:#06x}", info.vendor, info.device)),
+            ("features", info.features.join(", ")),
+            ("subgroups", subgroups),
+        ]);
+        self.limits = info.limits.iter().map(|(name, value)| (*name, *value)).collect();
+        let config = VaeConfig::default();
+        let (_, plan) = config.plan(REPORTED_BATCH, Mode::Train, profile, &plan::Options::default())?;
+        self.kernels = plan.kernels().into_iter().map(|((kernel, variant), count)| (kernel, variant, count)).collect();
+        Ok(())
+    }
+
     fn outcome(&self) -> String {
         let tally = Tally::of(&self.results);
         match &self.running {

@@ -5,22 +5,20 @@ use std::time::{Duration, Instant};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use super::info::kernels;
 use super::progress::grouped;
 use super::{DeviceArgs, eprintln_lossy};
 use crate::app::bench::step::{StepBench, StepTimes};
-use crate::app::check::{Fact, Report};
+use crate::app::check::{Fact, REPORTED_BATCH, Report};
 use crate::app::io::atomic;
 use crate::runtime::gpu::{Gpu, roofline};
 use crate::runtime::plan;
-use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::model::VaeConfig;
 
 /// Extensions of the file.
 pub(super) const KINDS: &[&str] = &["md", "txt"];
 /// The file is written this often while checks run, so that a crash of the driver leaves most of it.
 const EVERY: Duration = Duration::from_secs(5);
-/// Batch size, warm-up steps and timed steps.
-const BATCH: usize = 32;
+/// Warm-up steps and timed steps.
 const WARMUP: u32 = 2;
 const STEPS: u32 = 5;
 const LEARNING_RATE: f64 = 0.01;
@@ -68,21 +66,9 @@ pub(super) fn begin(gpu: Option<&Gpu>, filter: Option<&str>) -> anyhow::Result<R
         about.push(("adapter", "none, only the CPU reference was checked".to_owned()));
         return Ok(Report { about, ..Report::default() });
     };
-    let (info, profile) = (gpu.adapter_info(), gpu.profile());
-    let subgroups = profile.subgroup.map_or("none".to_owned(), |(min, max)| format!("{min} to {max} invocations"));
-    about.extend([
-        ("adapter", info.name.clone()),
-        ("type", info.device_type.to_owned()),
-        ("backend", info.backend.to_owned()),
-        ("driver", [info.driver.as_str(), &info.driver_info].join(" ")),
-        ("vendor and device", format!("{:#06x}, {:#06x}", info.vendor, info.device)),
-        ("features", info.features.join(", ")),
-        ("subgroups", subgroups),
-    ]);
-    let (_, plan) = VaeConfig::default().plan(BATCH, Mode::Train, profile, &plan::Options::default())?;
-    let kernels = kernels(&plan).into_iter().map(|((kernel, variant), count)| (kernel, variant, count)).collect();
-    let limits = info.limits.iter().map(|(name, value)| (*name, *value)).collect();
-    Ok(Report { about, kernels, limits, ..Report::default() })
+    let mut report = Report { about, ..Report::default() };
+    report.add_device(gpu)?;
+    Ok(report)
 }
 
 /// Operating system, processor and memory.
@@ -127,14 +113,15 @@ pub(super) fn speed(device: &DeviceArgs, gpu: &Gpu, with_step: bool, verbose: bo
 /// Times a training step of the default model on a device of its own, so that a device that a check has lost does no harm.
 fn step(device: &DeviceArgs, verbose: bool) -> anyhow::Result<String> {
     let device = device.open_for_models(verbose)?;
-    let mut bench = StepBench::new(VaeConfig::default(), BATCH, LEARNING_RATE, &device, &plan::Options::default())?;
+    let mut bench =
+        StepBench::new(VaeConfig::default(), REPORTED_BATCH, LEARNING_RATE, &device, &plan::Options::default())?;
     bench.steps(WARMUP)?;
     let steps = bench.steps(STEPS)?;
     let Some(StepTimes { median, min, encode }) = StepTimes::of(&steps) else { anyhow::bail!("no step was timed") };
     let loss = steps.last().map_or(f32::NAN, |step| step.loss);
     Ok(format!(
-        "default model, batch {BATCH}: median {median:.1} ms, min {min:.1} ms of {STEPS} steps; {:.1} images/s, {:.1} GFLOP/s, encoding {encode:.1} ms, {} dispatches, loss {loss:.4}",
-        BATCH as f64 / median * 1e3,
+        "default model, batch {REPORTED_BATCH}: median {median:.1} ms, min {min:.1} ms of {STEPS} steps; {:.1} images/s, {:.1} GFLOP/s, encoding {encode:.1} ms, {} dispatches, loss {loss:.4}",
+        REPORTED_BATCH as f64 / median * 1e3,
         bench.gflops(median)?,
         grouped(bench.runner().dispatches() as u64),
     ))

@@ -157,7 +157,7 @@ impl StepPlan {
     fn kernels(&self) -> BTreeMap<(&'static str, &'static str), usize> {
         let mut all = BTreeMap::new();
         for (times, _, plan) in self.runs() {
-            for (kernel, dispatches) in kernels(plan) {
+            for (kernel, dispatches) in plan.kernels() {
                 *all.entry(kernel).or_default() += times * dispatches;
             }
         }
@@ -240,13 +240,4 @@ fn print_kernels(step: &StepPlan) -> anyhow::Result<()> {
         print(format_args!("  {count:>4} x {name} ({variant})"))?;
     }
     Ok(())
-}
-
-/// Returns the number of dispatches of each kernel and variant in a plan.
-pub(super) fn kernels(plan: &Plan) -> BTreeMap<(&'static str, &'static str), usize> {
-    let mut kernels = BTreeMap::new();
-    for placed in &plan.dispatches {
-        *kernels.entry((placed.dispatch.kernel.name, placed.dispatch.kernel.variant)).or_default() += 1;
-    }
-    kernels
 }

@@ -296,6 +296,16 @@ impl Plan {
         Err(Error::does_not_fit(what, needed, limit))
     }
 
+    /// Returns the number of dispatches of each kernel and variant.
+    #[must_use]
+    pub fn kernels(&self) -> BTreeMap<(&'static str, &'static str), usize> {
+        let mut kernels = BTreeMap::new();
+        for placed in &self.dispatches {
+            *kernels.entry((placed.dispatch.kernel.name, placed.dispatch.kernel.variant)).or_default() += 1;
+        }
+        kernels
+    }
+
     /// Returns the bytes that one run moves. Bindings that repeat another one, as unused bindings of a kernel do, do not count.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
