@@ -107,12 +107,18 @@ pub fn dims_with_share(kl_dims: &[f64], share: f64) -> usize {
     sorted.len()
 }
 
+/// Returns the number of latent dimensions that carry next to nothing: a KL divergence below 0.1 nat.
+#[must_use]
+pub fn idle_dims(kl_dims: &[f64]) -> usize {
+    kl_dims.iter().filter(|kl| **kl < IDLE).count()
+}
+
 /// Returns what a person would want to know about a model, each with what to try: latent dimensions without content, and reconstructions
 /// that are worse than those of PCA. `kl_dims`: KL divergence of each latent dimension in nats.
 #[must_use]
 pub fn advice(kl_dims: &[f64], likelihood: Likelihood, mse: f64, pca: Option<f64>) -> Vec<String> {
     let mut advice = Vec::new();
-    let (idle, latent) = (kl_dims.iter().filter(|kl| **kl < IDLE).count(), kl_dims.len());
+    let (idle, latent) = (idle_dims(kl_dims), kl_dims.len());
     if 4 * idle > latent {
         let change = match likelihood {
             Likelihood::Unit => "lower --beta or use --likelihood optimal",
@@ -207,8 +213,9 @@ pub fn evaluate(
     })
 }
 
-/// KL divergence of each latent dimension of an image in nats: 0.5 * (mu^2 + exp(2 log_std) - 1 - 2 log_std).
-pub(crate) fn divergences(h: &[f32]) -> impl Iterator<Item = f64> {
+/// Returns the KL divergence of each latent dimension of an image in nats: 0.5 * (mu^2 + exp(2 log_std) - 1 - 2 log_std). `h` holds mu, then
+/// log_std.
+pub fn divergences(h: &[f32]) -> impl Iterator<Item = f64> {
     let (mu, log_std) = h.split_at(h.len() / 2);
     let term = |(m, s): (&f32, &f32)| {
         let (m, s) = (f64::from(*m), f64::from(*s));

@@ -10,7 +10,7 @@ use crate::runtime::graph::{Arena, Graph, initial};
 use crate::runtime::kernel::Kernel;
 use crate::runtime::op::{MicroBatch, StepScalars};
 use crate::runtime::plan;
-use crate::runtime::plan::Memory;
+use crate::runtime::plan::{Memory, Plan};
 use crate::runtime::sys::platform::block_on;
 use crate::runtime::tensor::rng::{self, Stream};
 use crate::vae::model::{Mode, VaeConfig};
@@ -253,7 +253,28 @@ impl Runner {
         device: &Device,
         options: &plan::Options,
     ) -> Result<Self> {
-        let mut runner = Self {
+        let mut runner = Self::without_programs(config, device, options)?;
+        runner.prepare(programs)?;
+        Ok(runner)
+    }
+
+    /// Like [`Runner::new`], for a browser: other tasks run between kernels, and [`Gpu::on_compiled`] reports each when it is ready.
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    pub async fn new_async(
+        config: VaeConfig,
+        programs: &[(usize, Mode)],
+        device: &Device,
+        options: &plan::Options,
+    ) -> Result<Self> {
+        let mut runner = Self::without_programs(config, device, options)?;
+        runner.prepare_async(programs).await?;
+        Ok(runner)
+    }
+
+    fn without_programs(config: VaeConfig, device: &Device, options: &plan::Options) -> Result<Self> {
+        Ok(Self {
             engine: Engine::new(device, options)?,
             config,
             programs: Vec::new(),
@@ -265,9 +286,7 @@ impl Runner {
             pending: Vec::new(),
             accumulated: (0, 0),
             timed: None,
-        };
-        runner.prepare(programs)?;
-        Ok(runner)
+        })
     }
 
     /// Compiles programs that do not exist yet. All are planned before the first one is compiled.
@@ -275,12 +294,7 @@ impl Runner {
     /// # Errors
     /// As [`Runner::new`].
     pub fn prepare(&mut self, programs: &[(usize, Mode)]) -> Result<()> {
-        let mut missing: Vec<(usize, Mode)> = Vec::new();
-        for program in programs {
-            if !missing.contains(program) && !self.programs.iter().any(|(known, _)| known == program) {
-                missing.push(*program);
-            }
-        }
+        let missing = self.missing(programs);
         match &mut self.engine {
             Engine::Cpu(exec) => {
                 for (batch, mode) in missing {
@@ -289,12 +303,8 @@ impl Runner {
                 }
             }
             Engine::Gpu(exec, options) => {
-                let profile = *exec.gpu().profile();
-                let plan = |&(batch, mode): &(usize, Mode)| {
-                    Ok(((batch, mode), self.config.plan(batch, mode, &profile, options)?))
-                };
-                let planned = missing.iter().map(plan).collect::<Result<Vec<_>>>()?;
-                for (program, (graph, plan)) in planned {
+                let planned = planned(&self.config, &missing, exec.gpu(), options)?;
+                for (program, (graph, plan)) in missing.into_iter().zip(planned) {
                     let kernels: Vec<_> = plan.dispatches.iter().map(|bound| bound.dispatch.kernel).collect();
                     let memory = plan.memory;
                     let id = exec.add_planned(graph, plan)?;
@@ -307,6 +317,35 @@ impl Runner {
             }
         }
         Ok(())
+    }
+
+    /// Like [`Runner::prepare`], for a browser, as [`Runner::new_async`].
+    ///
+    /// # Errors
+    /// As [`Runner::new`].
+    pub async fn prepare_async(&mut self, programs: &[(usize, Mode)]) -> Result<()> {
+        if let Engine::Gpu(exec, options) = &self.engine {
+            let planned = planned(&self.config, &self.missing(programs), exec.gpu(), options)?;
+            let dispatches = planned.iter().flat_map(|(_, plan)| &plan.dispatches).map(|bound| &bound.dispatch);
+            exec.gpu().compile_async(dispatches).await?;
+        }
+        self.prepare(programs)?;
+        match &self.engine {
+            // A browser reports now that it could not allocate a buffer.
+            Engine::Gpu(exec, _) => exec.gpu().wait_async().await,
+            Engine::Cpu(_) => Ok(()),
+        }
+    }
+
+    /// Returns the programs that do not exist yet, each once.
+    fn missing(&self, programs: &[(usize, Mode)]) -> Vec<(usize, Mode)> {
+        let mut missing = Vec::new();
+        for program in programs {
+            if !missing.contains(program) && !self.programs.iter().any(|(known, _)| known == program) {
+                missing.push(*program);
+            }
+        }
+        missing
     }
 
     /// Initializes all tensors from the seed. Optimizer states are zero, and the next step is step 0. The seed also determines the
@@ -813,8 +852,16 @@ impl Runner {
     /// # Errors
     /// Errors of the device.
     pub fn first_non_finite(&mut self) -> Result<Option<String>> {
+        block_on(self.first_non_finite_async())
+    }
+
+    /// Like [`Runner::first_non_finite`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Runner::first_non_finite`].
+    pub async fn first_non_finite_async(&mut self) -> Result<Option<String>> {
         for arena in [Arena::Params, Arena::States, Arena::Grads] {
-            let tensors = self.download(arena)?;
+            let tensors = self.download_async(arena).await?;
             let bad = tensors.iter().position(|t| t.iter().any(|v| !v.is_finite()));
             if let Some(i) = bad {
                 let name = self.graph()?.tensors(arena).get(i).map(|t| t.name.clone()).unwrap_or_default();
@@ -842,6 +889,16 @@ pub struct Evaluation {
     pub h: Vec<f32>,
     /// Decoded images, `[batch, c, h, w]`.
     pub mean: Vec<f32>,
+}
+
+/// Plans programs for a device.
+fn planned(
+    config: &VaeConfig,
+    programs: &[(usize, Mode)],
+    gpu: &Gpu,
+    options: &plan::Options,
+) -> Result<Vec<(Graph, Plan)>> {
+    programs.iter().map(|&(batch, mode)| config.plan(batch, mode, gpu.profile(), options)).collect()
 }
 
 /// Returns `count` values of standard normal noise; a shorter request returns the beginning of the same values.

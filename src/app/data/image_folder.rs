@@ -12,12 +12,13 @@ use std::fmt::{self, Debug};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::{ACCEPTED, FetchProgress};
+use super::FetchProgress;
 use crate::app::io::atomic;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::error::{Error, Result, printable};
 use crate::runtime::sys::{memory, threads};
 use crate::vae::data;
+use crate::vae::data::archive::ACCEPTED;
 use crate::vae::data::{Dataset, Images};
 
 /// Sizes of `--image-size`.

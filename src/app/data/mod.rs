@@ -2,13 +2,13 @@
 //! files in MNIST's format.
 
 use std::convert::Infallible;
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::vae::data::archive::{python_error, python_version};
 use crate::vae::data::{Dataset, cifar10, cifar100, idx, shapes};
 
 pub mod archive;
@@ -18,10 +18,6 @@ pub mod image_folder;
 
 pub use cache::CacheDirs;
 pub use image_folder::{ImageOptions, Summary};
-
-/// The way out of a path that holds no data set.
-const ACCEPTED: &str = "pass a folder of PNG or JPEG images, the binary version of CIFAR-10 or CIFAR-100 (a folder or a .tar.gz), or a \
-                        folder with the four IDX files of MNIST";
 
 /// Progress of opening a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,21 +136,6 @@ fn open_path(path: &Path, options: &ImageOptions, progress: &mut dyn FnMut(Fetch
     }
     let (dataset, summary) = image_folder::open(path, options, progress)?;
     Ok(Opened { dataset, images: Some(summary) })
-}
-
-/// Rejects a name of a file or folder that only the Python version of CIFAR has. `origin` is used in messages.
-fn python_version(origin: &str, name: &OsStr) -> Result<()> {
-    match name.to_string_lossy().as_ref() {
-        "cifar-100-python" | "cifar-100-python.tar.gz" => Err(python_error(origin, 100)),
-        "cifar-10-batches-py" | "cifar-10-python.tar.gz" | "data_batch_1" => Err(python_error(origin, 10)),
-        _ => Ok(()),
-    }
-}
-
-fn python_error(origin: &str, classes: usize) -> Error {
-    let url = if classes == 10 { cifar10::URL } else { cifar100::URL };
-    let what = format!("this is the Python version of CIFAR-{classes}, and only the binary version can be read");
-    Error::data(origin, what, format_args!("download {url} and pass the archive"))
 }
 
 #[cfg(test)]

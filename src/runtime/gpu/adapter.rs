@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Options;
 use crate::runtime::kernel::{DeviceKind, Profile, TEXTURE_WIDTH};
-use crate::runtime::sys::platform::block_on;
+use crate::runtime::sys::platform::{SUBGROUPS, block_on};
 
 /// The adapter to open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,6 +144,7 @@ pub(super) fn features_wanted(available: wgpu::Features, options: &Options) -> w
     if options.webgpu_defaults {
         return wgpu::Features::empty();
     }
+    let available = if SUBGROUPS { available } else { available - wgpu::Features::SUBGROUP };
     let wanted = FEATURES.iter().fold(wgpu::Features::empty(), |all, (_, feature)| all | *feature);
     available & if options.timestamps { wanted } else { wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE }
 }

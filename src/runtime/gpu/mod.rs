@@ -21,7 +21,9 @@ mod timing;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 
 pub use adapter::{AdapterInfo, Select, adapters, adapters_async};
 pub use pipeline_cache::Compiled;
@@ -272,6 +274,30 @@ impl Gpu {
         self.poll(wgpu::PollType::wait_indefinitely())
     }
 
+    /// Like [`Gpu::wait`], for a browser.
+    ///
+    /// # Errors
+    /// As [`Gpu::health`].
+    pub async fn wait_async(&self) -> Result<()> {
+        self.poll(wgpu::PollType::wait_indefinitely())?;
+        if !MAY_WAIT {
+            let done = Arc::new(Mutex::new((false, None::<Waker>)));
+            let notify = Arc::clone(&done);
+            self.queue.on_submitted_work_done(move || {
+                let mut done = lock(&notify);
+                done.0 = true;
+                done.1.take().into_iter().for_each(Waker::wake);
+            });
+            poll_fn(|context| {
+                let mut done = lock(&done);
+                done.1 = Some(context.waker().clone());
+                if done.0 { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+        self.health()
+    }
+
     fn poll(&self, how: wgpu::PollType) -> Result<()> {
         let polled = self.device.poll(how);
         self.health()?;
@@ -293,6 +319,12 @@ impl Gpu {
             Some(error) => Err(Error::device("reported by the device", error)),
             None => Ok(()),
         }
+    }
+
+    /// Returns why the device was lost, if it was.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        lock(&self.faults).lost.clone()
     }
 
     /// Counts the live objects of this device. Objects are freed by [`Gpu::wait`].

@@ -1,6 +1,6 @@
 //! Compiles kernels to shader modules and pipelines, each once per device.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -92,6 +92,35 @@ pub(super) fn compile(gpu: &Gpu, steps: &[Step<'_>], rewrite: Option<Rewrite<'_>
     keys.iter()
         .map(|key| pipelines.get(key).cloned().ok_or_else(|| Error::bug("a pipeline was not compiled")))
         .collect()
+}
+
+impl Gpu {
+    /// Compiles the kernels of dispatches, as far as they are not compiled yet, and waits after each. Programs with these kernels are
+    /// then made at once. Making a program compiles its kernels too, without waiting.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] for a kernel that does not expand, [`Error::Device`] for one that the device rejects.
+    pub async fn compile_async<'a>(&self, dispatches: impl Iterator<Item = &'a Dispatch>) -> Result<()> {
+        let mut missing: Vec<(PipelineKey, &Dispatch)> = Vec::new();
+        let mut known: HashSet<PipelineKey> = lock(&self.pipelines).keys().cloned().collect();
+        for dispatch in dispatches {
+            let key = PipelineKey::new(dispatch, false);
+            if known.insert(key.clone()) {
+                missing.push((key, dispatch));
+            }
+        }
+        let total = missing.len();
+        for (done, (key, dispatch)) in missing.into_iter().enumerate() {
+            let known = lock(&self.modules).get(&key.module).cloned();
+            let module = known.map_or_else(|| module(self, dispatch, None), Ok)?;
+            let made = pipeline(self, dispatch, &module)?;
+            self.wait_async().await?;
+            lock(&self.modules).insert(key.module.clone(), module);
+            lock(&self.pipelines).insert(key, Arc::new(made));
+            self.notify_compiled(done + 1, total);
+        }
+        Ok(())
+    }
 }
 
 fn module(gpu: &Gpu, dispatch: &Dispatch, rewrite: Option<Rewrite<'_>>) -> Result<wgpu::ShaderModule> {

@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 /// Whether this thread may wait for the device.
 pub(crate) const MAY_WAIT: bool = cfg!(not(target_arch = "wasm32"));
 
+/// Whether kernels may use subgroup operations. Browsers want them in uniform control flow, and cannot prove that ours are.
+pub(crate) const SUBGROUPS: bool = cfg!(not(target_arch = "wasm32"));
+
 /// Waits for the result of a future.
 ///
 /// # Errors

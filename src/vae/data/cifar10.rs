@@ -69,6 +69,16 @@ pub fn parse(origin: &str, mut contents: Contents) -> Result<Dataset> {
     Dataset::new("CIFAR-10", origin, Box::new(train), Box::new(test))
 }
 
+/// Parses one of the files with images, such as `data_batch_1.bin`. `origin` is used in messages.
+///
+/// # Errors
+/// [`Error::Data`] with offset and contents of an invalid record.
+pub fn parse_file(origin: &str, bytes: &[u8]) -> Result<InMemoryImages> {
+    let (mut labels, mut pixels) = (Vec::new(), Vec::new());
+    LAYOUT.parse(origin, bytes, &mut labels, &mut pixels)?;
+    InMemoryImages::new((3, 32, 32), CLASSES.map(str::to_owned).to_vec(), labels, pixels)
+}
+
 /// Returns the path of a file in `origin`, for messages.
 pub(crate) fn member(origin: &str, file: &str) -> String {
     format!("{}/{file}", origin.trim_end_matches(['/', '\\']))
@@ -144,6 +154,7 @@ pub(super) fn class_names(file: &str, bytes: &[u8], count: usize) -> Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vae::data::Images;
 
     fn file(records: usize) -> Vec<u8> {
         (0..records).flat_map(|i| [vec![(i % 10) as u8], vec![i as u8; PIXELS]].concat()).collect()
@@ -171,6 +182,14 @@ mod tests {
         let mut image = vec![0; PIXELS];
         data.train.read_into(16, &mut image).unwrap();
         assert_eq!(image, vec![4; PIXELS]);
+    }
+
+    #[test]
+    fn single_files_are_parsed() {
+        let images = parse_file("some.bin", &file(3)).unwrap();
+        assert_eq!((images.len(), images.size(), images.label(2)), (3, (3, 32, 32), 2));
+        let error = parse_file("some.bin", &file(3)[1..]).unwrap_err().to_string();
+        assert!(error.starts_with("cannot use some.bin: byte 6146:"), "{error}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use std::fmt::{self, Debug};
 use std::ops::Deref;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -15,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 
+#[cfg(feature = "archive")]
+pub mod archive;
 pub mod augment;
 pub mod cifar10;
 pub mod cifar100;
@@ -124,24 +127,25 @@ impl Images for InMemoryImages {
     }
 }
 
-/// Some of other images. `I` is a box of them or a reference.
-#[derive(Debug)]
+/// Some of other images. `I` is a box or another pointer to them.
+#[derive(Clone, Debug)]
 pub(crate) struct Subset<I> {
     images: I,
     indices: Vec<u32>,
 }
 
-impl<'a> Subset<&'a dyn Images> {
+impl<I: Deref<Target: Images> + Clone> Subset<I> {
     /// All images.
-    pub(crate) fn all(images: &'a dyn Images) -> Self {
-        Self { images, indices: (0..images.len() as u32).collect() }
+    pub(crate) fn all(images: I) -> Self {
+        let indices = (0..images.len() as u32).collect();
+        Self { images, indices }
     }
 
     /// Splits images at random into two parts, of which the second has this share. The split is the same in every run.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a part would be empty.
-    pub(crate) fn split(images: &'a dyn Images, share: f64) -> Result<[Self; 2]> {
+    pub(crate) fn split(images: I, share: f64) -> Result<[Self; 2]> {
         let set_aside = (images.len() as f64 * share).round() as usize;
         if set_aside == 0 || set_aside >= images.len() {
             let expected = format!("a share of {} images that leaves both parts at least 1", images.len());
@@ -151,7 +155,7 @@ impl<'a> Subset<&'a dyn Images> {
         let mut second = order.split_off(images.len() - set_aside);
         order.sort_unstable();
         second.sort_unstable();
-        Ok([order, second].map(|indices| Self { images, indices }))
+        Ok([order, second].map(|indices| Self { images: images.clone(), indices }))
     }
 }
 
@@ -176,6 +180,14 @@ impl<I: Deref<Target: Images> + Send + Sync + Debug> Images for Subset<I> {
         check_read(self, index, pixels)?;
         self.images.read_into(self.indices[index] as usize, pixels)
     }
+}
+
+/// Splits images at random into two parts, of which the second has this share. The split is the same in every run.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if a part would be empty.
+pub fn split(images: &Arc<dyn Images>, share: f64) -> Result<[Arc<dyn Images>; 2]> {
+    Ok(Subset::split(Arc::clone(images), share)?.map(|part| Arc::new(part) as Arc<dyn Images>))
 }
 
 /// Training and test images of the same size and classes.

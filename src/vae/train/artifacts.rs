@@ -10,6 +10,7 @@ use crate::runtime::graph::Arena;
 use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data;
 use crate::vae::data::Images;
+use crate::vae::runner::Runner;
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::train::rows::EpochRow;
 use crate::vae::train::store::{About, DecodedImages, RunState};
@@ -64,17 +65,9 @@ impl Trainer<'_> {
 
     /// Returns the weights after an epoch as a file. `kl_dims`: KL divergence of each latent dimension in nats.
     pub(super) fn model_file(&mut self, row: &EpochRow, kl_dims: &[f64]) -> Result<TensorFile> {
-        let config = serde_json::to_string(&self.settings.model).map_err(Error::bug)?;
         let weights = self.weights()?;
-        let mut file = weights.into_file(TensorSchema::of(self.runner.graph()?), &config)?;
-        file.metadata.insert("epoch".to_owned(), row.epoch.to_string());
-        file.metadata.insert("val_total".to_owned(), row.val_total.to_string());
-        file.metadata.insert(KL_DIMS.to_owned(), serde_json::to_string(kl_dims).map_err(Error::bug)?);
-        if self.settings.model.classes > 0 {
-            let names = serde_json::to_string(self.dataset.train.classes()).map_err(Error::bug)?;
-            file.metadata.insert(CLASSES.to_owned(), names);
-        }
-        Ok(file)
+        let validated = Some((row.val_total, kl_dims));
+        model_file(weights, &self.runner, self.dataset.train.classes(), row.epoch, validated)
     }
 
     fn weights(&mut self) -> Result<Weights> {
@@ -165,6 +158,27 @@ struct Originals {
     /// Bytes `[n, c, h, w]`, and channels, height and width.
     pixels: Vec<u8>,
     size: [usize; 3],
+}
+
+/// Returns the weights after an epoch as a file. `validated`: validation loss, and KL divergence of each latent dimension in nats.
+pub(super) fn model_file(
+    weights: Weights,
+    runner: &Runner,
+    classes: &[String],
+    epoch: u64,
+    validated: Option<(f64, &[f64])>,
+) -> Result<TensorFile> {
+    let config = serde_json::to_string(runner.config()).map_err(Error::bug)?;
+    let mut file = weights.into_file(TensorSchema::of(runner.graph()?), &config)?;
+    file.metadata.insert("epoch".to_owned(), epoch.to_string());
+    if let Some((val_total, kl_dims)) = validated {
+        file.metadata.insert("val_total".to_owned(), val_total.to_string());
+        file.metadata.insert(KL_DIMS.to_owned(), serde_json::to_string(kl_dims).map_err(Error::bug)?);
+    }
+    if runner.config().classes > 0 {
+        file.metadata.insert(CLASSES.to_owned(), serde_json::to_string(classes).map_err(Error::bug)?);
+    }
+    Ok(file)
 }
 
 /// Returns the class of each sample drawn after an epoch: a row of each class, or zeros for a model without classes.

@@ -68,7 +68,8 @@ fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &Sync
     }
 }
 
-fn batch(settings: &Settings, images: &dyn Images, epoch: u64, step: u64, indices: &[u32]) -> Result<Batch> {
+/// Prepares the batch of a step.
+pub(super) fn batch(settings: &Settings, images: &dyn Images, epoch: u64, step: u64, indices: &[u32]) -> Result<Batch> {
     let begun = Instant::now();
     let mut pixels = Vec::new();
     data::batch(images, indices, &mut pixels)?;

@@ -3,6 +3,8 @@
 //! A step depends on the settings and its index alone, so an interrupted and resumed run gives the same bits as an uninterrupted one.
 //! Reports arrive from the device a few steps late; only the end of an epoch waits for them.
 
+use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,9 +16,10 @@ use self::profiling::ProfileRequest;
 use self::rows::{EpochRow, StepRow};
 use self::store::{About, RunState, RunStore};
 use crate::error::{Error, Result};
-use crate::runtime::graph::Arena;
+use crate::runtime::graph::{Arena, initial};
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
+use crate::runtime::sys::platform::block_on;
 use crate::vae::data::{Dataset, Images, Subset};
 use crate::vae::eval::{advice, bits_per_dim};
 use crate::vae::inference::check_size;
@@ -34,11 +37,14 @@ mod profiling;
 pub mod range_test;
 mod resume;
 pub mod rows;
+pub mod session;
 mod settings;
 pub mod store;
 mod validation;
 
+pub use session::{EpochReport, Progress, Session};
 pub use settings::{MAX_EPOCHS, POSTERIOR_STDS, Recipe, Schedule, Settings};
+pub use validation::Validation;
 
 /// Outcome of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +83,7 @@ pub struct Trainer<'a> {
     settings: Settings,
     dataset: &'a Dataset,
     /// Training and validation images.
-    parts: Arc<Parts<'a>>,
+    parts: Arc<Parts<&'a dyn Images>>,
     /// Fingerprint of the data set.
     fingerprint: String,
     runner: Runner,
@@ -108,8 +114,8 @@ pub struct Trainer<'a> {
     software: bool,
 }
 
-impl std::fmt::Debug for Trainer<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Trainer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Trainer")
             .field("store", &self.store.path())
             .field("settings", &self.settings)
@@ -117,16 +123,21 @@ impl std::fmt::Debug for Trainer<'_> {
     }
 }
 
-/// Images to train on and to validate on.
+/// Images to train on and to validate on. `I` is a pointer to images.
 #[derive(Debug)]
-struct Parts<'a> {
-    train: Subset<&'a dyn Images>,
-    validation: Subset<&'a dyn Images>,
+struct Parts<I> {
+    train: Subset<I>,
+    validation: Subset<I>,
 }
 
-impl<'a> Parts<'a> {
-    fn of(dataset: &'a Dataset, val_split: f64) -> Result<Self> {
-        let (train, test) = (dataset.train.as_ref(), dataset.test.as_ref());
+impl<'a> Parts<&'a dyn Images> {
+    fn of_dataset(dataset: &'a Dataset, val_split: f64) -> Result<Self> {
+        Self::of(dataset.train.as_ref(), dataset.test.as_ref(), val_split)
+    }
+}
+
+impl<I: Deref<Target: Images> + Clone> Parts<I> {
+    fn of(train: I, test: I, val_split: f64) -> Result<Self> {
         if val_split == 0.0 {
             return Ok(Self { train: Subset::all(train), validation: Subset::all(test) });
         }
@@ -149,8 +160,8 @@ pub struct TrainContext<'a> {
     pub stop: &'a AtomicBool,
 }
 
-impl std::fmt::Debug for TrainContext<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for TrainContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TrainContext").field("device", &self.device).finish_non_exhaustive()
     }
 }
@@ -168,7 +179,7 @@ impl<'a> Trainer<'a> {
         context: TrainContext<'a>,
     ) -> Result<Self> {
         settings.check()?;
-        let parts = Arc::new(Parts::of(context.dataset, settings.val_split)?);
+        let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
         let mut runner = runner(&mut settings, &parts, &context)?;
         initialize(&mut runner, &settings, init)?;
         let fingerprint = context.dataset.fingerprint()?;
@@ -182,7 +193,7 @@ impl<'a> Trainer<'a> {
     /// A trainer at the start of a run.
     fn assemble(
         settings: Settings,
-        parts: Arc<Parts<'a>>,
+        parts: Arc<Parts<&'a dyn Images>>,
         fingerprint: String,
         runner: Runner,
         store: &'a mut dyn RunStore,
@@ -377,13 +388,7 @@ impl<'a> Trainer<'a> {
         let profile = self.start_profile(step)?;
         let begun = Instant::now();
         self.in_flight.push((step, batch.len, begun));
-        let hyper = Hyperparams {
-            lr: self.settings.lr_at(step, steps),
-            weight_decay: self.settings.weight_decay,
-            beta: self.settings.beta_at(step),
-            free_bits: self.settings.free_bits,
-            clip: self.settings.clip_grad,
-        };
+        let hyper = self.settings.hyperparams(step, steps);
         start_step(&mut self.runner, &self.settings, batch, &hyper)?;
         let submitted = Instant::now();
         if profile.is_none() && self.in_flight.len() >= IN_FLIGHT {
@@ -422,9 +427,7 @@ impl<'a> Trainer<'a> {
         self.last_report = Instant::now();
         for (report, ..) in reports {
             if !report.finite {
-                let computed = if report.total.is_finite() { "the global gradient norm" } else { "the loss" };
-                let tensor = self.runner.first_non_finite()?.unwrap_or_else(|| computed.to_owned());
-                return Err(Error::NonFinite { tensor, step: report.step + 1 });
+                return Err(block_on(session::non_finite(&mut self.runner, &report))?);
             }
             let row = StepRow {
                 step: report.step + 1,
@@ -532,29 +535,16 @@ fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event
 
 /// Creates the model on its device with a program for every batch size of the run. Kernel variants in the plan of the context replace
 /// those of the settings.
-fn runner(settings: &mut Settings, parts: &Parts<'_>, context: &TrainContext<'_>) -> Result<Runner> {
+fn runner(settings: &mut Settings, parts: &Parts<&dyn Images>, context: &TrainContext<'_>) -> Result<Runner> {
     if !context.plan.variants.is_empty() {
         settings.variants.clone_from(&context.plan.variants);
     }
     let plan = plan::Options { variants: settings.variants.clone(), ..context.plan.clone() };
     let model = &settings.model;
-    check_size(model, &parts.train)?;
     for images in [&context.dataset.train, &context.dataset.test] {
-        if ![0, images.classes().len()].contains(&model.classes) {
-            return Err(Error::argument("classes of the model", images.classes().len(), model.classes));
-        }
+        check_images(model, images.as_ref())?;
     }
-    let train = match settings.accumulate {
-        1 => Mode::Train,
-        most => Mode::Accumulate(most),
-    };
-    let mut programs = Vec::new();
-    for (images, mode) in [(&parts.train, train), (&parts.validation, Mode::Evaluate)] {
-        programs.extend(batch_sizes(images.len(), settings.batch_size).map(|size| (size, mode)));
-    }
-    if train != Mode::Train {
-        programs.push((1, Mode::Update));
-    }
+    let mut programs = programs(settings, parts);
     programs.push((artifacts::shown_images(context.dataset.test.as_ref()).len(), Mode::Evaluate));
     programs.push((artifacts::sample_labels(model.classes).len(), Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
@@ -570,6 +560,29 @@ fn start_step(runner: &mut Runner, settings: &Settings, batch: &Batch, hyper: &H
     Ok(())
 }
 
+/// Checks that a model fits the size and the classes of images.
+fn check_images(model: &VaeConfig, images: &dyn Images) -> Result<()> {
+    check_size(model, images)?;
+    if ![0, images.classes().len()].contains(&model.classes) {
+        return Err(Error::argument("classes of the model", images.classes().len(), model.classes));
+    }
+    Ok(())
+}
+
+/// Returns the programs that train and validate.
+fn programs<I: Deref<Target: Images> + Send + Sync + fmt::Debug>(
+    settings: &Settings,
+    parts: &Parts<I>,
+) -> Vec<(usize, Mode)> {
+    let train = match settings.accumulate {
+        1 => Mode::Train,
+        most => Mode::Accumulate(most),
+    };
+    let of = |count, mode| batch_sizes(count, settings.batch_size).map(move |size| (size, mode));
+    let update = (train != Mode::Train).then_some((1, Mode::Update));
+    of(parts.train.len(), train).chain(of(parts.validation.len(), Mode::Evaluate)).chain(update).collect()
+}
+
 /// Sets the weights at the start of a run.
 fn initialize(runner: &mut Runner, settings: &Settings, init: Option<&Weights>) -> Result<()> {
     runner.init(settings.seed)?;
@@ -577,7 +590,7 @@ fn initialize(runner: &mut Runner, settings: &Settings, init: Option<&Weights>) 
         runner.upload(Arena::Params, &weights.params)?;
         return runner.upload(Arena::States, &weights.states);
     }
-    if settings.posterior_std == 1.0 { Ok(()) } else { set_posterior_std(runner, settings.posterior_std) }
+    if settings.posterior_std == 1.0 { Ok(()) } else { set_posterior_std(runner, settings) }
 }
 
 /// Returns the largest power of two up to `most` that is a batch size for which the device has memory, at most the number of training
@@ -586,7 +599,7 @@ fn initialize(runner: &mut Runner, settings: &Settings, init: Option<&Weights>) 
 /// # Errors
 /// As [`Trainer::new`], if not even one image fits.
 pub fn largest_batch(settings: &Settings, most: usize, context: &TrainContext<'_>) -> Result<usize> {
-    let parts = Parts::of(context.dataset, settings.val_split)?;
+    let parts = Parts::of_dataset(context.dataset, settings.val_split)?;
     let mut batch = 1 << most.min(parts.train.len()).max(1).ilog2();
     loop {
         let mut settings = Settings { batch_size: batch, ..settings.clone() };
@@ -597,11 +610,12 @@ pub fn largest_batch(settings: &Settings, most: usize, context: &TrainContext<'_
     }
 }
 
-/// Adds the logarithm of a standard deviation to the bias of the encoder's log_std.
-fn set_posterior_std(runner: &mut Runner, std: f64) -> Result<()> {
-    let (_, bias) = runner.graph()?.tensor(POSTERIOR_BIAS)?;
+/// Adds the logarithm of a standard deviation to the initial bias of the encoder's log_std.
+fn set_posterior_std(runner: &mut Runner, settings: &Settings) -> Result<()> {
+    let (graph, std) = (runner.graph()?, settings.posterior_std);
+    let (_, bias) = graph.tensor(POSTERIOR_BIAS)?;
+    let mut params = initial(graph, Arena::Params, settings.seed)?;
     let latent = runner.config().latent_dim;
-    let mut params = runner.download(Arena::Params)?;
     let bias = params.get_mut(bias).ok_or_else(|| Error::bug("a parameter that is missing"))?;
     bias.iter_mut().skip(latent).for_each(|log_std| *log_std += std.ln() as f32);
     runner.upload(Arena::Params, &params)

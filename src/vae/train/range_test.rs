@@ -43,7 +43,7 @@ pub fn range_test(
     context: TrainContext<'_>,
 ) -> Result<Vec<RangePoint>> {
     settings.check()?;
-    let parts = Arc::new(Parts::of(context.dataset, settings.val_split)?);
+    let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
     let mut runner = runner(&mut settings, &parts, &context)?;
     initialize(&mut runner, &settings, init)?;
     let per_epoch = settings.steps_per_epoch(parts.train.len());

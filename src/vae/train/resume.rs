@@ -20,7 +20,7 @@ impl<'a> Trainer<'a> {
     /// [`Error::Checkpoint`] if the checkpoint does not match the settings, the model or the data set.
     pub fn resume(mut settings: Settings, store: &'a mut dyn RunStore, context: TrainContext<'a>) -> Result<Self> {
         settings.check()?;
-        let parts = Arc::new(Parts::of(context.dataset, settings.val_split)?);
+        let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
         let mut runner = runner(&mut settings, &parts, &context)?;
         let path = store.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =

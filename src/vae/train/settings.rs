@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::runtime::op::{Likelihood, MAX_MICRO_BATCHES};
 use crate::vae::model::VaeConfig;
+use crate::vae::runner::Hyperparams;
 
 /// Learning rate schedule after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,6 +254,18 @@ impl Settings {
                 let elapsed = fraction(step - self.warmup, steps.saturating_sub(self.warmup).max(1));
                 warm * 0.5 * (1.0 + (std::f64::consts::PI * elapsed).cos())
             }
+        }
+    }
+
+    /// Returns the hyperparameters of a step (from 0) in a run of `steps`.
+    #[must_use]
+    pub fn hyperparams(&self, step: u64, steps: u64) -> Hyperparams {
+        Hyperparams {
+            lr: self.lr_at(step, steps),
+            weight_decay: self.weight_decay,
+            beta: self.beta_at(step),
+            free_bits: self.free_bits,
+            clip: self.clip_grad,
         }
     }
 
