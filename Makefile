@@ -5,7 +5,7 @@ BENCH_ARGS ?= --batch 32
 # Mesa's device-select layer complains on stderr where there is no desktop.
 export NODEVICE_SELECT = 1
 
-.PHONY: all setup demo test check lint bench
+.PHONY: all setup demo test check lint bench web web-serve web-test
 
 all: setup
 
@@ -29,6 +29,17 @@ check: setup
 
 lint:
 	@scripts/lint.sh
+
+# The page that trains in a browser, in web/dist: docs/browser.md.
+web:
+	@scripts/web.sh
+
+web-serve:
+	@node web/serve.mjs
+
+# In Chromium, on a software adapter. Needs `make web` and the native program.
+web-test:
+	@scripts/web-test.sh
 
 # make bench BENCH_ARGS="--batch 32 --steps 4"
 bench: setup

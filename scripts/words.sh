@@ -7,7 +7,7 @@ words='told|tells?|telling|goes on with|go on with|gone on with|going on with|go
 words+='|bears?|borne|mends?|mended|makes? of (it|its|the|them)|made of the kernels|noted|is owed|are owed|nonsense|strangers?'
 words+='|is no (file|such|archive|test|longer there)|speak to the terminal|wayfarer|nobody says|says so|said of|to be had|no death'
 words+='|latent numbers|learned numbers|to the bit|learned by heart'
-files=(README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs src shaders tests benches fuzz examples scripts .ci .github tools Makefile Cargo.toml)
+files=(README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs src shaders tests benches fuzz examples scripts .ci .github tools web Makefile Cargo.toml)
 present=()
 for file in "${files[@]}"; do [ -e "$file" ] && present+=("$file"); done
 # Code is exempt: names join words with underscores, which are word characters to grep.
