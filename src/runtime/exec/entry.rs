@@ -3,7 +3,7 @@
 use std::slice;
 
 use crate::error::{Error, Result};
-use crate::runtime::gpu::{Binding, Gpu, Program, Rewrite, Step, wgpu};
+use crate::runtime::gpu::{Binding, Gpu, Program, Rewrite, Step, free, wgpu};
 use crate::runtime::kernel::{Arg, Bind, Lowered};
 use crate::runtime::op::{Op, Pass, Target, spec_of};
 use crate::runtime::plan::{BufferRange, texture_cache};
@@ -13,6 +13,12 @@ use crate::runtime::plan::{BufferRange, texture_cache};
 pub struct PassProgram {
     program: Program,
     buffers: Vec<(Bind, wgpu::Buffer)>,
+}
+
+impl Drop for PassProgram {
+    fn drop(&mut self) {
+        free(self.buffers.iter().map(|(_, buffer)| buffer));
+    }
 }
 
 impl PassProgram {

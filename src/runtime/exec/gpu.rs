@@ -9,7 +9,7 @@ use crate::runtime::exec::{
     Data, Executor, InputId, OutputId, ProgramId, Report, check_same_tensors, check_tensors, not_the_last_run,
     unknown_program, unused_arena,
 };
-use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer};
+use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer, free};
 use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
 use crate::runtime::plan;
 use crate::runtime::plan::{BufferId, BufferRange, Plan};
@@ -78,6 +78,14 @@ struct Compiled {
 impl fmt::Debug for GpuExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GpuExecutor").field("programs", &self.programs.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for GpuExecutor {
+    fn drop(&mut self) {
+        let Shared { slots, arenas } = &self.buffers;
+        let inputs = self.programs.iter().flat_map(|compiled| &compiled.inputs);
+        free(slots.iter().chain(arenas.values()).chain(inputs));
     }
 }
 

@@ -40,7 +40,7 @@ use crate::runtime::gpu::testing::{LiveObjects, TestHooks};
 use crate::runtime::kernel::{DeviceKind, Profile, fold_grid};
 use crate::runtime::sys::affinity::Threads;
 use crate::runtime::sys::memory;
-use crate::runtime::sys::platform::{MAY_WAIT, block_on};
+use crate::runtime::sys::platform::{COLLECTS_GARBAGE, MAY_WAIT, block_on};
 
 /// Options for opening a device.
 #[derive(Clone, Debug)]
@@ -115,6 +115,13 @@ struct Faults {
 /// Locks a mutex even if another thread panicked while it held the lock: the maps and lists here are valid at all times.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Frees buffers that are about to be dropped. A browser would do it when it collects garbage, without regard to their size.
+pub(crate) fn free<'a>(buffers: impl Iterator<Item = &'a wgpu::Buffer>) {
+    if COLLECTS_GARBAGE {
+        buffers.for_each(wgpu::Buffer::destroy);
+    }
 }
 
 impl Gpu {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 use crate::error::{Error, Result};
-use crate::runtime::gpu::{Gpu, lock};
+use crate::runtime::gpu::{Gpu, free, lock};
 
 /// A ring of staging buffers.
 ///
@@ -50,6 +50,12 @@ struct Mapped {
     result: Option<Result<(), wgpu::BufferAsyncError>>,
     /// The task that waits for the result.
     waker: Option<Waker>,
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        free(self.free.iter().chain(self.pending.iter().map(|pending| &pending.copy.buffer)));
+    }
 }
 
 impl Ring {

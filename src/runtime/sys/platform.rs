@@ -14,6 +14,9 @@ pub(crate) const MAY_WAIT: bool = cfg!(not(target_arch = "wasm32"));
 /// Whether kernels may use subgroup operations. Browsers want them in uniform control flow, and cannot prove that ours are.
 pub(crate) const SUBGROUPS: bool = cfg!(not(target_arch = "wasm32"));
 
+/// Whether buffers that are dropped stay allocated until the garbage is collected.
+pub(crate) const COLLECTS_GARBAGE: bool = cfg!(target_arch = "wasm32");
+
 /// Waits for the result of a future.
 ///
 /// # Errors
