@@ -104,14 +104,13 @@ impl Canvas {
         }
         // Where segments overlap, the pixel is painted once.
         let mut covers = vec![0.0f64; ((r - l) * (b - t)) as usize];
-        for pair in points.windows(2) {
-            let &[(x0, y0), (x1, y1)] = pair else { continue };
+        for [(x0, y0), (x1, y1)] in points.windows(2).flat_map(pieces) {
             let bounds = [x0.min(x1) - reach, y0.min(y1) - reach, x0.max(x1) + reach, y0.max(y1) + reach];
             let (dx, dy) = (x1 - x0, y1 - y0);
             for (y, x) in pixels(bounds, [l, t, r, b].map(|edge| edge as f64)) {
                 let (px, py) = (x as f64 + 0.5 - x0, y as f64 + 0.5 - y0);
                 let along = ((px * dx + py * dy) / (dx * dx + dy * dy).max(1e-12)).clamp(0.0, 1.0);
-                let away = (px - along * dx).hypot(py - along * dy);
+                let away = ((px - along * dx).powi(2) + (py - along * dy).powi(2)).sqrt();
                 let cover = &mut covers[((y - t) * (r - l) + x - l) as usize];
                 *cover = cover.max(width / 2.0 + 0.5 - away);
             }
@@ -139,6 +138,16 @@ impl Canvas {
         }
         Ok(())
     }
+}
+
+/// Cuts a segment into pieces of at most 16 pixels: few pixels around them are far from the line.
+fn pieces(segment: &[Point]) -> impl Iterator<Item = [Point; 2]> {
+    const LONGEST: f64 = 16.0;
+    let (from, to) = (segment.first().copied().unwrap_or_default(), segment.last().copied().unwrap_or_default());
+    let (dx, dy) = (to.0 - from.0, to.1 - from.1);
+    let count = (dx.hypot(dy) / LONGEST).ceil().clamp(1.0, 1e4);
+    let at = move |i: u32| (from.0 + dx * f64::from(i) / count, from.1 + dy * f64::from(i) / count);
+    (0..count as u32).map(move |i| [at(i), at(i + 1)])
 }
 
 /// Returns the part of one area that lies in another, extended to whole pixels.
