@@ -1,11 +1,10 @@
 //! `--preview` on a terminal, and everywhere else.
 
-use std::fs::File;
-use std::io::Read;
-use std::process::Command;
+use std::ffi::OsStr;
+use std::iter;
+use std::process::{Command, Stdio};
 
 use console::strip_ansi_codes;
-use nix::pty::{Winsize, openpty};
 
 use crate::runs::{command, ok, run_in, small};
 use crate::trained::{Stage, text};
@@ -14,18 +13,22 @@ use crate::trained::{Stage, text};
 const TERMINAL: [(&str, &str); 5] =
     [("TERM", "xterm-256color"), ("COLORTERM", "truecolor"), ("TERM_PROGRAM", ""), ("TMUX", ""), ("STY", "")];
 
-/// Runs a command with stdout and stderr on a terminal of 80 columns and returns what it writes there.
-fn on_terminal(mut command: Command) -> String {
-    let size = Winsize { ws_row: 50, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-    let terminal = openpty(&size, None).unwrap();
-    let mut child = command.stdout(terminal.slave.try_clone().unwrap()).stderr(terminal.slave).spawn().unwrap();
-    // Closes their side, which the child alone has open now.
-    drop(command);
-    let mut said = Vec::new();
-    // Ends with an error when the child has closed its side.
-    let _ = File::from(terminal.master).read_to_end(&mut said);
-    let said = text(&said);
-    assert!(child.wait().unwrap().success(), "{said}");
+/// Runs a command on a terminal of 80 columns, which `script` of util-linux makes, and returns what it writes there.
+fn on_terminal(command: Command) -> String {
+    let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap().replace('\'', r"'\''"));
+    let words: Vec<_> = iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
+    let mut script = Command::new("script");
+    script.args(["-qec", &format!("stty cols 80 rows 50 && exec {}", words.join(" ")), "/dev/null"]);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => script.env(name, value),
+            None => script.env_remove(name),
+        };
+    }
+    command.get_current_dir().map(|folder| script.current_dir(folder));
+    let output = script.stdin(Stdio::null()).output().unwrap();
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}");
     said
 }
 
