@@ -133,7 +133,7 @@ impl Session {
     /// Returns the number of steps of an epoch, including a shorter last one.
     #[must_use]
     pub fn steps_per_epoch(&self) -> u64 {
-        self.parts.train.len().div_ceil(self.settings.images_per_step()) as u64
+        self.settings.steps_per_epoch(self.parts.train.len())
     }
 
     /// Returns the number of steps of the run.
