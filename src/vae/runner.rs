@@ -514,6 +514,8 @@ impl Runner {
     ) -> Result<u64> {
         let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Train)?;
+        // Micro-batches of a step that was not completed belong to no step.
+        self.accumulated = (0, 0);
         self.write_batch(program, images, eps, hyper)?;
         self.start_update(program, hyper)
     }
