@@ -40,6 +40,22 @@ fn has_images_below(said: &str, title: &str) -> bool {
     (0..8).all(|_| lines.next().is_some_and(|line| line == image))
 }
 
+/// What stays of a line of output: the part behind the last code that erases it.
+fn remains(line: &str) -> &str {
+    line.rsplit("\x1b[2K").next().unwrap_or_default()
+}
+
+#[test]
+fn no_bar_remains_above_a_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut train = command(&small(&run_in(&dir, "run"), "cpu", "1000000"));
+    train.args(["--max-time", "1s"]).envs(TERMINAL);
+    let said = on_terminal(train);
+    let lines: Vec<_> = said.split("\r\n").map(|line| strip_ansi_codes(remains(line))).collect();
+    assert!(lines.iter().any(|line| *line == "the time of --max-time is up: stopping after this step"), "{said}");
+    assert!(said.contains('━') && lines.iter().all(|line| !line.contains('━')), "{said}");
+}
+
 #[test]
 fn images_are_shown_above_the_progress_bar() {
     let dir = tempfile::tempdir().unwrap();

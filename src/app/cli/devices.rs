@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::print;
-use crate::runtime::gpu::adapters;
+use crate::runtime::gpu::{AdapterInfo, adapters};
 
 #[derive(Args, Debug)]
 pub(super) struct DevicesArgs {
@@ -21,27 +21,10 @@ impl DevicesArgs {
         if self.json {
             print(serde_json::to_string_pretty(&adapters)?)?;
         } else {
-            let row = |cells: [&str; 8]| {
-                let [index, name, kind, backend, driver, binding, buffer, shared] = cells;
-                print(format_args!(
-                    "{index:<5} {name:<36} {kind:<10} {backend:<7} {driver:<32} {binding:>11} {buffer:>10} {shared:>9}"
-                ))
-            };
-            row(["index", "name", "type", "backend", "driver", "binding MiB", "buffer MiB", "group KiB"])?;
             for info in &adapters {
-                let limit = |name: &str, unit: u64| info.limits.get(name).map_or(0, |bytes| bytes / unit).to_string();
-                row([
-                    &info.index.to_string(),
-                    &info.name,
-                    info.device_type,
-                    info.backend,
-                    [info.driver.as_str(), &info.driver_info].join(" ").trim(),
-                    &limit("max_storage_buffer_binding_size", 1 << 20),
-                    &limit("max_buffer_size", 1 << 20),
-                    &limit("max_compute_workgroup_storage_size", 1 << 10),
-                ])?;
+                print(entry(info))?;
             }
-            row(["cpu", "CPU reference (slow, for checks)", "cpu", "", "", "", "", ""])?;
+            print("cpu    CPU reference (slow, for checks)")?;
         }
         if adapters.is_empty() {
             anyhow::bail!(
@@ -50,4 +33,18 @@ impl DevicesArgs {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Three lines that fit a terminal of 80 columns: index and name; type, backend and driver; limits.
+fn entry(info: &AdapterInfo) -> String {
+    let AdapterInfo { index, name, device_type, backend, driver, driver_info, limits, .. } = info;
+    let limit = |name: &str, unit: u64| limits.get(name).map_or(0, |bytes| bytes / unit);
+    format!(
+        "{index:<6} {name}\n       {device_type}, {backend}, driver {}\n       \
+         largest binding {} MiB, buffer {} MiB, workgroup memory {} KiB",
+        [driver.as_str(), driver_info].join(" ").trim(),
+        limit("max_storage_buffer_binding_size", 1 << 20),
+        limit("max_buffer_size", 1 << 20),
+        limit("max_compute_workgroup_storage_size", 1 << 10),
+    )
 }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use md5::{Digest, Md5};
 
 use super::eprintln_lossy;
-use super::progress::draws_bars;
+use super::progress::{draws_bars, shows};
 use crate::app::io::atomic::{read, save_atomic};
 use crate::runtime::gpu::{Compiled, Gpu};
 
@@ -65,6 +65,7 @@ impl CompileProgress {
             if let Ok(style) = ProgressStyle::with_template("compiling kernels {pos}/{len}") {
                 bar.set_style(style);
             }
+            shows(&bar);
             bar
         });
         // Several threads compile, so calls may arrive out of order; the count must not go back.

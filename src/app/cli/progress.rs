@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use console::Term;
@@ -25,7 +26,9 @@ pub(super) fn observer(json: bool, quiet: bool, preview: Option<Preview>) -> Box
     } else if quiet {
         Box::new(Quiet)
     } else if draws_bars() {
-        Box::new(Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr()), preview))
+        let bar = Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr()), preview);
+        shows(&bar.bar);
+        Box::new(bar)
     } else {
         Box::new(Plain::new(io::stderr(), Duration::from_secs(10), stderr_width()))
     }
@@ -34,6 +37,23 @@ pub(super) fn observer(json: bool, quiet: bool, preview: Option<Preview>) -> Box
 /// Returns whether stderr is a terminal that can draw a progress bar.
 pub(super) fn draws_bars() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// The progress bar that was shown last.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Makes [`eprintln_above_bar`] print above `bar`.
+pub(super) fn shows(bar: &ProgressBar) {
+    *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
+}
+
+/// Prints a line to stderr, from any thread, without breaking a progress bar.
+pub(super) fn eprintln_above_bar(text: impl std::fmt::Display) {
+    let bar = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match bar.filter(|bar| !bar.is_finished()) {
+        Some(bar) => bar.suspend(|| eprintln_lossy(text)),
+        None => eprintln_lossy(text),
+    }
 }
 
 /// Columns of stderr, if it is a terminal.

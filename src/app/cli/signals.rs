@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use signal_hook::{consts, flag};
 
-use super::eprintln_lossy;
+use super::progress::{draws_bars, eprintln_above_bar};
 
 #[cfg(unix)]
 const REQUESTS: &[i32] = &[consts::SIGINT, consts::SIGTERM, consts::SIGHUP];
@@ -54,13 +54,13 @@ fn acknowledge(stop: &AtomicBool, received: &AtomicUsize) {
     while !stop.load(Ordering::Relaxed) {
         thread::sleep(Duration::from_millis(50));
     }
-    // Below the progress bar, and not beside the terminal's `^C`.
-    let new_line = if io::stderr().is_terminal() { "\n" } else { "" };
     let text = match received.load(Ordering::SeqCst) {
         0 => "the time of --max-time is up: stopping after this step",
         _ => "stopping after this step; Ctrl-C now quits at once",
     };
-    eprintln_lossy(format_args!("{new_line}{text}"));
+    // Not beside the terminal's `^C`, which a bar that is drawn anew replaces.
+    let new_line = if io::stderr().is_terminal() && !draws_bars() { "\n" } else { "" };
+    eprintln_above_bar(format_args!("{new_line}{text}"));
 }
 
 /// Parses the set of ignored signals from Linux's `/proc/self/status`: bit 0 is signal 1.
