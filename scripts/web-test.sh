@@ -12,5 +12,5 @@ if [ -z "${CHROMIUM-}" ] && ! [ -x /usr/bin/chromium ]; then
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium
 fi
 [ -d web/node_modules/playwright-core ] || npm ci --ignore-scripts --no-audit --no-fund --silent --prefix web
-# One file at a time: each uses all cores.
-find web/tests -name '*.test.mjs' -print0 | sort -z | xargs -0 node --test --test-concurrency=1
+# Two files at a time: those without the program mostly wait for the browser.
+find web/tests -name '*.test.mjs' -print0 | sort -z | xargs -0 node --test --test-concurrency=2
