@@ -21,9 +21,7 @@ mod timing;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
 
 pub use adapter::{AdapterInfo, Select, adapters, adapters_async};
 pub use pipeline_cache::Compiled;
@@ -41,6 +39,7 @@ use crate::runtime::kernel::{DeviceKind, Profile, fold_grid};
 use crate::runtime::sys::affinity::Threads;
 use crate::runtime::sys::memory;
 use crate::runtime::sys::platform::{COLLECTS_GARBAGE, MAY_WAIT, block_on};
+use crate::runtime::sys::signal::Signal;
 
 /// Options for opening a device.
 #[derive(Clone, Debug)]
@@ -288,19 +287,9 @@ impl Gpu {
     pub async fn wait_async(&self) -> Result<()> {
         self.poll(wgpu::PollType::wait_indefinitely())?;
         if !MAY_WAIT {
-            let done = Arc::new(Mutex::new((false, None::<Waker>)));
-            let notify = Arc::clone(&done);
-            self.queue.on_submitted_work_done(move || {
-                let mut done = lock(&notify);
-                done.0 = true;
-                done.1.take().into_iter().for_each(Waker::wake);
-            });
-            poll_fn(|context| {
-                let mut done = lock(&done);
-                done.1 = Some(context.waker().clone());
-                if done.0 { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
+            let (done, notify) = Signal::new();
+            self.queue.on_submitted_work_done(move || notify(()));
+            done.wait().await;
         }
         self.health()
     }

@@ -1,12 +1,10 @@
 //! Readback through a ring of staging buffers: a loss is read some steps later, so no step waits for it.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::sync::{Arc, Mutex};
-use std::task::{Poll, Waker};
 
 use crate::error::{Error, Result};
-use crate::runtime::gpu::{Gpu, free, lock};
+use crate::runtime::gpu::{Gpu, free};
+use crate::runtime::sys::signal::Signal;
 
 /// A ring of staging buffers.
 ///
@@ -41,15 +39,8 @@ impl StagedCopy {
 struct Pending {
     copy: StagedCopy,
     submission: wgpu::SubmissionIndex,
-    mapped: Arc<Mutex<Mapped>>,
-}
-
-/// Whether a staging buffer can be read.
-#[derive(Debug, Default)]
-struct Mapped {
-    result: Option<Result<(), wgpu::BufferAsyncError>>,
-    /// The task that waits for the result.
-    waker: Option<Waker>,
+    /// Whether the staging buffer can be read.
+    mapped: Signal<Result<(), wgpu::BufferAsyncError>>,
 }
 
 impl Drop for Ring {
@@ -102,16 +93,8 @@ impl Ring {
 
     /// Requests the bytes of a copy after its submission. [`Ring::poll`] and the like report a failure.
     pub fn map(&mut self, copy: StagedCopy, submission: wgpu::SubmissionIndex) {
-        let mapped = Arc::new(Mutex::new(Mapped::default()));
-        let done = Arc::clone(&mapped);
-        copy.buffer.map_async(wgpu::MapMode::Read, 0..copy.len.max(4), move |result| {
-            let waker = {
-                let mut mapped = lock(&done);
-                mapped.result = Some(result);
-                mapped.waker.take()
-            };
-            waker.into_iter().for_each(Waker::wake);
-        });
+        let (mapped, done) = Signal::new();
+        copy.buffer.map_async(wgpu::MapMode::Read, 0..copy.len.max(4), done);
         self.pending.push_back(Pending { copy, submission, mapped });
     }
 
@@ -148,15 +131,8 @@ impl Ring {
     async fn wait(&mut self, gpu: &Gpu, how: wgpu::PollType, count: usize) -> Result<Vec<(u64, Vec<u8>)>> {
         gpu.poll(how)?;
         for Pending { mapped, .. } in self.pending.iter().take(count) {
-            poll_fn(|context| {
-                let mut mapped = lock(mapped);
-                if mapped.result.is_some() {
-                    return Poll::Ready(());
-                }
-                mapped.waker = Some(context.waker().clone());
-                Poll::Pending
-            })
-            .await;
+            // `collect` reports a failure.
+            let _ = mapped.wait().await;
         }
         gpu.health()?;
         self.collect()
@@ -164,7 +140,7 @@ impl Ring {
 
     fn collect(&mut self) -> Result<Vec<(u64, Vec<u8>)>> {
         let mut done = Vec::new();
-        while let Some(result) = self.pending.front().and_then(|p| lock(&p.mapped).result.clone()) {
+        while let Some(result) = self.pending.front().and_then(|p| p.mapped.get()) {
             let Some(Pending { copy: StagedCopy { buffer, len, ticket }, .. }) = self.pending.pop_front() else {
                 break;
             };

@@ -3,4 +3,5 @@
 pub(crate) mod affinity;
 pub(crate) mod memory;
 pub(crate) mod platform;
+pub(crate) mod signal;
 pub(crate) mod threads;
