@@ -47,7 +47,7 @@ fn column_of(lane: u32, mine: Column) -> Column {
 
 fn affine_of(lane: u32, mine: Affine) -> Affine {
     return Affine(
-        subgroupShuffle(mine.shift, lane),
+        subgroupShuffle(mine.pivot, lane),
         subgroupShuffle(mine.scale, lane),
         subgroupShuffle(mine.addend, lane),
     );
@@ -57,7 +57,7 @@ fn affine_of(lane: u32, mine: Affine) -> Affine {
 #if PARTIALS
 fn normalized_of(lane: u32, mine: Normalized) -> Normalized {
     return Normalized(
-        subgroupShuffle(mine.shift, lane),
+        subgroupShuffle(mine.pivot, lane),
         subgroupShuffle(mine.offset, lane),
         subgroupShuffle(mine.rstd, lane),
     );
@@ -101,7 +101,7 @@ fn main(
 #for v in 0..COLUMNS
     var sum$v = Sum();
 #if PARTIALS == STATISTICS
-    var shift$v = vec4<f32>();
+    var pivot$v = vec4<f32>();
 #endif
 #endfor
 #endif
@@ -241,9 +241,9 @@ fn main(
         }
 #endfor
 #if PARTIALS == STATISTICS
-        shift$v = select(shift$v, subgroupShuffle(c0, 0u), vec4<bool>(g == 0u));
+        pivot$v = select(pivot$v, subgroupShuffle(c0, 0u), vec4<bool>(g == 0u));
 #for r in 0..ROWS
-        sum$v = plus_statistics(sum$v, select(vec4<f32>(), c$r - shift$v, vec4<bool>(row$r.exists)));
+        sum$v = plus_statistics(sum$v, select(vec4<f32>(), c$r - pivot$v, vec4<bool>(row$r.exists)));
 #endfor
 #endif
 #if PARTIALS == GRADIENT
@@ -261,14 +261,14 @@ fn main(
 #if PARTIALS
     // Invocation l stores the sums of column l.
     var all = Sum();
-    var shift = vec4<f32>();
+    var pivot = vec4<f32>();
 #for v in 0..COLUMNS
     {
         let sum = Sum(sum8(sum$v.a), sum8(sum$v.b));
         if lane == ${v}u {
             all = sum;
 #if PARTIALS == STATISTICS
-            shift = shift$v;
+            pivot = pivot$v;
 #endif
         }
     }
@@ -276,7 +276,7 @@ fn main(
     if lane < ${COLUMNS}u && column + lane <= last_column {
 #if PARTIALS == STATISTICS
         let found = moments(all, f32(min(p.rows - tile.rows * ${TILE_ROWS}u, ${TILE_ROWS}u)));
-        store_statistics(tile, column + lane, shift, found.a, found.b);
+        store_statistics(tile, column + lane, pivot, found.a, found.b);
 #else
         store_gradient(tile, column + lane, all);
 #endif

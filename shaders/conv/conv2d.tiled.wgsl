@@ -188,10 +188,10 @@ fn main(
     }
     workgroupBarrier();
 #for v in 0..2
-    let shift$v = tile_b[across + ${ACROSS * v}u];
+    let pivot$v = tile_b[across + ${ACROSS * v}u];
 #for r in 0..8
     if row$r.exists {
-        sum$v = plus_statistics(sum$v, acc${r}_$v - shift$v);
+        sum$v = plus_statistics(sum$v, acc${r}_$v - pivot$v);
     }
 #endfor
 #endfor

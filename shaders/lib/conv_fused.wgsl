@@ -8,8 +8,8 @@
 //   RELU_MASK  epilogue: c is the gradient of relu(norm(aux)), so it is zeroed where norm(aux) <= 0; `stats` is the norm
 //   ACC        epilogue: the previous value of c is added
 //
-// stats: [5][channel groups] vec4: shift, offset, rstd, scale = rstd * weight, addend = bias - offset * scale. Then
-// norm(v) = (v - shift) * scale + addend. If the mean is much larger than the standard deviation, v - shift is exact while v * scale would
+// stats: [5][channel groups] vec4: pivot, offset, rstd, scale = rstd * weight, addend = bias - offset * scale. Then
+// norm(v) = (v - pivot) * scale + addend. If the mean is much larger than the standard deviation, v - pivot is exact while v * scale would
 // lose most digits.
 //
 // The flags are defines and not overrides, because drivers keep memory in proportion to the source. A binding that no flag uses holds
@@ -17,7 +17,7 @@
 
 // The norm of one channel group.
 struct Affine {
-    shift: vec4<f32>,
+    pivot: vec4<f32>,
     scale: vec4<f32>,
     addend: vec4<f32>,
 }
@@ -28,7 +28,7 @@ fn affine(group: u32, groups: u32) -> Affine {
 }
 
 fn norm(v: vec4<f32>, n: Affine) -> vec4<f32> {
-    return (v - n.shift) * n.scale + n.addend;
+    return (v - n.pivot) * n.scale + n.addend;
 }
 
 // relu(norm(v)). NaN stays NaN.

@@ -1,6 +1,6 @@
 // Sums over the rows of a tile, per column, of the values that a convolution stores. PARTIALS selects them:
 //
-//   1  STATISTICS  three rows of `partials` per tile: first value of the tile (shift), mean - shift, sum of squared deviations
+//   1  STATISTICS  three rows of `partials` per tile: first value of the tile (pivot), mean - pivot, sum of squared deviations
 //   2  GRADIENT    two rows per tile, for the gradient of a norm: sum of c, sum of c * xhat, xhat being aux normalized
 //
 // partials: [tiles * phases][3 or 2][columns] vec4.
@@ -14,9 +14,9 @@ struct Sum {
     b: vec4<f32>,
 }
 
-// The normalization of aux in a column: xhat = (aux - shift - offset) * rstd.
+// The normalization of aux in a column: xhat = (aux - pivot - offset) * rstd.
 struct Normalized {
-    shift: vec4<f32>,
+    pivot: vec4<f32>,
     offset: vec4<f32>,
     rstd: vec4<f32>,
 }
@@ -26,23 +26,23 @@ fn normalized_c(column: u32, columns: u32) -> Normalized {
 }
 
 fn plus_gradient(sum: Sum, g: vec4<f32>, x: vec4<f32>, n: Normalized) -> Sum {
-    return Sum(sum.a + g, sum.b + g * (((x - n.shift) - n.offset) * n.rstd));
+    return Sum(sum.a + g, sum.b + g * (((x - n.pivot) - n.offset) * n.rstd));
 }
 
-// d: difference of a value from the shift.
+// d: difference of a value from the pivot.
 fn plus_statistics(sum: Sum, d: vec4<f32>) -> Sum {
     return Sum(sum.a + d, sum.b + d * d);
 }
 
-// Mean and sum of squared deviations, from the sums of the differences from the shift and of their squares.
+// Mean and sum of squared deviations, from the sums of the differences from the pivot and of their squares.
 fn moments(sum: Sum, count: f32) -> Sum {
     let mean = sum.a / max(count, 1.0);
     return Sum(mean, max(sum.b - sum.a * mean, vec4<f32>()));
 }
 
-fn store_statistics(tile: Tile, column: u32, shift: vec4<f32>, mean: vec4<f32>, squares: vec4<f32>) {
+fn store_statistics(tile: Tile, column: u32, pivot: vec4<f32>, mean: vec4<f32>, squares: vec4<f32>) {
     let row = tile.rows * 3u * columns() + column;
-    partials[row] = shift;
+    partials[row] = pivot;
     partials[row + columns()] = mean;
     partials[row + 2u * columns()] = squares;
 }

@@ -34,10 +34,10 @@ use crate::runtime::op::norm::fused::CHUNK;
 /// - `x`, `weight`, `bias`, `y`: see [`Conv::conv2d`], [`Conv::conv_transpose2d`] and [`Conv::linear`].
 /// - `norm_weight`, `norm_bias`, `running_mean`, `running_var`: those of the [`BatchNorm`].
 /// - `residual`: like `y`.
-/// - `stats`: the norm, as five rows of `c` values, c being the channels of x: shift, offset = mean - shift, rstd,
-///   scale = rstd * weight, addend = bias - offset * scale. Then norm(x) = (x - shift) * scale + addend.
+/// - `stats`: the norm, as five rows of `c` values, c being the channels of x: pivot, offset = mean - pivot, rstd,
+///   scale = rstd * weight, addend = bias - offset * scale. Then norm(x) = (x - pivot) * scale + addend.
 /// - `partials`: statistics of x that the operation before emitted; without them the operation computes them from x. For every 128
-///   neighbouring positions, three rows of one value per channel: first value (shift), mean - shift, sum of squared deviations.
+///   neighbouring positions, three rows of one value per channel: first value (pivot), mean - pivot, sum of squared deviations.
 /// - `y_partials`: the same of y.
 ///
 /// [`Graph::fused`](crate::runtime::graph::Graph::fused) builds the fused forms from single operations. The activations in between are

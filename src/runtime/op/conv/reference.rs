@@ -55,19 +55,19 @@ impl Conv {
                 let mut updates = if self.training() { Some((write()?, write()?)) } else { None };
                 let c = self.layer.x.c;
                 for i in 0..c {
-                    let (shift, offset, rstd, squares) = match (running, optional("partials")) {
+                    let (pivot, offset, rstd, squares) = match (running, optional("partials")) {
                         (Some((mean, var)), _) => (mean[i], T::zero(), norm.inverse_std(var[i]), T::zero()),
                         (None, None) => norm.moments(x, i),
                         (None, Some(partials)) => self.merged(norm, i, partials),
                     };
                     let scale = rstd * norm_weight[i];
-                    let rows = [shift, offset, rstd, scale, norm_bias[i] - offset * scale];
+                    let rows = [pivot, offset, rstd, scale, norm_bias[i] - offset * scale];
                     for (row, value) in rows.into_iter().enumerate() {
                         stats[row * c + i] = value;
                     }
                     if let Some((running_mean, running_var)) = &mut updates {
                         let unbiased = squares / T::from_usize(self.layer.x.positions() - 1);
-                        norm.update(&mut running_mean[i], shift + offset);
+                        norm.update(&mut running_mean[i], pivot + offset);
                         norm.update(&mut running_var[i], unbiased);
                     }
                 }
@@ -90,11 +90,11 @@ impl Conv {
         let row = |chunk: usize, row: usize| partials[(chunk * STATISTICS_ROWS + row) * c + channel];
         let chunks = positions.div_ceil(CHUNK);
         let count = |chunk: usize| T::from_usize(CHUNK.min(positions - chunk * CHUNK));
-        let shift = row(0, 0);
-        let mean = |chunk: usize| row(chunk, 0) - shift + row(chunk, 1);
+        let pivot = row(0, 0);
+        let mean = |chunk: usize| row(chunk, 0) - pivot + row(chunk, 1);
         let offset = blocked_sum((0..chunks).map(|i| mean(i) * count(i))) / T::from_usize(positions);
         let squares = blocked_sum((0..chunks).map(|i| row(i, 2) + count(i) * (mean(i) - offset).squared()));
-        (shift, offset, norm.inverse_std(squares / T::from_usize(positions)), squares)
+        (pivot, offset, norm.inverse_std(squares / T::from_usize(positions)), squares)
     }
 
     /// relu(norm(x)) for the rows of `stats`.
@@ -142,7 +142,7 @@ impl Conv {
 
 /// A column of `stats`: the norm of one channel.
 struct Affine<T> {
-    shift: T,
+    pivot: T,
     offset: T,
     rstd: T,
     scale: T,
@@ -152,19 +152,19 @@ struct Affine<T> {
 impl<T: Real> Affine<T> {
     fn new(stats: &[T], channels: usize, channel: usize) -> Self {
         let row = |row: usize| stats[row * channels + channel];
-        Self { shift: row(0), offset: row(1), rstd: row(2), scale: row(3), addend: row(4) }
+        Self { pivot: row(0), offset: row(1), rstd: row(2), scale: row(3), addend: row(4) }
     }
 
     fn norm(&self, x: T) -> T {
-        (x - self.shift) * self.scale + self.addend
+        (x - self.pivot) * self.scale + self.addend
     }
 
     fn normalized(&self, x: T) -> T {
-        (x - self.shift - self.offset) * self.rstd
+        (x - self.pivot - self.offset) * self.rstd
     }
 }
 
-/// Writes the statistics of each chunk of [`CHUNK`] positions of y: shift, mean - shift, squared deviations.
+/// Writes the statistics of each chunk of [`CHUNK`] positions of y: pivot, mean - pivot, squared deviations.
 fn emit_statistics<T: Real>(shape: Shape, y: &[T], partials: &mut [T]) {
     let Shape { n, c, h, w } = shape;
     let at = |position: usize, channel: usize| y[(position / (h * w) * c + channel) * h * w + position % (h * w)];
@@ -172,11 +172,11 @@ fn emit_statistics<T: Real>(shape: Shape, y: &[T], partials: &mut [T]) {
         let positions = first..(first + CHUNK).min(n * h * w);
         let count = T::from_usize(positions.len());
         for channel in 0..c {
-            let shift = at(first, channel);
-            let differences = || positions.clone().map(|position| at(position, channel) - shift);
+            let pivot = at(first, channel);
+            let differences = || positions.clone().map(|position| at(position, channel) - pivot);
             let mean = blocked_sum(differences()) / count;
             let squares = blocked_sum(differences().map(|d| (d - mean).squared()));
-            for (row, value) in [shift, mean, squares].into_iter().enumerate() {
+            for (row, value) in [pivot, mean, squares].into_iter().enumerate() {
                 partials[(chunk * STATISTICS_ROWS + row) * c + channel] = value;
             }
         }
