@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// NaN or infinity in a training step.
     #[error(
-        "non-finite value in {tensor} at step {step}: the update was not applied. Try a lower learning rate or gradient clipping"
+        "non-finite value in {tensor} at step {step}: the update was not applied. Try a lower learning rate or clip gradients to a smaller norm"
     )]
     NonFinite {
         /// The first tensor found to contain NaN or infinity.
@@ -109,7 +109,9 @@ pub enum Error {
         step: u64,
     },
     /// NaN or infinity in the output of a trained model.
-    #[error("{what} contains NaN or infinity: the model has diverged. Use an earlier checkpoint")]
+    #[error(
+        "{what} contains NaN or infinity: the model has diverged. Train it with a lower learning rate, or use the weights of an earlier epoch"
+    )]
     NonFiniteOutput {
         /// The output.
         what: String,

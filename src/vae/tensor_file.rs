@@ -190,7 +190,7 @@ fn check_finite(path: &Path, name: &str, data: &[f32]) -> Result<()> {
             what: format!("`{name}`"),
             expected: "finite values".into(),
             found: format!("{} at index {at}", data[at]),
-            hint: "use an earlier checkpoint".into(),
+            hint: "use the weights of an earlier epoch".into(),
         }),
     }
 }

@@ -9,9 +9,9 @@ import { MOST_IMAGES, kindOf, readPictures } from './pictures.js';
 
 /** Images in the preview. */
 const SHOWN = 32;
-/** Fewest images of a data set: some are set aside. */
+/** Fewest images of a data set: some are held out. */
 const FEWEST = 16;
-/** Largest file that is read as CIFAR-10; its archive has 163 MiB, all its files together 176 MiB. */
+/** Largest file that is read as CIFAR-10; its archive has 162 MiB, all its files together 176 MiB. */
 const LARGEST = 256 * 1024 * 1024;
 /** Broken files that are named. */
 const NAMED = 3;
@@ -144,7 +144,7 @@ export class DataSection {
     if (!data || data === this.#drawn) return;
     this.#drawn = data;
     const { name, count, validation, size, preview, classes } = data;
-    const facts = `${counted(count, 'image')} of ${imageSize(size)}; ${validation.toLocaleString('en')} of them are set aside.`;
+    const facts = `${counted(count, 'image')} of ${imageSize(size)}; ${validation.toLocaleString('en')} of them are held out.`;
     byId('data-summary').replaceChildren(element('p', {}, element('b', {}, name)), element('p', { class: 'note' }, facts));
     const classNames = classes.length > 0 ? ` of the classes ${classes.join(', ')}` : '';
     drawGrid(byId('preview'), preview, { label: `${Math.min(SHOWN, preview.count)} images${classNames}`, columns: 8, limit: SHOWN });

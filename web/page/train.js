@@ -96,7 +96,7 @@ export function connectTraining(session, form, mayDiscard) {
     download.hidden = !(session.canSave && ['paused', 'finished', 'diverged', 'lost'].includes(phase));
     setText(byId('status'), status());
     byId('hint').hidden = phase !== 'training';
-    setText(byId('originals-note'), session.model ? 'Images set aside: the model does not train on them.' : 'Images to learn from.');
+    setText(byId('originals-note'), session.model ? 'Held-out images: the model does not train on them.' : 'Images to learn from.');
     setText(byId('caption-latent'), count(session.model?.latentDim ?? form.read()?.latentDim ?? 64));
     renderProgress();
   }

@@ -44,12 +44,12 @@ impl DataSet {
     fn new(name: String, all: Arc<dyn Images>) -> Result<Self, Fault> {
         let (_, h, w) = all.size();
         if h != w {
-            return Err(Fault::invalid(format!("the pictures have {w}x{h} pixels; they must be square")));
+            return Err(Fault::invalid(format!("the images have {w}x{h} pixels; they must be square")));
         }
         let share = Settings::default().val_split;
         if (all.len() as f64 * share).round() < 1.0 {
             let least = (0.5 / share).ceil();
-            return Err(Fault::invalid(format!("{} pictures are too few: use at least {least}", all.len())));
+            return Err(Fault::invalid(format!("{} images are too few: use at least {least}", all.len())));
         }
         let [train, held_out] = data::split(&all, share)?;
         Ok(Self { name, all, train, held_out })
@@ -122,7 +122,7 @@ impl DataSet {
 pub(crate) fn planes(rgba: &[u8], (c, h, w): (usize, usize, usize)) -> Result<Vec<u8>, Fault> {
     let picture = w.checked_mul(h).and_then(|pixels| pixels.checked_mul(4)).filter(|bytes| *bytes > 0);
     let Some(picture) = picture.filter(|bytes| rgba.len().is_multiple_of(*bytes)) else {
-        return Err(Fault::invalid(format!("{} bytes are not whole pictures of {w}x{h} pixels", rgba.len())));
+        return Err(Fault::invalid(format!("{} bytes are not whole images of {w}x{h} pixels", rgba.len())));
     };
     let mut planes = Vec::with_capacity(rgba.len() / 4 * c);
     for pixels in rgba.chunks_exact(picture) {

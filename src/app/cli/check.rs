@@ -101,7 +101,7 @@ impl CheckArgs {
         }
         if !self.json {
             if let Some(path) = &self.report {
-                eprintln_lossy(format_args!("report: {}", path.display()));
+                note(format_args!("report: {}", path.display()));
             }
             print(tally)?;
         }
@@ -124,7 +124,7 @@ impl CheckArgs {
                 ", then peak rates and training steps: 5 to 10 minutes with a software driver on two cores"
             }
         };
-        eprintln_lossy(format_args!("report: {checks}{more}"));
+        note(format_args!("report: {checks}{more}"));
     }
 
     fn print_adapter(&self, gpu: Option<&Gpu>) -> anyhow::Result<()> {

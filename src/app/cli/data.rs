@@ -26,13 +26,14 @@ pub(super) struct DatasetArgs {
     /// Crop the images of a folder to squares and resize them to this height and width: 32, 64 or 128 [default: 32].
     #[arg(long, value_name = "PIXELS", value_parser = image_size)]
     image_size: Option<usize>,
-    /// Reject a folder with a broken image. Otherwise up to 10 broken images, or 1 %, are skipped with a warning.
+    /// Reject a folder with a broken image. Otherwise up to 10 broken images, or 1 % of the files if that is more, are skipped with a
+    /// warning.
     #[arg(long, hide_short_help = true)]
     strict: bool,
     /// Use only the first N training images [default: all].
     #[arg(long, value_name = "N")]
     train_limit: Option<NonZeroUsize>,
-    /// Use only the first N test images.
+    /// Use only the first N test images [default: all].
     #[arg(long, value_name = "N")]
     val_limit: Option<NonZeroUsize>,
 }

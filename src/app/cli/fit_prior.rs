@@ -26,7 +26,7 @@ pub(super) struct FitPriorArgs {
     /// What to fit: a mixture of Gaussians, or a second, small VAE of latent vectors, which takes longer.
     #[arg(long, value_enum, default_value = "mixture")]
     kind: KindArg,
-    /// Number of Gaussians in the mixture.
+    /// Number of Gaussians in the mixture; those of a conditional model are shared out among the classes.
     #[arg(long, value_name = "N", default_value_t = COMPONENTS, value_parser = clap::value_parser!(u32).range(1..=1000))]
     components: u32,
     /// Training steps of the second-stage VAE.

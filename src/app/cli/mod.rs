@@ -55,11 +55,11 @@ mod traverse;
 mod tune;
 mod values;
 
-/// Train a ResNet VAE with hand-written WGSL kernels on any Vulkan, Metal or DX12 GPU.
+/// Trains a ResNet variational autoencoder with hand-written WGSL kernels on Vulkan, Metal or DirectX 12.
 #[derive(Parser, Debug)]
 #[command(version, about, propagate_version = true)]
 struct Cli {
-    /// Print neither progress nor notes on stderr, only errors.
+    /// Print neither progress nor notes on stderr, only warnings and errors.
     #[arg(long, short, global = true, display_order = 900)]
     quiet: bool,
     #[command(subcommand)]
@@ -88,6 +88,8 @@ enum Command {
     /// little, so the report also counts the dimensions that carry 90 % of the KL divergence.
     Eval(eval::EvalArgs),
     /// Fit a prior to the encoded training images, from which samples look more like the data.
+    ///
+    /// The prior is written beside the model: prior.safetensors, or second_stage.safetensors with --kind second-stage.
     FitPrior(fit_prior::FitPriorArgs),
     /// List the runs in a folder: epochs, best validation loss, device and size.
     Runs(runs::RunsArgs),
@@ -116,6 +118,8 @@ enum Command {
     /// differ in the last bits.
     Tune(tune::TuneArgs),
     /// Print a shell completion script.
+    ///
+    /// For example, for bash: vae-wgpu completions bash > ~/.local/share/bash-completion/completions/vae-wgpu
     Completions(completions::CompletionsArgs),
     /// Write the manual pages of all commands to a folder.
     Man(man::ManArgs),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueHint};
 
-use super::eprintln_lossy;
+use super::note;
 use super::output::check_output;
 use super::values::run;
 use crate::app::io::atomic::create_parent;
@@ -30,7 +30,7 @@ impl ReportArgs {
         check_output(&out, &["html"])?;
         create_parent(&out)?;
         run_report::save_of_folder(&folder, &out)?;
-        eprintln_lossy(format_args!("report: {}", out.display()));
+        note(format_args!("report: {}", out.display()));
         Ok(ExitCode::SUCCESS)
     }
 }

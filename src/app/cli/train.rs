@@ -71,7 +71,8 @@ struct RunArgs {
     #[arg(long)]
     force: bool,
     /// Read options from a TOML file: names without dashes, such as `batch-size = 64`; options on the command line take precedence. Each
-    /// run writes one that repeats it, train.toml. Presets: demo (a small model on built-in images), small (half the channels), seed.
+    /// run writes one that repeats it, train.toml. Presets: demo (a small model on built-in images), small (half the channels),
+    /// seed (--recipe seed).
     #[arg(long, value_name = "FILE|PRESET", value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     /// Use the settings of this run; options on the command line take precedence.

@@ -1,7 +1,7 @@
 //! The training loop: epochs of shuffled batches, validation, images, and a stored run from which training can resume at any step.
 //!
 //! A step depends on the settings and its index alone, so an interrupted and resumed run gives the same bits as an uninterrupted one.
-//! Reports arrive from the device a few steps late; only the end of an epoch waits for them.
+//! The report of a step arrives while the device runs the next one. Only a checkpoint and the end of an epoch wait for all reports.
 
 use std::fmt;
 use std::ops::Deref;
@@ -314,7 +314,10 @@ impl<'a> Trainer<'a> {
     fn epochs(&mut self, steps: u64) -> Result<Outcome> {
         for epoch in self.finished + 1..=self.settings.epochs {
             if self.stops_early(epoch - 1) {
-                self.warn(&format!("the validation loss has not fallen for {} epochs", self.settings.early_stop))?;
+                self.warn(&format!(
+                    "the run ends early: the validation loss has not fallen for {} epochs",
+                    self.settings.early_stop
+                ))?;
                 break;
             }
             let epoch_start = Instant::now();

@@ -13,7 +13,7 @@ test('dropped images are cropped to their central square and resized', async (t)
   const page = await ready(t);
   await drop(page, wide(20));
   await page.waitForFunction(() => document.querySelector('#data-summary').textContent.includes('Your images'));
-  assert.match(await summary(page), /20 images of 32×32 pixels, colour; 2 of them are set aside/);
+  assert.match(await summary(page), /20 images of 32×32 pixels, colour; 2 of them are held out/);
   assert.match(await summary(page), /With so few images the model mostly repeats them/);
   const [request] = await requests(page, 'data').then((all) => all.slice(-1));
   const { width, height, channels, bytes, first } = request;

@@ -9,7 +9,7 @@ const text = (page, selector) => page.locator(selector).innerText();
 test('the page opens with a GPU, images and a forecast', async (t) => {
   const page = await ready(t);
   assert.match(await text(page, '#gpu'), /Your GPU: Apple M3/);
-  assert.match(await text(page, '#data-summary'), /Built-in shapes\s+10,000 images of 32×32 pixels, colour; 1,000 of them are set aside/);
+  assert.match(await text(page, '#data-summary'), /Built-in shapes\s+10,000 images of 32×32 pixels, colour; 1,000 of them are held out/);
   assert.match(await text(page, '#forecast'), /Parameters\s+[\d,]+\s+GPU memory\s+\d+ MiB/);
   assert.match(await text(page, '#forecast-steps'), /^3,384 \(282 an epoch\)$/);
   assert.equal(await page.locator('#status').innerText(), 'Ready to learn from 10,000 images.');
