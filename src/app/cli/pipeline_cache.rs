@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use md5::{Digest, Md5};
 
 use super::eprintln_lossy;
 use super::progress::{draws_bars, shows};
@@ -82,9 +81,6 @@ struct PipelineCacheFile {
     path: PathBuf,
 }
 
-/// Start of the file, followed by the MD5 sum of the data and the data. Drivers do not validate the data, hence the checksum.
-const MAGIC: &[u8] = b"vae-wgpu pipelines 1\n";
-
 impl PipelineCacheFile {
     /// Returns `None` if the backend has no pipeline cache, the user has no cache folder, or `VAE_WGPU_PIPELINE_CACHE` is `off`.
     fn find(gpu: &Gpu) -> Option<Self> {
@@ -96,46 +92,21 @@ impl PipelineCacheFile {
     }
 
     fn load(&self) -> Option<Vec<u8>> {
-        verified(&read(&self.path).ok()?).map(<[u8]>::to_vec)
+        read(&self.path).ok()
     }
 
     fn save(&self, data: &[u8]) {
         let created = self.path.parent().is_some_and(|folder| fs::create_dir_all(folder).is_ok());
         if created {
             // On failure the next start compiles again.
-            let _ = save_atomic(&self.path, &with_checksum(data));
+            let _ = save_atomic(&self.path, data);
         }
     }
-}
-
-fn with_checksum(data: &[u8]) -> Vec<u8> {
-    [MAGIC, Md5::digest(data).as_slice(), data].concat()
-}
-
-/// Returns the data of a complete and intact file.
-fn verified(bytes: &[u8]) -> Option<&[u8]> {
-    let (sum, data) = bytes.strip_prefix(MAGIC)?.split_at_checked(Md5::output_size())?;
-    (Md5::digest(data).as_slice() == sum).then_some(data)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn truncated_or_damaged_files_are_rejected() {
-        let data = [1, 2, 3, 250];
-        let file = with_checksum(&data);
-        assert_eq!(verified(&file), Some(data.as_slice()));
-        for end in 0..file.len() {
-            assert_eq!(verified(&file[..end]), None, "{end}");
-        }
-        for at in 0..file.len() {
-            let mut damaged = file.clone();
-            damaged[at] ^= 1;
-            assert_eq!(verified(&damaged), None, "{at}");
-        }
-    }
 
     #[test]
     fn out_of_order_progress_does_not_panic() {
