@@ -186,9 +186,9 @@ impl Trained {
             return Err(Error::argument(format!("length of {what}"), format!("a multiple of {each}"), values.len()));
         }
         let mut results = Vec::new();
-        for (i, values) in values.chunks(self.batch * each).enumerate() {
-            let first = (i * self.batch).min(labels.len());
-            let labels = &labels[first..labels.len().min(first + self.batch)];
+        for (i, values) in values.chunks(self.batch.saturating_mul(each)).enumerate() {
+            let first = i.saturating_mul(self.batch).min(labels.len());
+            let labels = &labels[first..labels.len().min(first.saturating_add(self.batch))];
             let result = run(&mut self.runner, Labelled { values, labels })?;
             if !result.iter().all(|v| v.is_finite()) {
                 return Err(Error::NonFiniteOutput { what: "the model output".to_owned() });

@@ -358,8 +358,24 @@ impl Runner {
             let first = initial(self.graph()?, arena, seed)?;
             self.engine.get_mut().upload(arena, &first)?;
         }
-        (self.seed, self.step) = (seed, 0);
+        for arena in [Arena::OptimizerState(0), Arena::OptimizerState(1)] {
+            if self.uses(arena)? {
+                let zeros: Vec<_> = self.graph()?.params().iter().map(|tensor| vec![0.0; tensor.spec.len()]).collect();
+                self.engine.get_mut().upload(arena, &zeros)?;
+            }
+        }
+        self.resume(seed, 0);
         Ok(())
+    }
+
+    /// Whether a program uses an arena.
+    fn uses(&self, arena: Arena) -> Result<bool> {
+        for (_, program) in &self.programs {
+            if self.engine.get().graph(*program)?.arenas().contains(&arena) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns the configuration of the model.
@@ -408,9 +424,12 @@ impl Runner {
     }
 
     /// Continues an earlier run, whose parameters, states and optimizer states have been uploaded: sets its seed and the index of the
-    /// next training step.
+    /// next training step. Steps that were not reported yet, and micro-batches of a step that was not completed, are forgotten.
     pub fn resume(&mut self, seed: u64, step: u64) {
         (self.seed, self.step) = (seed, step);
+        self.pending.clear();
+        self.accumulated = (0, 0);
+        self.timed = None;
     }
 
     /// Replaces the tensors of an arena, each in PyTorch's order.
@@ -543,6 +562,7 @@ impl Runner {
         if eps.len() != of * latent {
             return Err(Error::argument("number of noise values", of * latent, eps.len()));
         }
+        let size = size.min(of);
         let count = of.div_ceil(size);
         // A model without classes has no labels.
         let mut labels = labels.chunks(size);

@@ -1,6 +1,7 @@
 //! Gradient accumulation on the CPU reference, and its plan.
 
 use vae_wgpu::Error;
+use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::runtime::kernel::Profile;
 use vae_wgpu::runtime::op::{AdamConfig, MAX_MICRO_BATCHES, MicroBatch};
 use vae_wgpu::runtime::plan::Options;
@@ -104,4 +105,27 @@ fn micro_batches_out_of_order_are_rejected() {
     runner.train_with_noise(&images, &eps, &hyper).unwrap();
     refused(runner.accumulate(&images, &eps, part(1, 2), &hyper), "next micro-batch");
     assert_eq!(runner.reports(true).unwrap().len(), 2);
+}
+
+#[test]
+fn restarted_runner_trains_as_a_new_one() {
+    let (images, hyper) = (vec![7; tiny().images(2).len()], Hyperparams::default());
+    let programs = [(2, Mode::Train), (1, Mode::Accumulate(2))];
+    let new = || Runner::new(tiny(), &programs, &Device::Cpu, &Options::default()).unwrap();
+    let step = |runner: &mut Runner| {
+        runner.init(5).unwrap();
+        runner.train(&images, &hyper).unwrap();
+        (runner.reports(true).unwrap(), runner.download(Arena::Params).unwrap())
+    };
+    let mut used = new();
+    used.init(1).unwrap();
+    for _ in 0..3 {
+        used.train(&images, &hyper).unwrap();
+    }
+    let part = |index| MicroBatch { index, count: 2, images: 1, of: 2 };
+    let (image, eps) = (images[..images.len() / 2].to_vec(), [0.5; 3]);
+    used.accumulate(&image, &eps, part(0), &hyper).unwrap();
+    assert_eq!(step(&mut used), step(&mut new()));
+    // The micro-batch before the restart belongs to no step.
+    assert!(used.accumulate(&image, &eps, part(1), &hyper).is_err());
 }

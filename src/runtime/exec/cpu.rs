@@ -286,7 +286,9 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         let values = report.iter().map(|output| self.read(*output)).collect::<Result<_>>()?;
         let ticket = self.tickets;
         self.tickets += 1;
-        self.reports.push(Report { ticket, values });
+        if !report.is_empty() {
+            self.reports.push(Report { ticket, values });
+        }
         Ok(ticket)
     }
 

@@ -126,7 +126,9 @@ impl GpuExecutor {
             self.programs.iter_mut().zip(rebound).for_each(|(compiled, program)| compiled.program = program);
             self.last = None;
         }
-        self.buffers = buffers;
+        let before = std::mem::replace(&mut self.buffers, buffers);
+        let replaced = before.slots.iter().zip(&self.buffers.slots).filter(|(old, new)| old != new);
+        free(replaced.map(|(old, _)| old));
         self.programs.push(Compiled { graph, plan, inputs, program });
         Ok(ProgramId(number))
     }
@@ -237,7 +239,10 @@ impl GpuExecutor {
                 values.push(spec.unpack(head)?);
                 rest = tail;
             }
-            self.ready.push(Report { ticket, values });
+            // A run without outputs to report is in the ring only so that few are in flight.
+            if !values.is_empty() {
+                self.ready.push(Report { ticket, values });
+            }
         }
         Ok(())
     }
@@ -370,7 +375,13 @@ impl Executor for GpuExecutor {
             *timed = Some(timer);
         }
         let copy = self.ring.encode_copy(&mut encoder, &sources)?;
-        let submission = self.gpu.submit(encoder)?;
+        let submission = match self.gpu.submit(encoder) {
+            Ok(submission) => submission,
+            Err(error) => {
+                self.ring.release(copy);
+                return Err(error);
+            }
+        };
         self.pending.push((copy.ticket(), specs));
         self.last = Some(program);
         let ticket = copy.ticket();

@@ -185,7 +185,7 @@ impl Program {
         self.steps.is_empty()
     }
 
-    /// Encodes all dispatches into one compute pass that only copies interrupt. With a timer, on a device that cannot write
+    /// Encodes all dispatches, those of each submission into one compute pass that only copies interrupt. With a timer, on a device that cannot write
     /// timestamps inside a pass, each dispatch gets a pass of its own.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, mut timer: Option<&mut Timer>) {
         for part in 0..self.parts() {

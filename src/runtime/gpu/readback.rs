@@ -98,6 +98,11 @@ impl Ring {
         self.pending.push_back(Pending { copy, submission, mapped });
     }
 
+    /// Takes back the buffer of a copy whose submission failed.
+    pub fn release(&mut self, copy: StagedCopy) {
+        self.free.push(copy.buffer);
+    }
+
     /// Returns finished copies as (ticket, bytes), oldest first. Does not wait.
     ///
     /// # Errors

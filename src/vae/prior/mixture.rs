@@ -60,6 +60,8 @@ impl Mixture {
             ));
         }
         let points = DMatrix::from_iterator(dims, points.len() / dims, points.iter().map(|v| f64::from(*v)));
+        // A covariance needs two points.
+        let count = count.min(points.ncols() / 2).max(1);
         let mut mixture = Self::around(&centers(&points, count, seed), &points)?;
         let mut before = f64::NEG_INFINITY;
         for iteration in 1..=ITERATIONS {
@@ -423,6 +425,11 @@ mod tests {
         assert!(Mixture::fit(&[1.0, 2.0], 2, 1, 0, &mut |_, _| {}).is_err());
         assert!(Mixture::fit(&[1.0; 7], 2, 1, 0, &mut |_, _| {}).is_err());
         assert!(Mixture::fit(&[1.0; 8], 2, 0, 0, &mut |_, _| {}).is_err());
+        for seed in 0..20 {
+            // Each component needs two points.
+            let pair = Mixture::fit(&[0.0, 1.0, 2.0, 3.0], 2, 10, seed, &mut |_, _| {}).unwrap();
+            assert_eq!(pair.components(), 1);
+        }
         let mixture = Mixture::fit(&[1.0; 80], 2, 3, 0, &mut |_, _| {}).unwrap();
         assert!(mixture.sample(10, 0, 1.0).iter().all(|v| (v - 1.0).abs() < 0.1));
     }
