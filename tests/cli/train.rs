@@ -107,7 +107,8 @@ fn accumulated_run_counts_whole_steps_and_is_repeated_from_its_file() {
     assert_eq!(config["settings"]["accumulate"], 2, "{config}");
     assert!(read("report.html").contains("batches per step"));
     let file = Path::new(&first).join("train.toml");
-    ok(&["train", "--config", file.to_str().unwrap(), "--device", "cpu", "--quiet", "--out", &again]);
+    // An option of all commands may stand before the command.
+    ok(&["--quiet", "train", "--config", file.to_str().unwrap(), "--device", "cpu", "--out", &again]);
     assert_same(&first, &again);
     // Options on the command line take precedence: a step of one batch is not counted as accumulated.
     ok(&["train", "--like", &first, "--accumulate", "1", "--device", "cpu", "--quiet", "--out", &like]);

@@ -52,7 +52,7 @@ impl Measured {
     }
 }
 
-/// Returns the variants of a pass that a device can run, and the default one; `None` if there is only one.
+/// Returns the variants of a pass that a device can run, and the default one; `None` if there is no choice.
 ///
 /// # Errors
 /// Those of lowering the pass.

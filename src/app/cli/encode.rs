@@ -170,7 +170,7 @@ impl Latents {
 }
 
 /// Quotes a field of a CSV file if it needs quotes.
-fn field(text: &str) -> String {
+pub(super) fn field(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }
 

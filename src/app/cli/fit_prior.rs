@@ -18,6 +18,8 @@ use crate::vae::runner::Device;
 
 /// Components of a mixture unless an option says otherwise.
 pub(super) const COMPONENTS: u32 = 10;
+/// Training steps of a second-stage VAE.
+const STEPS: u64 = 4000;
 /// Outputs of the hidden layers of a second-stage VAE.
 const HIDDEN: usize = 256;
 
@@ -26,12 +28,12 @@ pub(super) struct FitPriorArgs {
     /// What to fit: a mixture of Gaussians, or a second, small VAE of latent vectors, which takes longer.
     #[arg(long, value_enum, default_value = "mixture")]
     kind: KindArg,
-    /// Number of Gaussians in the mixture; those of a conditional model are shared out among the classes.
-    #[arg(long, value_name = "N", default_value_t = COMPONENTS, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    components: u32,
-    /// Training steps of the second-stage VAE.
-    #[arg(long, value_name = "N", default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    steps: u64,
+    /// Number of Gaussians in the mixture; those of a conditional model are shared out among the classes [default: 10].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    components: Option<u32>,
+    /// Training steps of the second-stage VAE [default: 4000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    steps: Option<u64>,
     /// Seed of all random numbers.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -50,13 +52,25 @@ enum KindArg {
 
 impl FitPriorArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        match (self.kind, self.components, self.steps) {
+            (KindArg::Mixture, _, Some(_)) => {
+                anyhow::bail!("--steps is for --kind second-stage: leave it out with --kind mixture")
+            }
+            (KindArg::SecondStage, Some(_), _) => {
+                anyhow::bail!("--components is for --kind mixture: leave it out with --kind second-stage")
+            }
+            _ => {}
+        }
         let model = self.trained.load()?;
         let dataset = self.trained.dataset(&self.dataset, &model.config)?;
         let images = dataset.train.as_ref();
         let device = self.trained.open(true)?;
         let mut trained = self.trained.start_on(&device, &model, &[(Mode::Encode, images.len())])?;
         let said = match self.kind {
-            KindArg::Mixture => fit_mixture(&model, &mut trained, images, self.components as usize, self.seed)?,
+            KindArg::Mixture => {
+                let components = self.components.unwrap_or(COMPONENTS);
+                fit_mixture(&model, &mut trained, images, components as usize, self.seed)?
+            }
             KindArg::SecondStage => self.fit_second_stage(&model, &mut trained, images, &device)?,
         };
         note(said);
@@ -73,7 +87,8 @@ impl FitPriorArgs {
     ) -> anyhow::Result<String> {
         let latents = encoded(trained, images, self.seed)?;
         let labels = all_labels(images);
-        let bar = bar(self.steps as usize, "fitting the prior");
+        let steps = self.steps.unwrap_or(STEPS);
+        let bar = bar(steps as usize, "fitting the prior");
         let mut last = 0.0;
         let mut follow = |step: u64, loss| {
             bar.set_position(step);
@@ -83,7 +98,7 @@ impl FitPriorArgs {
             SecondStageConfig { latent_dim: model.config.latent_dim, classes: model.config.classes, hidden: HIDDEN };
         let options = plan::Options::default();
         let latents = (&latents, &labels);
-        let fitted = SecondStage::fit(latents, config, self.steps, self.seed, device, &options, &mut follow)?;
+        let fitted = SecondStage::fit(latents, config, steps, self.seed, device, &options, &mut follow)?;
         bar.finish_and_clear();
         let path = prior::save(&Prior::SecondStage(fitted), model)?;
         let bound = -last * model.config.latent_dim as f64;

@@ -24,7 +24,7 @@ use crate::vae::model::{Mode, VaeConfig};
 #[derive(Args, Debug)]
 pub(super) struct InfoArgs {
     /// Run folder, its name if it is in `runs`, or a file with weights; without it the options below define the model.
-    #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm"], value_parser = values::run(), value_hint = ValueHint::AnyPath)]
+    #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm", "likelihood"], value_parser = values::run(), value_hint = ValueHint::AnyPath)]
     trained: Option<PathBuf>,
     /// Batch size to plan for.
     #[arg(long, alias = "batch-size", value_name = "N", default_value = "128")]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueHint};
 
+use super::encode::field;
 use super::inference::{ImagesArgs, TrainedArgs};
 use super::note;
 use super::output::{bar, check_output};
@@ -58,7 +59,7 @@ impl LatentArgs {
         let mut points = Vec::with_capacity(count);
         for (i, [x, y]) in places.into_iter().enumerate() {
             let class = usize::from(images.label(i));
-            writeln!(rows, "{i},{},{x},{y}", images.classes()[class].replace([',', '"'], " "))?;
+            writeln!(rows, "{i},{},{x},{y}", field(&images.classes()[class]))?;
             points.push((class, x, y));
         }
         let axis =

@@ -196,8 +196,9 @@ fn parse(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
         return Ok(cli);
     }
     let mut arguments = arguments;
-    // After the names of the program and the command.
-    arguments.splice(2..2, options);
+    // Behind the name of the command, which only --quiet may precede.
+    let command = arguments.iter().position(|argument| argument == "train").unwrap_or(1);
+    arguments.splice(command + 1..=command, options);
     Ok(Cli::from_arg_matches(&command().try_get_matches_from(arguments)?)?)
 }
 

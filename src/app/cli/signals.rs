@@ -1,6 +1,7 @@
 //! Signals that stop a run after its current step, and `SIGXFSZ`, which must not kill the process.
 
 use std::io::{self, IsTerminal};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -18,22 +19,62 @@ const REQUESTS: &[i32] = &[consts::SIGINT, consts::SIGTERM];
 /// Makes Ctrl-C, `SIGTERM` and a closed terminal set `stop`; a second signal ends the process at once. Signals that were ignored when the
 /// process started (`nohup`) stay ignored.
 ///
-/// The first signal is acknowledged on stderr unless `quiet`: a step, or the compilation before it, may take a while. Returns the number of
-/// the last signal, 0 before the first.
-pub(super) fn set_on_request(stop: &Arc<AtomicBool>, quiet: bool) -> io::Result<Arc<AtomicUsize>> {
-    let received = Arc::new(AtomicUsize::new(0));
+/// The first signal is acknowledged on stderr unless `quiet`: a step, or the compilation before it, may take a while.
+pub(super) fn set_on_request(stop: &Arc<AtomicBool>, quiet: bool) -> io::Result<Requests> {
+    let requests = Requests { stop: Arc::clone(stop), received: Arc::default(), is_over: Arc::default() };
+    let received = &requests.received;
     let ignored = std::fs::read_to_string("/proc/self/status").map_or(0, |status| ignored(&status));
     for &signal in REQUESTS.iter().filter(|&&signal| (ignored >> (signal - 1)) & 1 == 0) {
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(stop))?;
         // In this order: who sees the run stopped also sees why.
-        flag::register_usize(signal, Arc::clone(&received), signal.unsigned_abs() as usize)?;
+        flag::register_usize(signal, Arc::clone(received), signal.unsigned_abs() as usize)?;
         flag::register(signal, Arc::clone(stop))?;
     }
     if !quiet {
-        let (stop, received) = (Arc::clone(stop), Arc::clone(&received));
-        thread::Builder::new().name("signals".into()).spawn(move || acknowledge(&stop, &received))?;
+        let requests = requests.clone();
+        thread::Builder::new().name("signals".into()).spawn(move || requests.acknowledge())?;
     }
-    Ok(received)
+    Ok(requests)
+}
+
+/// Requests to stop, by signals or by the end of the time.
+#[derive(Clone, Debug)]
+pub(super) struct Requests {
+    stop: Arc<AtomicBool>,
+    /// Number of the last signal, 0 before the first.
+    received: Arc<AtomicUsize>,
+    /// Whether there is nothing left to stop.
+    is_over: Arc<AtomicBool>,
+}
+
+impl Requests {
+    /// The exit code of a process that a signal ended, as a shell reports it.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(128 + self.received.load(Ordering::SeqCst) as u8)
+    }
+
+    /// Lets the next signal end the process.
+    pub(super) fn quit_at_once(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits for the first signal, or the end of the time, and says what it does. The thread ends with the process.
+    fn acknowledge(&self) {
+        while !self.stop.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        if self.is_over.load(Ordering::SeqCst) {
+            return;
+        }
+        let text = match self.received.load(Ordering::SeqCst) {
+            0 => "the time of --max-time is up: stopping after this step",
+            _ => "stopping after this step; Ctrl-C now quits at once",
+        };
+        // Not beside the terminal's `^C`, which a bar that is drawn anew replaces.
+        let new_line = if io::stderr().is_terminal() && !draws_bars() { "\n" } else { "" };
+        eprintln_above_bar(format_args!("{new_line}{text}"));
+    }
 }
 
 /// Sets `stop` after a time, unless it was set before. Returns a flag that says whether the time did it.
@@ -47,20 +88,6 @@ pub(super) fn set_after(time: Duration, stop: &Arc<AtomicBool>) -> io::Result<Ar
         stop.store(true, Ordering::SeqCst);
     })?;
     Ok(did)
-}
-
-/// Waits for the first signal, or the end of the time, and says what it does. The thread ends with the process.
-fn acknowledge(stop: &AtomicBool, received: &AtomicUsize) {
-    while !stop.load(Ordering::Relaxed) {
-        thread::sleep(Duration::from_millis(50));
-    }
-    let text = match received.load(Ordering::SeqCst) {
-        0 => "the time of --max-time is up: stopping after this step",
-        _ => "stopping after this step; Ctrl-C now quits at once",
-    };
-    // Not beside the terminal's `^C`, which a bar that is drawn anew replaces.
-    let new_line = if io::stderr().is_terminal() && !draws_bars() { "\n" } else { "" };
-    eprintln_above_bar(format_args!("{new_line}{text}"));
 }
 
 /// Parses the set of ignored signals from Linux's `/proc/self/status`: bit 0 is signal 1.

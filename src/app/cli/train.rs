@@ -282,7 +282,7 @@ impl TrainArgs {
         let mut observer = observer(self.output.json, is_quiet(), self.output.preview.get());
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
-        let signal = signals::set_on_request(&stop, quiet)?;
+        let requests = signals::set_on_request(&stop, quiet)?;
         let timed_out = self.run.max_time.map(|time| signals::set_after(time, &stop)).transpose()?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
@@ -298,7 +298,10 @@ impl TrainArgs {
         if let Some(plot) = &self.run.lr_find {
             show_device();
             let batch_size = settings.images_per_step();
-            let points = range_test(settings, init.as_ref(), context)?;
+            let (points, outcome) = range_test(settings, init.as_ref(), context)?;
+            if outcome == Outcome::Interrupted && !is_over(timed_out.as_deref()) {
+                return Ok(requests.exit_code());
+            }
             return self.report_range_test(&points, batch_size, plot);
         }
         if self.run.dry_run {
@@ -343,12 +346,13 @@ impl TrainArgs {
         let run = store.path().to_owned();
         match outcome {
             Outcome::Finished => {
+                // The run is complete: a signal ends the process at once.
+                requests.quit_at_once();
                 self.fit_prior(&run, &dataset, &device, &plan);
                 Ok(ExitCode::SUCCESS)
             }
-            Outcome::Interrupted if timed_out.is_some_and(|set| set.load(Ordering::SeqCst)) => Ok(ExitCode::SUCCESS),
-            // As a shell reports a process that a signal ended.
-            Outcome::Interrupted => Ok(ExitCode::from(128 + signal.load(Ordering::SeqCst) as u8)),
+            Outcome::Interrupted if is_over(timed_out.as_deref()) => Ok(ExitCode::SUCCESS),
+            Outcome::Interrupted => Ok(requests.exit_code()),
         }
     }
 
@@ -497,4 +501,9 @@ fn save_preview(path: &Path, run: &str, dataset: &Dataset) -> crate::Result<()> 
 /// Reports a wrong path before the data set is opened and the kernels are compiled.
 fn check_exists(path: &Path) -> crate::Result<()> {
     std::fs::metadata(path).map(drop).map_err(Error::file("find", path))
+}
+
+/// Whether the time of --max-time ended the run.
+fn is_over(timed_out: Option<&AtomicBool>) -> bool {
+    timed_out.is_some_and(|timed_out| timed_out.load(Ordering::SeqCst))
 }

@@ -72,7 +72,9 @@ pub fn fetch(source: &Source, path: &Path, progress: &mut dyn FnMut(FetchProgres
     );
     let mut fresh = bytes_on_disk(&part).map_err(Error::file("read", &part))? == 0;
     loop {
-        complete(&agent, source, &part, progress).map_err(&failed)?;
+        // Failures of the disk are errors of their own.
+        complete(&agent, source, &part, progress)
+            .map_err(|cause| cause.downcast().map_or_else(&failed, |error: Box<Error>| *error))?;
         progress(FetchProgress::Verifying);
         let found = md5_of(&part).map_err(Error::file("read", &part))?;
         if found == source.md5 {
@@ -95,13 +97,13 @@ fn complete(
     part: &Path,
     progress: &mut dyn FnMut(FetchProgress),
 ) -> Result<(), Cause> {
-    if bytes_on_disk(part)? > source.bytes {
-        fs::remove_file(part)?;
+    if on_disk(part)? > source.bytes {
+        fs::remove_file(part).map_err(Error::file("remove", part))?;
     }
-    let mut furthest = bytes_on_disk(part)?;
-    while bytes_on_disk(part)? != source.bytes {
+    let mut furthest = on_disk(part)?;
+    while on_disk(part)? != source.bytes {
         let outcome = request(agent, source, part, progress);
-        let now = bytes_on_disk(part)?;
+        let now = on_disk(part)?;
         if now <= furthest {
             outcome?;
             return Err(format!("the response ended at byte {now} of {}", source.bytes).into());
@@ -118,7 +120,7 @@ fn request(
     part: &Path,
     progress: &mut dyn FnMut(FetchProgress),
 ) -> Result<(), Cause> {
-    let mut at = bytes_on_disk(part)?;
+    let mut at = on_disk(part)?;
     let mut get = agent.get(&source.url);
     if at > 0 {
         get = get.header("Range", format!("bytes={at}-"));
@@ -131,7 +133,7 @@ fn request(
         206 if range.as_deref() == Some(&format!("bytes {at}-{}/{}", source.bytes - 1, source.bytes)) => {}
         // The server has another file or cannot resume: start over.
         206 | 416 if at > 0 => {
-            fs::remove_file(part)?;
+            fs::remove_file(part).map_err(Error::file("remove", part))?;
             return request(agent, source, part, progress);
         }
         status => {
@@ -141,7 +143,8 @@ fn request(
     if let Some(length) = length.filter(|l| *l != source.bytes - at) {
         return Err(format!("the server offers {length} bytes, expected {}", source.bytes - at).into());
     }
-    let mut file = File::options().create(true).append(at > 0).write(true).truncate(at == 0).open(part)?;
+    let file = File::options().create(true).append(at > 0).write(true).truncate(at == 0).open(part);
+    let mut file = file.map_err(Error::file("create", part))?;
     let mut body = response.into_body().into_reader();
     let mut buffer = vec![0u8; 1 << 16];
     loop {
@@ -151,16 +154,20 @@ fn request(
             count => count?,
         };
         if count == 0 {
-            return Ok(file.sync_all()?);
+            return Ok(file.sync_all().map_err(Error::file("write", part))?);
         }
         at += count as u64;
         if at > source.bytes {
             drop(file);
-            fs::remove_file(part)?;
+            fs::remove_file(part).map_err(Error::file("remove", part))?;
             return Err(format!("the server sends more than the {} bytes expected", source.bytes).into());
         }
-        file.write_all(&buffer[..count])?;
+        file.write_all(&buffer[..count]).map_err(Error::file("write", part))?;
     }
+}
+
+fn on_disk(part: &Path) -> Result<u64> {
+    bytes_on_disk(part).map_err(Error::file("read", part))
 }
 
 /// Returns the size of `part`, 0 if it does not exist.

@@ -132,7 +132,7 @@ pub struct Histogram {
 const BUCKETS: usize = 30;
 
 impl Histogram {
-    /// Counts finite values in buckets of equal width.
+    /// Counts values in buckets of equal width.
     #[must_use]
     pub fn of(values: &[f32]) -> Self {
         let values = || values.iter().map(|&value| f64::from(value));

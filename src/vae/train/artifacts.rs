@@ -122,7 +122,8 @@ impl Trainer<'_> {
         let labels = data::labels(images, &shown);
         let mean = self.runner.evaluate((&pixels, &labels), &zero_noise, self.settings.beta)?.mean;
         let reconstructions = DecodedImages { values: &mean, size, rows: &[] };
-        self.observer.images(epoch, "reconstructions", reconstructions)?;
+        let shown = self.observer.images(epoch, "reconstructions", reconstructions);
+        keep_first(&mut self.observer_error, shown)?;
         self.store.save_reconstructions(epoch, &pixels, reconstructions)?;
         let classes = self.settings.model.classes;
         let labels = sample_labels(classes);
@@ -130,7 +131,8 @@ impl Trainer<'_> {
         let samples = self.runner.decode((&z, &labels))?;
         let rows = &images.classes()[..classes.min(MOST_SHOWN)];
         let samples = DecodedImages { values: &samples, size, rows };
-        self.observer.images(epoch, "samples", samples)?;
+        let shown = self.observer.images(epoch, "samples", samples);
+        keep_first(&mut self.observer_error, shown)?;
         self.store.save_samples(epoch, samples)
     }
 
@@ -138,7 +140,8 @@ impl Trainer<'_> {
     pub(super) fn show_originals(&mut self) -> Result<()> {
         let Originals { pixels, size, .. } = self.originals()?;
         let values: Vec<f32> = pixels.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect();
-        self.observer.images(0, "originals", DecodedImages { values: &values, size, rows: &[] })
+        let shown = self.observer.images(0, "originals", DecodedImages { values: &values, size, rows: &[] });
+        keep_first(&mut self.observer_error, shown)
     }
 
     fn originals(&self) -> Result<Originals> {

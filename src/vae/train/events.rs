@@ -101,7 +101,8 @@ pub struct Start<'a> {
 
 /// Receives the events of a run.
 pub trait Observer {
-    /// Handles an event. The trainer returns the first error that this method returned after the run has ended and is saved.
+    /// Handles an event. The first [`Error::File`](crate::Error::File) is returned when the run has ended and is saved; any other error
+    /// ends the run.
     ///
     /// # Errors
     /// [`Error::File`](crate::Error::File) if it cannot be written. A broken pipe is not an error.

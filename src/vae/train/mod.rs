@@ -339,8 +339,7 @@ impl<'a> Trainer<'a> {
 
     /// Whether the validation loss has not fallen for as many epochs as the settings allow.
     fn stops_early(&self, epoch: u64) -> bool {
-        let patience = self.settings.early_stop;
-        patience > 0 && self.best_epoch().is_some_and(|best| epoch.saturating_sub(best) >= patience)
+        self.best_epoch().is_some_and(|best| self.settings.stops_early(epoch, best))
     }
 
     /// Returns the observer's error, if any, now that everything is saved.
@@ -506,13 +505,14 @@ impl<'a> Trainer<'a> {
         self.observer.waiting("drawing images");
         let drawn = self.images(epoch).and_then(|()| self.store.save_plots(&self.steps, &self.epoch_rows));
         self.warn_on_io_error(drawn)?;
+        let ends = epoch == self.settings.epochs || self.stops_early(epoch);
         // That of the last epoch is written when the run ends.
-        if epoch < self.settings.epochs {
+        if !ends {
             self.report(RunState::Running)?;
         }
         // Last: if the process is killed before, the resumed run repeats the epoch and writes the same bytes.
         let checkpoint = self.save_checkpoint();
-        if epoch == self.settings.epochs {
+        if ends {
             model.and(last).and(checkpoint)?;
         } else {
             self.warn_on_io_error(model)?;
@@ -527,7 +527,12 @@ impl<'a> Trainer<'a> {
 
 /// Sends an event to the observer. Keeps its first failed write for the end of the run.
 fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event: &Event<'_>) -> Result<()> {
-    match observer.observe(event) {
+    keep_first(observer_error, observer.observe(event))
+}
+
+/// Keeps the first failed write of the observer for the end of the run. Returns other errors.
+fn keep_first(observer_error: &mut Option<Error>, result: Result<()>) -> Result<()> {
+    match result {
         Err(error @ Error::File { .. }) => {
             observer_error.get_or_insert(error);
             Ok(())
@@ -536,13 +541,9 @@ fn notify(observer: &mut dyn Observer, observer_error: &mut Option<Error>, event
     }
 }
 
-/// Creates the model on its device with a program for every batch size of the run. Kernel variants in the plan of the context replace
-/// those of the settings.
+/// Creates the model on its device with a program for every batch size of the run.
 fn runner(settings: &mut Settings, parts: &Parts<&dyn Images>, context: &TrainContext<'_>) -> Result<Runner> {
-    if !context.plan.variants.is_empty() {
-        settings.variants.clone_from(&context.plan.variants);
-    }
-    let plan = plan::Options { variants: settings.variants.clone(), ..context.plan.clone() };
+    let plan = plan_of(settings, context.plan);
     let model = &settings.model;
     for images in [&context.dataset.train, &context.dataset.test] {
         check_images(model, images.as_ref())?;
@@ -551,6 +552,14 @@ fn runner(settings: &mut Settings, parts: &Parts<&dyn Images>, context: &TrainCo
     programs.push((artifacts::shown_images(context.dataset.test.as_ref()).len(), Mode::Evaluate));
     programs.push((artifacts::sample_labels(model.classes).len(), Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
+}
+
+/// Returns the options of the plan. Kernel variants in `plan` replace those of the settings, which else count.
+fn plan_of(settings: &mut Settings, plan: &plan::Options) -> plan::Options {
+    if !plan.variants.is_empty() {
+        settings.variants.clone_from(&plan.variants);
+    }
+    plan::Options { variants: settings.variants.clone(), ..plan.clone() }
 }
 
 /// Starts a step on the images of a batch.

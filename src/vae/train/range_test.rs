@@ -32,8 +32,8 @@ pub struct RangePoint {
 }
 
 /// Trains for up to 100 steps while the learning rate rises from 1e-6 to 1 in equal factors. The test ends earlier when the smoothed loss
-/// has risen above its start by more than it fell, at a loss that is not finite, and when the run is stopped. The learning rate and the
-/// schedule of the settings are not used.
+/// has risen above its start by more than it fell, at a loss that is not finite, and when the run is stopped, which the outcome says. The
+/// learning rate and the schedule of the settings are not used.
 ///
 /// # Errors
 /// As [`Trainer::new`](super::Trainer::new) and [`Trainer::run`](super::Trainer::run).
@@ -41,30 +41,28 @@ pub fn range_test(
     mut settings: Settings,
     init: Option<&Weights>,
     context: TrainContext<'_>,
-) -> Result<Vec<RangePoint>> {
+) -> Result<(Vec<RangePoint>, Outcome)> {
     settings.check()?;
     let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
     let mut runner = runner(&mut settings, &parts, &context)?;
     initialize(&mut runner, &settings, init)?;
     let per_epoch = settings.steps_per_epoch(parts.train.len());
-    let mut points = Vec::new();
+    let (mut points, mut outcome) = (Vec::new(), Outcome::Finished);
     for epoch in 1..=STEPS.div_ceil(per_epoch.max(1)) {
         let part = loader::Epoch { number: epoch, first_step: (epoch - 1) * per_epoch, done: 0 };
         std::thread::scope(|scope| {
             for batch in loader::start(scope, &settings, &parts.train, part)? {
                 let step = points.len() as u64;
-                if step == STEPS || context.stop.load(Ordering::Relaxed) || has_risen(&points) {
+                if step == STEPS || has_risen(&points) {
+                    return Ok(());
+                }
+                if context.stop.load(Ordering::Relaxed) {
+                    outcome = Outcome::Interrupted;
                     return Ok(());
                 }
                 let lr = rate(step);
                 context.observer.waiting(&format!("trying learning rate {lr:.1e}, step {} of {STEPS}", step + 1));
-                let hyper = Hyperparams {
-                    lr,
-                    weight_decay: settings.weight_decay,
-                    beta: settings.beta_at(step),
-                    free_bits: settings.free_bits,
-                    clip: settings.clip_grad,
-                };
+                let hyper = Hyperparams { lr, ..settings.hyperparams(step, STEPS) };
                 start_step(&mut runner, &settings, &batch?, &hyper)?;
                 let report = runner.reports(true)?.pop().ok_or_else(|| Error::bug("a step without a report"))?;
                 if !report.finite {
@@ -78,7 +76,7 @@ pub fn range_test(
             break;
         }
     }
-    Ok(points)
+    Ok((points, outcome))
 }
 
 /// Learning rate of a step, from 0.

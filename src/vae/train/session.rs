@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::artifacts::model_file;
 use super::validation::{Validation, Validator};
-use super::{IN_FLIGHT, Parts, Settings, check_images, initialize, loader, programs, start_step};
+use super::{IN_FLIGHT, Parts, Settings, check_images, initialize, loader, plan_of, programs, start_step};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
@@ -105,7 +105,7 @@ impl Session {
     /// [`Error::InvalidArgument`] for invalid settings or images of another size, [`Error::DoesNotFit`] with the largest batch that
     /// fits, and errors of the device.
     pub async fn open(
-        settings: Settings,
+        mut settings: Settings,
         images: [Arc<dyn Images>; 2],
         more: &[(usize, Mode)],
         device: &Device,
@@ -118,7 +118,7 @@ impl Session {
         let [train, test] = images;
         let parts = Parts::of(train, test, settings.val_split)?;
         let programs: Vec<_> = programs(&settings, &parts).into_iter().chain(more.iter().copied()).collect();
-        let options = plan::Options { variants: settings.variants.clone(), ..options.clone() };
+        let options = plan_of(&mut settings, options);
         let mut runner = Runner::new_async(settings.model, &programs, device, &options).await?;
         initialize(&mut runner, &settings, None)?;
         Ok(Self { settings, parts, runner, order: Vec::new(), finished: 0, in_flight: 0, validator: None, best: None })
@@ -217,8 +217,7 @@ impl Session {
     }
 
     fn is_finished(&self) -> bool {
-        let patience = self.settings.early_stop;
-        let stops = |best: &Best| patience > 0 && self.finished.saturating_sub(best.epoch) >= patience;
+        let stops = |best: &Best| self.settings.stops_early(self.finished, best.epoch);
         self.finished >= self.settings.epochs || self.best.as_ref().is_some_and(stops)
     }
 

@@ -236,6 +236,12 @@ impl Settings {
         self.batch_size.saturating_mul(self.accumulate)
     }
 
+    /// Whether a run ends early after `done` epochs, of which `best` has the lowest validation loss.
+    #[must_use]
+    pub fn stops_early(&self, done: u64, best: u64) -> bool {
+        self.early_stop > 0 && done.saturating_sub(best) >= self.early_stop
+    }
+
     /// Returns the number of steps of an epoch of this many images, including a shorter last one.
     #[must_use]
     pub fn steps_per_epoch(&self, images: usize) -> u64 {
