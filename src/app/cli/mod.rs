@@ -197,8 +197,8 @@ fn parse(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
     }
     let mut arguments = arguments;
     // Behind the name of the command, which only --quiet may precede.
-    let command = arguments.iter().position(|argument| argument == "train").unwrap_or(1);
-    arguments.splice(command + 1..=command, options);
+    let name = arguments.iter().position(|argument| argument == "train").unwrap_or(1);
+    arguments.splice(name + 1..=name, options);
     Ok(Cli::from_arg_matches(&command().try_get_matches_from(arguments)?)?)
 }
 

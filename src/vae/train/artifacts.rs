@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use web_time::Instant;
 
-use super::{Trainer, noise};
+use super::{Trainer, keep_first, noise};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::vae::checkpoint::{Checkpoint, Progress};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Parts, Settings, TrainContext, initialize, loader, runner, start_step};
+use super::{Outcome, Parts, Settings, TrainContext, initialize, loader, runner, start_step};
 use crate::error::{Error, Result};
 use crate::vae::data::Images;
 use crate::vae::runner::Hyperparams;

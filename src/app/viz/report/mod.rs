@@ -2,22 +2,17 @@
 //! scripts, so that it can be sent by mail.
 
 mod chart;
+mod curves;
+mod html;
+mod settings;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Display, Write};
-use std::io::Cursor;
+use std::fmt::Write;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use image::codecs::jpeg::JpegEncoder;
-use image::{ImageFormat, RgbImage};
 use serde_json::Value;
 
-use self::chart::{Chart, Series};
-use super::canvas::Point;
+pub use self::html::Encoded;
+use self::html::{Escaped, section, strip};
 use super::image_grid::ImageBatch;
-use super::plots::{finite, moving_mean};
-use crate::vae::train::Recipe;
 use crate::vae::train::rows::{EpochRow, StepRow};
 use crate::vae::train::store::RunState;
 
@@ -49,59 +44,6 @@ pub struct Pictures {
     pub reconstructions: Vec<(u64, ImageBatch)>,
     /// Samples after an epoch.
     pub samples: Option<(u64, Encoded)>,
-}
-
-/// An encoded image file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded {
-    mime: &'static str,
-    bytes: Vec<u8>,
-}
-
-/// Larger images are stored as JPEG, so that the page stays small.
-const LOSSLESS: u32 = 32;
-const JPEG_QUALITY: u8 = 90;
-
-impl Encoded {
-    /// Takes the bytes of a PNG file.
-    #[must_use]
-    pub fn png(bytes: Vec<u8>) -> Self {
-        Self { mime: "image/png", bytes }
-    }
-
-    /// Encodes an image as JPEG, or without loss if it is at most 32 pixels wide. `None` if the encoder fails.
-    #[must_use]
-    pub fn new(image: &RgbImage) -> Option<Self> {
-        let mut bytes = Cursor::new(Vec::new());
-        if image.width() <= LOSSLESS {
-            image.write_to(&mut bytes, ImageFormat::Png).ok()?;
-            return Some(Self::png(bytes.into_inner()));
-        }
-        image.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)).ok()?;
-        Some(Self { mime: "image/jpeg", bytes: bytes.into_inner() })
-    }
-
-    fn tag(&self, alt: &str) -> String {
-        format!("<img src=\"data:{};base64,{}\" alt=\"{}\">", self.mime, STANDARD.encode(&self.bytes), Escaped(alt))
-    }
-}
-
-/// Text with the characters replaced that HTML gives a meaning, and control characters.
-struct Escaped<T>(T);
-
-impl<T: Display> Display for Escaped<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.to_string().chars().try_for_each(|c| match c {
-            '&' => f.write_str("&amp;"),
-            '<' => f.write_str("&lt;"),
-            '>' => f.write_str("&gt;"),
-            '"' => f.write_str("&quot;"),
-            '\'' => f.write_str("&#39;"),
-            '\n' | '\t' => f.write_char(' '),
-            c if c.is_control() => f.write_char(char::REPLACEMENT_CHARACTER),
-            c => f.write_char(c),
-        })
-    }
 }
 
 impl Report<'_> {
@@ -191,56 +133,6 @@ impl Report<'_> {
         format!("<dl class=\"key\">\n{}</dl>\n", figures.iter().map(cell).collect::<String>())
     }
 
-    fn curves(&self) -> String {
-        let axis = Axis::of(self.steps, self.epochs);
-        let steps = |value: fn(&StepRow) -> f64| finite(self.steps.iter().map(|row| (axis.step(row), value(row))));
-        let loss = |title, step: fn(&StepRow) -> f64, train: fn(&EpochRow) -> f64, val: fn(&EpochRow) -> f64| {
-            // The mean over an epoch belongs to its middle.
-            let epochs = |shift: f64, value: fn(&EpochRow) -> f64| {
-                finite(self.epochs.iter().map(|row| (axis.end(row.epoch) - shift * axis.epoch, value(row))))
-            };
-            let series = vec![
-                Series { class: "step", points: moving_mean(&steps(step)), dots: false },
-                Series { class: "train", points: epochs(0.5, train), dots: true },
-                Series { class: "val", points: epochs(0.0, val), dots: true },
-            ];
-            Chart { title, unit: "nats per dimension", x: axis.name, log: false, series }
-        };
-        let single = |title, unit, log, points: Vec<Point>| {
-            let series = vec![Series { class: "train", points, dots: false }];
-            Chart { title, unit, x: axis.name, log, series }
-        };
-        let charts = [
-            loss("Total loss", |r| r.total.into(), |r| r.train_total, |r| r.val_total),
-            loss("Reconstruction", |r| r.recon.into(), |r| r.train_recon, |r| r.val_recon),
-            loss("KL divergence", |r| r.kl.into(), |r| r.train_kl, |r| r.val_kl),
-            single("Learning rate", "", false, steps(|r| r.lr.into())),
-            single(
-                "Gradient norm",
-                "before clipping, smoothed, log scale",
-                true,
-                moving_mean(&steps(|r| r.grad_norm.into())),
-            ),
-            single("Speed", "images per second, smoothed", false, moving_mean(&steps(|r| r.images_per_s.into()))),
-        ];
-        let charts: String = charts.into_iter().map(Chart::draw).collect();
-        if charts.is_empty() {
-            return charts;
-        }
-        let key = |class: &str, dot: &str, name: &str| {
-            format!(
-                "<li><svg viewBox=\"0 0 26 12\" aria-hidden=\"true\"><polyline class=\"{class}\" points=\"0,6 26,6\"/>{dot}</svg>{name}</li>"
-            )
-        };
-        let dot = |class: &str| format!("<circle class=\"{class}\" cx=\"13\" cy=\"6\" r=\"3\"/>");
-        let mut legend = key("step", "", "training steps, smoothed");
-        if !self.epochs.is_empty() {
-            legend += &key("train", &dot("train"), "training, mean of an epoch");
-            legend += &key("val", &dot("val"), "validation after an epoch");
-        }
-        format!("<ul class=\"legend\">{legend}</ul>\n<div class=\"charts\">\n{charts}</div>\n")
-    }
-
     fn images(&self) -> String {
         let Pictures { originals, reconstructions, samples } = self.pictures;
         let mut out = String::new();
@@ -267,89 +159,6 @@ impl Report<'_> {
         }
         if out.is_empty() { out } else { format!("<div class=\"images\">\n{out}</div>\n") }
     }
-
-    fn settings(&self) -> String {
-        let Some(own) = self.config.get("settings").map(flat).filter(|own| !own.is_empty()) else {
-            return String::new();
-        };
-        let recipes = [("sharp", Recipe::Sharp), ("seed", Recipe::Seed)].map(|(name, recipe)| {
-            let defaults = serde_json::to_value(recipe.settings()).map(|value| flat(&value)).unwrap_or_default();
-            let keys: BTreeSet<&String> = own.keys().chain(defaults.keys()).collect();
-            let rows = keys.into_iter().map(|key| {
-                let of = |settings: &BTreeMap<String, String>| {
-                    settings.get(key).cloned().unwrap_or_else(|| absent(key).to_owned())
-                };
-                (key.clone(), (of(&own), of(&defaults)))
-            });
-            (name, rows.collect::<BTreeMap<_, _>>())
-        });
-        // The file does not name the recipe: the run has that from which it differs least.
-        let changes =
-            |rows: &BTreeMap<String, (String, String)>| rows.values().filter(|(own, base)| own != base).count();
-        let Some((recipe, mut rows)) = recipes.into_iter().min_by_key(|(_, rows)| changes(rows)) else {
-            return String::new();
-        };
-        let row = |label: &str, (own, base): (String, String)| {
-            let (own_text, label) = (Escaped(&own), Escaped(label));
-            if own == base {
-                return format!("<tr><th scope=\"row\">{label}</th><td>{own_text}</td></tr>\n");
-            }
-            let base = Escaped(base);
-            format!(
-                "<tr class=\"changed\"><th scope=\"row\">{label}</th><td>{own_text} <small>default: {base}</small></td></tr>\n"
-            )
-        };
-        let mut out = format!(
-            "<p class=\"note\">Bold: differs from the default of <code>--recipe {recipe}</code>.</p>\n<div class=\"groups\">\n"
-        );
-        for (title, settings) in GROUPS {
-            let known = settings.iter().filter_map(|(key, label)| Some(row(label, rows.remove(*key)?)));
-            out += &group(title, &known.collect::<String>());
-        }
-        let others: String = rows.into_iter().map(|(key, values)| row(&humanized(&key), values)).collect();
-        out + &group("Other", &others) + "</div>\n"
-    }
-
-    fn environment(&self) -> String {
-        let Some(config) = self.config.as_object() else { return String::new() };
-        let own = config.iter().filter(|(key, _)| !["format", "kernels", "settings", "starts"].contains(&key.as_str()));
-        let own: Value = own.map(|(key, value)| (key.clone(), value.clone())).collect();
-        let row = |(key, value): (String, String)| {
-            let label = match key.rsplit('.').next().unwrap_or_default() {
-                "device" => "adapter and driver".to_owned(),
-                "version" => "vae-wgpu".to_owned(),
-                "os" => "operating system".to_owned(),
-                "cpu" => "processor".to_owned(),
-                "command" => "command line".to_owned(),
-                other => humanized(other),
-            };
-            format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>\n", Escaped(label), Escaped(value))
-        };
-        let starts = self.config.get("starts").and_then(Value::as_array).into_iter().flatten().map(|start| {
-            let part = |name: &str| start.get(name).and_then(Value::as_str).unwrap_or_default();
-            // To the minute: 2026-01-31T12:34.
-            let time = part("time").get(..16).unwrap_or_default().replace('T', " ");
-            ("started".to_owned(), format!("{time}: {}", part("command")))
-        });
-        let rows: String = flat(&own).into_iter().chain(starts).map(row).collect();
-        if rows.is_empty() { rows } else { format!("<table class=\"list wide\">\n{rows}</table>\n") }
-    }
-
-    fn kernels(&self) -> String {
-        let Some(kernels) = self.config.get("kernels").and_then(Value::as_object).filter(|k| !k.is_empty()) else {
-            return String::new();
-        };
-        let row = |(name, variant): (&String, &Value)| {
-            format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>\n", Escaped(name), Escaped(text(variant)))
-        };
-        let half = kernels.len().div_ceil(2);
-        let list = |rows: String| if rows.is_empty() { rows } else { group("", &rows) };
-        format!(
-            "<details>\n<summary>Kernel variants</summary>\n<div class=\"groups\">\n{}{}</div>\n</details>\n",
-            list(kernels.iter().take(half).map(row).collect()),
-            list(kernels.iter().skip(half).map(row).collect())
-        )
-    }
 }
 
 /// The status of a run: its color, a word, and the rest of the sentence.
@@ -357,119 +166,6 @@ struct Status {
     class: &'static str,
     word: &'static str,
     details: String,
-}
-
-/// Settings by group, with their labels. Settings that are not listed form the last group.
-const GROUPS: [(&str, &[(&str, &str)]); 4] = [
-    (
-        "Data",
-        &[
-            ("data", "data set"),
-            ("image_size", "image size"),
-            ("train_limit", "training images"),
-            ("val_limit", "test images"),
-            ("val_split", "validation split"),
-            ("flip", "random flips"),
-            ("crop", "random shifts"),
-        ],
-    ),
-    (
-        "Model",
-        &[
-            ("model.channels", "channels"),
-            ("model.blocks", "blocks per group"),
-            ("model.groups", "groups"),
-            ("model.latent_dim", "latent dimensions"),
-            ("model.norm", "normalization"),
-            ("model.likelihood", "likelihood"),
-            ("model.image_size", "image size"),
-            ("model.image_channels", "image channels"),
-            ("model.classes", "classes"),
-        ],
-    ),
-    (
-        "Optimizer",
-        &[
-            ("epochs", "epochs"),
-            ("batch_size", "batch size"),
-            ("accumulate", "batches per step"),
-            ("lr", "learning rate"),
-            ("warmup", "warm-up steps"),
-            ("schedule", "schedule"),
-            ("weight_decay", "weight decay"),
-            ("clip_grad", "gradient clipping"),
-            ("early_stop", "early stop"),
-            ("seed", "seed"),
-        ],
-    ),
-    (
-        "Loss",
-        &[
-            ("beta", "beta"),
-            ("beta_warmup", "beta warm-up steps"),
-            ("beta_cycle", "beta cycle"),
-            ("free_bits", "free bits"),
-            ("posterior_std", "posterior std at start"),
-        ],
-    ),
-];
-
-/// Value of a setting that is not in the file, or null.
-fn absent(key: &str) -> &'static str {
-    match key {
-        "model.likelihood" => "unit",
-        "posterior_std" | "accumulate" => "1",
-        "val_split" | "beta_cycle" | "free_bits" | "early_stop" | "model.classes" => "0",
-        "data" => "CIFAR-10",
-        "train_limit" | "val_limit" => "all",
-        _ => "not set",
-    }
-}
-
-/// Returns the values in nested objects as text, by their path.
-fn flat(value: &Value) -> BTreeMap<String, String> {
-    let Some(fields) = value.as_object() else { return BTreeMap::new() };
-    let nested = fields.iter().flat_map(|(key, value)| match value {
-        Value::Object(_) => flat(value).into_iter().map(|(inner, text)| (format!("{key}.{inner}"), text)).collect(),
-        Value::Null => vec![(key.clone(), absent(key).to_owned())],
-        other => vec![(key.clone(), text(other))],
-    });
-    nested.collect()
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::Bool(on) => if *on { "yes" } else { "no" }.to_owned(),
-        Value::String(text) => text.clone(),
-        // 1 and 1.0 are the same value.
-        Value::Number(number) => number.to_string().trim_end_matches(".0").to_owned(),
-        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(" "),
-        Value::Null | Value::Object(_) => value.to_string(),
-    }
-}
-
-fn humanized(key: &str) -> String {
-    key.replace('_', " ")
-}
-
-fn section(title: &str, content: &str) -> String {
-    if content.is_empty() { String::new() } else { format!("<h2>{title}</h2>\n{content}") }
-}
-
-/// A table with a title, which is omitted if it has no rows.
-fn group(title: &str, rows: &str) -> String {
-    let title = if title.is_empty() { String::new() } else { format!("<h3>{title}</h3>") };
-    let table = format!("<div class=\"group\">{title}<table class=\"list\">\n{rows}</table></div>\n");
-    if rows.is_empty() { String::new() } else { table }
-}
-
-/// A table row of images.
-fn strip(label: &str, images: &ImageBatch, gap: bool) -> String {
-    let cells = images.images().iter().enumerate().filter_map(|(i, image)| {
-        Some(format!("<td>{}</td>", Encoded::new(image)?.tag(&format!("image {}, {label}", i + 1))))
-    });
-    let class = if gap { " class=\"gap\"" } else { "" };
-    format!("<tr{class}><th scope=\"row\">{label}</th>{}</tr>\n", cells.collect::<String>())
 }
 
 fn median(values: impl Iterator<Item = f32>) -> Option<f32> {
@@ -488,45 +184,9 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// The horizontal axis: epochs, or steps while the length of an epoch is unknown.
-struct Axis {
-    name: &'static str,
-    /// Steps on the axis per unit.
-    per_unit: f64,
-    /// Length of an epoch.
-    epoch: f64,
-    /// First step of each epoch.
-    first: BTreeMap<u64, u64>,
-}
-
-impl Axis {
-    fn of(steps: &[StepRow], epochs: &[EpochRow]) -> Self {
-        let mut first: BTreeMap<u64, u64> = BTreeMap::new();
-        let mut longest = 1;
-        for row in steps {
-            let start = *first.entry(row.epoch).or_insert(row.step);
-            longest = longest.max(row.step.saturating_sub(start) + 1);
-        }
-        if epochs.is_empty() && first.len() < 2 {
-            return Self { name: "step", per_unit: 1.0, epoch: longest as f64, first };
-        }
-        Self { name: "epoch", per_unit: longest as f64, epoch: 1.0, first }
-    }
-
-    /// Position of the end of a step.
-    fn step(&self, row: &StepRow) -> f64 {
-        let within = row.step.saturating_sub(self.first.get(&row.epoch).copied().unwrap_or(row.step)) + 1;
-        self.end(row.epoch) - self.epoch + within as f64 / self.per_unit
-    }
-
-    /// Position of the end of an epoch.
-    fn end(&self, epoch: u64) -> f64 {
-        epoch as f64 * self.epoch
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::curves::Axis;
     use super::*;
     use serde_json::json;
 
@@ -677,14 +337,6 @@ mod tests {
             let page = page(&config(), (&steps, &epochs), &Pictures::default(), state);
             assert!(page.contains(expected), "{expected} is missing:\n{page}");
         }
-    }
-
-    #[test]
-    fn only_small_images_are_stored_without_loss() {
-        let start =
-            |size| Encoded::new(&RgbImage::new(size, size)).map(|image| (image.mime, image.bytes[..2].to_vec()));
-        assert_eq!(start(32), Some(("image/png", b"\x89P".to_vec())));
-        assert_eq!(start(33), Some(("image/jpeg", b"\xff\xd8".to_vec())));
     }
 
     #[test]
