@@ -13,11 +13,13 @@ all: setup
 setup:
 	@scripts/setup.sh
 
-# A small model on built-in images, in a few minutes on two cores: losses, samples and reconstructions in runs/demo.
+# A small model on built-in images, in a few minutes on two cores: losses, samples and reconstructions in runs/demo. Then samples from the
+# pretrained model of CIFAR-10.
 demo: setup
 	./target/release/vae-wgpu train --config demo --out runs/demo --force
 	./target/release/vae-wgpu sample runs/demo -n 49 --out runs/demo/samples.png
-	@echo "images: runs/demo/samples.png, runs/demo/reconstruction_history.png, runs/demo/training_loss.png"
+	./target/release/vae-wgpu sample pretrained -n 49 --out runs/demo/cifar10_samples.png
+	@echo "images: runs/demo/samples.png, runs/demo/reconstruction_history.png, runs/demo/training_loss.png, runs/demo/cifar10_samples.png"
 
 # The whole suite. Without a GPU adapter its GPU tests are ignored; with VAE_WGPU_REQUIRE_GPU=1 they fail.
 test:

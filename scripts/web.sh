@@ -61,10 +61,12 @@ command -v npm >/dev/null || die "Node is missing: install it from https://nodej
 build
 npm ci --ignore-scripts --no-audit --no-fund --silent --prefix web
 rm -rf web/dist
-mkdir -p web/dist/vendor
+mkdir -p web/dist/vendor web/dist/pretrained
 bindings
 cp -R web/page/. web/dist/
 cp web/node_modules/uplot/dist/uPlot.esm.js web/node_modules/uplot/dist/uPlot.min.css web/dist/vendor/
+# Its prior stays here: the page draws from N(0, I).
+cp assets/pretrained/model.safetensors web/dist/pretrained/
 cp web/node_modules/uplot/LICENSE web/dist/vendor/uPlot-LICENSE
 
 size=$(gzip -9c web/dist/engine_bg.wasm | wc -c)

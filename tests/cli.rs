@@ -25,6 +25,8 @@ mod info;
 mod interpolate;
 #[path = "cli/options.rs"]
 mod options;
+#[path = "cli/pretrained.rs"]
+mod pretrained;
 #[cfg(target_os = "linux")]
 #[path = "cli/preview.rs"]
 mod preview;

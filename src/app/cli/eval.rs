@@ -10,7 +10,6 @@ use super::data::DatasetArgs;
 use super::inference::{TrainedArgs, dims};
 use super::output::bar;
 use super::{is_quiet, print};
-use crate::app::io::prior;
 use crate::app::io::prior::Kind;
 use crate::runtime::op::Likelihood;
 use crate::vae::data;
@@ -106,7 +105,7 @@ impl EvalArgs {
         bar.finish_and_clear();
         let distances = match self.distances as usize {
             0 => None,
-            count => Some(Distances::of(&mut trained, &dataset, &priors(&model)?, count, self.seed)?),
+            count => Some(Distances::of(&mut trained, &dataset, &self.priors(&model)?, count, self.seed)?),
         };
         let pca = if self.no_pca { None } else { Some(PcaBaseline::of(&dataset, model.config.latent_dim)?) };
         let report = Report {
@@ -127,21 +126,21 @@ impl EvalArgs {
         }
         Ok(ExitCode::SUCCESS)
     }
+
+    /// N(0, I) and the priors that were fitted to the model.
+    fn priors(&self, model: &Model) -> anyhow::Result<Vec<Prior>> {
+        let mut priors = vec![Prior::Normal(model.config.latent_dim)];
+        for kind in [Kind::Mixture, Kind::SecondStage] {
+            priors.extend(self.trained.prior(model, kind)?);
+        }
+        Ok(priors)
+    }
 }
 
 fn descending(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
     sorted
-}
-
-/// N(0, I) and the priors that were fitted to a model.
-fn priors(model: &Model) -> anyhow::Result<Vec<Prior>> {
-    let mut priors = vec![Prior::Normal(model.config.latent_dim)];
-    for kind in [Kind::Mixture, Kind::SecondStage] {
-        priors.extend(prior::load(model, kind)?);
-    }
-    Ok(priors)
 }
 
 impl Distances {

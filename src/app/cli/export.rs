@@ -7,9 +7,10 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use super::note;
 use super::output::check_output;
-use super::values::run;
+use super::values;
+use crate::app::io::atomic;
+use crate::app::io::model::Origin;
 use crate::app::io::run_folder::RunFolder;
-use crate::app::io::{atomic, model};
 use crate::app::onnx;
 use crate::error::Error;
 use crate::runtime::op::Likelihood;
@@ -20,9 +21,9 @@ use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema};
 
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
-    /// Run folder written by `vae-wgpu train`, its name if it is in `runs`, or a file with weights.
-    #[arg(value_name = "RUN|FILE", value_parser = run(), value_hint = ValueHint::AnyPath)]
-    run: PathBuf,
+    /// Run folder written by `vae-wgpu train`, its name if it is in `runs`, a file with weights, or `pretrained`.
+    #[arg(value_name = "RUN|FILE", value_parser = values::model(), value_hint = ValueHint::AnyPath)]
+    run: Origin,
     /// File format: the weights (safetensors), or encoder and decoder as models that other programs run (onnx).
     #[arg(long, value_enum, default_value = "safetensors", hide_possible_values = true)]
     format: Format,
@@ -61,7 +62,7 @@ impl ExportArgs {
 
     fn safetensors(&self, out: &Path) -> anyhow::Result<()> {
         check_output(out, &["safetensors"])?;
-        let model = model::load(&self.run)?;
+        let model = self.run.load()?;
         let mut config = model.config;
         if self.names == Names::Seed && config.classes > 0 {
             anyhow::bail!("pi-tau/vae has no conditional models: export {} with --names own", model.path.display());
@@ -108,7 +109,7 @@ impl ExportArgs {
         for file in &files {
             check_output(file, &["onnx"])?;
         }
-        let model = model::load(&self.run)?;
+        let model = self.run.load()?;
         let run = run_name(&self.run, &model);
         let options = onnx::Options { run: &run, half: self.half };
         let models = [onnx::encoder(&model, options)?, onnx::decoder(&model, options)?];
@@ -122,8 +123,11 @@ impl ExportArgs {
     }
 }
 
-/// The name of a run folder, or of the file that stands for it.
-fn run_name(run: &Path, model: &Model) -> String {
+/// The name of a run folder, or of what stands for it.
+fn run_name(run: &Origin, model: &Model) -> String {
     let file = || model.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    RunFolder::view(run).map_or_else(|_| file(), |folder| folder.name())
+    match run.folder().map(RunFolder::view) {
+        Some(Ok(folder)) => folder.name(),
+        _ => file(),
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::inference::TrainedArgs;
 use super::note;
 use super::output::bar;
+use super::values::stored_model;
 use crate::app::io::prior;
 use crate::runtime::plan;
 use crate::vae::data::{Images, labels};
@@ -48,6 +49,12 @@ pub(super) struct FitPriorArgs {
 enum KindArg {
     Mixture,
     SecondStage,
+}
+
+/// Restricts the command to models beside which a prior can be written.
+pub(super) fn of_stored_models(command: Command) -> Command {
+    let help = "Run folder written by `vae-wgpu train`, its name if it is in `runs`, or a file with weights";
+    command.mut_arg("run", |arg| arg.value_parser(stored_model()).help(help))
 }
 
 impl FitPriorArgs {

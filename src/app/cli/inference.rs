@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::{fmt, fs};
 
+use anyhow::anyhow;
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::data::DatasetArgs;
-use super::values::{non_empty, run};
+use super::values;
+use super::values::non_empty;
 use super::{DeviceArgs, PlanArgs, adapter};
 use crate::app::data::image_folder::is_image;
-use crate::app::io::model;
+use crate::app::io::model::Origin;
+use crate::app::io::prior;
+use crate::app::io::prior::Kind;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::viz::caption::Caption;
@@ -22,6 +26,7 @@ use crate::vae::data;
 use crate::vae::data::{Dataset, Images};
 use crate::vae::inference::{Model, Trained, check_size};
 use crate::vae::model::{Mode, VaeConfig};
+use crate::vae::prior::Prior;
 use crate::vae::runner::Device;
 use crate::vae::train::Settings;
 
@@ -31,9 +36,10 @@ pub(super) const BATCH: usize = 128;
 /// Choice of a trained model and its device.
 #[derive(Args, Debug, Clone)]
 pub(super) struct TrainedArgs {
-    /// Run folder written by `vae-wgpu train`, its name if it is in `runs`, or a file with weights.
-    #[arg(value_name = "RUN|FILE", index = 1, value_parser = run(), value_hint = ValueHint::AnyPath)]
-    run: PathBuf,
+    /// Run folder written by `vae-wgpu train`, its name if it is in `runs`, a file with weights, or `pretrained`: the model of CIFAR-10
+    /// that is part of the program (a folder of this name is ./pretrained).
+    #[arg(value_name = "RUN|FILE", index = 1, value_parser = values::model(), value_hint = ValueHint::AnyPath)]
+    run: Origin,
     /// Images processed at once.
     #[arg(long, alias = "batch", value_name = "N", default_value = "128")]
     batch_size: NonZeroUsize,
@@ -46,14 +52,34 @@ pub(super) struct TrainedArgs {
 impl TrainedArgs {
     /// Reads and checks the model; needs no device.
     pub(super) fn load(&self) -> anyhow::Result<Model> {
-        Ok(model::load(&self.run)?)
+        Ok(self.run.load()?)
+    }
+
+    /// Returns a prior that was fitted to the model, if there is one of this kind.
+    pub(super) fn prior(&self, model: &Model, kind: Kind) -> anyhow::Result<Option<Prior>> {
+        Ok(self.run.prior(model, kind)?)
+    }
+
+    /// The same, with an error that says how to fit it if there is none.
+    pub(super) fn required_prior(&self, model: &Model, kind: Kind) -> anyhow::Result<Prior> {
+        self.prior(model, kind)?.ok_or_else(|| match &self.run {
+            Origin::Path(_) => {
+                let path = prior::path(model, kind);
+                anyhow!("{} does not exist; fit this prior with `{}`", path.display(), kind.command())
+            }
+            Origin::Pretrained => anyhow!(
+                "the pretrained model has no such prior; fit one to a copy of it: `vae-wgpu export pretrained --out \
+                 model.safetensors`, then `{} model.safetensors`",
+                kind.command()
+            ),
+        })
     }
 
     /// Returns a caption with the run and the epoch of the model.
     pub(super) fn caption(&self, model: &Model, title: impl Into<String>) -> Caption {
-        let caption = match RunFolder::view(&self.run) {
-            Ok(folder) => folder.caption(title),
-            Err(_) => Caption::new(title).with("model", self.run.file_name().unwrap_or_default().to_string_lossy()),
+        let caption = match self.run.folder().map(RunFolder::view) {
+            Some(Ok(folder)) => folder.caption(title),
+            _ => Caption::new(title).with("model", model.path.file_name().unwrap_or_default().to_string_lossy()),
         };
         match model.epoch {
             Some(epoch) => caption.with("epoch", epoch),
@@ -86,11 +112,13 @@ impl TrainedArgs {
 
     /// Returns the options of a data set: those given, or without a data set the one that the run was trained on.
     fn dataset_args(&self, args: &DatasetArgs) -> anyhow::Result<DatasetArgs> {
-        if args.spec().is_none() && self.run.is_dir() {
-            let run: RunConfig<Settings> = RunFolder::view(&self.run)?.load_config()?;
-            return args.of_run(&run.settings);
+        match self.run.folder() {
+            Some(folder) if args.spec().is_none() => {
+                let run: RunConfig<Settings> = RunFolder::view(folder)?.load_config()?;
+                args.of_run(&run.settings)
+            }
+            _ => Ok(args.clone()),
         }
-        Ok(args.clone())
     }
 
     /// Opens the data set of `args`, or without one the data set that the run was trained on. The images of a folder are resized to those
@@ -183,7 +211,7 @@ impl ClassArgs {
         }
         self.of(model)?.ok_or_else(|| {
             let known = model.classes.join(", ");
-            anyhow::anyhow!("the model needs to know what the image shows: pass --class with one of {known}")
+            anyhow!("the model needs to know what the image shows: pass --class with one of {known}")
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, ValueHint};
@@ -12,7 +12,7 @@ use super::runs::Run;
 use super::values;
 use super::values::non_empty;
 use super::{ModelArgs, TrainingPlanArgs, print};
-use crate::app::io::model;
+use crate::app::io::model::Origin;
 use crate::runtime::gpu::{Gpu, Options, Select};
 use crate::runtime::graph::{Graph, Tensor};
 use crate::runtime::kernel::Profile;
@@ -23,9 +23,9 @@ use crate::vae::model::{Mode, VaeConfig};
 
 #[derive(Args, Debug)]
 pub(super) struct InfoArgs {
-    /// Run folder, its name if it is in `runs`, or a file with weights; without it the options below define the model.
-    #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm", "likelihood"], value_parser = values::run(), value_hint = ValueHint::AnyPath)]
-    trained: Option<PathBuf>,
+    /// Run folder, its name if it is in `runs`, a file with weights, or `pretrained`; without it the options below define the model.
+    #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm", "likelihood"], value_parser = values::model(), value_hint = ValueHint::AnyPath)]
+    trained: Option<Origin>,
     /// Batch size to plan for.
     #[arg(long, alias = "batch-size", value_name = "N", default_value = "128")]
     batch: NonZeroUsize,
@@ -53,8 +53,8 @@ pub(super) struct InfoArgs {
 impl InfoArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let batch = self.batch.get();
-        let model = self.trained.as_deref().map(model::load).transpose()?;
-        let run = self.trained.as_deref().filter(|path| path.is_dir()).map(Run::of).transpose()?;
+        let model = self.trained.as_ref().map(Origin::load).transpose()?;
+        let run = self.trained.as_ref().and_then(Origin::folder).map(Run::of).transpose()?;
         let config =
             model.as_ref().map_or_else(|| self.model.config(VaeConfig::default()), |model| Ok(model.config))?;
         let gpu = match &self.device {

@@ -144,6 +144,7 @@ fn command() -> clap::Command {
         true => data::with_defaults_of_run(sub),
         false => sub,
     });
+    let command = command.mut_subcommand("fit-prior", fit_prior::of_stored_models);
     lenient(command).mut_subcommand("train", |train| {
         FIRST.iter().enumerate().fold(train.after_help(TRAIN_EXAMPLES), |train, (at, id)| {
             train.mut_arg(id, |arg| arg.help_heading(None).display_order(at))

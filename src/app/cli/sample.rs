@@ -10,7 +10,6 @@ use super::note;
 use super::output::{RAW, check_grid, check_output, save_image, save_raw};
 use super::preview::{PreviewArgs, show};
 use super::values::non_negative;
-use crate::app::io;
 use crate::app::io::prior::Kind;
 use crate::app::viz::caption::square;
 use crate::app::viz::image_grid::{Grid, ImageBatch};
@@ -59,22 +58,18 @@ enum PriorArg {
     Normal,
 }
 
-/// The prior that an option asks for, or the fitted one if there is one.
-fn prior(asked: Option<PriorArg>, model: &Model) -> anyhow::Result<Prior> {
-    let normal = Prior::Normal(model.config.latent_dim);
-    let kind = match asked {
-        Some(PriorArg::Normal) => return Ok(normal),
-        None => return Ok(io::prior::load(model, Kind::Mixture)?.unwrap_or(normal)),
-        Some(PriorArg::Mixture) => Kind::Mixture,
-        Some(PriorArg::SecondStage) => Kind::SecondStage,
-    };
-    io::prior::load(model, kind)?.ok_or_else(|| {
-        let path = io::prior::path(model, kind);
-        anyhow::anyhow!("{} does not exist; fit this prior with `{}`", path.display(), kind.command())
-    })
-}
-
 impl SampleArgs {
+    /// The prior that --prior asks for, or the fitted one if there is one.
+    fn prior(&self, model: &Model) -> anyhow::Result<Prior> {
+        let normal = Prior::Normal(model.config.latent_dim);
+        match self.prior {
+            None => Ok(self.trained.prior(model, Kind::Mixture)?.unwrap_or(normal)),
+            Some(PriorArg::Normal) => Ok(normal),
+            Some(PriorArg::Mixture) => self.trained.required_prior(model, Kind::Mixture),
+            Some(PriorArg::SecondStage) => self.trained.required_prior(model, Kind::SecondStage),
+        }
+    }
+
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let default = if self.raw { "samples.npy" } else { "samples.png" };
         let out = self.out.as_deref().unwrap_or(Path::new(default));
@@ -84,7 +79,7 @@ impl SampleArgs {
             check_grid(count)?;
         }
         let model = self.trained.load()?;
-        let prior = prior(self.prior, &model)?;
+        let prior = self.prior(&model)?;
         let class = self.class.of(&model)?;
         let labels = match class {
             Some(class) => vec![class; count],

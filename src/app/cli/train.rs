@@ -16,6 +16,7 @@ use super::data::DatasetArgs;
 use super::inference::{BATCH, counted};
 use super::output::check_output;
 use super::preview::PreviewArgs;
+use super::values;
 use super::values::{choice, duration, micro_batches, non_negative, posterior_std, run, share};
 use super::{
     DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, eprintln_wrapped, exit_code,
@@ -24,9 +25,10 @@ use super::{
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
 use crate::app::io::atomic::create_parent;
+use crate::app::io::model;
+use crate::app::io::model::Origin;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::run_store::FolderStore;
-use crate::app::io::{model, tensor_file};
 use crate::app::viz::caption::Caption;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::range_plot::range_plot;
@@ -86,9 +88,9 @@ struct RunArgs {
         "val_split", "recipe", "image_size", "conditional", "posterior_std",
     ], value_parser = run(), value_hint = ValueHint::DirPath)]
     resume: Option<PathBuf>,
-    /// Initialize the weights from a run, or a safetensors file with PyTorch's tensor names and shapes.
-    #[arg(long, value_name = "RUN|FILE", value_parser = run(), value_hint = ValueHint::AnyPath)]
-    init: Option<PathBuf>,
+    /// Initialize the weights from a run, a safetensors file with PyTorch's tensor names and shapes, or `pretrained` (--channels 16).
+    #[arg(long, value_name = "RUN|FILE", value_parser = values::model(), value_hint = ValueHint::AnyPath)]
+    init: Option<Origin>,
     /// Stop after this time, such as 90m or 2h, save a checkpoint and end; --resume continues.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     max_time: Option<Duration>,
@@ -249,7 +251,7 @@ impl TrainArgs {
         if let Some(table) = &self.plan.plan.variants {
             check_exists(table)?;
         }
-        if let Some(weights) = &self.run.init {
+        if let Some(Origin::Path(weights)) = &self.run.init {
             check_exists(weights)?;
         }
         let (mut settings, resumed) = self.settings()?;
@@ -276,7 +278,7 @@ impl TrainArgs {
         if resumed.is_none() {
             fit_to_images(&mut settings.model, &dataset, self.training.conditional)?;
         }
-        let init = self.init(&settings)?;
+        let (init, init_file) = self.init(&settings)?.unzip();
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
         let mut observer = observer(self.output.json, is_quiet(), self.output.preview.get());
@@ -324,7 +326,7 @@ impl TrainArgs {
                 let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
                 let (preview, name) = (folder.data_preview(), folder.name());
                 store = FolderStore::new(folder)
-                    .initialized_from(self.init_file()?)
+                    .initialized_from(init_file)
                     .keep_every(self.run.save_every)
                     .with_tensorboard(self.output.tensorboard);
                 show_device();
@@ -451,18 +453,17 @@ impl TrainArgs {
         }
     }
 
-    /// Returns the absolute path of the initial weights.
-    fn init_file(&self) -> anyhow::Result<Option<PathBuf>> {
-        let Some(path) = &self.run.init else { return Ok(None) };
-        let file = if path.is_dir() { RunFolder::view(path)?.model() } else { path.clone() };
-        Ok(Some(std::path::absolute(&file).unwrap_or(file)))
-    }
-
-    /// Loads the initial weights.
-    fn init(&self, settings: &Settings) -> anyhow::Result<Option<Weights>> {
-        let Some(path) = self.init_file()? else { return Ok(None) };
+    /// Loads the initial weights. Returns them with the absolute path of their file, or the name of the pretrained model.
+    fn init(&self, settings: &Settings) -> anyhow::Result<Option<(Weights, PathBuf)>> {
+        let Some(origin) = &self.run.init else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
-        Ok(Some(Weights::from_foreign_file(tensor_file::load(&path)?, &path, TensorSchema::of(&graph))?))
+        let (file, path) = origin.weights()?;
+        let weights = Weights::from_foreign_file(file, &path, TensorSchema::of(&graph))?;
+        let path = match origin {
+            Origin::Pretrained => path,
+            Origin::Path(_) => std::path::absolute(&path).unwrap_or(path),
+        };
+        Ok(Some((weights, path)))
     }
 }
 

@@ -9,6 +9,8 @@ use clap::builder::{PathBufValueParser, PossibleValuesParser, RangedU64ValuePars
 
 use crate::app::bench::tune::KnownVariants;
 use crate::app::data::image_folder::SIZES;
+use crate::app::io::model::Origin;
+use crate::app::io::pretrained;
 use crate::app::io::run_folder::RUNS;
 use crate::error::Error;
 use crate::runtime::op::MAX_MICRO_BATCHES;
@@ -32,12 +34,38 @@ pub(super) fn size(
     }
 }
 
-/// Returns a parser of the path of a run or file, which may be the name of a run in [`RUNS`].
+/// Returns a parser of the path of a run folder, which may be the name of a run in [`RUNS`].
 pub(super) fn run() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().map(|path| {
-        let named = Path::new(RUNS).join(&path);
-        if !path.exists() && named.is_dir() { named } else { path }
+    PathBufValueParser::new().try_map(|path| match origin(path) {
+        Origin::Path(path) => Ok(path),
+        Origin::Pretrained => {
+            Err("the pretrained model has no run folder; name your own folder of this name as ./pretrained")
+        }
     })
+}
+
+/// Returns a parser of a trained model: as [`run`], a file, or the name of the pretrained model.
+pub(super) fn model() -> impl TypedValueParser<Value = Origin> {
+    PathBufValueParser::new().map(origin)
+}
+
+/// Returns a parser of a trained model beside which files can be written: as [`model`], but not the pretrained one.
+pub(super) fn stored_model() -> impl TypedValueParser<Value = Origin> {
+    model().try_map(|origin| match origin {
+        Origin::Path(_) => Ok(origin),
+        Origin::Pretrained => Err("it is part of the program and has its prior; fit another one to a copy: \
+             `vae-wgpu export pretrained --out model.safetensors`"),
+    })
+}
+
+/// Returns the model that an argument names. What does not exist may be the name of a run in [`RUNS`].
+fn origin(path: PathBuf) -> Origin {
+    // A folder of this name is `./pretrained`: what the name means does not depend on the current folder.
+    if path.as_os_str() == pretrained::NAME {
+        return Origin::Pretrained;
+    }
+    let named = Path::new(RUNS).join(&path);
+    Origin::Path(if !path.exists() && named.is_dir() { named } else { path })
 }
 
 /// Returns a parser of the number of micro-batches of a step.

@@ -7,6 +7,7 @@ mod crash;
 pub mod csv;
 pub mod event_file;
 pub mod model;
+pub mod pretrained;
 pub mod prior;
 pub mod run_config;
 pub mod run_folder;

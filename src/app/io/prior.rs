@@ -6,6 +6,7 @@ use crate::app::io::{atomic, tensor_file};
 use crate::error::{Error, Result};
 use crate::vae::inference::Model;
 use crate::vae::prior::{Mixture, Prior, SecondStage};
+use crate::vae::tensor_file::TensorFile;
 
 /// Entry of the metadata with the checksum of the weights that the prior was fitted to.
 const MODEL: &str = "model";
@@ -79,7 +80,14 @@ pub fn load(model: &Model, kind: Kind) -> Result<Option<Prior>> {
     if !path.exists() {
         return Ok(None);
     }
-    let file = tensor_file::load(&path)?;
+    from_file(tensor_file::load(&path)?, path, model, kind).map(Some)
+}
+
+/// Takes the prior of a model from a parsed file. `path` is used in messages.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if it was fitted to other weights or has other tensors.
+pub fn from_file(file: TensorFile, path: PathBuf, model: &Model, kind: Kind) -> Result<Prior> {
     let (expected, found) = (model.weights.checksum(), file.metadata.get(MODEL).cloned().unwrap_or_default());
     if found != expected {
         return Err(Error::Checkpoint {
@@ -91,10 +99,10 @@ pub fn load(model: &Model, kind: Kind) -> Result<Option<Prior>> {
         });
     }
     let (latent, classes) = (model.config.latent_dim, model.config.classes);
-    Ok(Some(match kind {
+    Ok(match kind {
         Kind::Mixture => Prior::Mixture(Mixture::from_file(file, &path, latent)?),
         Kind::SecondStage => Prior::SecondStage(SecondStage::from_file(file, &path, latent, classes)?),
-    }))
+    })
 }
 
 #[cfg(test)]

@@ -89,4 +89,13 @@ async function journey(t, scenario) {
 
 test('a journey with the test double', (t) => journey(t, 'gpu'));
 
+test('the pretrained model opens in the real worker', { skip: !built && 'web/dist is missing: make web' }, async (t) => {
+  const page = await open(t, 'built');
+  page.setDefaultTimeout(LONG);
+  await phase(page, 'ready', LONG);
+  await page.click('#model-pretrained');
+  await phase(page, 'loaded', LONG);
+  assert.match(await text(page, '#model-summary'), /^From pretrained model: 16 channels, 4 blocks in each group, 64 latent dimensions, images of 32×32 pixels/);
+});
+
 test('a journey with the real worker', { skip: !built && 'web/dist is missing: make web' }, (t) => journey(t, 'built'));
