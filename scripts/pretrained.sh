@@ -30,7 +30,7 @@ size=$(cat "$made/model.safetensors" "$made/prior.safetensors" | wc -c)
 cp "$made/model.safetensors" "$made/pretrained"
 cp "$made/prior.safetensors" "$made/pretrained.prior.safetensors"
 "$binary" sample "$made/pretrained" -n 49 --out "$made/samples.png"
-"$binary" reconstruct "$made/pretrained" -n 30 "${data[@]}" --out "$made/reconstructions.png"
+"$binary" reconstruct "$made/pretrained" -n 25 "${data[@]}" --out "$made/reconstructions.png"
 "$magick" "$made/samples.png" "$made/reconstructions.png" -background white -gravity north +append -strip "$made/both.png"
 
 mkdir -p assets/pretrained

@@ -3,11 +3,12 @@
 //   forward    y  = 0 where x <= 0, else x
 //   backward   dx = 0 where x <= 0, else dy        (+ dx where ACC is set)
 //
-// NaN passes, which max() does not guarantee: a ReLU must not hide an invalid activation.
+// NaN passes (see lib/rectify.wgsl): a ReLU must not hide an invalid activation.
 //
 // x, y, dx, dy: [n][h][w][c/4] vec4, any shape; `len` vec4s in all. One invocation: one vec4.
 
 #import elementwise
+#import rectify
 
 struct Params {
     len: u32,
@@ -23,7 +24,7 @@ override ACC: bool;
 @group(0) @binding(3) var<uniform> p: Params;
 
 fn element(i: u32) {
-    var d = select(dy[i], vec4<f32>(), x[i] <= vec4<f32>());
+    var d = select(dy[i], vec4<f32>(), cut_off(x[i]));
     if ACC {
         d += dx[i];
     }
@@ -34,7 +35,6 @@ fn element(i: u32) {
 @group(0) @binding(2) var<uniform> p: Params;
 
 fn element(i: u32) {
-    let v = x[i];
-    y[i] = select(v, vec4<f32>(), v <= vec4<f32>());
+    y[i] = rectified(x[i]);
 }
 #endif

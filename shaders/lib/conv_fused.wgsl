@@ -15,6 +15,8 @@
 // The flags are defines and not overrides, because drivers keep memory in proportion to the source. A binding that no flag uses holds
 // another tensor.
 
+#import rectify
+
 // The norm of one channel group.
 struct Affine {
     pivot: vec4<f32>,
@@ -33,8 +35,7 @@ fn norm(v: vec4<f32>, n: Affine) -> vec4<f32> {
 
 // relu(norm(v)). NaN stays NaN.
 fn activated(v: vec4<f32>, n: Affine) -> vec4<f32> {
-    let y = norm(v, n);
-    return select(y, vec4<f32>(), y <= vec4<f32>());
+    return rectified(norm(v, n));
 }
 
 #if !BACKWARD_WEIGHT
@@ -80,7 +81,7 @@ fn finished(sum: vec4<f32>, i: u32, x: vec4<f32>, column: Column) -> vec4<f32> {
 #endif
         ;
 #if RELU_MASK
-    let masked = select(value, vec4<f32>(), norm(x, column.norm) <= vec4<f32>());
+    let masked = select(value, vec4<f32>(), cut_off(norm(x, column.norm)));
 #else
     let masked = value;
 #endif

@@ -5,6 +5,9 @@
 //
 // partials: [tiles * phases][3 or 2][columns] vec4.
 
+#import kept
+#import rectify
+
 #let STATISTICS = 1
 #let GRADIENT = 2
 
@@ -14,7 +17,7 @@ struct Sum {
     b: vec4<f32>,
 }
 
-// The normalization of aux in a column: xhat = (aux - pivot - offset) * rstd.
+// The normalization of aux in a column: xhat = ((aux - pivot) - offset) * rstd.
 struct Normalized {
     pivot: vec4<f32>,
     offset: vec4<f32>,
@@ -26,7 +29,7 @@ fn normalized_c(column: u32, columns: u32) -> Normalized {
 }
 
 fn plus_gradient(sum: Sum, g: vec4<f32>, x: vec4<f32>, n: Normalized) -> Sum {
-    return Sum(sum.a + g, sum.b + g * (((x - n.pivot) - n.offset) * n.rstd));
+    return Sum(sum.a + g, sum.b + g * ((kept(x - n.pivot, p.rows) - n.offset) * n.rstd));
 }
 
 // d: difference of a value from the pivot.
@@ -37,7 +40,7 @@ fn plus_statistics(sum: Sum, d: vec4<f32>) -> Sum {
 // Mean and sum of squared deviations, from the sums of the differences from the pivot and of their squares.
 fn moments(sum: Sum, count: f32) -> Sum {
     let mean = sum.a / max(count, 1.0);
-    return Sum(mean, max(sum.b - sum.a * mean, vec4<f32>()));
+    return Sum(mean, rectified(sum.b - sum.a * mean));
 }
 
 fn store_statistics(tile: Tile, column: u32, pivot: vec4<f32>, mean: vec4<f32>, squares: vec4<f32>) {

@@ -3,6 +3,9 @@
 // Values are normalized as xhat = ((x - pivot) - offset) * rstd, where pivot is one of the values that are normalized, and
 // offset = mean - pivot. If the mean is far above the standard deviation, x - pivot is exact, whereas sums of x * x cancel.
 
+#import kept
+#import rectify
+
 override EPS: f32;
 override RELU: bool;
 
@@ -13,18 +16,18 @@ struct Norm {
 }
 
 fn normalized(x: vec4<f32>, n: Norm) -> vec4<f32> {
-    return ((x - n.pivot) - n.offset) * n.rstd;
+    return (kept(x - n.pivot, p.channels) - n.offset) * n.rstd;
 }
 
 // y = xhat * weight + bias, then the ReLU if there is one.
 fn output(xhat: vec4<f32>, weight: vec4<f32>, bias: vec4<f32>) -> vec4<f32> {
     let y = xhat * weight + bias;
-    return select(y, vec4<f32>(), vec4<bool>(RELU) & (y <= vec4<f32>()));
+    return select(y, rectified(y), vec4<bool>(RELU));
 }
 
 // The gradient before the ReLU: dy, or 0 where the ReLU cuts it off. NaN passes.
 fn masked(dy: vec4<f32>, xhat: vec4<f32>, weight: vec4<f32>, bias: vec4<f32>) -> vec4<f32> {
-    return select(dy, vec4<f32>(), vec4<bool>(RELU) & (xhat * weight + bias <= vec4<f32>()));
+    return select(dy, vec4<f32>(), vec4<bool>(RELU) & cut_off(xhat * weight + bias));
 }
 
 // `v` with the padding of the last channel group set to zero.

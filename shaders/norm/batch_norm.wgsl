@@ -15,6 +15,7 @@
 // Order of summation: each row along its positions, then the rows of the chunk, then the chunks.
 
 #import channel_reduce
+#import kept
 #import norm
 
 #let STATISTICS = 0
@@ -62,7 +63,7 @@ fn run(here: Place) {
     let pivot = x[here.group];
     var mine = Moments();
     for (var position = here.first; position < here.end; position += p.step) {
-        let v = x[position * p.groups + here.group] - pivot;
+        let v = kept(x[position * p.groups + here.group] - pivot, p.positions);
         let d = v - mine.mean;
         mine.count += 1.0;
         mine.mean += d * (1.0 / mine.count);

@@ -14,10 +14,13 @@
 // offset = mean - pivot, rstd, scale = rstd * weight, addend = bias - offset * scale, of [groups]; xhat = ((x - pivot) - offset) * rstd.
 // g is the gradient before the ReLU that follows the norm. totals: rows sum of g, sum of g * xhat, of [groups].
 // The work is cut into chunks and tiles (see lib/channel_reduce.wgsl). STATISTICS, SUMS and GRADIENT have one workgroup for each tile
-// and chunk, with larger chunks in GRADIENT. MERGE, RUNNING and MERGE_SUMS have one for each tile; they read the chunks row by row.
+// and chunk; on a GPU the chunks of GRADIENT are smaller, as many as keep it busy, because nothing merges them. MERGE, RUNNING and
+// MERGE_SUMS have one for each tile; they read the chunks row by row.
 
 #import channel_reduce
+#import kept
 #import norm
+#import rectify
 
 #let STATISTICS = 0
 #let MERGE = 1
@@ -35,7 +38,7 @@ fn run(here: Place) {
     let pivot = x[here.chunk * p.span * p.groups + here.group];
     var mine = Sums();
     for (var position = here.first; position < here.end; position += p.step) {
-        let d = x[position * p.groups + here.group] - pivot;
+        let d = kept(x[position * p.groups + here.group] - pivot, p.positions);
         mine.a += d;
         mine.b += d * d;
     }
@@ -45,7 +48,7 @@ fn run(here: Place) {
         let row = 3u * here.chunk * p.groups + here.group;
         partials[row] = pivot;
         partials[row + p.groups] = mean;
-        partials[row + 2u * p.groups] = max(all.b - all.a * mean, vec4<f32>());
+        partials[row + 2u * p.groups] = rectified(all.b - all.a * mean);
     }
 }
 #endif
@@ -80,14 +83,14 @@ fn run(here: Place) {
     var mine = Sums();
     for (var chunk = here.row; chunk < p.chunks; chunk += rows()) {
         let row = 3u * chunk * p.groups + g;
-        mine.a += ((partials[row] - pivot) + partials[row + p.groups]) * f32(chunk_len(chunk));
+        mine.a += (kept(partials[row] - pivot, p.positions) + partials[row + p.groups]) * f32(chunk_len(chunk));
     }
     let offset = sum_rows(here, mine).a / f32(p.positions);
     workgroupBarrier();
     mine = Sums();
     for (var chunk = here.row; chunk < p.chunks; chunk += rows()) {
         let row = 3u * chunk * p.groups + g;
-        let d = ((partials[row] - pivot) + partials[row + p.groups]) - offset;
+        let d = (kept(partials[row] - pivot, p.positions) + partials[row + p.groups]) - offset;
         mine.a += partials[row + 2u * p.groups] + d * d * f32(chunk_len(chunk));
     }
     let squares = sum_rows(here, mine).a;

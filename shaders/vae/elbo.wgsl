@@ -39,11 +39,11 @@ struct Params {
 }
 
 // Keeps the optimal likelihood finite where all images are reconstructed exactly: a standard deviation of an eighth of a level.
-const MIN_VARIANCE = 1e-6;
+const MIN_VARIANCE: f32 = 1e-6;
 
-// Not max(), which may drop NaN.
+// max(mse, MIN_VARIANCE), but NaN passes: see lib/rectify.wgsl. The bits of floats that are not negative are in the same order.
 fn optimal_variance(mse: f32) -> f32 {
-    return select(mse, MIN_VARIANCE, mse < MIN_VARIANCE);
+    return select(mse, MIN_VARIANCE, bitcast<u32>(mse) < bitcast<u32>(MIN_VARIANCE));
 }
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;

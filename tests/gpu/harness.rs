@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use vae_wgpu::app::check::CheckOutcome;
 use vae_wgpu::runtime::gpu::testing::TestHooks;
 use vae_wgpu::runtime::gpu::{AdapterInfo, Gpu, Options};
-use vae_wgpu::runtime::kernel::Profile;
+use vae_wgpu::runtime::kernel::{DeviceKind, Profile};
 
 /// How a borrowed device is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +25,8 @@ pub(crate) enum Setup {
     Folded,
     /// WebGPU's default limits, no optional feature, and grids that fold beyond seven workgroups.
     FoldedDefaults,
+    /// The adapter as if it were a GPU.
+    AsGpu,
     /// Subgroups that are taken to have this size.
     Subgroups(u32),
 }
@@ -35,6 +37,7 @@ impl Setup {
             Self::Full => (false, TestHooks::default()),
             Self::Folded => (false, TestHooks { max_workgroups: Some(7), ..TestHooks::default() }),
             Self::FoldedDefaults => (true, TestHooks { max_workgroups: Some(7), ..TestHooks::default() }),
+            Self::AsGpu => (false, TestHooks { kind: Some(DeviceKind::Gpu), ..TestHooks::default() }),
             Self::Subgroups(size) => (false, TestHooks { subgroup: Some((size, size)), ..TestHooks::default() }),
         };
         Options { webgpu_defaults, hooks, ..Options::default() }

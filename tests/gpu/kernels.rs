@@ -12,9 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use libtest_mimic::Failed;
 use vae_wgpu::Error;
-use vae_wgpu::app::check::{Check, CheckKind, suite};
+use vae_wgpu::app::check::{Check, CheckKind, PreparedCase, suite};
+use vae_wgpu::runtime::gpu::Gpu;
 use vae_wgpu::runtime::kernel::{DeviceKind, Dispatch, Profile};
-use vae_wgpu::runtime::op::{OPS, Target};
+use vae_wgpu::runtime::op::{BatchNorm, BatchNormConfig, Case, Conv, OPS, Op, Target};
+use vae_wgpu::runtime::tensor::Shape;
 
 use crate::harness::{Setup, Suite, everything, verdict};
 
@@ -98,9 +100,23 @@ fn every_kernel_is_checked_folded() -> Result<(), Failed> {
     if missing.is_empty() { Ok(()) } else { Err(format!("not checked with a folded grid: {missing:?}").into()) }
 }
 
+/// The gradient of a fused norm, with more chunks than a dispatch has whose chunks are merged.
+fn norm_gradient_in_the_chunks_of_a_gpu(gpu: &Gpu) -> Result<(), Failed> {
+    let x = Shape::new(5, 32, 32, 32);
+    let norm = BatchNorm::new(x, BatchNormConfig { relu: true, ..BatchNormConfig::default() })?;
+    let conv = Conv::conv2d(x, 3, 1, 1, 0)?.with_norm(norm)?;
+    let target = Target { profile: gpu.profile(), variant: Some("naive"), accumulate: &[] };
+    let workgroups = conv.lower("backward_input", &target)?.dispatches.last().map(|gradient| gradient.workgroups);
+    if workgroups != Some(160) {
+        return Err(format!("{workgroups:?} workgroups").into());
+    }
+    verdict(PreparedCase::new(Case::new("chunks", conv)).gpu_stores_reference(gpu, "backward_input", "naive", None)?)
+}
+
 pub(crate) fn register(tests: &mut Suite) -> vae_wgpu::Result<()> {
     let checks = suite()?;
     tests.add("every_kernel_is_checked_folded", every_kernel_is_checked_folded);
+    tests.on(Setup::AsGpu, "norm_gradient_in_the_chunks_of_a_gpu", |gpu| norm_gradient_in_the_chunks_of_a_gpu(gpu));
     let mut covered = BTreeSet::new();
     for setup in [Setup::FoldedDefaults, Setup::Folded] {
         let profile = tests.profile(setup)?.unwrap_or(Profile::WEBGPU);

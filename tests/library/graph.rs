@@ -122,6 +122,24 @@ fn the_default_model_fits_webgpus_default_limits() {
 }
 
 #[test]
+fn bindings_that_webgpu_rejects_are_found() {
+    let (graph, plan) = tiny().plan(2, Mode::Train, &Profile::WEBGPU, &Options::default()).unwrap();
+    plan.verify(&graph).unwrap();
+    let fault = |kernel: &str, binding: &str, like: &str| {
+        let mut plan = plan.clone();
+        let found = plan.dispatches.iter_mut().find(|bound| bound.dispatch.kernel.name == kernel).unwrap();
+        let at = |name| found.dispatch.kernel.bindings.iter().position(|(known, _)| *known == name).unwrap();
+        let (to, from) = (at(binding), at(like));
+        found.ranges[to] = found.ranges[from];
+        plan.verify(&graph).unwrap_err().to_string()
+    };
+    let both = fault("adam.forward", "grads", "params");
+    assert!(both.contains("adam.forward.vec4: one buffer is read and written"), "{both}");
+    let twice = fault("adam.forward", "m", "params");
+    assert!(twice.contains("adam.forward.vec4: one range is written twice"), "{twice}");
+}
+
+#[test]
 fn model_gradient_matches_directional_derivatives() {
     for (norm, likelihood) in [(Norm::Batch, Likelihood::Unit), (Norm::Position, Likelihood::Optimal)] {
         let config = VaeConfig { norm, likelihood, ..tiny() };

@@ -163,8 +163,9 @@ pub(super) fn limits_wanted(available: &wgpu::Limits, options: &Options) -> wgpu
 fn profile(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits, options: &Options) -> Profile {
     let max_workgroups = limits.max_compute_workgroups_per_dimension;
     let (max_binding, max_buffer) = (limits.max_storage_buffer_binding_size, limits.max_buffer_size);
+    let kind = if info.device_type == wgpu::DeviceType::Cpu { DeviceKind::Software } else { DeviceKind::Gpu };
     Profile {
-        kind: if info.device_type == wgpu::DeviceType::Cpu { DeviceKind::Software } else { DeviceKind::Gpu },
+        kind: options.hooks.kind.unwrap_or(kind),
         subgroup: options.hooks.subgroup.or(features
             .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size))),

@@ -1,8 +1,12 @@
 //! Hooks for tests. Not part of the public interface.
 
+use crate::runtime::kernel::DeviceKind;
+
 /// Changes to a device that make rare conditions common. All are off by default.
 #[derive(Clone, Debug, Default)]
 pub struct TestHooks {
+    /// The kind of device for which kernels are chosen and cut into workgroups, instead of the adapter's.
+    pub kind: Option<DeviceKind>,
     /// Upper limit of workgroups in one dimension of a dispatch, which tests the folding of grids.
     pub max_workgroups: Option<u32>,
     /// Smallest and largest subgroup size, whether or not the adapter has subgroups. For kernels that emulate them.

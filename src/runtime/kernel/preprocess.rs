@@ -34,11 +34,13 @@ const LIBRARY: &[(&str, &str, &str)] = library!(
     "elementwise",
     "grid",
     "implicit_gemm",
+    "kept",
     "moments",
     "norm",
     "norm_grads",
     "norm_partials",
     "norm_running",
+    "rectify",
     "texture",
     "tree_sum",
 );

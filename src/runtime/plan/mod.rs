@@ -331,8 +331,9 @@ impl Plan {
         traffic
     }
 
-    /// Checks the guarantees of the planner, for tests: no dispatch binds a slot as two different ranges, and values that are alive
-    /// at the same time do not overlap.
+    /// Checks the guarantees of the planner, for tests: no dispatch binds a slot as two different ranges, values that are alive at the
+    /// same time do not overlap, and no dispatch binds a buffer both to read and to write, or writes a range twice, which WebGPU
+    /// rejects.
     ///
     /// # Errors
     /// [`Error::Bug`] names the dispatch or the slot.
@@ -341,10 +342,18 @@ impl Plan {
             if bound.dispatch.kernel.bindings.len() != bound.ranges.len() {
                 return Err(Error::bug(format!("{}: {} ranges", bound.label, bound.ranges.len())));
             }
-            for (i, a) in bound.ranges.iter().enumerate() {
-                for b in &bound.ranges[i + 1..] {
-                    if a.buffer == b.buffer && matches!(a.buffer, BufferId::Slot(_)) && a != b {
+            let bindings = || bound.dispatch.kernel.bindings.iter().zip(&bound.ranges);
+            for (i, ((_, to_a), a)) in bindings().enumerate() {
+                for ((_, to_b), b) in bindings().skip(i + 1).filter(|(_, b)| a.buffer == b.buffer) {
+                    if matches!(a.buffer, BufferId::Slot(_)) && a != b {
                         return Err(Error::bug(format!("{}: one slot is bound twice", bound.label)));
+                    }
+                    let written = [to_a, to_b].map(|access| *access == Access::ReadWrite);
+                    if written == [true, true] && a.overlaps(b) {
+                        return Err(Error::bug(format!("{}: one range is written twice", bound.label)));
+                    }
+                    if written[0] != written[1] {
+                        return Err(Error::bug(format!("{}: one buffer is read and written", bound.label)));
                     }
                 }
             }

@@ -38,6 +38,17 @@ impl ChannelReduce {
         Self::with_span(shape, shape.positions().div_ceil(chunks), profile)
     }
 
+    /// Cuts an activation for a dispatch whose chunks are not merged afterwards: on a GPU, many small ones cost nothing and fill it.
+    pub(super) fn independent(shape: Shape, profile: &Profile) -> Self {
+        let merged = Self::new(shape, profile);
+        if profile.kind == DeviceKind::Software {
+            return merged;
+        }
+        let rows = LANES / merged.lanes;
+        let chunks = (2048 / merged.tiles).min(shape.positions() / (rows * 4)).max(merged.chunks);
+        Self::with_span(shape, shape.positions().div_ceil(chunks), profile)
+    }
+
     /// Cuts an activation into chunks of `span` positions.
     pub(super) fn with_span(shape: Shape, span: usize, profile: &Profile) -> Self {
         let groups = shape.c.div_ceil(4);
@@ -136,13 +147,27 @@ mod tests {
             let profile = Profile { kind, ..Profile::WEBGPU };
             for c in [1, 3, 5, 16, 33, 64, 256, 1000] {
                 for (n, h, w) in [(1, 1, 1), (3, 5, 7), (32, 16, 16), (128, 32, 32), (1, 1, 8191)] {
-                    let reduce = ChannelReduce::new(Shape::new(n, c, h, w), &profile);
-                    assert!(reduce.lanes * reduce.tiles >= c.div_ceil(4));
-                    assert!(reduce.lanes * (reduce.tiles - 1) < c.div_ceil(4));
-                    assert!(reduce.span * reduce.chunks >= n * h * w);
-                    assert!(reduce.span * (reduce.chunks - 1) < n * h * w, "{reduce:?}");
+                    let shape = Shape::new(n, c, h, w);
+                    for reduce in [ChannelReduce::new(shape, &profile), ChannelReduce::independent(shape, &profile)] {
+                        assert!(reduce.lanes * reduce.tiles >= c.div_ceil(4));
+                        assert!(reduce.lanes * (reduce.tiles - 1) < c.div_ceil(4));
+                        assert!(reduce.span * reduce.chunks >= n * h * w);
+                        assert!(reduce.span * (reduce.chunks - 1) < n * h * w, "{reduce:?}");
+                    }
                 }
             }
         }
+    }
+
+    #[test]
+    fn independent_chunks_fill_a_gpu() {
+        let shape = Shape::new(128, 32, 32, 32);
+        let workgroups = |reduce: ChannelReduce| reduce.tiles * reduce.chunks;
+        let gpu = ChannelReduce::independent(shape, &Profile::WEBGPU);
+        assert_eq!(workgroups(gpu), 2048);
+        assert_eq!(gpu.span / (LANES / gpu.lanes), 8, "positions of an invocation");
+        assert_eq!(workgroups(ChannelReduce::new(shape, &Profile::WEBGPU)), 128);
+        let software = Profile { kind: DeviceKind::Software, ..Profile::WEBGPU };
+        assert_eq!(ChannelReduce::independent(shape, &software), ChannelReduce::new(shape, &software));
     }
 }

@@ -20,13 +20,14 @@ pub(crate) struct FusedNorm {
     config: BatchNormConfig,
     /// Chunks of [`CHUNK`] positions, whose statistics or sums are merged.
     chunked: ChannelReduce,
-    /// Chunks as they suit the device.
-    whole: ChannelReduce,
+    /// Chunks of the gradient of x, which nothing merges.
+    independent: ChannelReduce,
 }
 
 impl FusedNorm {
     pub(crate) fn new(x: Shape, config: BatchNormConfig, profile: &Profile) -> Self {
-        Self { config, chunked: ChannelReduce::with_span(x, CHUNK, profile), whole: ChannelReduce::new(x, profile) }
+        let chunked = ChannelReduce::with_span(x, CHUNK, profile);
+        Self { config, chunked, independent: ChannelReduce::independent(x, profile) }
     }
 
     /// Appends the dispatch that computes the statistics of the chunks of `x`.
@@ -79,7 +80,7 @@ impl FusedNorm {
         lowered.dispatches.push(merge.accumulate("ACC_DWEIGHT", acc[1]).accumulate("ACC_DBIAS", acc[2]));
         let kernel = if texture { &GRADIENT_TEXTURE } else { &GRADIENT };
         let overrides = [("TRAINING", f64::from(self.config.training))];
-        let gradient = self.whole.dispatch(kernel, &[x, g, stats, totals, dx], &overrides);
+        let gradient = self.independent.dispatch(kernel, &[x, g, stats, totals, dx], &overrides);
         lowered.dispatches.push(gradient.accumulate("ACC_DX", acc[0]));
     }
 }
