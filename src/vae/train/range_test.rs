@@ -159,8 +159,8 @@ mod tests {
         let settings = Settings { model, batch_size: 2, ..Settings::default() };
         // Fewer steps per epoch than the test has.
         let dataset = shapes::dataset().unwrap().limited(Some(10), Some(2)).unwrap();
-        let run = || {
-            let (plan, stop) = (plan::Options::default(), AtomicBool::new(false));
+        let run = |stopped: bool| {
+            let (plan, stop) = (plan::Options::default(), AtomicBool::new(stopped));
             let context = TrainContext {
                 dataset: &dataset,
                 device: &Device::Cpu,
@@ -170,9 +170,11 @@ mod tests {
             };
             range_test(settings.clone(), None, context).unwrap()
         };
-        let points = run();
+        let (points, outcome) = run(false);
+        assert_eq!(outcome, Outcome::Finished);
         assert!(points.len() > LEAST && points.len() <= STEPS as usize, "{} points", points.len());
         assert!(points.iter().map(|point| point.smoothed).fold(f64::INFINITY, f64::min) < points[0].smoothed);
-        assert_eq!(points, run());
+        assert_eq!((points, outcome), run(false));
+        assert_eq!(run(true), (Vec::new(), Outcome::Interrupted));
     }
 }

@@ -62,7 +62,7 @@ impl Report<'_> {
 
 /// The horizontal axis: epochs, or steps while the length of an epoch is unknown.
 pub(super) struct Axis {
-    name: &'static str,
+    pub(super) name: &'static str,
     /// Steps on the axis per unit.
     per_unit: f64,
     /// Length of an epoch.

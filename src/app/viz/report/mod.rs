@@ -188,6 +188,7 @@ fn duration(seconds: f64) -> String {
 mod tests {
     use super::curves::Axis;
     use super::*;
+    use crate::vae::train::Recipe;
     use serde_json::json;
 
     fn rows(steps: u64, per_epoch: u64) -> (Vec<StepRow>, Vec<EpochRow>) {
