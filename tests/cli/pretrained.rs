@@ -86,7 +86,7 @@ fn pretrained_model_asks_for_its_data_set() {
     let output = command.env("XDG_CACHE_HOME", stage.path("cache")).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    for part in ["cannot download", "cifar-10-binary.tar.gz", "place the archive in", "--data"] {
+    for part in ["cannot download", "cifar-10-binary.tar.gz", "Place the archive in", "--data"] {
         assert!(said.contains(part), "{part}: {said}");
     }
 }

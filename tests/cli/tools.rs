@@ -479,7 +479,7 @@ fn pipeline_cache_is_kept_and_rebuilt_if_damaged() {
         step("on", &["--json"]);
         assert_eq!(files(), std::slice::from_ref(&file));
         let again = std::fs::read(&file).unwrap();
-        assert!(again.starts_with(b"vae-wgpu pipelines 1\n") && again != damaged);
+        assert!(again.starts_with(b"vae-wgpu pipelines 2\n") && again != damaged);
     }
     step("on", &["--json"]);
 }
