@@ -189,7 +189,8 @@ impl VaeConfig {
     ///
     /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `labels` (one-hot, `[batch, classes]`, if there are classes),
     /// `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `objective` (weight of the KL term and free bits, see [`Elbo`]), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)),
-    /// `micro_batch` ([`MicroBatch`](crate::runtime::op::MicroBatch)), `statistics` and `count` ([`ReplayStates`](crate::runtime::op::ReplayStates)). Outputs: `terms`
+    /// `micro_batch` ([`MicroBatch`](crate::runtime::op::MicroBatch)), `statistics` and `count`
+    /// ([`ReplayStates`](crate::runtime::op::ReplayStates)). Outputs: `terms`
     /// (total, recon, kl, mse), `kl_dims` (`[latent]`), `h` (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite
     /// flag).
     ///

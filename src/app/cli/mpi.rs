@@ -103,8 +103,10 @@ impl Link for Mpi {
                         sends.push(send);
                         if !pause.wait() {
                             // MPI cannot forget a message on its way.
-                            let error =
-                                result.as_ref().err().map_or("cannot send a message".to_owned(), |error| error.to_string());
+                            let error = result
+                                .as_ref()
+                                .err()
+                                .map_or("cannot send a message".to_owned(), |error| error.to_string());
                             end_all(&error);
                         }
                     }

@@ -162,8 +162,8 @@ impl Ranks {
         Ok(())
     }
 
-    /// Adds the values of the first `count` ranks, which must be equally many, in the order of [`MicroBatch`]: the sums of consecutive blocks of
-    /// micro-batches give the sum of the step. Ranks beyond have nothing to add and get the sum, too.
+    /// Adds the values of the first `count` ranks, which must be equally many, in the order of [`MicroBatch`]: the sums of consecutive
+    /// blocks of micro-batches give the sum of the step. Ranks beyond have nothing to add and get the sum, too.
     ///
     /// # Errors
     /// As [`Ranks::gather`]; [`Error::Bug`] if a rank has another number of values.

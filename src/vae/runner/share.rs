@@ -11,8 +11,8 @@ use crate::runtime::op::MicroBatch;
 use crate::vae::model::Mode;
 
 impl Runner {
-    /// Runs a micro-batch of the share of this process, as [`Runner::accumulate`], and waits for it. `micro_batch` has its number in the share
-    /// and the number of images of the whole step. Returns the statistics of the batch, which the running statistics of this process become
+    /// Runs a micro-batch of the share of this process, as [`Runner::accumulate`], and waits for it. `micro_batch` has its number in the
+    /// share and the number of images of the whole step. Returns the statistics of the batch, which the running statistics of this process become
     /// until [`Runner::update_shares`]; empty for a model without any.
     ///
     /// # Errors
@@ -41,9 +41,9 @@ impl Runner {
         Ok([exec.download_flat(Arena::Grads)?, exec.download_flat(Arena::Terms)?])
     }
 
-    /// Starts the update of a step that several processes share, and returns the index of the step. The sums, as of
-    /// [`Runner::sums`], are those of the whole step, and
-    /// `statistics` those of the batch of each of its micro-batches, in order. The results come later, from [`Runner::reports`].
+    /// Starts the update of a step that several processes share, and returns the index of the step. The sums, as of [`Runner::sums`], are
+    /// those of the whole step, and `statistics` those of the batch of each of its micro-batches, in order. The results come later, from
+    /// [`Runner::reports`].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for values of another length, and errors of the device.
