@@ -168,6 +168,16 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A failure of one of several processes that train together.
+    #[error("rank {rank}: {}", printable(message))]
+    Rank {
+        /// Number of the process, from 0.
+        rank: usize,
+        /// Its error.
+        message: String,
+        /// Whether the error was a value that is not finite.
+        diverged: bool,
+    },
     /// Weights or a checkpoint that do not match the model or the run.
     #[error("cannot use {}: {}: expected {expected}, found {}. {}", printable(path.display()), printable(what), printable(found), sentence(hint))]
     Checkpoint {

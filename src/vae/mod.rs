@@ -11,6 +11,7 @@ pub mod names;
 pub mod pca;
 #[cfg(feature = "statistics")]
 pub mod prior;
+pub mod ranks;
 pub mod runner;
 pub mod tensor_file;
 pub mod train;

@@ -125,6 +125,10 @@ pub enum Mode {
     /// Loss and gradients of a micro-batch, with batch statistics, added to those of the micro-batches before it in a step of up to this
     /// many. With [`Mode::Update`], which follows the last one, they make a training step.
     Accumulate(usize),
+    /// Like [`Mode::Accumulate`], in one of several processes that share a step: the running statistics become those of the batch.
+    AccumulateShare(usize),
+    /// The update of a step of up to this many micro-batches of several processes, which also moves the running statistics.
+    UpdateShares(usize),
     /// The update of a training step of several micro-batches. It is the same for every batch size.
     Update,
     /// Loss, `h` (mu, then log_std) and `mean` of a batch, with running statistics.
@@ -133,6 +137,16 @@ pub enum Mode {
     Encode,
     /// `mean` of `z`, with running statistics.
     Decode,
+}
+
+impl Mode {
+    /// Returns the largest number of micro-batches of a step, in the modes that have one.
+    pub(crate) fn most(self) -> Option<usize> {
+        match self {
+            Self::Accumulate(most) | Self::AccumulateShare(most) | Self::UpdateShares(most) => Some(most),
+            Self::Train | Self::Update | Self::Evaluate | Self::Encode | Self::Decode => None,
+        }
+    }
 }
 
 impl VaeConfig {
@@ -175,7 +189,8 @@ impl VaeConfig {
     ///
     /// Inputs, depending on the mode: `images` (bytes, `[batch, c, h, w]`), `labels` (one-hot, `[batch, classes]`, if there are classes),
     /// `eps` (`[batch, latent]`), `z` (`[batch, latent]`), `objective` (weight of the KL term and free bits, see [`Elbo`]), `hyperparams` ([`StepScalars`](crate::runtime::op::optim::StepScalars)),
-    /// `micro_batch` ([`MicroBatch`](crate::runtime::op::MicroBatch)). Outputs: `terms`
+    /// `micro_batch` ([`MicroBatch`](crate::runtime::op::MicroBatch)), `statistics` and `count`
+    /// ([`ReplayStates`](crate::runtime::op::ReplayStates)). Outputs: `terms`
     /// (total, recon, kl, mse), `kl_dims` (`[latent]`), `h` (`[batch, 2 * latent]`: mu, then log_std), `mean` (`[batch, c, h, w]`), `norm` (gradient norm, finite
     /// flag).
     ///
@@ -195,6 +210,10 @@ impl VaeConfig {
 
     fn rewritten(&self, batch: usize, mode: Mode, fuse: bool, recompute: bool) -> Result<Graph> {
         let (graph, loss) = self.forward(batch, mode)?;
+        let (graph, momentum) = match mode {
+            Mode::AccumulateShare(_) | Mode::UpdateShares(_) => graph.with_batch_statistics()?,
+            _ => (graph, None),
+        };
         let graph = if fuse { graph.fused()? } else { graph };
         let with_gradients = |graph: Graph| {
             let graph = graph.with_gradients(&[Root::Loss(loss)], &[])?;
@@ -202,7 +221,10 @@ impl VaeConfig {
         };
         match mode {
             Mode::Train => with_gradients(graph)?.with_adam(AdamConfig::default(), loss),
-            Mode::Accumulate(most) => with_gradients(graph)?.with_accumulation(most, loss),
+            Mode::Accumulate(most) | Mode::AccumulateShare(most) => {
+                with_gradients(graph)?.with_accumulation(most, loss)
+            }
+            Mode::UpdateShares(most) => graph.update_of_shares(AdamConfig::default(), most, momentum),
             Mode::Update => graph.update_after_accumulation(AdamConfig::default()),
             Mode::Evaluate => Ok(graph),
             Mode::Encode => graph.only(&["h"]),
@@ -222,7 +244,7 @@ impl VaeConfig {
     fn forward(&self, batch: usize, mode: Mode) -> Result<(Graph, ValueId)> {
         self.check()?;
         self.images(batch).checked("model", &format!("a batch of {batch}"))?;
-        let training = matches!(mode, Mode::Train | Mode::Accumulate(_) | Mode::Update);
+        let training = !matches!(mode, Mode::Evaluate | Mode::Encode | Mode::Decode);
         let mut b = Builder::new();
         let bytes = b.input("images", Spec::bytes(self.images(batch)))?;
         let x = b.apply("image_decode", &[bytes], |s| ImageDecode::new(s[0]))?;

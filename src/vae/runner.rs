@@ -15,6 +15,8 @@ use crate::runtime::sys::platform::block_on;
 use crate::runtime::tensor::rng::{self, Stream};
 use crate::vae::model::{Mode, VaeConfig};
 
+mod share;
+
 /// Where a model runs.
 #[derive(Clone, Debug)]
 pub enum Device {
@@ -586,7 +588,18 @@ impl Runner {
         micro_batch: MicroBatch,
         hyper: &Hyperparams,
     ) -> Result<()> {
-        let images = images.into();
+        self.accumulate_in(Mode::Accumulate, images.into(), eps, micro_batch, hyper)
+    }
+
+    /// Runs the program of a micro-batch: that of `mode` with the number of micro-batches of the step, or more.
+    fn accumulate_in(
+        &mut self,
+        mode: fn(usize) -> Mode,
+        images: Labelled<'_, u8>,
+        eps: &[f32],
+        micro_batch: MicroBatch,
+        hyper: &Hyperparams,
+    ) -> Result<()> {
         micro_batch.check()?;
         let MicroBatch { index, count, .. } = micro_batch;
         let (done, all) = self.accumulated;
@@ -598,7 +611,7 @@ impl Runner {
         if batch != micro_batch.images {
             return Err(Error::argument("images of a micro-batch", micro_batch.images, batch));
         }
-        let program = self.accumulation(batch, count)?;
+        let program = self.program_for(batch, count, mode)?;
         self.write_batch(program, images, eps, hyper)?;
         self.write(program, "micro_batch", Data::F32(&micro_batch.to_array()))?;
         self.run_timed(program, &[])?;
@@ -622,14 +635,14 @@ impl Runner {
         Ok(step)
     }
 
-    /// Returns the program for a micro-batch in a step of `count`: one for longer steps does too.
-    fn accumulation(&mut self, batch: usize, count: usize) -> Result<ProgramId> {
-        let suits = |&&((size, mode), _): &&((usize, Mode), ProgramId)| {
-            size == batch && matches!(mode, Mode::Accumulate(most) if most >= count)
+    /// Returns the program of a mode for steps of `count` micro-batches: one for longer steps does too.
+    fn program_for(&mut self, batch: usize, count: usize, mode: fn(usize) -> Mode) -> Result<ProgramId> {
+        let suits = |&&((size, known), _): &&((usize, Mode), ProgramId)| {
+            size == batch && known.most().is_some_and(|most| most >= count && known == mode(most))
         };
         match self.programs.iter().find(suits) {
             Some((_, program)) => Ok(*program),
-            None => self.program(batch, Mode::Accumulate(count)),
+            None => self.program(batch, mode(count)),
         }
     }
 

@@ -61,7 +61,7 @@ fn bases() -> Vec<Base> {
 /// Invalid values of an option, by the expected exit code.
 const INVALID: &[(&str, u8, &[&str])] = &[
     ("--device", 2, &[""]),
-    ("--device", 1, &["voodoo2", "99", "-1"]),
+    ("--device", 1, &["voodoo2", "99", "-1", "0,1"]),
     (
         "--variant",
         2,

@@ -68,6 +68,29 @@ fn train_writes_all_files_of_a_run() {
     assert!(path("model.safetensors").is_file() && path("checkpoint.safetensors").is_file());
 }
 
+/// They would all write to the same folder.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn several_processes_are_refused_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(&dir, "run");
+    let launched = |size: &str| {
+        let mut command = command(&small(&run, "cpu", "1"));
+        command.env("OMPI_COMM_WORLD_SIZE", size).env("OMPI_COMM_WORLD_RANK", "1");
+        command.arg("--dry-run").output().unwrap()
+    };
+    let output = launched("2");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.starts_with("error: mpirun of OpenMPI has started 2 processes") && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(said.contains("--features mpi") && said.contains("env -u OMPI_COMM_WORLD_SIZE"), "{said}");
+    assert!(!Path::new(&run).exists());
+    assert_eq!(launched("1").status.code(), Some(0));
+}
+
 #[test]
 fn run_is_repeated_from_its_file_or_its_name() {
     let dir = tempfile::tempdir().unwrap();

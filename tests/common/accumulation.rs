@@ -144,6 +144,54 @@ pub(crate) fn batch_statistics_are_those_of_each_micro_batch(device: &Device) {
     assert!(thrice > 1.5 * once, "running statistics moved by {once} and {thrice}");
 }
 
+/// Two processes that share steps, the second one with one micro-batch or none, get all that one process gets.
+pub(crate) fn shared_steps_give_the_bits_of_one_process(device: &Device) {
+    let (size, latent) = (2, LATENT);
+    let config = VaeConfig { likelihood: Likelihood::Optimal, ..config(Norm::Batch) };
+    let runner = |programs: &[(usize, Mode)]| {
+        let mut runner = Runner::new(config, programs, device, &Options::default()).unwrap();
+        runner.init(5).unwrap();
+        runner
+    };
+    let mut alone = runner(&[(2, Mode::Accumulate(4)), (1, Mode::Accumulate(4)), (1, Mode::Update)]);
+    let programs = [(2, Mode::AccumulateShare(2)), (1, Mode::AccumulateShare(2)), (1, Mode::UpdateShares(4))];
+    let mut processes = [runner(&programs), runner(&programs)];
+    for (step, of) in [(0, 5), (1, 4), (2, 6)] {
+        let (images, eps) = batch(of, step);
+        alone.train_accumulated(&images, &eps, size, &hyper()).unwrap();
+        let pixels = images.len() / of;
+        let (mut statistics, mut sums) = (Vec::new(), Vec::new());
+        for (runner, first) in processes.iter_mut().zip([0, 2 * size]) {
+            let count = (of.saturating_sub(first).div_ceil(size)).min(2);
+            for index in 0..count {
+                let from = first + index * size;
+                let to = of.min(from + size);
+                let micro_batch = MicroBatch { index, count, images: to - from, of };
+                let (images, eps) = (&images[from * pixels..to * pixels], &eps[from * latent..to * latent]);
+                statistics.push(runner.accumulate_share(images, eps, micro_batch, &hyper()).unwrap());
+            }
+            sums.extend((count > 0).then(|| runner.sums().unwrap()));
+        }
+        let statistics: Vec<&[f32]> = statistics.iter().map(Vec::as_slice).collect();
+        let sum = sums.into_iter().reduce(|a, b| {
+            let add = |(a, b): (Vec<f32>, Vec<f32>)| a.iter().zip(b).map(|(a, b)| a + b).collect::<Vec<f32>>();
+            let ([grads, terms], [more_grads, more_terms]) = (a, b);
+            [(grads, more_grads), (terms, more_terms)].map(add)
+        });
+        let [grads, terms] = sum.unwrap();
+        for runner in &mut processes {
+            assert!(runner.update_shares([&grads[1..], &terms], &statistics, &hyper()).is_err());
+            assert!(runner.update_shares([&grads, &terms], &[&[]], &hyper()).is_err());
+            assert_eq!(runner.update_shares([&grads, &terms], &statistics, &hyper()).unwrap(), step);
+        }
+    }
+    let expected = (alone.reports(true).unwrap(), everything(&mut alone));
+    assert!(expected.0.len() == 3 && expected.0.iter().all(|report| report.finite));
+    for runner in &mut processes {
+        assert!((runner.reports(true).unwrap(), everything(runner)) == expected);
+    }
+}
+
 /// A step of one micro-batch has the bits of a step without accumulation.
 pub(crate) fn single_micro_batch_gives_the_bits_of_a_step(device: &Device) {
     let mut plain = runner(Norm::Batch, &[(3, Mode::Train)], device);

@@ -26,6 +26,11 @@ fn batch_statistics_are_those_of_each_micro_batch() {
 }
 
 #[test]
+fn shared_steps_give_the_bits_of_one_process() {
+    accumulated::shared_steps_give_the_bits_of_one_process(&Device::Cpu);
+}
+
+#[test]
 fn single_micro_batch_gives_the_bits_of_a_step() {
     accumulated::single_micro_batch_gives_the_bits_of_a_step(&Device::Cpu);
 }
@@ -74,6 +79,8 @@ fn accumulated_graph_has_the_nodes_of_a_step() {
             && graph(Mode::Accumulate(3)).optimizer().is_none()
     );
     assert!(tiny().graph(4, Mode::Accumulate(MAX_MICRO_BATCHES + 1)).is_err());
+    assert_eq!(nodes(Mode::AccumulateShare(3)), part);
+    assert_eq!(nodes(Mode::UpdateShares(3)), [&["replay_states".to_owned()][..], &update].concat());
 }
 
 #[test]

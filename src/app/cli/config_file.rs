@@ -142,7 +142,7 @@ mod tests {
         let arguments = ["vae-wgpu".into(), "train".into()].into_iter().chain(options);
         let cli = Cli::from_arg_matches(&command().try_get_matches_from(arguments).unwrap()).unwrap();
         let Command::Train(train) = cli.command else { panic!("another command") };
-        train.settings().unwrap().0
+        train.settings(true).unwrap().0
     }
 
     #[test]

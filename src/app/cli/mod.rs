@@ -17,7 +17,7 @@ use crate::Error;
 use crate::app::bench::tune::VariantTable;
 use crate::app::bench::workloads;
 use crate::app::io::atomic;
-use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select};
+use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select, adapters};
 use crate::runtime::kernel::Profile;
 use crate::runtime::op::{Likelihood, current_key};
 use crate::runtime::plan;
@@ -40,7 +40,10 @@ mod info;
 mod interpolate;
 mod kernels;
 mod latent;
+mod launch;
 mod man;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod output;
 mod pipeline_cache;
 mod preview;
@@ -179,13 +182,17 @@ pub fn main() -> ExitCode {
                 eprintln_lossy(in_plain_words(&text).trim_end());
                 return ExitCode::from(2);
             }
-            // In color where clap uses color for its errors.
-            let styles = clap::builder::Styles::styled();
-            let style = if console::colors_enabled_stderr() { *styles.get_error() } else { Default::default() };
-            eprintln_lossy(format_args!("{style}error:{style:#} {}", message(&error)));
+            print_error(&error);
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Prints an error on one line, in color where clap uses color for its errors.
+fn print_error(error: &anyhow::Error) {
+    let styles = clap::builder::Styles::styled();
+    let style = if console::colors_enabled_stderr() { *styles.get_error() } else { Default::default() };
+    eprintln_lossy(format_args!("{style}error:{style:#} {}", message(error)));
 }
 
 /// Parses the arguments, and for `train` the options in its file.
@@ -270,9 +277,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref().is_some_and(broken))
 }
 
+/// Exit code of NaN or infinity.
+const DIVERGED: u8 = 3;
+
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Error>() {
-        Some(Error::NonFinite { .. } | Error::NonFiniteOutput { .. }) => 3,
+        Some(Error::NonFinite { .. } | Error::NonFiniteOutput { .. } | Error::Rank { diverged: true, .. }) => DIVERGED,
         Some(Error::Unknown { .. }) => 2,
         _ => 1,
     }
@@ -282,7 +292,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Device and kernels")]
 struct DeviceArgs {
-    /// Device to run on: auto, cpu (the slow CPU reference), an index from `vae-wgpu devices`, or part of an adapter name.
+    /// Device to run on: auto, cpu (the slow CPU reference), an index from `vae-wgpu devices`, or part of an adapter name; in several
+    /// processes, indices to share out among those of a machine, such as 0,1.
     #[arg(long, default_value = "auto", value_name = "auto|cpu|N|NAME", value_parser = values::non_empty::<String>)]
     device: String,
 }
@@ -309,7 +320,40 @@ impl DeviceArgs {
     }
 
     fn select(&self) -> anyhow::Result<Select> {
+        if let Some(indices) = self.indices() {
+            anyhow::bail!(
+                "--device {} names {} devices, and this is one process: name one, or start several processes (docs/distributed.md)",
+                self.device,
+                indices.len()
+            );
+        }
         Ok(self.device.parse::<Select>()?)
+    }
+
+    /// The numbers in a list of several.
+    fn indices(&self) -> Option<Vec<usize>> {
+        let indices: Vec<usize> = self.device.split(',').map(|text| text.trim().parse().ok()).collect::<Option<_>>()?;
+        (indices.len() > 1).then_some(indices)
+    }
+
+    /// Returns the choice of one process of several on a machine. They take the devices of a list in turn, or with `auto` those of the best
+    /// kind.
+    fn of_process(&self, local: usize) -> anyhow::Result<Self> {
+        let indices = match (self.indices(), self.device.parse::<Select>()?) {
+            (Some(indices), _) => indices,
+            (None, Select::Auto) => {
+                let adapters = adapters()?;
+                let best = adapters.iter().max_by_key(|adapter| adapter.rank()).map(|adapter| adapter.device_type);
+                adapters
+                    .iter()
+                    .filter(|adapter| Some(adapter.device_type) == best)
+                    .map(|adapter| adapter.index)
+                    .collect()
+            }
+            (None, _) => return Ok(self.clone()),
+        };
+        let device = indices.get(local % indices.len().max(1)).map_or(self.device.clone(), usize::to_string);
+        Ok(Self { device })
     }
 }
 
@@ -460,6 +504,11 @@ fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
 /// Whether --quiet was given. Set once, at the start.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
+/// Prints no more progress, as with --quiet.
+fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
 fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
@@ -515,6 +564,17 @@ mod tests {
     }
 
     #[test]
+    fn processes_of_a_machine_take_devices_in_turn() {
+        let of = |device: &str, local| DeviceArgs { device: device.to_owned() }.of_process(local).unwrap().device;
+        assert_eq!([0, 1, 2, 3].map(|local| of("4,2, 7", local)), ["4", "2", "7", "4"]);
+        assert_eq!([0, 5].map(|local| of("3", local)), ["3", "3"]);
+        assert_eq!([0, 5].map(|local| of("llvmpipe, 256", local)), ["llvmpipe, 256"; 2]);
+        assert_eq!(of("CPU", 1), "CPU");
+        let error = DeviceArgs { device: "0,1".to_owned() }.select().unwrap_err().to_string();
+        assert!(error.contains("names 2 devices"), "{error}");
+    }
+
+    #[test]
     fn invalid_numbers_are_described_in_plain_words() {
         let said = |line: &str| {
             let error = command().try_get_matches_from(line.split(' ')).unwrap_err().render().to_string();
@@ -547,6 +607,8 @@ mod tests {
             (Error::Unknown { kind: "variant", name: hint(), known: hint() }, 2),
             (Error::NonFinite { tensor: hint(), step: 0 }, 3),
             (Error::NonFiniteOutput { what: hint() }, 3),
+            (Error::Rank { rank: 1, message: hint(), diverged: false }, 1),
+            (Error::Rank { rank: 1, message: hint(), diverged: true }, 3),
         ] {
             let message = error.to_string();
             assert_eq!(exit_code(&error.into()), code, "{message}");

@@ -335,7 +335,7 @@ impl Report {
         match event {
             Event::Step(row) => self.announcement(row).into_iter().collect(),
             Event::Started(start) => header(start),
-            Event::Epoch { row, advice } => {
+            Event::Epoch { row, advice, .. } => {
                 let mut lines = Vec::new();
                 if !std::mem::replace(&mut self.has_header, true) {
                     lines.push(table_line(&EPOCH.map(|column| column.name.to_owned()), width));
@@ -351,11 +351,14 @@ impl Report {
                 let (run, epochs) = (run.display(), counted(*epochs, "epoch"));
                 vec![format!("run {run} is complete: {epochs}. Pass --epochs with a larger number to train further")]
             }
-            Event::Finished { epochs, steps, seconds, best, best_epoch, run } => {
+            Event::Finished { epochs, steps, seconds, best, best_epoch, communication_s, run } => {
                 let of = best_epoch.map(|epoch| format!(" (epoch {epoch})")).unwrap_or_default();
                 let best = best.map(|best| format!(", best validation loss {best:.4}{of}")).unwrap_or_default();
                 let (epochs, steps) = (counted(*epochs, "epoch"), counted(*steps, "step"));
-                vec![format!("done: {epochs}, {steps} in {}{best}. Results: {}", clock(*seconds), run.display())]
+                let share =
+                    communication_s.map(|spent| format!("; {:.0} % communication", 100.0 * spent / seconds.max(1e-9)));
+                let time = clock(*seconds) + &share.unwrap_or_default();
+                vec![format!("done: {epochs}, {steps} in {time}{best}. Results: {}", run.display())]
             }
             Event::Interrupted { step, run } => vec![format!(
                 "interrupted after {}; checkpoint saved. Resume with: vae-wgpu train --resume {}",
@@ -386,6 +389,7 @@ impl Report {
 fn header(start: &Start<'_>) -> Vec<String> {
     // The device has been shown before kernels were compiled for it.
     let Start { run, model, parameters, images, batch_size, accumulate, epochs, steps, first_step, memory, .. } = start;
+    let ranks = if start.ranks > 1 { format!(" on {} ranks", start.ranks) } else { String::new() };
     let of = match accumulate {
         1 => batch_size.to_string(),
         _ => format!("{accumulate} x {batch_size}"),
@@ -396,7 +400,7 @@ fn header(start: &Start<'_>) -> Vec<String> {
     let lines = [
         format!("model   {model}, {} parameters", grouped(*parameters as u64)),
         format!(
-            "train   {}, {}, {} of {of}{resumed}",
+            "train   {}, {}, {} of {of}{ranks}{resumed}",
             counted(*images as u64, "image"),
             counted(*epochs, "epoch"),
             counted(*steps, "step")
@@ -500,6 +504,7 @@ mod tests {
             images: 50_000,
             batch_size: 128,
             accumulate: 1,
+            ranks: 1,
             epochs: 25,
             steps: 9775,
             first_step: 1,
@@ -532,10 +537,18 @@ mod tests {
             Event::Started(start()),
             Event::Step(&step),
             Event::Step(&StepRow { step: 6, total: f32::NAN, grad_norm: f32::INFINITY, ..step }),
-            Event::Epoch { row: &epoch, advice: &[] },
+            Event::Epoch { row: &epoch, advice: &[], communication_s: None },
             Event::Warning { message: "metrics.csv was missing" },
             Event::Interrupted { step: 6, run },
-            Event::Finished { epochs: 25, steps: 9775, seconds: 7.25, best: None, best_epoch: None, run },
+            Event::Finished {
+                epochs: 25,
+                steps: 9775,
+                seconds: 7.25,
+                best: None,
+                best_epoch: None,
+                communication_s: None,
+                run,
+            },
         ] {
             observer.observe(&event).unwrap();
         }
@@ -587,7 +600,15 @@ mod tests {
         plain.observe(&Event::Started(Start { first_step: 9776, ..start() })).unwrap();
         let run = Path::new("c1");
         plain
-            .observe(&Event::Finished { epochs: 25, steps: 9775, seconds: 0.0, best: None, best_epoch: None, run })
+            .observe(&Event::Finished {
+                epochs: 25,
+                steps: 9775,
+                seconds: 0.0,
+                best: None,
+                best_epoch: None,
+                communication_s: None,
+                run,
+            })
             .unwrap();
         let text = String::from_utf8(plain.lines.to.unwrap()).unwrap();
         assert!(
@@ -703,7 +724,7 @@ mod tests {
         let row = StepRow { step: 1000, epoch: 1, images_per_s: 50.0, ..StepRow::default() };
         assert!((report.left(&row).unwrap() - 18_000.0).abs() < 1.0);
         let epoch = EpochRow { epoch: 1, seconds: 2060.0, ..EpochRow::default() };
-        report.update(&Event::Epoch { row: &epoch, advice: &[] });
+        report.update(&Event::Epoch { row: &epoch, advice: &[], communication_s: None });
         let row = StepRow { step: 1001, epoch: 2, images_per_s: 50.0, ..StepRow::default() };
         assert!((report.left(&row).unwrap() - 17_998.0 - 9.0 * 60.0).abs() < 1.0);
         let first = StepRow { step: 1, epoch: 1, images_per_s: 0.01, ..StepRow::default() };
@@ -737,7 +758,7 @@ mod tests {
         };
         for width in [50, 60, 70, 80, 90, 200] {
             let mut report = Report { epochs: 25, ..Report::default() };
-            let lines = report.lines(&Event::Epoch { row: &epoch, advice: &[] }, width);
+            let lines = report.lines(&Event::Epoch { row: &epoch, advice: &[], communication_s: None }, width);
             let lengths: Vec<_> = lines.iter().map(|line| line.chars().count()).collect();
             assert!(lengths.len() == 2 && lengths.iter().all(|length| *length <= width), "{width}: {lines:?}");
         }

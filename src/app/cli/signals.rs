@@ -48,9 +48,13 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// The exit code of a process that a signal ended, as a shell reports it.
+    /// The exit code of a process that a signal ended, as a shell reports it; success if there was none, for example because another
+    /// process of the group received it.
     pub(super) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(128 + self.received.load(Ordering::SeqCst) as u8)
+        match self.received.load(Ordering::SeqCst) {
+            0 => ExitCode::SUCCESS,
+            signal => ExitCode::from(128 + signal as u8),
+        }
     }
 
     /// Lets the next signal end the process.

@@ -14,13 +14,14 @@ use serde_json::json;
 
 use super::data::DatasetArgs;
 use super::inference::{BATCH, counted};
+use super::launch::Group;
 use super::output::check_output;
 use super::preview::PreviewArgs;
 use super::values;
 use super::values::{choice, duration, micro_batches, non_negative, posterior_std, run, share};
 use super::{
-    DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, config_file, eprintln_lossy, eprintln_wrapped, exit_code,
-    fit_prior, is_quiet, message, print, signals,
+    DIVERGED, DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, be_quiet, config_file, eprintln_lossy,
+    eprintln_wrapped, exit_code, fit_prior, is_quiet, launch, message, print, print_error, signals,
 };
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -123,8 +124,8 @@ struct TrainingArgs {
     /// for [default: 128].
     #[arg(long, short, value_name = "N|auto", aliases = ["batch", "batch_size"])]
     batch_size: Option<BatchSize>,
-    /// Micro-batches per training step, whose gradients are added before the update: the step of a batch K times as large, in the memory of
-    /// one [default: 1].
+    /// Micro-batches per training step, in each of several processes, whose gradients are added before the update: the step of a batch K
+    /// times as large, in the memory of one [default: 1].
     #[arg(long, value_name = "K", value_parser = micro_batches(), hide_short_help = true)]
     accumulate: Option<usize>,
     /// Seed of the initial weights, image order, noise and augmentation [default: 0].
@@ -237,32 +238,71 @@ impl TrainArgs {
     }
 
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let result = self.train();
-        if let Err(error) = &result
-            && self.output.json
-        {
-            // The error itself is printed on stderr, too.
-            let _ = print(json!({"event": "error", "message": message(error), "exit_code": exit_code(error)}));
+        let group = launch::join()?;
+        let Some(mut group) = group else {
+            let result = self.train(None);
+            return result.inspect_err(|error| self.print_event(error));
+        };
+        if !group.is_first() {
+            be_quiet();
         }
-        result
+        let result = self.train(Some(&mut group));
+        let (first, ranks) = (group.is_first(), &mut group.ranks);
+        let result = match result {
+            Ok(code) => ranks.end(None).map(|()| code).map_err(anyhow::Error::from),
+            Err(error) => {
+                // A rank that does not answer changes nothing in the cause.
+                let _ = ranks.end(Some((&message(&error), exit_code(&error) == DIVERGED)));
+                Err(error)
+            }
+        };
+        Ok(result.unwrap_or_else(|error| {
+            // Rank 0 has heard of the error, unless it is silent.
+            if first || ranks.is_lost() {
+                self.print_event(&error);
+                print_error(&error);
+            }
+            ExitCode::from(exit_code(&error))
+        }))
     }
 
-    fn train(&self) -> anyhow::Result<ExitCode> {
+    /// Prints an error as an event. The error itself is printed on stderr, too.
+    fn print_event(&self, error: &anyhow::Error) {
+        if self.output.json {
+            let _ = print(json!({"event": "error", "message": message(error), "exit_code": exit_code(error)}));
+        }
+    }
+
+    /// Trains, as one process of a group if there is one.
+    fn train(&self, mut group: Option<&mut Group>) -> anyhow::Result<ExitCode> {
+        // The others train the same model, but only the first one shows and keeps it.
+        let first = group.as_ref().is_none_or(|group| group.is_first());
         if let Some(table) = &self.plan.plan.variants {
             check_exists(table)?;
         }
         if let Some(Origin::Path(weights)) = &self.run.init {
             check_exists(weights)?;
         }
-        let (mut settings, resumed) = self.settings()?;
+        let (mut settings, resumed) = self.settings(first)?;
+        if let Some(group) = &group {
+            self.check_group(group)?;
+            if resumed.is_none() {
+                settings.accumulate = settings.accumulate.saturating_mul(group.ranks.size());
+            }
+        }
         settings.check()?;
-        RunFolder::check(self.run.out.as_deref(), self.run.force)?;
+        if first {
+            RunFolder::check(self.run.out.as_deref(), self.run.force)?;
+        }
         let quiet = is_quiet() || self.output.json;
         let model = resumed.as_ref().map(|_| &settings.model);
         let args = self.dataset.of_run(&settings)?.with_limits_of(&settings);
         // What may be refused at once is looked at before a download.
-        let device = self.device.open_for_models(!quiet)?;
-        let profile = self.output.profile || self.output.trace.is_some();
+        let device = match &group {
+            Some(group) => self.device.of_process(group.local)?.open_for_models(!quiet)?,
+            None => self.device.open_for_models(!quiet)?,
+        };
+        let profile = first && (self.output.profile || self.output.trace.is_some());
         if profile && matches!(device, Device::Cpu) {
             anyhow::bail!(
                 "cannot profile: the CPU reference runs no kernels. Choose a GPU adapter with --device; `vae-wgpu devices` lists them"
@@ -274,18 +314,25 @@ impl TrainArgs {
         if let Some(plot) = &self.run.lr_find {
             check_output(plot, &["png"])?;
         }
+        // The first process downloads what is missing. The others find it there.
+        if let Some(group) = group.as_mut().filter(|_| !first) {
+            group.ranks.gather_patiently(&[])?;
+        }
         let Opened { dataset, images } = args.open(quiet, model)?;
+        if let Some(group) = group.as_mut().filter(|_| first) {
+            group.ranks.gather_patiently(&[])?;
+        }
         if resumed.is_none() {
             fit_to_images(&mut settings.model, &dataset, self.training.conditional)?;
         }
         let (init, init_file) = self.init(&settings)?.unzip();
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
-        let mut observer = observer(self.output.json, is_quiet(), self.output.preview.get());
+        let mut observer = observer(self.output.json && first, is_quiet(), self.output.preview.get());
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
         let requests = signals::set_on_request(&stop, quiet)?;
-        let timed_out = self.run.max_time.map(|time| signals::set_after(time, &stop)).transpose()?;
+        let timed_out = self.run.max_time.filter(|_| first).map(|time| signals::set_after(time, &stop)).transpose()?;
         let context =
             TrainContext { dataset: &dataset, device: &device, plan: &plan, observer: observer.as_mut(), stop: &stop };
         // Before kernels are compiled for it, which may take a while.
@@ -296,6 +343,9 @@ impl TrainArgs {
         };
         if resumed.is_none() && matches!(self.training.batch_size, Some(BatchSize::Auto)) {
             settings.batch_size = largest_batch(&settings, MOST_IMAGES, &context)?;
+            if let Some(group) = &mut group {
+                settings.batch_size = group.ranks.least(settings.batch_size)?;
+            }
         }
         if let Some(plot) = &self.run.lr_find {
             show_device();
@@ -309,18 +359,34 @@ impl TrainArgs {
         if self.run.dry_run {
             show_device();
             let mut nowhere = InMemoryRun::default();
-            Trainer::new(settings, &mut nowhere, init.as_ref(), context)?.announce()?;
+            let ranks = group.map(|group| &mut group.ranks);
+            Trainer::new_among(ranks, settings, &mut nowhere, init.as_ref(), context)?.announce()?;
             if !quiet {
                 eprintln_lossy("dry run: ready to train; no files were written");
             }
             return Ok(ExitCode::SUCCESS);
+        }
+        let ranks = group.map(|group| &mut group.ranks);
+        if !first {
+            let mut nowhere = InMemoryRun::default();
+            let mut trainer = match resumed {
+                Some(resumed) => {
+                    nowhere.checkpoint = Some(resumed.load_checkpoint()?);
+                    Trainer::resume_among(ranks, settings, &mut nowhere, context)?
+                }
+                None => Trainer::new_among(ranks, settings, &mut nowhere, init.as_ref(), context)?,
+            };
+            return Ok(match trainer.run()? {
+                Outcome::Interrupted => requests.exit_code(),
+                Outcome::Finished => ExitCode::SUCCESS,
+            });
         }
         let mut store;
         let mut trainer = match resumed {
             Some(resumed) => {
                 store = resumed.keep_every(self.run.save_every);
                 show_device();
-                Trainer::resume(settings, &mut store, context)?
+                Trainer::resume_among(ranks, settings, &mut store, context)?
             }
             None => {
                 let folder = RunFolder::create(self.run.out.as_deref(), self.run.force)?;
@@ -330,7 +396,7 @@ impl TrainArgs {
                     .keep_every(self.run.save_every)
                     .with_tensorboard(self.output.tensorboard);
                 show_device();
-                let trainer = Trainer::new(settings, &mut store, init.as_ref(), context)?;
+                let trainer = Trainer::new_among(ranks, settings, &mut store, init.as_ref(), context)?;
                 // Of own images, so that the user can check the crop.
                 if images.is_some() {
                     save_preview(&preview, &name, &dataset)?;
@@ -358,10 +424,26 @@ impl TrainArgs {
         }
     }
 
-    /// Returns the settings, and the folder of the run to resume.
-    pub(super) fn settings(&self) -> anyhow::Result<(Settings, Option<FolderStore>)> {
+    /// Rejects what several processes cannot do.
+    fn check_group(&self, group: &Group) -> anyhow::Result<()> {
+        let each = self.training.accumulate.unwrap_or(1);
+        if !each.is_power_of_two() {
+            let what = format!("number of micro-batches of each of {} processes (--accumulate)", group.ranks.size());
+            return Err(Error::argument(what, "a power of two", each).into());
+        }
+        if self.run.lr_find.is_some() {
+            anyhow::bail!(
+                "cannot try learning rates in several processes: start one, with --accumulate for its share and theirs"
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns the settings, and the folder of the run to resume, opened for writing if `writes` is set.
+    pub(super) fn settings(&self, writes: bool) -> anyhow::Result<(Settings, Option<FolderStore>)> {
         if let Some(run) = &self.run.resume {
-            let store = FolderStore::new(RunFolder::resume(run)?).with_tensorboard(self.output.tensorboard);
+            let folder = if writes { RunFolder::resume(run)? } else { RunFolder::view(run)? };
+            let store = FolderStore::new(folder).with_tensorboard(self.output.tensorboard);
             let (mut settings, progress) = store.saved()?;
             settings.epochs = self.training.epochs.unwrap_or(settings.epochs);
             progress.check_epochs(settings.epochs)?;

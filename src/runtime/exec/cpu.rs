@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::runtime::exec::{
-    Data, Executor, InputId, OutputId, ProgramId, Report, check_same_tensors, check_tensors, not_the_last_run,
-    unknown_program, unused_arena,
+    Data, Executor, InputId, OutputId, ProgramId, Report, check_length, check_same_tensors, check_tensors,
+    not_the_last_run, unknown_program, unused_arena,
 };
 use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
 use crate::runtime::op::Op;
@@ -157,6 +157,16 @@ impl<T: Precision> CpuExecutor<T> {
             }
             Storage::Input | Storage::Local => self.programs[program.0].values[id.0] = data,
         }
+    }
+
+    /// Replaces the tensors of an arena. Running statistics are those of the last applied step, too.
+    fn put_arena(&mut self, arena: Arena, tensors: &[Vec<f32>]) {
+        let elements = |v: &Vec<f32>| v.iter().map(|&x| T::from_f64(f64::from(x))).collect();
+        let values: Vec<Vec<T>> = tensors.iter().map(elements).collect();
+        if let (Arena::States, Some(saved)) = (arena, self.arenas.get_mut(&Arena::SavedStates)) {
+            saved.clone_from(&values);
+        }
+        self.arenas.insert(arena, values);
     }
 
     fn run_node(&mut self, program: ProgramId, graph: &Graph, index: usize, node: &Node) -> Result<()> {
@@ -310,12 +320,7 @@ impl<T: Precision> Executor for CpuExecutor<T> {
             return Ok(());
         }
         self.arena(arena)?;
-        let elements = |v: &Vec<f32>| v.iter().map(|&x| T::from_f64(f64::from(x))).collect();
-        let uploaded: Vec<Vec<T>> = tensors.iter().map(elements).collect();
-        if let (Arena::States, Some(saved)) = (arena, self.arenas.get_mut(&Arena::SavedStates)) {
-            saved.clone_from(&uploaded);
-        }
-        self.arenas.insert(arena, uploaded);
+        self.put_arena(arena, tensors);
         Ok(())
     }
 
@@ -326,5 +331,18 @@ impl<T: Precision> Executor for CpuExecutor<T> {
         }
         let elements = |v: &Vec<T>| v.iter().map(|x| x.to_f64() as f32).collect();
         Ok(self.arena(arena)?.iter().map(elements).collect())
+    }
+
+    fn download_flat(&mut self, arena: Arena) -> Result<Vec<f32>> {
+        Ok(self.arena(arena)?.iter().flatten().map(|x| x.to_f64() as f32).collect())
+    }
+
+    fn upload_flat(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        let lengths: Vec<usize> = self.arena(arena)?.iter().map(Vec::len).collect();
+        check_length(arena, lengths.iter().sum(), values.len())?;
+        let mut rest = values.iter().copied();
+        let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| rest.by_ref().take(len).collect()).collect();
+        self.put_arena(arena, &tensors);
+        Ok(())
     }
 }

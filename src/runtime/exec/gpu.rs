@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::runtime::exec::{
-    Data, Executor, InputId, OutputId, ProgramId, Report, check_same_tensors, check_tensors, not_the_last_run,
-    unknown_program, unused_arena,
+    Data, Executor, InputId, OutputId, ProgramId, Report, check_length, check_same_tensors, check_tensors,
+    not_the_last_run, unknown_program, unused_arena,
 };
 use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer, free};
 use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
@@ -252,6 +252,16 @@ impl GpuExecutor {
         let buffer = self.buffers.arenas.get(&arena).ok_or_else(|| unused_arena(arena))?;
         Ok((first.graph.tensors(arena), buffer))
     }
+
+    /// Writes a whole arena. Running statistics are those of the last applied step, too.
+    fn write_arena(&self, arena: Arena, bytes: &[u8]) -> Result<()> {
+        let (_, buffer) = self.arena(arena)?;
+        self.gpu.write(buffer, 0, bytes)?;
+        match self.buffers.arenas.get(&Arena::SavedStates) {
+            Some(saved) if arena == Arena::States => self.gpu.write(saved, 0, bytes),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Shared {
@@ -415,15 +425,22 @@ impl Executor for GpuExecutor {
             let range = bytes.get_mut(at..at + packed.len()).ok_or_else(|| outside(tensor))?;
             range.copy_from_slice(&packed);
         }
-        self.gpu.write(buffer, 0, &bytes)?;
-        match self.buffers.arenas.get(&Arena::SavedStates) {
-            Some(saved) if arena == Arena::States => self.gpu.write(saved, 0, &bytes),
-            _ => Ok(()),
-        }
+        self.write_arena(arena, &bytes)
     }
 
     fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>> {
         block_on(self.download_async(arena))
+    }
+
+    fn download_flat(&mut self, arena: Arena) -> Result<Vec<f32>> {
+        let (_, buffer) = self.arena(arena)?;
+        Ok(bytemuck::pod_collect_to_vec(&self.gpu.read(buffer, 0, buffer.size())?))
+    }
+
+    fn upload_flat(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
+        let (_, buffer) = self.arena(arena)?;
+        check_length(arena, (buffer.size() / 4) as usize, values.len())?;
+        self.write_arena(arena, bytemuck::cast_slice(values))
     }
 
     fn time_next(&mut self) -> Result<bool> {

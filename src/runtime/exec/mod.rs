@@ -131,6 +131,19 @@ pub trait Executor: fmt::Debug {
     /// [`Error::Graph`] if no program uses the arena.
     fn download(&mut self, arena: Arena) -> Result<Vec<Vec<f32>>>;
 
+    /// Returns the values of an arena as one slice, in the order of the device and with its padding, which costs less than
+    /// [`Executor::download`]. Waits for the last run.
+    ///
+    /// # Errors
+    /// As [`Executor::download`].
+    fn download_flat(&mut self, arena: Arena) -> Result<Vec<f32>>;
+
+    /// Replaces the values of an arena by those of [`Executor::download_flat`] in an executor of the same kind.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for another length, and as [`Executor::upload`].
+    fn upload_flat(&mut self, arena: Arena, values: &[f32]) -> Result<()>;
+
     /// Measures the time of every dispatch of the next run. Returns `false` if the device cannot.
     ///
     /// # Errors
@@ -159,6 +172,15 @@ fn unused_arena(arena: Arena) -> Error {
 fn not_the_last_run(graph: &Graph, output: OutputId) -> Error {
     let name = &graph.value(output.value).name;
     Error::Graph(format!("cannot read `{name}`: the last run was of another program"))
+}
+
+/// Rejects values for an arena that differ from its own in number.
+fn check_length(arena: Arena, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        Ok(())
+    } else {
+        Err(Error::argument(format!("number of values of {arena}"), expected, found))
+    }
 }
 
 /// Rejects graphs that cannot share arenas: they must have the same tensors in the same order.

@@ -127,7 +127,7 @@ impl AdapterInfo {
     }
 
     /// Ranks better kinds higher; among equals, lower numbers.
-    fn rank(&self) -> (u8, Reverse<usize>) {
+    pub(crate) fn rank(&self) -> (u8, Reverse<usize>) {
         let kind = match self.device_type {
             "discrete" => 4,
             "integrated" => 3,

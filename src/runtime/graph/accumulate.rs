@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Storage, Tensor, ValueId, by_name};
-use crate::runtime::op::{Accumulate, AdamConfig, Init, MicroBatch, Scale};
+use crate::runtime::op::{Accumulate, AdamConfig, BatchNorm, Elbo, Init, MicroBatch, Op, ReplayStates, Scale};
 use crate::runtime::tensor::Spec;
 
 impl Graph {
@@ -56,6 +56,61 @@ impl Graph {
         Ok(self)
     }
 
+    /// Makes the running statistics of a graph in training those of its batch alone, and returns the share that the batch had in them,
+    /// if there are any. [`Graph::fused`] and gradients come afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if the shares of two nodes differ.
+    pub fn with_batch_statistics(mut self) -> Result<(Self, Option<f64>)> {
+        let mut found = None;
+        for node in &mut self.nodes {
+            let norm = node.op.downcast_ref::<BatchNorm>();
+            let elbo = node.op.downcast_ref::<Elbo>();
+            let momentum = norm.map(|norm| norm.config().momentum).or_else(|| elbo?.momentum());
+            let Some(momentum) = momentum else { continue };
+            if *found.get_or_insert(momentum) != momentum {
+                return Err(Error::Graph(format!("`{}` has another momentum than the nodes before it", node.name)));
+            }
+            let norm = norm.map(|norm| Arc::new(norm.with_momentum(1.0)) as Arc<dyn Op>);
+            let elbo = elbo.map(|elbo| Arc::new(elbo.with_momentum(1.0)) as Arc<dyn Op>);
+            node.op = norm.or(elbo).unwrap_or_else(|| Arc::clone(&node.op));
+        }
+        Ok((self, found))
+    }
+
+    /// Appends to a graph without nodes that touch them: the running statistics after a step of up to `most` micro-batches, from those
+    /// before it ([`Arena::SavedStates`]) and the statistics of each batch. [`Graph::update_of_shares`] adds the update.
+    fn with_replayed_states(mut self, most: usize, momentum: f64) -> Result<Self> {
+        let len = (self.arena_bytes(Arena::States) / 4) as usize;
+        let input = |graph: &mut Self, name: &str, len| {
+            let value = graph.add_value(name.into(), Spec::flat(len), Storage::Input);
+            graph.inputs.insert(name.into(), value);
+            value
+        };
+        let (statistics, count) = (input(&mut self, "statistics", most * len), input(&mut self, "count", 1));
+        let (accepted, states) = (self.whole(Arena::SavedStates), self.whole(Arena::States));
+        let operands =
+            by_name([("statistics", statistics), ("count", count), ("accepted", accepted), ("states", states)]);
+        self.push_forward("replay_states", Arc::new(ReplayStates::new(len, most, momentum)?), operands)?;
+        Ok(self)
+    }
+
+    /// Like [`Graph::update_after_accumulation`], in a process that shares a step of up to `most` micro-batches with others: the running
+    /// statistics move by the statistics of each batch in order, with a share of `momentum` each.
+    ///
+    /// The graph gets the inputs `statistics`, those of each batch in the layout of [`Arena::States`], and `count`, their number, if there
+    /// are running statistics.
+    ///
+    /// # Errors
+    /// As [`Graph::update_after_accumulation`].
+    pub fn update_of_shares(self, config: AdamConfig, most: usize, momentum: Option<f64>) -> Result<Self> {
+        let (graph, losses) = self.empty_with_terms();
+        match momentum {
+            Some(momentum) => graph.with_replayed_states(most, momentum)?.with_adam(config, losses),
+            None => graph.with_adam(config, losses),
+        }
+    }
+
     /// Returns the graph that makes the update of a step of several micro-batches: [`Graph::with_adam`] alone, for the sums of
     /// [`Graph::with_accumulation`] in a graph with the parameters of this one.
     ///
@@ -64,12 +119,18 @@ impl Graph {
     /// # Errors
     /// As [`Graph::with_adam`].
     pub fn update_after_accumulation(self, config: AdamConfig) -> Result<Self> {
+        let (graph, losses) = self.empty_with_terms();
+        graph.with_adam(config, losses)
+    }
+
+    /// A graph without nodes that has the parameters and running statistics of this one, and the loss terms of a step as output.
+    fn empty_with_terms(self) -> (Self, ValueId) {
         let spec = Spec::flat(4);
         let (params, states, terms) = (self.params, self.states, vec![terms_tensor(spec)]);
         let mut graph = Self { params, states, terms, ..Self::default() };
         let losses = graph.add_value(Arena::Terms.to_string(), spec, Storage::Tensor(Arena::Terms, 0));
         graph.outputs = BTreeMap::from([("terms".to_owned(), losses)]);
-        graph.with_adam(config, losses)
+        (graph, losses)
     }
 }
 

@@ -27,7 +27,8 @@ pub use self::case::{Case, Distribution, OpInfo};
 pub use self::conv::Conv;
 pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};
 pub use self::optim::{
-    Accumulate, Adam, AdamConfig, Carry, GradNorm, MAX_MICRO_BATCHES, MicroBatch, RestoreStates, Scale, StepScalars,
+    Accumulate, Adam, AdamConfig, Carry, GradNorm, MAX_MICRO_BATCHES, MicroBatch, ReplayStates, RestoreStates, Scale,
+    StepScalars,
 };
 pub use self::pass::{Cost, Pass, Passes};
 pub use self::registry::OPS;

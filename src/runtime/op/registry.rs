@@ -22,6 +22,7 @@ pub static OPS: &[OpInfo] = &[
     info(optim::grad_norm::NAME, || optim::grad_norm::KERNELS.to_vec(), optim::cases::grad_norm),
     info(optim::adam::NAME, || optim::adam::KERNELS.to_vec(), optim::cases::adam),
     info(optim::restore_states::NAME, || optim::restore_states::KERNELS.to_vec(), optim::cases::restore_states),
+    info(optim::replay_states::NAME, || optim::replay_states::KERNELS.to_vec(), optim::cases::replay_states),
     info(optim::scale::NAME, || optim::scale::KERNELS.to_vec(), optim::cases::scale),
     info(optim::accumulate::NAME, || optim::accumulate::KERNELS.to_vec(), optim::cases::accumulate),
 ];

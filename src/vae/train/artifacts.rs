@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use web_time::Instant;
 
-use super::{Trainer, keep_first, noise};
+use super::shared_step::Share;
+use super::{Trainer, keep_first, noise, of_ranks};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::vae::checkpoint::{Checkpoint, Progress};
@@ -57,7 +58,7 @@ impl Trainer<'_> {
         }
         // The best weights are gone too.
         self.best = None;
-        let device = self.runner.describe();
+        let device = of_ranks(&self.runner.describe(), Share::of(self.ranks.as_deref()));
         self.store.save_about(&About { device: &device, kernels: self.runner.variants(), settings: &self.settings })?;
         let message = format!("run folder {} was missing and has been recreated", self.store.path().display());
         self.warn(&message)

@@ -27,6 +27,9 @@ pub enum Event<'a> {
         /// What to try where the results are poor.
         #[serde(skip_serializing_if = "<[String]>::is_empty")]
         advice: &'a [String],
+        /// Seconds of communication between ranks since the run was started or resumed; on one there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        communication_s: Option<f64>,
     },
     /// A problem that does not end the run.
     Warning {
@@ -47,6 +50,9 @@ pub enum Event<'a> {
         best: Option<f64>,
         /// Its epoch, whose weights are the model of the run.
         best_epoch: Option<u64>,
+        /// Seconds of communication between ranks, of these; on one there is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        communication_s: Option<f64>,
         /// Path of the run.
         #[serde(serialize_with = "lossy")]
         run: &'a Path,
@@ -59,6 +65,10 @@ pub enum Event<'a> {
         #[serde(serialize_with = "lossy")]
         run: &'a Path,
     },
+}
+
+fn is_single(ranks: &usize) -> bool {
+    *ranks == 1
 }
 
 /// Serializes a path as text; bytes that are not UTF-8 become U+FFFD.
@@ -84,6 +94,9 @@ pub struct Start<'a> {
     pub batch_size: usize,
     /// Number of these in a step.
     pub accumulate: usize,
+    /// Number of ranks that share them.
+    #[serde(skip_serializing_if = "is_single")]
+    pub ranks: usize,
     /// Total number of epochs.
     pub epochs: u64,
     /// Total number of steps.

@@ -2,11 +2,13 @@
 //!
 //! A batch depends on the settings and its step alone, not on the thread or the time.
 
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, Scope};
 
 use web_time::Instant;
 
+use super::shared_step::Share;
 use super::{Settings, noise};
 use crate::error::{Error, Result};
 use crate::vae::data;
@@ -15,16 +17,18 @@ use crate::vae::data::{Augment, Images};
 /// Number of prepared batches that wait. More than one evens out variations in the time of preparing and stepping.
 const DEPTH: usize = 2;
 
-/// Images and noise of a training step, of all its micro-batches.
+/// Images and noise of a training step, of all micro-batches of a rank.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Number of images.
-    pub(super) len: usize,
-    /// Augmented images, `[len, c, h, w]`.
+    /// Number of images of the step, on all ranks.
+    pub(super) of: usize,
+    /// Which of them are here.
+    pub(super) images: Range<usize>,
+    /// Augmented images, `[images, c, h, w]`.
     pub(super) pixels: Vec<u8>,
     /// Class of each image.
     pub(super) labels: Vec<u8>,
-    /// Noise, `[len, latent]`.
+    /// Noise, `[images, latent]`.
     pub(super) eps: Vec<f32>,
     /// Start and end of the preparation.
     pub(super) prepared: [Instant; 2],
@@ -47,19 +51,20 @@ pub(super) fn start<'scope>(
     scope: &'scope Scope<'scope, '_>,
     settings: &'scope Settings,
     images: &'scope dyn Images,
+    share: Share,
     epoch: Epoch,
 ) -> Result<Receiver<Result<Batch>>> {
     let (sender, receiver) = sync_channel(DEPTH);
-    let prepare = move || prepare(settings, images, epoch, &sender);
+    let prepare = move || prepare(settings, images, share, epoch, &sender);
     let started = Builder::new().spawn_scoped(scope, prepare);
     started.map_err(|e| Error::device("starting the thread that prepares batches", e))?;
     Ok(receiver)
 }
 
-fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &SyncSender<Result<Batch>>) {
+fn prepare(settings: &Settings, images: &dyn Images, share: Share, epoch: Epoch, sender: &SyncSender<Result<Batch>>) {
     let order = data::epoch_order(settings.seed, epoch.number, images.len());
     for (step, indices) in (epoch.first_step..).zip(order.chunks(settings.images_per_step())).skip(epoch.done) {
-        let batch = batch(settings, images, epoch.number, step, indices);
+        let batch = batch(settings, images, share, (epoch.number, step), indices);
         let failed = batch.is_err();
         // Sending fails if the trainer has left the epoch.
         if sender.send(batch).is_err() || failed {
@@ -68,16 +73,26 @@ fn prepare(settings: &Settings, images: &dyn Images, epoch: Epoch, sender: &Sync
     }
 }
 
-/// Prepares the batch of a step.
-pub(super) fn batch(settings: &Settings, images: &dyn Images, epoch: u64, step: u64, indices: &[u32]) -> Result<Batch> {
+/// Prepares a share of the batch of a step. `indices` are those of all its images.
+pub(super) fn batch(
+    settings: &Settings,
+    images: &dyn Images,
+    share: Share,
+    (epoch, step): (u64, u64),
+    indices: &[u32],
+) -> Result<Batch> {
     let begun = Instant::now();
+    let of = indices.len();
+    let range = share.images(settings, of);
+    let indices = &indices[range.clone()];
     let mut pixels = Vec::new();
     data::batch(images, indices, &mut pixels)?;
     let augment = Augment { flip: settings.flip, crop: settings.crop };
     augment.apply(settings.seed, epoch, indices, images.size(), &mut pixels)?;
-    let eps = noise(settings, step, indices.len());
+    // That of the images before them comes first.
+    let eps = noise(settings, step, range.end).split_off(range.start * settings.model.latent_dim);
     let labels = data::labels(images, indices);
-    Ok(Batch { len: indices.len(), pixels, labels, eps, prepared: [begun, Instant::now()] })
+    Ok(Batch { of, images: range, pixels, labels, eps, prepared: [begun, Instant::now()] })
 }
 
 #[cfg(test)]
@@ -94,7 +109,7 @@ mod tests {
         let images = shapes::dataset().unwrap().limited(Some(30), Some(1)).unwrap().train;
         std::thread::scope(|scope| {
             let epoch = Epoch { number: 2, first_step: 5, done };
-            let batches = start(scope, &settings, images.as_ref(), epoch).unwrap();
+            let batches = start(scope, &settings, images.as_ref(), Share::WHOLE, epoch).unwrap();
             // Batches that are not received must not block the thread.
             batches.iter().take(most).collect::<Result<_>>().unwrap()
         })
@@ -103,7 +118,7 @@ mod tests {
     #[test]
     fn batches_are_in_order_from_any_step() {
         let all = received(0, 99);
-        assert_eq!(all.iter().map(|b| b.len).collect::<Vec<_>>(), [7, 7, 7, 7, 2]);
+        assert_eq!(all.iter().map(|b| b.of).collect::<Vec<_>>(), [7, 7, 7, 7, 2]);
         for (done, most) in [(0, 1), (2, 99), (4, 99), (5, 99), (0, 0)] {
             let some = received(done, most);
             assert_eq!(some.len(), most.min(5 - done));
@@ -140,7 +155,11 @@ mod tests {
         let (settings, images) = (settings(), Odd(shapes::dataset().unwrap().test));
         let received = std::thread::scope(|scope| {
             let epoch = Epoch { number: 1, first_step: 0, done: 0 };
-            start(scope, &settings, &images, epoch).unwrap().iter().map(|batch| batch.is_ok()).collect::<Vec<_>>()
+            start(scope, &settings, &images, Share::WHOLE, epoch)
+                .unwrap()
+                .iter()
+                .map(|batch| batch.is_ok())
+                .collect::<Vec<_>>()
         });
         assert_eq!(received, [false]);
     }

@@ -14,6 +14,7 @@ use web_time::Instant;
 use self::loader::Batch;
 use self::profiling::ProfileRequest;
 use self::rows::{EpochRow, StepRow};
+use self::shared_step::Share;
 use self::store::{About, RunState, RunStore};
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, initial};
@@ -24,6 +25,7 @@ use crate::vae::data::{Dataset, Images, Subset};
 use crate::vae::eval::{advice, bits_per_dim};
 use crate::vae::inference::check_size;
 use crate::vae::model::{Mode, Norm, POSTERIOR_BIAS, VaeConfig};
+use crate::vae::ranks::Ranks;
 use crate::vae::runner::{self, Device, Hyperparams, Runner, StepReport, batch_sizes};
 use crate::vae::train::events::{Event, Observer, Start};
 use crate::vae::weights::Weights;
@@ -39,6 +41,7 @@ mod resume;
 pub mod rows;
 pub mod session;
 mod settings;
+mod shared_step;
 pub mod store;
 mod validation;
 
@@ -90,6 +93,10 @@ pub struct Trainer<'a> {
     store: &'a mut dyn RunStore,
     observer: &'a mut dyn Observer,
     stop: &'a AtomicBool,
+    /// The ranks that share each step; `None` is a single one.
+    ranks: Option<&'a mut Ranks>,
+    /// Time of their communication before the run.
+    communicating_before: Duration,
     /// All rows of the run so far, for averages and plots.
     steps: Vec<StepRow>,
     epoch_rows: Vec<EpochRow>,
@@ -173,18 +180,45 @@ impl<'a> Trainer<'a> {
     /// [`Error::InvalidArgument`] for invalid settings or images of another size, [`Error::DoesNotFit`] with the largest batch that
     /// fits, and errors of the device and the store.
     pub fn new(
+        settings: Settings,
+        store: &'a mut dyn RunStore,
+        init: Option<&Weights>,
+        context: TrainContext<'a>,
+    ) -> Result<Self> {
+        Self::new_among(None, settings, store, init, context)
+    }
+
+    /// Like [`Trainer::new`], on several ranks, each of which has its own trainer, data set, device and store. Every rank has the results
+    /// of the run; the others than rank 0 can discard them ([`InMemoryRun`](memory_store::InMemoryRun)). The
+    /// [micro-batches of a step](Settings::accumulate) are shared out in blocks, and the results are those of a single rank.
+    ///
+    /// A run that fails on one rank ends on all, and a rank that stops stops all. [`Ranks::end`] ends the group after a run.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; [`Error::InvalidArgument`] if the number of micro-batches is not the number of ranks times a power of two,
+    /// [`Error::Rank`] if settings, data, device or weights of the ranks differ, or if another rank fails.
+    pub fn new_among(
+        ranks: Option<&'a mut Ranks>,
         mut settings: Settings,
         store: &'a mut dyn RunStore,
         init: Option<&Weights>,
         context: TrainContext<'a>,
     ) -> Result<Self> {
         settings.check()?;
+        let mut ranks = ranks.filter(|ranks| ranks.size() > 1);
+        let share = Share::of(ranks.as_deref());
+        share.check(&settings)?;
         let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
-        let mut runner = runner(&mut settings, &parts, &context)?;
+        let mut runner = runner(&mut settings, share, &parts, &context)?;
         initialize(&mut runner, &settings, init)?;
         let fingerprint = context.dataset.fingerprint()?;
-        store.begin(&About { device: &runner.describe(), kernels: runner.variants(), settings: &settings })?;
+        if let Some(ranks) = &mut ranks {
+            check_same(ranks, &settings, &fingerprint, &mut runner)?;
+        }
+        let device = of_ranks(&runner.describe(), share);
+        store.begin(&About { device: &device, kernels: runner.variants(), settings: &settings })?;
         let mut trainer = Self::assemble(settings, parts, fingerprint, runner, store, context);
+        trainer.ranks = ranks;
         trainer.images(0)?;
         trainer.save_checkpoint()?;
         Ok(trainer)
@@ -208,6 +242,8 @@ impl<'a> Trainer<'a> {
             store,
             observer: context.observer,
             stop: context.stop,
+            ranks: None,
+            communicating_before: Duration::ZERO,
             steps: Vec::new(),
             epoch_rows: Vec::new(),
             best: None,
@@ -252,6 +288,7 @@ impl<'a> Trainer<'a> {
                 images: self.parts.train.len(),
                 batch_size: self.settings.batch_size,
                 accumulate: self.settings.accumulate,
+                ranks: self.ranks.as_ref().map_or(1, |ranks| ranks.size()),
                 epochs: self.settings.epochs,
                 steps,
                 first_step: self.runner.step() + 1,
@@ -269,6 +306,7 @@ impl<'a> Trainer<'a> {
     /// the store, [`Error::File`] if the last checkpoint cannot be saved, and errors of the device and the observer.
     pub fn run(&mut self) -> Result<Outcome> {
         self.started = Instant::now();
+        self.communicating_before = self.communicating();
         let steps = self.steps_per_epoch() * self.settings.epochs;
         self.announce()?;
         self.show_originals()?;
@@ -304,6 +342,7 @@ impl<'a> Trainer<'a> {
             seconds: self.started.elapsed().as_secs_f64(),
             best: self.best,
             best_epoch: self.best_epoch(),
+            communication_s: self.communication_s(),
             run: self.store.path(),
         };
         notify(self.observer, &mut self.observer_error, &event)?;
@@ -313,7 +352,12 @@ impl<'a> Trainer<'a> {
     /// Trains and validates the epochs that are left.
     fn epochs(&mut self, steps: u64) -> Result<Outcome> {
         for epoch in self.finished + 1..=self.settings.epochs {
-            if self.stops_early(epoch - 1) {
+            // The best epoch is the last one whose weights could be written.
+            let mut stops = self.stops_early(epoch - 1);
+            if let Some(ranks) = &mut self.ranks {
+                stops = ranks.first(stops)?;
+            }
+            if stops {
                 self.warn(&format!(
                     "the run ends early: the validation loss has not fallen for {} epochs",
                     self.settings.early_stop
@@ -342,6 +386,21 @@ impl<'a> Trainer<'a> {
         self.best_epoch().is_some_and(|best| self.settings.stops_early(epoch, best))
     }
 
+    /// Whether the run is to stop, on any rank.
+    fn is_stopped(&mut self) -> Result<bool> {
+        let stop = self.stop.load(Ordering::Relaxed);
+        self.ranks.as_mut().map_or(Ok(stop), |ranks| ranks.any(stop))
+    }
+
+    /// Seconds of communication between ranks in this part of the run.
+    fn communication_s(&self) -> Option<f64> {
+        self.ranks.as_ref().map(|_| (self.communicating() - self.communicating_before).as_secs_f64())
+    }
+
+    fn communicating(&self) -> Duration {
+        self.ranks.as_ref().map_or(Duration::ZERO, |ranks| ranks.communicating())
+    }
+
     /// Returns the observer's error, if any, now that everything is saved.
     fn end(&mut self, outcome: Outcome) -> Result<Outcome> {
         self.observer_error.take().map_or(Ok(outcome), Err)
@@ -361,9 +420,10 @@ impl<'a> Trainer<'a> {
         let begun = self.runner.step();
         let part = loader::Epoch { number: epoch, first_step, done: (begun - first_step) as usize };
         let (settings, images) = (self.settings.clone(), Arc::clone(&self.parts));
+        let share = Share::of(self.ranks.as_deref());
         std::thread::scope(|scope| {
-            for batch in loader::start(scope, &settings, &images.train, part)? {
-                if self.stop.load(Ordering::Relaxed) {
+            for batch in loader::start(scope, &settings, &images.train, share, part)? {
+                if self.is_stopped()? {
                     self.collect(true)?;
                     self.save_checkpoint()?;
                     return Ok(Outcome::Interrupted);
@@ -389,9 +449,12 @@ impl<'a> Trainer<'a> {
         let step = self.runner.step();
         let profile = self.start_profile(step)?;
         let begun = Instant::now();
-        self.in_flight.push((step, batch.len, begun));
+        self.in_flight.push((step, batch.of, begun));
         let hyper = self.settings.hyperparams(step, steps);
-        start_step(&mut self.runner, &self.settings, batch, &hyper)?;
+        match &mut self.ranks {
+            Some(ranks) => shared_step::start(ranks, &mut self.runner, &self.settings, batch, &hyper)?,
+            None => start_step(&mut self.runner, &self.settings, batch, &hyper)?,
+        }
         let submitted = Instant::now();
         if profile.is_none() && self.in_flight.len() >= IN_FLIGHT {
             // The device runs the next step meanwhile.
@@ -520,7 +583,8 @@ impl<'a> Trainer<'a> {
             self.warn_on_io_error(checkpoint)?;
         }
         let advice = advice(&val.kl_dims, self.settings.model.likelihood, val.mse, None);
-        self.notify(&Event::Epoch { row: &row, advice: &advice })?;
+        let communication_s = self.communication_s();
+        self.notify(&Event::Epoch { row: &row, advice: &advice, communication_s })?;
         Ok(Outcome::Finished)
     }
 }
@@ -542,13 +606,18 @@ fn keep_first(observer_error: &mut Option<Error>, result: Result<()>) -> Result<
 }
 
 /// Creates the model on its device with a program for every batch size of the run.
-fn runner(settings: &mut Settings, parts: &Parts<&dyn Images>, context: &TrainContext<'_>) -> Result<Runner> {
+fn runner(
+    settings: &mut Settings,
+    share: Share,
+    parts: &Parts<&dyn Images>,
+    context: &TrainContext<'_>,
+) -> Result<Runner> {
     let plan = plan_of(settings, context.plan);
     let model = &settings.model;
     for images in [&context.dataset.train, &context.dataset.test] {
         check_images(model, images.as_ref())?;
     }
-    let mut programs = programs(settings, parts);
+    let mut programs = programs(settings, share, parts);
     programs.push((artifacts::shown_images(context.dataset.test.as_ref()).len(), Mode::Evaluate));
     programs.push((artifacts::sample_labels(model.classes).len(), Mode::Decode));
     Runner::new(*model, &programs, context.device, &plan)
@@ -560,6 +629,35 @@ fn plan_of(settings: &mut Settings, plan: &plan::Options) -> plan::Options {
         settings.variants.clone_from(&plan.variants);
     }
     plan::Options { variants: settings.variants.clone(), ..plan.clone() }
+}
+
+/// Checks that all ranks train the same model on the same data and devices, from the same weights.
+fn check_same(ranks: &mut Ranks, settings: &Settings, fingerprint: &str, runner: &mut Runner) -> Result<()> {
+    let mut hash = crc32fast::Hasher::new();
+    for arena in [Arena::Params, Arena::States, Arena::OptimizerState(0), Arena::OptimizerState(1)] {
+        runner.download(arena)?.iter().for_each(|tensor| hash.update(bytemuck::cast_slice(tensor)));
+    }
+    let mut values = vec![
+        ("version of vae-wgpu", crate::VERSION.to_owned()),
+        ("data set", fingerprint.to_owned()),
+        ("device", runner.describe()),
+        ("first step", (runner.step() + 1).to_string()),
+    ];
+    // One by one, so that the message is short. The same data may be in different places.
+    let fields = serde_json::to_value(settings).map_err(Error::bug)?;
+    let fields = fields.as_object().into_iter().flatten().filter(|(name, _)| *name != "data");
+    let fields: Vec<_> = fields.map(|(name, value)| (format!("setting `{name}`"), value)).collect();
+    values.extend(fields.iter().map(|(name, value)| (name.as_str(), value.to_string())));
+    values.push(("initial weights", format!("checksum {:08x}", hash.finalize())));
+    ranks.check_same(&values)
+}
+
+/// Separates the number of ranks from the device of each.
+const RANKS_ON: &str = " ranks on ";
+
+/// Describes the devices of all ranks.
+fn of_ranks(device: &str, share: Share) -> String {
+    if share.is_whole() { device.to_owned() } else { format!("{}{RANKS_ON}{device}", share.ranks()) }
 }
 
 /// Starts a step on the images of a batch.
@@ -584,14 +682,17 @@ fn check_images(model: &VaeConfig, images: &dyn Images) -> Result<()> {
 /// Returns the programs that train and validate.
 fn programs<I: Deref<Target: Images> + Send + Sync + fmt::Debug>(
     settings: &Settings,
+    share: Share,
     parts: &Parts<I>,
 ) -> Vec<(usize, Mode)> {
-    let train = match settings.accumulate {
-        1 => Mode::Train,
-        most => Mode::Accumulate(most),
+    let (train, update) = match settings.accumulate {
+        most if !share.is_whole() => {
+            (Mode::AccumulateShare(share.micro_batches(settings)), Some((1, Mode::UpdateShares(most))))
+        }
+        1 => (Mode::Train, None),
+        most => (Mode::Accumulate(most), Some((1, Mode::Update))),
     };
     let of = |count, mode| batch_sizes(count, settings.batch_size).map(move |size| (size, mode));
-    let update = (train != Mode::Train).then_some((1, Mode::Update));
     of(parts.train.len(), train).chain(of(parts.validation.len(), Mode::Evaluate)).chain(update).collect()
 }
 
@@ -615,7 +716,7 @@ pub fn largest_batch(settings: &Settings, most: usize, context: &TrainContext<'_
     let mut batch = 1 << most.min(parts.train.len()).max(1).ilog2();
     loop {
         let mut settings = Settings { batch_size: batch, ..settings.clone() };
-        match runner(&mut settings, &parts, context) {
+        match runner(&mut settings, Share::WHOLE, &parts, context) {
             Err(Error::DoesNotFit { .. } | Error::OutOfMemory { .. }) if batch > 1 => batch /= 2,
             runner => return runner.map(|_| batch),
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::shared_step::Share;
 use super::{Outcome, Parts, Settings, TrainContext, initialize, loader, runner, start_step};
 use crate::error::{Error, Result};
 use crate::vae::data::Images;
@@ -44,14 +45,14 @@ pub fn range_test(
 ) -> Result<(Vec<RangePoint>, Outcome)> {
     settings.check()?;
     let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
-    let mut runner = runner(&mut settings, &parts, &context)?;
+    let mut runner = runner(&mut settings, Share::WHOLE, &parts, &context)?;
     initialize(&mut runner, &settings, init)?;
     let per_epoch = settings.steps_per_epoch(parts.train.len());
     let (mut points, mut outcome) = (Vec::new(), Outcome::Finished);
     for epoch in 1..=STEPS.div_ceil(per_epoch.max(1)) {
         let part = loader::Epoch { number: epoch, first_step: (epoch - 1) * per_epoch, done: 0 };
         std::thread::scope(|scope| {
-            for batch in loader::start(scope, &settings, &parts.train, part)? {
+            for batch in loader::start(scope, &settings, &parts.train, Share::WHOLE, part)? {
                 let step = points.len() as u64;
                 if step == STEPS || has_risen(&points) {
                     return Ok(());

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::events::Event;
+use super::shared_step::Share;
 use super::store::{About, Recorded, RunStore};
-use super::{MAX_EPOCHS, Parts, Settings, TrainContext, Trainer, notify, runner};
+use super::{MAX_EPOCHS, Parts, RANKS_ON, Settings, TrainContext, Trainer, check_same, notify, of_ranks, runner};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::vae::checkpoint::{Checkpoint, Progress};
 use crate::vae::data::Images;
+use crate::vae::ranks::Ranks;
 use crate::vae::weights::TensorSchema;
 
 impl<'a> Trainer<'a> {
@@ -18,10 +20,26 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if the checkpoint does not match the settings, the model or the data set.
-    pub fn resume(mut settings: Settings, store: &'a mut dyn RunStore, context: TrainContext<'a>) -> Result<Self> {
+    pub fn resume(settings: Settings, store: &'a mut dyn RunStore, context: TrainContext<'a>) -> Result<Self> {
+        Self::resume_among(None, settings, store, context)
+    }
+
+    /// Like [`Trainer::resume`], on several ranks. Their number may be another one than before; the results are the same.
+    ///
+    /// # Errors
+    /// As [`Trainer::resume`] and [`Trainer::new_among`].
+    pub fn resume_among(
+        ranks: Option<&'a mut Ranks>,
+        mut settings: Settings,
+        store: &'a mut dyn RunStore,
+        context: TrainContext<'a>,
+    ) -> Result<Self> {
         settings.check()?;
+        let mut ranks = ranks.filter(|ranks| ranks.size() > 1);
+        let share = Share::of(ranks.as_deref());
+        share.check(&settings)?;
         let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
-        let mut runner = runner(&mut settings, &parts, &context)?;
+        let mut runner = runner(&mut settings, share, &parts, &context)?;
         let path = store.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =
             Checkpoint::from_file(store.load_checkpoint()?, &path, TensorSchema::of(runner.graph()?))?;
@@ -37,10 +55,17 @@ impl<'a> Trainer<'a> {
         let fingerprint = context.dataset.fingerprint()?;
         check_progress(&progress, &path, &settings, parts.train.len(), &fingerprint)?;
         progress.check_epochs(settings.epochs)?;
+        if let Some(ranks) = &mut ranks {
+            check_same(ranks, &settings, &fingerprint, &mut runner)?;
+        }
         let Recorded { steps, epochs: epoch_rows, device: before } = store.resume(progress.step, progress.epoch)?;
-        let device = runner.describe();
+        let device = of_ranks(&runner.describe(), share);
         let before = before.unwrap_or_else(|| device.clone());
-        let moved = format!("this run was started on {before} and resumes on {device}; results will differ slightly");
+        let effect = match adapter(&before) == adapter(&device) {
+            true => "the results are the same",
+            false => "results will differ slightly",
+        };
+        let moved = format!("this run was started on {before} and resumes on {device}; {effect}");
         let [metrics, epochs] = store.tables();
         let mut observer_error = None;
         for message in [
@@ -55,8 +80,13 @@ impl<'a> Trainer<'a> {
         let (best, finished) = (progress.best, progress.epoch);
         let seconds_before = steps.iter().map(|row| row.elapsed_s).rfind(|seconds| seconds.is_finite()).unwrap_or(0.0);
         let trainer = Self::assemble(settings, parts, fingerprint, runner, store, context);
-        Ok(Self { steps, epoch_rows, best, finished, seconds_before, observer_error, ..trainer })
+        Ok(Self { ranks, steps, epoch_rows, best, finished, seconds_before, observer_error, ..trainer })
     }
+}
+
+/// The adapter in what [`of_ranks`] returns.
+fn adapter(device: &str) -> &str {
+    device.split_once(RANKS_ON).map_or(device, |(_, adapter)| adapter)
 }
 
 /// Checks that a checkpoint belongs to this data set and that its step and epoch are consistent.

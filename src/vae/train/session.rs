@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::artifacts::model_file;
+use super::shared_step::Share;
 use super::validation::{Validation, Validator};
 use super::{IN_FLIGHT, Parts, Settings, check_images, initialize, loader, plan_of, programs, start_step};
 use crate::error::{Error, Result};
@@ -117,7 +118,8 @@ impl Session {
         }
         let [train, test] = images;
         let parts = Parts::of(train, test, settings.val_split)?;
-        let programs: Vec<_> = programs(&settings, &parts).into_iter().chain(more.iter().copied()).collect();
+        let programs: Vec<_> =
+            programs(&settings, Share::WHOLE, &parts).into_iter().chain(more.iter().copied()).collect();
         let options = plan_of(&mut settings, options);
         let mut runner = Runner::new_async(settings.model, &programs, device, &options).await?;
         initialize(&mut runner, &settings, None)?;
@@ -230,7 +232,7 @@ impl Session {
         }
         let indices = self.order.chunks(self.settings.images_per_step()).nth(at);
         let indices = indices.ok_or_else(|| Error::bug("a step after the end of an epoch"))?;
-        let batch = loader::batch(&self.settings, &self.parts.train, epoch, step, indices)?;
+        let batch = loader::batch(&self.settings, &self.parts.train, Share::WHOLE, (epoch, step), indices)?;
         let hyper = self.settings.hyperparams(step, self.steps());
         start_step(&mut self.runner, &self.settings, &batch, &hyper)?;
         self.in_flight += 1;

@@ -1,7 +1,6 @@
 //! Validation.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{Settings, Trainer, noise};
 use crate::error::Result;
@@ -32,6 +31,30 @@ pub struct Validation {
     pub kl_dims: Vec<f64>,
 }
 
+/// Results of a batch.
+#[derive(Debug)]
+struct ValidatedBatch {
+    images: usize,
+    terms: [f32; 4],
+    kl_dims: Vec<f32>,
+    /// Posterior means, `[images, latent]`.
+    mu: Vec<f32>,
+}
+
+impl ValidatedBatch {
+    /// The values of a batch in a message to other ranks.
+    fn to_values(&self) -> Vec<f32> {
+        [&self.terms[..], &self.kl_dims, &self.mu].concat()
+    }
+
+    /// The batch with these values, of which there are none if a rank had no batch.
+    fn from_values(values: &[f32], latent: usize) -> Option<Self> {
+        let (terms, rest) = values.split_first_chunk()?;
+        let (kl_dims, mu) = rest.split_at_checked(latent)?;
+        Some(Self { images: mu.len() / latent, terms: *terms, kl_dims: kl_dims.to_vec(), mu: mu.to_vec() })
+    }
+}
+
 /// Validation in progress.
 #[derive(Debug)]
 pub(super) struct Validator {
@@ -49,28 +72,50 @@ impl Validator {
         Self { sums: [0.0; 4], kl_dims: vec![0.0; latent], mu: Vec::new(), pixels: Vec::new(), done: 0 }
     }
 
-    /// Adds the next batch of all `images`, with running statistics. The last one may be shorter.
+    /// Adds the next batch of all `images`.
     pub(super) async fn add(&mut self, runner: &mut Runner, settings: &Settings, images: &dyn Images) -> Result<()> {
+        let batch = self.validate(self.done, runner, settings, images).await?;
+        self.push(batch);
+        Ok(())
+    }
+
+    /// Validates a batch of all `images`, with running statistics. The last one may be shorter.
+    async fn validate(
+        &mut self,
+        at: usize,
+        runner: &mut Runner,
+        settings: &Settings,
+        images: &dyn Images,
+    ) -> Result<ValidatedBatch> {
         let latent = settings.model.latent_dim;
-        let first = self.done * settings.batch_size;
+        let first = at * settings.batch_size;
         let indices: Vec<u32> = (first as u32..images.len().min(first + settings.batch_size) as u32).collect();
         let n = indices.len();
         data::batch(images, &indices, &mut self.pixels)?;
         let labels = data::labels(images, &indices);
-        let eps = noise(settings, VALIDATION_NOISE + self.done as u64, n);
+        let eps = noise(settings, VALIDATION_NOISE + at as u64, n);
         let sampled = runner.losses_async((&self.pixels, &labels), &eps, settings.beta).await?;
         // Without noise the posterior mean is decoded.
         let still = vec![0.0; n * latent];
         let zero_noise = runner.losses_async((&self.pixels, &labels), &still, settings.beta).await?;
-        for (sum, term) in self.sums.iter_mut().zip([sampled.total, sampled.recon, sampled.kl, zero_noise.mse]) {
-            *sum += f64::from(term) * n as f64;
+        Ok(ValidatedBatch {
+            images: n,
+            terms: [sampled.total, sampled.recon, sampled.kl, zero_noise.mse],
+            kl_dims: sampled.kl_dims,
+            mu: posterior_means(&sampled.h, latent),
+        })
+    }
+
+    /// Adds the results of the next batch.
+    fn push(&mut self, batch: ValidatedBatch) {
+        for (sum, term) in self.sums.iter_mut().zip(batch.terms) {
+            *sum += f64::from(term) * batch.images as f64;
         }
-        for (sum, kl) in self.kl_dims.iter_mut().zip(&sampled.kl_dims) {
-            *sum += f64::from(*kl) * n as f64;
+        for (sum, kl) in self.kl_dims.iter_mut().zip(&batch.kl_dims) {
+            *sum += f64::from(*kl) * batch.images as f64;
         }
-        self.mu.extend(posterior_means(&sampled.h, latent));
+        self.mu.extend(batch.mu);
         self.done += 1;
-        Ok(())
     }
 
     /// Returns the averages over the images so far.
@@ -90,12 +135,26 @@ impl Trainer<'_> {
         let images = &parts.validation;
         let mut validator = Validator::new(self.settings.model.latent_dim);
         let batches = images.len().div_ceil(self.settings.batch_size);
-        for i in 0..batches {
-            if self.stop.load(Ordering::Relaxed) {
+        while validator.done < batches {
+            if self.is_stopped()? {
                 return Ok(None);
             }
-            self.observer.waiting(&format!("validating {}/{batches}", i + 1));
-            block_on(validator.add(&mut self.runner, &self.settings, images))?;
+            self.observer.waiting(&format!("validating {}/{batches}", validator.done + 1));
+            let Some(ranks) = &mut self.ranks else {
+                block_on(validator.add(&mut self.runner, &self.settings, images))?;
+                continue;
+            };
+            // A batch for each rank. All add the results in the order of the batches.
+            let at = validator.done + ranks.rank();
+            let own = match at < batches {
+                true => block_on(validator.validate(at, &mut self.runner, &self.settings, images))?.to_values(),
+                false => Vec::new(),
+            };
+            for bytes in ranks.gather(bytemuck::cast_slice(&own))? {
+                let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+                let batch = ValidatedBatch::from_values(&values, self.settings.model.latent_dim);
+                batch.into_iter().for_each(|batch| validator.push(batch));
+            }
         }
         Ok(Some(validator.finish()))
     }

@@ -78,6 +78,12 @@ impl BatchNorm {
         self.config
     }
 
+    /// The same norm with another momentum.
+    #[must_use]
+    pub(crate) fn with_momentum(self, momentum: f64) -> Self {
+        Self { config: BatchNormConfig { momentum, ..self.config }, ..self }
+    }
+
     /// The same norm, followed by a ReLU.
     #[must_use]
     pub(crate) fn with_relu(self) -> Self {

@@ -3,7 +3,8 @@
 use crate::error::Result;
 use crate::runtime::op::optim::grad_norm::SPAN;
 use crate::runtime::op::{
-    Accumulate, Adam, AdamConfig, Case, Distribution, GradNorm, MicroBatch, RestoreStates, Scale, StepScalars,
+    Accumulate, Adam, AdamConfig, Case, Distribution, GradNorm, MicroBatch, ReplayStates, RestoreStates, Scale,
+    StepScalars,
 };
 
 const ACCEPTED: &[f32] = &[9.0, 1.0, 0.0, 0.0];
@@ -55,6 +56,14 @@ pub(crate) fn restore_states() -> Result<Vec<Case>> {
         Ok(Case::new(name, RestoreStates::new(len)?).fill("norm", Distribution::Values(norm)).not_differentiated())
     };
     Ok(vec![case("one", 1, ACCEPTED)?, case("accepted", 259, ACCEPTED)?, case("rejected", 259, REJECTED)?])
+}
+
+pub(crate) fn replay_states() -> Result<Vec<Case>> {
+    let case = |name: &str, len, most, count: &'static [f32]| {
+        let op = ReplayStates::new(len, most, 0.1)?;
+        Ok(Case::new(name, op).fill("count", Distribution::Values(count)).not_differentiated())
+    };
+    Ok(vec![case("one", 4, 1, &[1.0])?, case("all", 260, 3, &[3.0])?, case("fewer", 260, 5, &[2.0])?])
 }
 
 /// A third of the images; add at level 0, store at level 1, keep the others.

@@ -67,12 +67,14 @@ pub struct Elbo {
     x: Shape,
     h: Shape,
     config: ElboConfig,
+    /// Share of the batch in the running average of the variance.
+    momentum: f64,
 }
 
 /// ln(2 pi): twice the normalization constant of a unit Gaussian, in nats per dimension.
 pub(crate) const LN_2PI: f64 = 1.837_877_066_409_345_3;
 
-/// Share of the batch in the running average of the variance.
+/// Share of the batch in the running average of the variance, unless it is changed.
 const MOMENTUM: f64 = 0.1;
 
 /// Smallest variance of the optimal likelihood, which keeps it finite where all images are reconstructed exactly: a standard deviation
@@ -93,7 +95,18 @@ impl Elbo {
         if h.n != x.n || h.c % 2 != 0 || h.h != 1 || h.w != 1 {
             return Err(Error::argument("shape of h of elbo", format!("[{}, 2 * latent, 1, 1]", x.n), h));
         }
-        Ok(Self { x, h, config })
+        Ok(Self { x, h, config, momentum: MOMENTUM })
+    }
+
+    /// The same loss with another share of the batch in the running average of the variance.
+    #[must_use]
+    pub(crate) fn with_momentum(self, momentum: f64) -> Self {
+        Self { momentum, ..self }
+    }
+
+    /// Share of the batch in the running average of the variance, if the loss has one.
+    pub(crate) fn momentum(&self) -> Option<f64> {
+        self.optimal().then_some(self.momentum)
     }
 
     fn latent(&self) -> usize {
@@ -169,7 +182,7 @@ impl Reference for Elbo {
         if let [seed_mean, seed_h, running @ ..] = rest {
             self.gradients([x, mean, h, kl_dims], [beta, free, s2], [seed_mean, seed_h]);
             if let [[running]] = running {
-                let momentum = T::from_f64(MOMENTUM);
+                let momentum = T::from_f64(self.momentum);
                 *running = (T::from_f64(1.0) - momentum) * *running + momentum * s2;
             }
         }
@@ -239,7 +252,7 @@ impl Op for Elbo {
             ["x", "mean", "h", "objective", "terms", "kl_dims", "seed_mean", "seed_h", "variance"]
                 .map(|name| Bind::from(operand(name)));
         let sums = Bind::Scratch(0);
-        let momentum = ("MOMENTUM", MOMENTUM);
+        let momentum = ("MOMENTUM", self.momentum);
         let (training, optimal) = (self.config.training, self.optimal());
         let squares = if training && !optimal {
             Dispatch::new(&SQUARES_SEEDS, [x, mean, sums, seed_mean])
