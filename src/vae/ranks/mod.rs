@@ -264,7 +264,7 @@ fn tree_sum(parts: impl ExactSizeIterator<Item = Vec<f32>>) -> Result<Vec<f32>> 
                 Carry::Keep => {}
                 Carry::Store => held.clone_from(&sum),
                 Carry::Add if held.len() == sum.len() => {
-                    sum.iter_mut().zip(held.iter()).for_each(|(sum, held): (&mut f32, &f32)| *sum = held + *sum);
+                    sum.iter_mut().zip(held.iter()).for_each(|(sum, held): (&mut f32, &f32)| *sum += held);
                 }
                 Carry::Add => return Err(Error::bug(format!("sums of {} and {} values", held.len(), sum.len()))),
             }
