@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 device=${DEVICE:-cpu}
 
-if ! command -v mpirun mpicc >/dev/null || ! compgen -G '/usr/lib/*/libclang*' /usr/lib/llvm-*/lib/libclang* >/dev/null; then
+if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null || ! compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null; then
     command -v apt-get >/dev/null || {
         echo "mpi_test: install OpenMPI with mpicc, and libclang" >&2
         exit 1
