@@ -12,8 +12,6 @@ use vae_wgpu::runtime::op::Likelihood;
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
-use vae_wgpu::vae::data::shapes::Shapes;
-use vae_wgpu::vae::data::{self, Images};
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner, StepReport};
 
@@ -385,58 +383,6 @@ fn overfits_a_single_batch(device: &Arc<Gpu>) {
     assert!(last < 0.2 * first, "mean squared error {first} -> {last}");
 }
 
-/// Mean over the images of each class. Images are `[n, size]`; classes repeat in order.
-fn class_means(images: &[f32], size: usize, classes: usize) -> Vec<Vec<f32>> {
-    let mut sums = vec![vec![0.0; size]; classes];
-    for (i, image) in images.chunks_exact(size).enumerate() {
-        sums[i % classes].iter_mut().zip(image).for_each(|(sum, v)| *sum += v);
-    }
-    let each = (images.len() / size / classes) as f32;
-    sums.iter_mut().flatten().for_each(|sum| *sum /= each);
-    sums
-}
-
-/// Samples of a conditional model look like their class: for most classes, the mean of 64 samples is nearest to the mean of the test images of
-/// that class.
-fn samples_follow_their_class(device: &Arc<Gpu>) {
-    const BATCH: usize = 50;
-    const STEPS: usize = 300;
-    let train = Shapes::new(0, 0, BATCH * STEPS);
-    let classes = train.classes().len();
-    let size = VaeConfig { channels: 8, blocks: 1, groups: 2, latent_dim: 8, ..VaeConfig::default() };
-    let config = VaeConfig { likelihood: Likelihood::Optimal, classes, ..size };
-    let read = |images: &Shapes, first: usize, count: usize| {
-        let mut pixels = Vec::new();
-        data::batch(images, &(first..first + count).map(|i| i as u32).collect::<Vec<_>>(), &mut pixels).unwrap();
-        pixels
-    };
-    let labels = |count: usize| (0..count).map(|i| (i % classes) as u8).collect::<Vec<_>>();
-    let mut runner = runner(config, &[(BATCH, Mode::Train), (BATCH, Mode::Decode)], &gpu(device), &Options::default());
-    for step in 0..STEPS {
-        let hyper = Hyperparams { lr: 5e-3, clip: 1.0, ..Hyperparams::default() };
-        runner.train((&read(&train, step * BATCH, BATCH), &labels(BATCH)), &hyper).unwrap();
-        runner.reports(false).unwrap();
-    }
-    let count = 64 * classes;
-    let noise = rng::normals(&mut rng::stream(3, Stream::Check, 0), count * config.latent_dim);
-    let mut samples = Vec::new();
-    for z in noise.chunks(BATCH * config.latent_dim) {
-        let z = z.to_vec();
-        samples.extend(runner.decode((&z, &labels(z.len() / config.latent_dim))).unwrap());
-    }
-    let test = read(&Shapes::new(1, 0, 100 * classes), 0, 100 * classes);
-    let test: Vec<_> = test.iter().map(|&p| f32::from(p) / 127.5 - 1.0).collect();
-    let size = config.images(1).len();
-    let (samples, test) = (class_means(&samples, size, classes), class_means(&test, size, classes));
-    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
-    let nearest: Vec<_> = samples
-        .iter()
-        .map(|mean| (0..classes).min_by(|&a, &b| distance(mean, &test[a]).total_cmp(&distance(mean, &test[b]))))
-        .collect();
-    let right = nearest.iter().enumerate().filter(|&(class, &found)| found == Some(class)).count();
-    assert!(right >= 8, "{right} of {classes}: {nearest:?}");
-}
-
 fn variants_agree_in_training(device: &Arc<Gpu>) {
     let chosen = {
         let mut runner = runner(smallest(Norm::Batch), &[(BATCH, Mode::Train)], &gpu(device), &Options::default());
@@ -540,7 +486,6 @@ pub(crate) fn register(tests: &mut Suite) {
         accumulated_steps_are_those_of_one_batch_or_of_several_processes,
         accumulated_steps_agree_with_the_reference,
         overfits_a_single_batch,
-        samples_follow_their_class,
         variants_agree_in_training,
         bisect_finds_no_divergence,
         default_model_trains_within_webgpu_default_limits,
