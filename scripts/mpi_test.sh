@@ -81,7 +81,7 @@ echo "mpi_test: differences, divergence and failures end all ranks with one erro
 started() {
     local i
     for ((i = 0; i < 600; i++)); do
-        [ "$(wc -l <"$1/metrics.csv" 2>/dev/null || echo 0)" -gt 2 ] && return
+        [ -e "$1/metrics.csv" ] && [ "$(wc -l <"$1/metrics.csv")" -gt 2 ] && return
         sleep 0.1
     done
     echo "mpi_test: no step within a minute" >&2
