@@ -104,7 +104,7 @@ begun=$SECONDS
 wait "$job" && exit 1
 ((SECONDS - begun <= 30))
 grep -q "rank 1.*signal 9" "$scratch/killed.log"
-"$binary" info "$scratch/killed" >/dev/null
+mpirun -n 2 "$binary" train --quiet --device "$device" --resume "$scratch/killed" --max-time 1s
 echo "mpi_test: a killed rank ends the job and leaves the checkpoint"
 
 mpirun --mca odls_base_sigkill_timeout 30 -n 2 "${train[@]}" "${long[@]}" --out "$scratch/stopped" >"$scratch/stopped.log" 2>&1 &
