@@ -141,7 +141,7 @@ test('pictures of the visitor become a data set', async () => {
   assert.deepEqual([data.preview.count, data.preview.rgba.slice(0, 8)], [20, [200, 100, 50, 255, 200, 100, 50, 255]]);
   const grey = await get('data', { ...about, channels: 1, rgba });
   assert.deepEqual([grey.size, grey.classes, grey.preview.rgba.slice(0, 4)], [[1, 16, 16], [], [200, 200, 200, 255]]);
-  await refused('invalid', /whole pictures/, 'data', { ...about, rgba: rgba.slice(1) });
+  await refused('invalid', /whole images/, 'data', { ...about, rgba: rgba.slice(1) });
   await refused('invalid', /too few/, 'data', { ...about, rgba: rgba.slice(0, 4 * 256 * 4) });
   await refused('invalid', /square/, 'data', { ...about, width: 8, height: 32, rgba });
   await refused('invalid', /label 0/, 'data', { ...about, rgba, labels: Array(20).fill(2), names: ['cat', 'dog'] });
