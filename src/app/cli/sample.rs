@@ -30,7 +30,8 @@ pub(super) struct SampleArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Distribution of the latent vectors: a fitted mixture of Gaussians, a fitted VAE of latent vectors, or a standard normal
-    /// distribution [default: mixture if prior.safetensors, which training and `vae-wgpu fit-prior` write, lies beside the model; else normal].
+    /// distribution [default: mixture if prior.safetensors, which training and `vae-wgpu fit-prior` write, lies beside the model; else
+    /// normal].
     #[arg(long, value_enum)]
     prior: Option<PriorArg>,
     /// Factor of the standard deviation of the latent vectors: below 1 for more typical images, above for more varied ones.

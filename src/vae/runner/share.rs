@@ -12,8 +12,8 @@ use crate::vae::model::Mode;
 
 impl Runner {
     /// Runs a micro-batch of the share of this process, as [`Runner::accumulate`], and waits for it. `micro_batch` has its number in the
-    /// share and the number of images of the whole step. Returns the statistics of the batch, which the running statistics of this process become
-    /// until [`Runner::update_shares`]; empty for a model without any.
+    /// share and the number of images of the whole step. Returns the statistics of the batch, which the running statistics of this process
+    /// become until [`Runner::update_shares`]; empty for a model without any.
     ///
     /// # Errors
     /// As [`Runner::accumulate`].
