@@ -15,6 +15,8 @@ const PATCH: usize = 7;
 const PATCHES: usize = 64;
 /// Number of directions.
 const DIRECTIONS: usize = 128;
+/// Directions that are projected onto in one pass over the patches, which do not fit into a cache.
+const LANES: usize = 16;
 /// Smallest size of a level in pixels.
 const SMALLEST: usize = 8;
 
@@ -113,31 +115,44 @@ impl Level {
             }
         }
         normalize(&mut patches, channels);
-        let directions: Vec<Vec<f32>> = (0..DIRECTIONS as u64)
-            .map(|i| {
-                let direction = rng::normals(&mut rng::stream(1, Stream::Metric, i), per_patch);
-                let length = direction.iter().map(|v| v * v).sum::<f32>().sqrt();
-                direction.into_iter().map(|v| v / length).collect()
-            })
-            .collect();
-        let project = |direction: &Vec<f32>| {
-            let mut values: Vec<f32> = patches.chunks_exact(per_patch).map(|patch| dot(patch, direction)).collect();
-            values.sort_unstable_by(f32::total_cmp);
-            Ok(values)
+        let first: Vec<u64> = (0..DIRECTIONS as u64).step_by(LANES).collect();
+        let project = |first: &u64| {
+            let mut projections = project(&patches, &directions(*first, per_patch));
+            projections.iter_mut().for_each(|values| values.sort_unstable_by(f32::total_cmp));
+            Ok(projections)
         };
-        Ok(Self { size: side, projections: threads::map(&directions, project)? })
+        Ok(Self { size: side, projections: threads::map(&first, project)?.into_iter().flatten().collect() })
     }
 }
 
-/// Sums in eight lanes, which vectorizes.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0; 8];
-    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *lane += a * b;
+/// Returns directions `first` to `first + LANES`, each of length 1: for each value of a patch its weights in all of them.
+fn directions(first: u64, per_patch: usize) -> Vec<[f32; LANES]> {
+    let mut weights = vec![[0.0; LANES]; per_patch];
+    for lane in 0..LANES {
+        let direction = rng::normals(&mut rng::stream(1, Stream::Metric, first + lane as u64), per_patch);
+        let length = direction.iter().map(|v| v * v).sum::<f32>().sqrt();
+        for (weights, value) in weights.iter_mut().zip(direction) {
+            weights[lane] = value / length;
         }
     }
-    lanes.iter().sum()
+    weights
+}
+
+/// Returns the projections of all patches, one list for each direction.
+fn project(patches: &[f32], directions: &[[f32; LANES]]) -> Vec<Vec<f32>> {
+    let mut projections = vec![Vec::with_capacity(patches.len() / directions.len()); LANES];
+    for patch in patches.chunks_exact(directions.len()) {
+        let mut sums = [0.0; LANES];
+        for (value, weights) in patch.iter().zip(directions) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += value * weight;
+            }
+        }
+        for (projection, sum) in projections.iter_mut().zip(sums) {
+            projection.push(sum);
+        }
+    }
+    projections
 }
 
 fn place(rng: &mut StreamRng, side: usize) -> usize {
