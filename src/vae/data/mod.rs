@@ -7,12 +7,13 @@
 //! This module does not access files or the network. The application reads the files of data sets.
 
 use std::fmt::{self, Debug};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::runtime::sys::threads;
 use crate::runtime::tensor::rng;
 use crate::runtime::tensor::rng::Stream;
 
@@ -396,6 +397,9 @@ pub struct Statistics {
     pub std: Vec<f64>,
 }
 
+/// Images whose statistics a thread computes at a time.
+const IMAGES_PER_PART: usize = 500;
+
 impl Statistics {
     /// Computes the statistics of `images`, with exact sums. Reads every image once.
     ///
@@ -404,17 +408,31 @@ impl Statistics {
     pub fn of(images: &dyn Images) -> Result<Self> {
         let (channels, ..) = images.size();
         let bytes = image_bytes(images.size())?;
-        let mut image = vec![0u8; bytes];
+        // Sums of pixel values and of their squares, for each channel.
+        let sums_of = |range: &Range<usize>| {
+            let mut image = vec![0u8; bytes];
+            let mut sums = vec![(0u64, 0u64); channels];
+            for index in range.clone() {
+                images.read_into(index, &mut image)?;
+                for (plane, (sum, squares)) in image.chunks_exact(bytes / channels).zip(&mut sums) {
+                    *sum += plane.iter().map(|&b| u64::from(b)).sum::<u64>();
+                    *squares += plane.iter().map(|&b| u64::from(b) * u64::from(b)).sum::<u64>();
+                }
+            }
+            Ok(sums)
+        };
+        let starts = (0..images.len()).step_by(IMAGES_PER_PART);
+        let parts: Vec<_> = starts.map(|start| start..images.len().min(start + IMAGES_PER_PART)).collect();
+        let mut sums = vec![(0, 0); channels];
+        for part in threads::map(&parts, sums_of)? {
+            for ((sum, squares), (more, more_squares)) in sums.iter_mut().zip(part) {
+                (*sum, *squares) = (*sum + more, *squares + more_squares);
+            }
+        }
         let mut histogram = vec![0usize; images.classes().len()];
-        let mut sums = vec![(0u64, 0u64); channels];
         for index in 0..images.len() {
-            images.read_into(index, &mut image)?;
             if let Some(count) = histogram.get_mut(usize::from(images.label(index))) {
                 *count += 1;
-            }
-            for (plane, (sum, squares)) in image.chunks_exact(bytes / channels).zip(&mut sums) {
-                *sum += plane.iter().map(|&b| u64::from(b)).sum::<u64>();
-                *squares += plane.iter().map(|&b| u64::from(b) * u64::from(b)).sum::<u64>();
             }
         }
         let count = (images.len() * (bytes / channels)).max(1) as f64;
