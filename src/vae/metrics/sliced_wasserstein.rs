@@ -144,8 +144,8 @@ fn project(patches: &[f32], directions: &[[f32; LANES]]) -> Vec<Vec<f32>> {
     for patch in patches.chunks_exact(directions.len()) {
         let mut sums = [0.0; LANES];
         for (value, weights) in patch.iter().zip(directions) {
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum += value * weight;
+            for lane in 0..LANES {
+                sums[lane] += value * weights[lane];
             }
         }
         for (projection, sum) in projections.iter_mut().zip(sums) {
@@ -200,19 +200,19 @@ fn doubled(plane: &[f32], side: usize) -> Vec<f32> {
 }
 
 fn filter(plane: &[f32], side: usize) -> Vec<f32> {
-    let pass = |plane: &[f32], at: &dyn Fn(usize, usize) -> usize| -> Vec<f32> {
-        let mut result = vec![0.0; plane.len()];
-        for line in 0..side {
-            for i in 0..side {
-                let tap =
-                    |(k, weight): (usize, &f32)| weight * plane[at(line, mirrored(i as isize + k as isize - 2, side))];
-                result[at(line, i)] = FILTER.iter().enumerate().map(tap).sum();
-            }
+    filter_rows(&filter_rows(plane, side), side)
+}
+
+/// Filters the rows of a plane. Returns its transpose, so that a second call filters the columns.
+fn filter_rows(plane: &[f32], side: usize) -> Vec<f32> {
+    let mut result = vec![0.0; plane.len()];
+    for (y, row) in plane.chunks_exact(side).enumerate() {
+        for x in 0..side {
+            let tap = |(k, weight): (usize, &f32)| weight * row[mirrored(x as isize + k as isize - 2, side)];
+            result[x * side + y] = FILTER.iter().enumerate().map(tap).sum();
         }
-        result
-    };
-    let rows = pass(plane, &|line, i| line * side + i);
-    pass(&rows, &|line, i| i * side + line)
+    }
+    result
 }
 
 #[cfg(test)]

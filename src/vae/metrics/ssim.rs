@@ -49,17 +49,20 @@ impl Ssim {
     /// Weighted averages of a plane under all windows inside it.
     fn blurred(&self, plane: impl Iterator<Item = f64>) -> Vec<f64> {
         let [_, height, width] = self.size;
-        let plane: Vec<f64> = plane.collect();
-        let weighted = |values: &mut dyn Iterator<Item = f64>| -> f64 {
-            self.window.iter().zip(values).map(|(weight, value)| weight * value).sum()
-        };
-        let (rows, columns) = (height + 1 - self.window.len(), width + 1 - self.window.len());
-        let mut across = Vec::with_capacity(height * columns);
-        for row in plane.chunks_exact(width) {
-            across.extend((0..columns).map(|x| weighted(&mut row[x..].iter().copied())));
+        let across = self.blurred_rows(&plane.collect::<Vec<_>>(), width);
+        self.blurred_rows(&across, height)
+    }
+
+    /// Weighted averages along the rows of a plane. Returns its transpose, so that a second call averages along the columns.
+    fn blurred_rows(&self, plane: &[f64], width: usize) -> Vec<f64> {
+        let (height, columns) = (plane.len() / width, width + 1 - self.window.len());
+        let mut averages = vec![0.0; columns * height];
+        for (y, row) in plane.chunks_exact(width).enumerate() {
+            for (x, values) in row.windows(self.window.len()).enumerate() {
+                averages[x * height + y] = self.window.iter().zip(values).map(|(weight, value)| weight * value).sum();
+            }
         }
-        let at = |y: usize, x: usize| weighted(&mut across[y * columns + x..].iter().step_by(columns).copied());
-        (0..rows).flat_map(|y| (0..columns).map(move |x| (y, x))).map(|(y, x)| at(y, x)).collect()
+        averages
     }
 }
 
