@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use web_time::Instant;
 
+use super::group::of_ranks;
 use super::shared_step::Share;
-use super::{Trainer, keep_first, noise, of_ranks};
+use super::{Trainer, keep_first, noise};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::vae::checkpoint::{Checkpoint, Progress};
