@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PassBench, Workload, median};
+use super::{PassBench, Workload};
+use crate::app::figures::median;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::{AdapterInfo, Gpu};
 use crate::runtime::kernel::{Lowered, Profile};

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::app::cli::eprintln_lossy;
 use crate::app::cli::preview::{Preview, show};
+use crate::app::figures::{clock, counted, grouped, roughly};
 use crate::app::io::run_config::quoted;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::error::{Error, Result};
@@ -447,43 +448,6 @@ fn fitted(parts: &[(u8, String)], width: usize) -> String {
     (0..=largest).rev().map(with).find(|text| text.chars().count() <= width).unwrap_or_default()
 }
 
-/// Formats a number with its unit in the right form: `1 step`, `1,056 steps`.
-pub(super) fn counted(number: u64, unit: &str) -> String {
-    format!("{} {unit}{}", grouped(number), if number == 1 { "" } else { "s" })
-}
-
-/// Formats `1721891` as `1,721,891`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Formats a duration as `7.5 s`, `12:05` or `3:20:00`.
-pub(super) fn clock(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{}:{:02}", whole / 60, whole % 60),
-        _ => format!("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60),
-    }
-}
-
-/// Formats a long duration as `45 min` or `5 h`.
-fn roughly(seconds: f64) -> String {
-    match seconds / 3600.0 {
-        hours if hours < 1.5 => format!("{:.0} min", seconds / 60.0),
-        hours if hours < 10.0 => format!("{hours:.1} h"),
-        hours => format!("{hours:.0} h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
@@ -769,13 +733,5 @@ mod tests {
         let parts = [(0, "aaaa".to_owned()), (2, "bbbb".to_owned()), (1, "cccc".to_owned())];
         let at = |width| fitted(&parts, width);
         assert_eq!([20, 12, 10, 4, 3].map(at), ["aaaa  bbbb  cccc", "aaaa  cccc", "aaaa  cccc", "aaaa", ""]);
-    }
-
-    #[test]
-    fn human_readable_formatting() {
-        assert_eq!([0, 999, 1000, 1_721_891].map(grouped), ["0", "999", "1,000", "1,721,891"]);
-        assert_eq!([0.04, 59.4, 59.6, 3599.0, 12_000.0].map(clock), ["0.0 s", "59.4 s", "1:00", "59:59", "3:20:00"]);
-        assert_eq!([1800.0, 5_300.0, 20_000.0, 40_000.0].map(roughly), ["30 min", "88 min", "5.6 h", "11 h"]);
-        assert_eq!([0, 1, 1056].map(|n| counted(n, "step")), ["0 steps", "1 step", "1,056 steps"]);
     }
 }
