@@ -7,7 +7,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::progress::draws_bars;
+use super::terminal::draws_bars;
 use super::{eprintln_lossy, is_quiet, note};
 use crate::app::figures::{clock, grouped};
 use crate::app::io::{atomic, tensor_file};
