@@ -21,9 +21,10 @@ use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema, Weights};
 /// Number of samples drawn after each epoch; of a conditional model, of each class.
 const SAMPLES: usize = 49;
 const SAMPLES_OF_CLASS: usize = 8;
-/// Numbers of images to reconstruct after each epoch; samples are drawn of as many classes at most.
+/// Smallest number of images to reconstruct after each epoch, if there are as many.
 const LEAST_SHOWN: usize = 8;
-const MOST_SHOWN: usize = 16;
+/// Largest number of images to reconstruct after each epoch; samples are drawn of as many classes at most.
+pub(crate) const MOST_SHOWN: usize = 16;
 /// Index of their noise, beyond that of any step.
 const SAMPLE_NOISE: u64 = 1 << 63;
 

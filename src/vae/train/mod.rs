@@ -46,6 +46,8 @@ mod start;
 pub mod store;
 mod validation;
 
+#[cfg(feature = "cli")]
+pub(crate) use artifacts::MOST_SHOWN;
 pub use session::{EpochReport, Progress, Session};
 pub use settings::{MAX_EPOCHS, POSTERIOR_STDS, Recipe, Schedule, Settings};
 pub use start::largest_batch;
