@@ -10,7 +10,7 @@ use crate::vae::model::Mode;
 
 /// Results of evaluating a batch.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Evaluation {
+pub struct BatchEvaluation {
     /// Total loss: recon + beta * kl.
     pub total: f32,
     /// Reconstruction term.
@@ -33,7 +33,12 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Runner::train`].
-    pub fn evaluate<'a>(&mut self, images: impl Into<Labelled<'a, u8>>, eps: &[f32], beta: f64) -> Result<Evaluation> {
+    pub fn evaluate<'a>(
+        &mut self,
+        images: impl Into<Labelled<'a, u8>>,
+        eps: &[f32],
+        beta: f64,
+    ) -> Result<BatchEvaluation> {
         block_on(self.evaluate_async(images, eps, beta))
     }
 
@@ -46,18 +51,23 @@ impl Runner {
         images: impl Into<Labelled<'a, u8>>,
         eps: &[f32],
         beta: f64,
-    ) -> Result<Evaluation> {
+    ) -> Result<BatchEvaluation> {
         let images = images.into();
         let losses = self.losses_async(images, eps, beta).await?;
         let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
-        Ok(Evaluation { mean: self.read(program, "mean").await?, ..losses })
+        Ok(BatchEvaluation { mean: self.read(program, "mean").await?, ..losses })
     }
 
     /// Like [`Runner::evaluate`], without reading the images back, which takes time: `mean` is empty.
     ///
     /// # Errors
     /// As [`Runner::train`].
-    pub fn losses<'a>(&mut self, images: impl Into<Labelled<'a, u8>>, eps: &[f32], beta: f64) -> Result<Evaluation> {
+    pub fn losses<'a>(
+        &mut self,
+        images: impl Into<Labelled<'a, u8>>,
+        eps: &[f32],
+        beta: f64,
+    ) -> Result<BatchEvaluation> {
         block_on(self.losses_async(images, eps, beta))
     }
 
@@ -70,7 +80,7 @@ impl Runner {
         images: impl Into<Labelled<'a, u8>>,
         eps: &[f32],
         beta: f64,
-    ) -> Result<Evaluation> {
+    ) -> Result<BatchEvaluation> {
         let images = images.into();
         let program = self.program(self.image_batch(images)?, Mode::Evaluate)?;
         self.write_images(program, images)?;
@@ -80,7 +90,7 @@ impl Runner {
         let terms = self.read(program, "terms").await?;
         let &[total, recon, kl, mse] = terms.as_slice() else { return Err(Error::bug("loss terms of another length")) };
         let (kl_dims, h) = (self.read(program, "kl_dims").await?, self.read(program, "h").await?);
-        Ok(Evaluation { total, recon, kl, mse, kl_dims, h, mean: Vec::new() })
+        Ok(BatchEvaluation { total, recon, kl, mse, kl_dims, h, mean: Vec::new() })
     }
 
     /// Encodes images (bytes, `[batch, c, h, w]`) to `h`, `[batch, 2 * latent]`: mu, then log_std.

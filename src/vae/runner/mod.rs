@@ -21,7 +21,7 @@ mod share;
 mod train;
 
 pub use self::device::Device;
-pub use self::infer::Evaluation;
+pub use self::infer::BatchEvaluation;
 pub use self::labelled::Labelled;
 pub(crate) use self::labelled::one_hot;
 pub(crate) use self::train::noise;

@@ -9,7 +9,7 @@ use super::shared_step::Share;
 use super::{Trainer, keep_first, noise};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
-use crate::vae::checkpoint::{Checkpoint, Progress};
+use crate::vae::checkpoint::{Checkpoint, RunProgress};
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::runner::Runner;
@@ -79,7 +79,7 @@ impl Trainer<'_> {
 
     pub(super) fn save_checkpoint(&mut self) -> Result<()> {
         let checkpoint = Checkpoint {
-            progress: Progress {
+            progress: RunProgress {
                 step: self.runner.step(),
                 epoch: self.finished,
                 seed: self.settings.seed,

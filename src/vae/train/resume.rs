@@ -11,7 +11,7 @@ use super::store::{About, Recorded, RunStore};
 use super::{MAX_EPOCHS, Settings, TrainContext, Trainer, notify, start};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
-use crate::vae::checkpoint::{Checkpoint, Progress};
+use crate::vae::checkpoint::{Checkpoint, RunProgress};
 use crate::vae::data::Images;
 use crate::vae::ranks::Ranks;
 use crate::vae::weights::TensorSchema;
@@ -87,7 +87,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// Checks that a checkpoint belongs to this data set and that its step and epoch are consistent.
-fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
+fn check_progress(progress: &RunProgress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
     let reject = |what: &str, expected: String, found: String, hint: &str| {
         let (path, what, hint) = (path.to_owned(), what.to_owned(), hint.to_owned());
         Err(Error::Checkpoint { path, what, expected, found, hint })

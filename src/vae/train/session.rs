@@ -158,12 +158,6 @@ impl Session {
         &mut self.runner
     }
 
-    /// Returns the images that validate.
-    #[must_use]
-    pub fn validation_images(&self) -> &dyn Images {
-        &self.parts.validation
-    }
-
     /// Returns the weights of the epoch with the lowest validation loss, the contents of `model.safetensors`; `None` before the end of
     /// the first epoch.
     #[must_use]
