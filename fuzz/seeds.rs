@@ -11,7 +11,7 @@ use image::{ImageFormat, RgbImage};
 use tar::{Builder, EntryType, Header};
 use vae_wgpu::vae::tensor_file::{Array, TensorFile};
 use vae_wgpu::app::io::tensor_file;
-use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
+use vae_wgpu::vae::checkpoint::{Checkpoint, RunProgress};
 use vae_wgpu::vae::weights::{TensorSchema, Weights};
 use vae_wgpu::vae::data::cifar10::{FILES, RECORD};
 use vae_wgpu::runtime::graph::Arena;
@@ -157,7 +157,7 @@ fn tensors() -> Result<(Vec<u8>, Vec<u8>)> {
     tensor_file::save(&weights.clone().into_file(inventory, &serde_json::to_string(&model)?)?, &file)?;
     let bytes = fs::read(&file)?;
     let settings = serde_json::to_string(&Settings { model, ..Settings::default() })?;
-    let progress = Progress { step: 3, epoch: 1, seed: 0, settings, best: Some(0.5), data: None };
+    let progress = RunProgress { step: 3, epoch: 1, seed: 0, settings, best: Some(0.5), data: None };
     let (moment1, moment2) = (weights.params.clone(), weights.params.clone());
     tensor_file::save(&Checkpoint { progress, weights, moment1, moment2 }.into_file(inventory)?, &file)?;
     let checkpoint = fs::read(&file)?;

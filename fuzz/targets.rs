@@ -14,7 +14,7 @@ use vae_wgpu::app::io::run_config::RunConfig;
 use vae_wgpu::app::viz::caption::Caption;
 use vae_wgpu::app::viz::image_grid::ImageBatch;
 use vae_wgpu::app::viz::plots;
-use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
+use vae_wgpu::vae::checkpoint::{Checkpoint, RunProgress};
 use vae_wgpu::vae::data::{Dataset, cifar10 as cifar, cifar100 as fine, idx as mnist};
 use vae_wgpu::vae::inference::Model;
 use vae_wgpu::vae::model::Mode;
@@ -139,7 +139,7 @@ pub(crate) fn weights(bytes: &[u8]) {
 pub(crate) fn checkpoint(bytes: &[u8]) {
     let Some(file) = tensors(bytes) else { return };
     let read = || {
-        let progress = Progress::of(&file, path())?;
+        let progress = RunProgress::of(&file, path())?;
         let settings: Settings = serde_json::from_str(&progress.settings)
             .map_err(|why| Error::malformed("parse the settings in", path(), why))?;
         settings.check()?;

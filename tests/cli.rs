@@ -32,8 +32,12 @@ mod pretrained;
 mod preview;
 #[path = "cli/reconstruct.rs"]
 mod reconstruct;
+#[path = "cli/resume.rs"]
+mod resume;
 #[path = "cli/sample.rs"]
 mod sample;
+#[path = "cli/stop.rs"]
+mod stop;
 #[path = "cli/tools.rs"]
 mod tools;
 #[path = "cli/train.rs"]

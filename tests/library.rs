@@ -9,12 +9,20 @@ mod cases;
 #[path = "common/random.rs"]
 mod random;
 
+// Shared by the tests of data sets.
+#[path = "library/data_files.rs"]
+mod data_files;
+
 #[path = "library/accumulation.rs"]
 mod accumulation;
+#[path = "library/archives.rs"]
+mod archives;
 #[path = "library/checkpoint.rs"]
 mod checkpoint;
 #[path = "library/data.rs"]
 mod data;
+#[path = "library/download.rs"]
+mod download;
 #[path = "library/geometry.rs"]
 mod geometry;
 #[path = "library/graph.rs"]

@@ -10,6 +10,8 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod data;
 #[cfg(feature = "cli")]
+mod figures;
+#[cfg(feature = "cli")]
 pub mod io;
 #[cfg(feature = "cli")]
 pub mod onnx;

@@ -12,7 +12,7 @@ const FORMAT: u32 = 1;
 
 /// Progress of a run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Progress {
+pub struct RunProgress {
     /// Index of the next step, from 0.
     pub step: u64,
     /// Number of finished epochs.
@@ -32,7 +32,7 @@ pub struct Progress {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
     /// Progress of the run.
-    pub progress: Progress,
+    pub progress: RunProgress,
     /// Parameters and running statistics.
     pub weights: Weights,
     /// Adam's first moments, one tensor for each parameter.
@@ -47,7 +47,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Weights::into_file`].
     pub fn into_file(self, schema: TensorSchema<'_>) -> Result<TensorFile> {
-        let Progress { step, epoch, seed, settings, best, data } = self.progress;
+        let RunProgress { step, epoch, seed, settings, best, data } = self.progress;
         let mut metadata = vec![
             ("checkpoint", FORMAT.to_string()),
             ("step", step.to_string()),
@@ -65,9 +65,9 @@ impl Checkpoint {
     /// Takes a checkpoint from a file. `path` is used in messages.
     ///
     /// # Errors
-    /// As [`Progress::of`] and [`Weights::from_file`].
+    /// As [`RunProgress::of`] and [`Weights::from_file`].
     pub fn from_file(file: TensorFile, path: &Path, schema: TensorSchema<'_>) -> Result<Self> {
-        let progress = Progress::of(&file, path)?;
+        let progress = RunProgress::of(&file, path)?;
         let names: Vec<_> = schema.weights().into_iter().chain(schema.moments()).collect();
         let mut params = file.take(path, &names)?;
         let mut states = params.split_off(schema.params.len());
@@ -77,7 +77,7 @@ impl Checkpoint {
     }
 }
 
-impl Progress {
+impl RunProgress {
     /// Checks that a run has not trained more than `epochs` epochs.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ mod tests {
 
     fn checkpoint() -> Checkpoint {
         Checkpoint {
-            progress: Progress {
+            progress: RunProgress {
                 step: u64::MAX,
                 epoch: 3,
                 seed: 1 << 63,
@@ -266,7 +266,8 @@ mod tests {
                 Some(value) => metadata.insert(key.to_owned(), value.to_owned()),
                 None => metadata.remove(key),
             };
-            Progress::of(&TensorFile { metadata, ..TensorFile::default() }, Path::new("x")).map_err(|e| e.to_string())
+            RunProgress::of(&TensorFile { metadata, ..TensorFile::default() }, Path::new("x"))
+                .map_err(|e| e.to_string())
         };
         assert_eq!(wrong("best", None).unwrap().best, None);
         assert!(wrong("checkpoint", Some("2")).unwrap_err().contains("another version"));

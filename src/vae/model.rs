@@ -72,7 +72,7 @@ pub struct VaeConfig {
     pub likelihood: Likelihood,
     /// Number of classes of a conditional VAE (Sohn et al., "Learning Structured Output Representation using Deep Conditional
     /// Generative Models", 2015), whose encoder and decoder know the class of an image; 0 for none.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub classes: usize,
 }
 
@@ -81,8 +81,8 @@ fn is_unit(likelihood: &Likelihood) -> bool {
     *likelihood == Likelihood::Unit
 }
 
-fn is_none(classes: &usize) -> bool {
-    *classes == 0
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Default for VaeConfig {

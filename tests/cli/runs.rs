@@ -129,3 +129,8 @@ pub(crate) fn interrupt() -> (&'static str, i32) {
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
     if ignored.unwrap_or(0) & 2 == 0 { ("-INT", 2) } else { ("-TERM", 15) }
 }
+
+/// Height of a caption of `lines` lines.
+pub(crate) fn caption(lines: u32) -> u32 {
+    20 * lines + 8
+}

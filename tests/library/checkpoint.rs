@@ -18,7 +18,7 @@ use vae_wgpu::runtime::op::Init;
 use vae_wgpu::runtime::tensor::Spec;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
-use vae_wgpu::vae::checkpoint::{Checkpoint, Progress};
+use vae_wgpu::vae::checkpoint::{Checkpoint, RunProgress};
 use vae_wgpu::vae::weights::{TensorSchema, Weights};
 
 /// Run folder of the child process.
@@ -37,7 +37,7 @@ fn checkpoint(step: u64) -> Checkpoint {
     let filled =
         |tensors: &[Tensor]| -> Vec<Vec<f32>> { tensors.iter().map(|t| vec![step as f32; t.spec.len()]).collect() };
     Checkpoint {
-        progress: Progress {
+        progress: RunProgress {
             step,
             epoch: step / 10,
             seed: 7,

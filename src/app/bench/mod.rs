@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::app::figures::median;
 use crate::error::{Error, Result};
 use crate::runtime::exec::entry::PassProgram;
 use crate::runtime::gpu::{Gpu, Roofline};
@@ -313,13 +314,6 @@ impl std::fmt::Display for ProductSummary {
             "{products} convolutions and linear layers: median {median:.2} GFLOP/s, min {min:.2}, mean weighted by work {mean:.2}"
         )
     }
-}
-
-/// Returns the median of sorted values; `None` if there are none.
-#[must_use]
-pub fn median(sorted: &[f64]) -> Option<f64> {
-    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
-    Some(f64::midpoint(*low, *high))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::median;
+use crate::app::figures::median;
 use crate::error::{Error, Result};
 use crate::runtime::plan;
 use crate::runtime::tensor::rng::{self, Stream, StreamRng};

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PassBench, Workload, median};
+use super::{PassBench, Workload};
+use crate::app::figures::median;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::{AdapterInfo, Gpu};
 use crate::runtime::kernel::{Lowered, Profile};
@@ -183,7 +184,7 @@ impl VariantTable {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             adapter: adapter.name.clone(),
-            driver: driver(adapter),
+            driver: adapter.driver_and_version(),
             entries: measured.iter().map(choice).collect(),
         }
     }
@@ -224,15 +225,11 @@ impl VariantTable {
     /// Returns the difference if the table was made on another adapter or driver.
     #[must_use]
     pub fn adapter_mismatch(&self, adapter: &AdapterInfo) -> Option<String> {
-        let here = (&adapter.name, &driver(adapter));
+        let here = (&adapter.name, &adapter.driver_and_version());
         let of = |(name, driver): (&String, &String)| format!("{name} ({driver})");
         let there = (&self.adapter, &self.driver);
         (here != there).then(|| format!("made on {}, but this is {}", of(there), of(here)))
     }
-}
-
-fn driver(adapter: &AdapterInfo) -> String {
-    [adapter.driver.as_str(), adapter.driver_info.as_str()].join(" ").trim().to_owned()
 }
 
 /// The variants of each pass, over all check cases of its operation.

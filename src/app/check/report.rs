@@ -151,7 +151,7 @@ impl Report {
             ("adapter", info.name.clone()),
             ("type", info.device_type.to_owned()),
             ("backend", info.backend.to_owned()),
-            ("driver", [info.driver.as_str(), &info.driver_info].join(" ")),
+            ("driver", info.driver_and_version()),
             ("vendor and device", format!("{:#06x}, {:#06x}", info.vendor, info.device)),
             ("features", info.features.join(", ")),
             ("subgroups", subgroups),

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::check_report::{self, ReportFile};
 use super::output::{Counter, check_output};
-use super::progress::counted;
 use super::{DeviceArgs, is_broken_pipe, note, print};
 use crate::app::check::{Check, CheckResult, Report, Tally, bisect, suite};
+use crate::app::figures::counted;
 use crate::runtime::gpu::Gpu;
 use crate::runtime::plan;
 use crate::vae::model::VaeConfig;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
-use super::progress::grouped;
 use super::{DeviceArgs, eprintln_lossy};
 use crate::app::bench::step::{StepBench, StepTimes};
 use crate::app::check::{Fact, REPORTED_BATCH, Report};
+use crate::app::figures::grouped;
 use crate::app::io::atomic;
 use crate::runtime::gpu::{Gpu, roofline};
 use crate::runtime::plan;

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use clap::{Args, Command, ValueHint};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::progress::grouped;
 use super::values::{image_size, non_empty};
 use super::{eprintln_lossy, is_quiet, note, print};
 use crate::app::data::{DataSpec, FetchProgress, ImageOptions, Opened, Summary};
+use crate::app::figures::grouped;
 use crate::error::{Error, printable};
 use crate::vae::data::{Dataset, Description, Statistics};
 use crate::vae::model::VaeConfig;

@@ -37,12 +37,12 @@ impl DevicesArgs {
 
 /// Three lines that fit a terminal of 80 columns: index and name; type, backend and driver; limits.
 fn entry(info: &AdapterInfo) -> String {
-    let AdapterInfo { index, name, device_type, backend, driver, driver_info, limits, .. } = info;
+    let AdapterInfo { index, name, device_type, backend, limits, .. } = info;
     let limit = |name: &str, unit: u64| limits.get(name).map_or(0, |bytes| bytes / unit);
     format!(
         "{index:<6} {name}\n       {device_type}, {backend}, driver {}\n       \
          largest binding {} MiB, buffer {} MiB, workgroup memory {} KiB",
-        [driver.as_str(), driver_info].join(" ").trim(),
+        info.driver_and_version(),
         limit("max_storage_buffer_binding_size", 1 << 20),
         limit("max_buffer_size", 1 << 20),
         limit("max_compute_workgroup_storage_size", 1 << 10),

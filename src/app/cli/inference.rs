@@ -216,11 +216,6 @@ impl ClassArgs {
     }
 }
 
-/// Returns a noun with its number: `1 image`, `2 images`.
-pub(super) fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
 /// An image named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {

@@ -53,6 +53,7 @@ mod report;
 mod runs;
 mod sample;
 mod signals;
+mod terminal;
 mod train;
 mod traverse;
 mod tune;
@@ -523,8 +524,8 @@ fn note(text: impl std::fmt::Display) {
 /// Prints a line about a run to stderr, on a terminal broken between words.
 fn eprintln_wrapped(text: impl std::fmt::Display) {
     let text = text.to_string();
-    match progress::stderr_width() {
-        Some(width) => eprintln_lossy(progress::wrapped(&text, width)),
+    match terminal::stderr_width() {
+        Some(width) => eprintln_lossy(terminal::wrapped(&text, width)),
         None => eprintln_lossy(text),
     }
 }

@@ -7,8 +7,9 @@ use byteorder::{ByteOrder, LittleEndian};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::progress::{clock, draws_bars, grouped};
+use super::terminal::draws_bars;
 use super::{eprintln_lossy, is_quiet, note};
+use crate::app::figures::{clock, grouped};
 use crate::app::io::{atomic, tensor_file};
 use crate::app::viz::caption::Caption;
 use crate::app::viz::image_grid::save_png;

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::eprintln_lossy;
-use super::progress::{draws_bars, shows};
+use super::terminal::{draws_bars, shows};
 use crate::app::io::atomic::{read, save_atomic};
 use crate::runtime::gpu::{Compiled, Gpu};
 

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use console::Term;
 
 use super::is_quiet;
-use super::progress::{draws_bars, terminal_width};
+use super::terminal::{draws_bars, terminal_width};
 use crate::app::viz::image_grid::ImageBatch;
 use crate::app::viz::terminal::{Protocol, fitting, row};
 

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::inference::{ClassArgs, TrainedArgs, counted, dims};
+use super::inference::{ClassArgs, TrainedArgs, dims};
 use super::note;
 use super::output::{RAW, check_grid, check_output, save_image, save_raw};
 use super::preview::{PreviewArgs, show};
 use super::values::non_negative;
+use crate::app::figures::counted;
 use crate::app::io::prior::Kind;
 use crate::app::viz::caption::square;
 use crate::app::viz::image_grid::{Grid, ImageBatch};
@@ -102,7 +103,7 @@ impl SampleArgs {
                 Prior::Mixture(_) => "mixture",
                 Prior::SecondStage(_) => "second stage",
             };
-            let mut caption = self.trained.caption(&model, counted(count, "sample"));
+            let mut caption = self.trained.caption(&model, counted(count as u64, "sample"));
             if let Some(name) = class.and_then(|class| model.classes.get(usize::from(class))) {
                 caption = caption.with("class", name);
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use signal_hook::{consts, flag};
 
-use super::progress::{draws_bars, eprintln_above_bar};
+use super::terminal::{draws_bars, eprintln_above_bar};
 
 #[cfg(unix)]
 const REQUESTS: &[i32] = &[consts::SIGINT, consts::SIGTERM, consts::SIGHUP];

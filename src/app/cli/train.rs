@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use serde_json::json;
 
 use super::data::DatasetArgs;
-use super::inference::{BATCH, counted};
+use super::inference::BATCH;
 use super::launch::Group;
 use super::output::check_output;
 use super::preview::PreviewArgs;
@@ -25,6 +25,7 @@ use super::{
 };
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
+use crate::app::figures::counted;
 use crate::app::io::atomic::create_parent;
 use crate::app::io::model;
 use crate::app::io::model::Origin;
@@ -577,7 +578,8 @@ fn save_preview(path: &Path, run: &str, dataset: &Dataset) -> crate::Result<()> 
     data::batch(images, &first, &mut pixels)?;
     let images = ImageBatch::from_bytes(&pixels, [channels, height, width])?;
     let grid = Grid::of(8, width as u32).draw(&images)?;
-    let caption = Caption::new(counted(images.len(), "training image")).with("data", &dataset.name).with("run", run);
+    let caption =
+        Caption::new(counted(images.len() as u64, "training image")).with("data", &dataset.name).with("run", run);
     save_png(path, &caption.below(&grid)?, &caption)
 }
 

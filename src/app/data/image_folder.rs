@@ -20,12 +20,11 @@ use crate::runtime::sys::{memory, threads};
 use crate::vae::data;
 use crate::vae::data::archive::ACCEPTED;
 use crate::vae::data::{Dataset, Images};
+use crate::vae::model::MAX_CLASSES;
 
 /// Sizes of `--image-size`.
 pub const SIZES: [usize; 3] = [32, 64, 128];
 
-/// Largest number of classes: labels are bytes.
-const MAX_CLASSES: usize = 256;
 /// Number of files that are decoded between two reports of progress.
 const CHUNK: usize = 1024;
 /// Memory for images where the available memory is unknown, in bytes.

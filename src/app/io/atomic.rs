@@ -3,6 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -231,8 +233,17 @@ fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Returns whether a lock that cannot be taken is shared: other processes look at it, and none owns it.
+fn is_shared(file: &File) -> bool {
+    file.try_lock_shared().and_then(|()| file.unlock().map_err(TryLockError::Error)).is_ok()
+}
+
 /// Name of the file that [`FolderLock`] locks.
 pub const LOCK: &str = "run.lock";
+
+/// Time between two attempts to take a lock that others look at, and the number of attempts.
+const LOOK: Duration = Duration::from_millis(5);
+const MOST_LOOKS: usize = 200;
 
 /// Exclusive write access to a folder, as a lock on its file `run.lock`. Released when dropped, and by the system when the process dies.
 #[derive(Debug)]
@@ -259,10 +270,17 @@ impl FolderLock {
     /// [`Error::File`] if another process holds the lock. A file system without locks excludes nobody.
     pub fn take(folder: &Path) -> Result<Self> {
         let path = folder.join(LOCK);
+        let mut looks = 0;
         let lock = loop {
             let file = open_lock_file(&path).map_err(Error::file("lock", &path))?;
             match try_lock(&file) {
                 Ok(true) => {}
+                // A process that looks has left in a moment.
+                Ok(false) if looks < MOST_LOOKS && is_shared(&file) => {
+                    looks += 1;
+                    thread::sleep(LOOK);
+                    continue;
+                }
                 Ok(false) => {
                     let why =
                         "another process is writing to this run folder. Wait for it to end, or use another run folder";
@@ -290,6 +308,7 @@ impl FolderLock {
     /// Returns whether a process holds the lock of a folder. `false` on a file system without locks.
     #[must_use]
     pub fn is_taken(folder: &Path) -> bool {
+        // A shared lock for a moment: others that look do not see it, and `take` waits for it.
         let lock = File::open(folder.join(LOCK));
         lock.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
@@ -419,6 +438,26 @@ mod tests {
         drop(lock);
         assert!(!FolderLock::is_taken(dir.path()));
         FolderLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn lock_is_taken_while_others_look_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(FolderLock::take(dir.path()).unwrap());
+        // As `is_taken` does, but for longer.
+        let look = File::open(dir.path().join(LOCK)).unwrap();
+        look.try_lock_shared().unwrap();
+        assert!(!FolderLock::is_taken(dir.path()));
+        let lock = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(4 * LOOK);
+                look.unlock().unwrap();
+            });
+            FolderLock::take(dir.path()).unwrap()
+        });
+        assert!(FolderLock::is_taken(dir.path()));
+        drop(lock);
+        assert!(!FolderLock::is_taken(dir.path()));
     }
 
     #[cfg(unix)]

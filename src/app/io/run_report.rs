@@ -12,13 +12,12 @@ use crate::app::viz::caption::Pairs;
 use crate::app::viz::image_grid::{ImageBatch, decode_rgb};
 use crate::app::viz::report::{Encoded, Pictures, Report};
 use crate::error::{Error, Result};
+use crate::vae::train::MOST_SHOWN;
 use crate::vae::train::rows::{EpochRow, Row, StepRow};
 use crate::vae::train::store::RunState;
 
 /// Largest number of epochs whose reconstructions are in a report.
 const MOST_EPOCHS: u32 = 6;
-/// Largest number of images whose reconstructions a run shows.
-const MOST_SHOWN: usize = 16;
 /// Size of a file with samples in bytes above which the report has a JPEG copy.
 const LARGE: usize = 500_000;
 

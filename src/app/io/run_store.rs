@@ -13,7 +13,7 @@ use crate::app::viz::caption::Labels;
 use crate::app::viz::image_grid::{Grid, ImageBatch, save_png};
 use crate::app::viz::{plots, trace};
 use crate::error::{Error, Result};
-use crate::vae::checkpoint::Progress;
+use crate::vae::checkpoint::RunProgress;
 use crate::vae::tensor_file::TensorFile;
 use crate::vae::train::Settings;
 use crate::vae::train::profile::Profile;
@@ -83,9 +83,9 @@ impl FolderStore {
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Checkpoint`] if the checkpoint cannot be read.
-    pub fn saved(&self) -> Result<(Settings, Progress)> {
+    pub fn saved(&self) -> Result<(Settings, RunProgress)> {
         let path = self.checkpoint();
-        let progress = Progress::of(&self.load_checkpoint()?, &path)?;
+        let progress = RunProgress::of(&self.load_checkpoint()?, &path)?;
         let settings = serde_json::from_str(&progress.settings);
         Ok((settings.map_err(|e| Error::malformed("parse the settings in", &path, e))?, progress))
     }

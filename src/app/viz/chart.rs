@@ -2,6 +2,7 @@
 
 use super::canvas::{Anchor, Area, Canvas, FAINT, INK, Paint, Point, text_width};
 use super::caption::Caption;
+use crate::app::figures::grouped;
 use crate::error::Result;
 
 /// Sizes of tick labels and names.
@@ -105,16 +106,6 @@ fn plain(value: f64) -> String {
     let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text };
     let short = value == 0.0 || (1e-4..1e6).contains(&value.abs());
     if short { text } else { format!("{:e}", format!("{value:.2e}").parse().unwrap_or(value)) }
-}
-
-/// Formats a count with commas between thousands.
-fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let commas = |(i, digit): (usize, char)| {
-        let comma = i > 0 && (digits.len() - i).is_multiple_of(3);
-        [comma.then_some(','), Some(digit)].into_iter().flatten()
-    };
-    digits.chars().enumerate().flat_map(commas).collect()
 }
 
 /// The area between two axes.

@@ -78,7 +78,7 @@ pub struct AdapterInfo {
 impl fmt::Display for AdapterInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}, {}", self.name, self.backend, self.device_type)?;
-        match [self.driver.as_str(), self.driver_info.as_str()].join(" ").trim() {
+        match self.driver_and_version().as_str() {
             "" => f.write_str(")"),
             driver => write!(f, ", {driver})"),
         }
@@ -95,6 +95,12 @@ const FEATURES: &[(&str, wgpu::Features)] = &[
 ];
 
 impl AdapterInfo {
+    /// Returns name and version of the driver; empty if the backend reports neither.
+    #[must_use]
+    pub fn driver_and_version(&self) -> String {
+        [self.driver.as_str(), self.driver_info.as_str()].join(" ").trim().to_owned()
+    }
+
     fn new(index: usize, adapter: &wgpu::Adapter, options: &Options) -> Self {
         let info = adapter.get_info();
         let (features, limits) = (adapter.features(), adapter.limits());

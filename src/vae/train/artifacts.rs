@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use web_time::Instant;
 
+use super::group::of_ranks;
 use super::shared_step::Share;
-use super::{Trainer, keep_first, noise, of_ranks};
+use super::{Trainer, keep_first, noise};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
-use crate::vae::checkpoint::{Checkpoint, Progress};
+use crate::vae::checkpoint::{Checkpoint, RunProgress};
 use crate::vae::data;
 use crate::vae::data::Images;
 use crate::vae::runner::Runner;
@@ -20,9 +21,10 @@ use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema, Weights};
 /// Number of samples drawn after each epoch; of a conditional model, of each class.
 const SAMPLES: usize = 49;
 const SAMPLES_OF_CLASS: usize = 8;
-/// Numbers of images to reconstruct after each epoch; samples are drawn of as many classes at most.
+/// Smallest number of images to reconstruct after each epoch, if there are as many.
 const LEAST_SHOWN: usize = 8;
-const MOST_SHOWN: usize = 16;
+/// Largest number of images to reconstruct after each epoch; samples are drawn of as many classes at most.
+pub(crate) const MOST_SHOWN: usize = 16;
 /// Index of their noise, beyond that of any step.
 const SAMPLE_NOISE: u64 = 1 << 63;
 
@@ -77,7 +79,7 @@ impl Trainer<'_> {
 
     pub(super) fn save_checkpoint(&mut self) -> Result<()> {
         let checkpoint = Checkpoint {
-            progress: Progress {
+            progress: RunProgress {
                 step: self.runner.step(),
                 epoch: self.finished,
                 seed: self.settings.seed,

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::epoch::start_step;
+use super::parts::Parts;
 use super::shared_step::Share;
-use super::{Outcome, Parts, Settings, TrainContext, initialize, loader, runner, start_step};
+use super::start::{initialize, runner};
+use super::{Outcome, Settings, TrainContext, loader};
 use crate::error::{Error, Result};
 use crate::vae::data::Images;
 use crate::vae::runner::Hyperparams;

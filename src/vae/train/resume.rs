@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::events::Event;
+use super::group::{adapter, check_same, of_ranks};
+use super::parts::Parts;
 use super::shared_step::Share;
 use super::store::{About, Recorded, RunStore};
-use super::{MAX_EPOCHS, Parts, RANKS_ON, Settings, TrainContext, Trainer, check_same, notify, of_ranks, runner};
+use super::{MAX_EPOCHS, Settings, TrainContext, Trainer, notify, start};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
-use crate::vae::checkpoint::{Checkpoint, Progress};
+use crate::vae::checkpoint::{Checkpoint, RunProgress};
 use crate::vae::data::Images;
 use crate::vae::ranks::Ranks;
 use crate::vae::weights::TensorSchema;
@@ -39,7 +41,7 @@ impl<'a> Trainer<'a> {
         let share = Share::of(ranks.as_deref());
         share.check(&settings)?;
         let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
-        let mut runner = runner(&mut settings, share, &parts, &context)?;
+        let mut runner = start::runner(&mut settings, share, &parts, &context)?;
         let path = store.checkpoint();
         let Checkpoint { progress, weights, moment1, moment2 } =
             Checkpoint::from_file(store.load_checkpoint()?, &path, TensorSchema::of(runner.graph()?))?;
@@ -84,13 +86,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The adapter in what [`of_ranks`] returns.
-fn adapter(device: &str) -> &str {
-    device.split_once(RANKS_ON).map_or(device, |(_, adapter)| adapter)
-}
-
 /// Checks that a checkpoint belongs to this data set and that its step and epoch are consistent.
-fn check_progress(progress: &Progress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
+fn check_progress(progress: &RunProgress, path: &Path, settings: &Settings, images: usize, data: &str) -> Result<()> {
     let reject = |what: &str, expected: String, found: String, hint: &str| {
         let (path, what, hint) = (path.to_owned(), what.to_owned(), hint.to_owned());
         Err(Error::Checkpoint { path, what, expected, found, hint })

@@ -6,9 +6,12 @@
 use std::sync::Arc;
 
 use super::artifacts::model_file;
+use super::epoch::{IN_FLIGHT, non_finite, start_step};
+use super::parts::Parts;
 use super::shared_step::Share;
+use super::start::{check_images, initialize, plan_of, programs};
 use super::validation::{Validation, Validator};
-use super::{IN_FLIGHT, Parts, Settings, check_images, initialize, loader, plan_of, programs, start_step};
+use super::{Settings, loader};
 use crate::error::{Error, Result};
 use crate::runtime::graph::Arena;
 use crate::runtime::plan;
@@ -155,12 +158,6 @@ impl Session {
         &mut self.runner
     }
 
-    /// Returns the images that validate.
-    #[must_use]
-    pub fn validation_images(&self) -> &dyn Images {
-        &self.parts.validation
-    }
-
     /// Returns the weights of the epoch with the lowest validation loss, the contents of `model.safetensors`; `None` before the end of
     /// the first epoch.
     #[must_use]
@@ -278,13 +275,6 @@ impl Session {
         self.order.clear();
         Ok(Progress::Epoch(EpochReport { epoch, validation, best }))
     }
-}
-
-/// Returns the error of a step that was not finite.
-pub(super) async fn non_finite(runner: &mut Runner, report: &StepReport) -> Result<Error> {
-    let computed = if report.total.is_finite() { "the global gradient norm" } else { "the loss" };
-    let tensor = runner.first_non_finite_async().await?.unwrap_or_else(|| computed.to_owned());
-    Ok(Error::NonFinite { tensor, step: report.step + 1 })
 }
 
 #[cfg(test)]

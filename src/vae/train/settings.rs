@@ -130,7 +130,7 @@ pub struct Settings {
     /// Steps during which `beta` rises from 0; 0 disables the warm-up.
     pub beta_warmup: u64,
     /// Steps after which the warm-up of `beta` starts again (Fu et al., arXiv:1903.10145); 0 for never.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub beta_cycle: u64,
     /// KL divergence in nats below which a latent dimension costs nothing more; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -140,7 +140,7 @@ pub struct Settings {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub posterior_std: f64,
     /// Epochs without a lower validation loss after which the run ends; 0 for never.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub early_stop: u64,
     /// Flip training images horizontally at random.
     pub flip: bool,
@@ -153,12 +153,8 @@ pub struct Settings {
 }
 
 /// Settings at zero are not written, so that earlier versions can resume runs that do not use them.
-fn is_zero(value: &f64) -> bool {
-    *value == 0.0
-}
-
-fn is_none(steps: &u64) -> bool {
-    *steps == 0
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn single() -> usize {

@@ -13,6 +13,7 @@ use serde_json::Value;
 pub use self::html::Encoded;
 use self::html::{Escaped, section, strip};
 use super::image_grid::ImageBatch;
+use crate::app::figures::{counted, duration, median};
 use crate::vae::train::rows::{EpochRow, StepRow};
 use crate::vae::train::store::RunState;
 
@@ -115,14 +116,15 @@ impl Report<'_> {
         } else if let Some(last) = self.steps.last() {
             add("Training loss", format!("{:.4}", last.total), "nats per dimension, last step".to_owned());
         }
-        let speed = median(self.steps.iter().rev().take(100).map(|row| row.images_per_s));
-        if let Some(speed) = speed {
+        let speeds = self.steps.iter().rev().take(100).map(|row| f64::from(row.images_per_s));
+        let mut speeds: Vec<f64> = speeds.filter(|speed| speed.is_finite()).collect();
+        speeds.sort_by(f64::total_cmp);
+        if let Some(speed) = median(&speeds) {
             add("Speed", format!("{speed:.0}"), "images per second".to_owned());
         }
         if !self.epochs.is_empty() {
             let seconds = self.epochs.iter().map(|row| row.seconds).filter(|s| s.is_finite()).sum();
-            let count = self.epochs.len();
-            add("Time", duration(seconds), format!("{count} epoch{}", if count == 1 { "" } else { "s" }));
+            add("Time", duration(seconds), counted(self.epochs.len() as u64, "epoch"));
         }
         if figures.is_empty() {
             return String::new();
@@ -166,22 +168,6 @@ struct Status {
     class: &'static str,
     word: &'static str,
     details: String,
-}
-
-fn median(values: impl Iterator<Item = f32>) -> Option<f32> {
-    let mut values: Vec<f32> = values.filter(|v| v.is_finite()).collect();
-    values.sort_by(f32::total_cmp);
-    values.get(values.len() / 2).copied()
-}
-
-/// Formats a duration with two units.
-fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The folder of a run: its files, its lock and its configuration.
+//! The folder of a run: its lock, its start and end, its configuration.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::paths::{FILES, RECONSTRUCTIONS, SAMPLES, TENSORBOARD, WEIGHTS, is_of_an_epoch};
 use crate::app::io::atomic;
 use crate::app::io::atomic::{FolderLock, LOCK, LockState};
-use crate::app::io::prior;
 use crate::app::io::run_config::RunConfig;
 use crate::app::io::tensorboard;
-use crate::app::viz::caption::{Caption, Labels, Pairs, square};
-use crate::app::viz::image_grid::{Grid, ImageBatch, decode_rgb, save_png};
 use crate::error::{Error, Result, printable};
+
+mod history;
+mod paths;
 
 /// A run folder, opened for writing (locked) or for reading.
 #[derive(Debug)]
@@ -67,40 +68,6 @@ impl Drop for Reserved {
 
 /// Folder in which runs are created unless another one is named.
 pub const RUNS: &str = "runs";
-
-/// Name of the file with the weights of the last epoch.
-const LAST: &str = "last.safetensors";
-
-/// Name of the file with the options that repeat the run.
-const REPEAT: &str = "train.toml";
-
-/// The files of a run, in the order of removal when a run is overwritten: first those that allow a resume.
-const FILES: [&str; 15] = [
-    "checkpoint.safetensors",
-    "model.safetensors",
-    LAST,
-    prior::Kind::Mixture.file(),
-    prior::Kind::SecondStage.file(),
-    "config.json",
-    REPEAT,
-    "metrics.csv",
-    "epochs.csv",
-    "reconstruction_history.png",
-    "training_loss.png",
-    "grad_norm.png",
-    "learning_rate.png",
-    "data_preview.png",
-    "report.html",
-];
-/// Folders of a run with one image per epoch.
-const SAMPLES: &str = "samples";
-const RECONSTRUCTIONS: &str = "reconstructions";
-/// Folder with the weights of some epochs.
-const WEIGHTS: &str = "weights";
-/// Folder with event files.
-const TENSORBOARD: &str = "tensorboard";
-/// Name of the file with the originals, in the folder of reconstructions.
-const ORIGINALS: &str = "originals.png";
 
 impl RunFolder {
     /// Creates and locks the folder of a new run: `out`, or `runs/<date>-<n>` with the first free n. The folder above it is created too, but
@@ -274,179 +241,6 @@ impl RunFolder {
         self.lock.is_some() || FolderLock::is_taken(&self.path)
     }
 
-    /// Path of the folder.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// `config.json`.
-    #[must_use]
-    pub fn config(&self) -> PathBuf {
-        self.path.join("config.json")
-    }
-
-    /// `train.toml`: the options that repeat the run.
-    #[must_use]
-    pub fn repeat(&self) -> PathBuf {
-        self.path.join(REPEAT)
-    }
-
-    /// `metrics.csv`: one row per step.
-    #[must_use]
-    pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.csv")
-    }
-
-    /// `epochs.csv`: one row per epoch.
-    #[must_use]
-    pub fn epochs(&self) -> PathBuf {
-        self.path.join("epochs.csv")
-    }
-
-    /// `model.safetensors`: the weights with the best validation loss.
-    #[must_use]
-    pub fn model(&self) -> PathBuf {
-        self.path.join("model.safetensors")
-    }
-
-    /// `last.safetensors`: the weights of the last epoch.
-    #[must_use]
-    pub fn last(&self) -> PathBuf {
-        self.path.join(LAST)
-    }
-
-    /// `weights/epoch_NN.safetensors`: the weights after an epoch.
-    #[must_use]
-    pub fn weights(&self, epoch: u64) -> PathBuf {
-        self.path.join(WEIGHTS).join(format!("epoch_{epoch:02}.safetensors"))
-    }
-
-    /// `checkpoint.safetensors`: the complete state of the run.
-    #[must_use]
-    pub fn checkpoint(&self) -> PathBuf {
-        self.path.join("checkpoint.safetensors")
-    }
-
-    /// `reconstruction_history.png`: see [`RunFolder::save_reconstructions`].
-    #[must_use]
-    pub fn history(&self) -> PathBuf {
-        self.path.join("reconstruction_history.png")
-    }
-
-    /// `training_loss.png`.
-    #[must_use]
-    pub fn training_loss(&self) -> PathBuf {
-        self.path.join("training_loss.png")
-    }
-
-    /// `grad_norm.png`.
-    #[must_use]
-    pub fn grad_norm(&self) -> PathBuf {
-        self.path.join("grad_norm.png")
-    }
-
-    /// `learning_rate.png`.
-    #[must_use]
-    pub fn learning_rate(&self) -> PathBuf {
-        self.path.join("learning_rate.png")
-    }
-
-    /// `data_preview.png`: the first images of a folder as the model gets them.
-    #[must_use]
-    pub fn data_preview(&self) -> PathBuf {
-        self.path.join("data_preview.png")
-    }
-
-    /// `report.html`: figures, curves, images and settings of the run on one page.
-    #[must_use]
-    pub fn report(&self) -> PathBuf {
-        self.path.join("report.html")
-    }
-
-    /// `samples/epoch_NN.png`: samples from fixed noise.
-    #[must_use]
-    pub fn samples(&self, epoch: u64) -> PathBuf {
-        self.path.join(SAMPLES).join(format!("epoch_{epoch:02}.png"))
-    }
-
-    /// `reconstructions/originals.png`: the images that are reconstructed after each epoch.
-    #[must_use]
-    pub fn originals(&self) -> PathBuf {
-        self.path.join(RECONSTRUCTIONS).join(ORIGINALS)
-    }
-
-    /// `reconstructions/epoch_NN.png`: the originals with their reconstructions.
-    #[must_use]
-    pub fn reconstructions(&self, epoch: u64) -> PathBuf {
-        self.path.join(RECONSTRUCTIONS).join(format!("epoch_{epoch:02}.png"))
-    }
-
-    /// `tensorboard`: the folder of the event files.
-    #[must_use]
-    pub fn tensorboard(&self) -> PathBuf {
-        self.path.join(TENSORBOARD)
-    }
-
-    /// Returns the name of the run: that of its folder.
-    #[must_use]
-    pub fn name(&self) -> String {
-        let whole = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        whole.file_name().unwrap_or(whole.as_os_str()).to_string_lossy().into_owned()
-    }
-
-    /// Returns a caption with the name of the run.
-    #[must_use]
-    pub fn caption(&self, title: impl Into<String>) -> Caption {
-        Caption::new(title).with("run", self.name())
-    }
-
-    /// Writes the images whose reconstructions follow, and a history of one column.
-    ///
-    /// # Errors
-    /// [`Error::File`] if they cannot be written.
-    pub fn save_originals(&self, originals: &ImageBatch) -> Result<()> {
-        let caption = self.caption("originals");
-        let grid = Grid::of(square(originals.len()), originals.size().0);
-        save_png(&self.originals(), &caption.below(&grid.draw(originals)?)?, &caption)?;
-        self.save_history(0, originals)
-    }
-
-    /// Writes the reconstructions of an epoch, then redraws the history.
-    ///
-    /// # Errors
-    /// [`Error::File`] if they cannot be written.
-    pub fn save_reconstructions(&self, epoch: u64, originals: &ImageBatch, images: ImageBatch) -> Result<()> {
-        let caption = self.caption("originals | reconstructions").with("epoch", epoch);
-        let pairs = Pairs::new(originals.clone(), images)?;
-        save_png(&self.reconstructions(epoch), &pairs.draw(&caption)?, &caption)?;
-        self.save_history(epoch, originals)
-    }
-
-    /// Draws one row per image, and one column per epoch after the originals. Long runs show every second epoch, every fourth and so on, and
-    /// the last. Columns that are missing or show other images stay blank, so a kill between two writes loses nothing.
-    fn save_history(&self, epoch: u64, originals: &ImageBatch) -> Result<()> {
-        // Large images are not enlarged, so that the grid stays within its limit.
-        let grid = Grid { scale: if originals.size().0 > 32 { 1 } else { 2 }, ..Grid::default() };
-        let epochs = epochs_shown(epoch);
-        let shown = epochs.iter().map(|&epoch| self.column(epoch, originals));
-        let columns: Vec<_> = std::iter::once(Some(originals.clone())).chain(shown).collect();
-        let names = std::iter::once("original".to_owned()).chain(epochs.iter().map(|epoch| format!("epoch {epoch}")));
-        let labels = Labels { columns: names.collect(), ..Labels::default() };
-        let caption = self.caption("reconstructions after each epoch");
-        save_png(&self.history(), &caption.below(&labels.draw_columns(&grid, &columns)?)?, &caption)
-    }
-
-    /// Reads the reconstructions of an epoch.
-    fn column(&self, epoch: u64, originals: &ImageBatch) -> Option<ImageBatch> {
-        let path = self.reconstructions(epoch);
-        let bytes = atomic::read(&path).ok()?;
-        let image = decode_rgb(&bytes, &path).ok()?;
-        let fits = |column: &ImageBatch| column.size() == originals.size() && column.len() == originals.len();
-        // Version 0.1.0 wrote the reconstructions alone.
-        Pairs::reconstructions(&image, originals).or_else(|| ImageBatch::from_strip(&bytes, &path).ok().filter(fits))
-    }
-
     /// Writes `config.json`.
     ///
     /// # Errors
@@ -467,30 +261,8 @@ impl RunFolder {
     }
 }
 
-/// Largest number of columns in the history; those of images of 32 pixels take 1,190 pixels.
-const MAX_COLUMNS: u64 = 18;
-
-/// Returns the epochs that the history shows after `epoch`: multiples of the smallest sufficient power of two, and the last.
-fn epochs_shown(epoch: u64) -> Vec<u64> {
-    let mut stride = 1;
-    // One column shows the originals, and one may show the last epoch.
-    while epoch / stride > MAX_COLUMNS - 2 + u64::from(epoch.is_multiple_of(stride)) {
-        stride *= 2;
-    }
-    let mut shown: Vec<_> = (1..=epoch / stride).map(|i| i * stride).collect();
-    shown.extend((!epoch.is_multiple_of(stride)).then_some(epoch));
-    shown
-}
-
 fn entries(folder: &Path) -> Result<impl Iterator<Item = fs::DirEntry>> {
     Ok(fs::read_dir(folder).map_err(Error::file("list", folder))?.flatten())
-}
-
-/// Returns whether a file is called `originals.png`, or `epoch_NN` with an extension.
-fn is_of_an_epoch(name: &OsStr) -> bool {
-    let number = |name: &str| Some(name.strip_prefix("epoch_")?.split_once('.')?.0.to_owned());
-    let number = name.to_str().and_then(number);
-    name == ORIGINALS || number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -520,10 +292,6 @@ mod tests {
     fn config() -> RunConfig<Settings> {
         let kernels = [("conv2d.forward".to_owned(), "subgroup_tex_8".to_owned())].into();
         RunConfig::new("llvmpipe".to_owned(), kernels, Settings { lr: 0.1 + 0.2, flip: true })
-    }
-
-    fn images(first: u8) -> ImageBatch {
-        ImageBatch::from_bytes(&(0..30).map(|i| first + i).collect::<Vec<_>>(), [3, 1, 1]).unwrap()
     }
 
     #[test]
@@ -645,78 +413,5 @@ mod tests {
             let error = run.load_config::<Settings>().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-    }
-
-    #[test]
-    fn history_of_a_long_run_is_thinned_out() {
-        assert!(epochs_shown(0).is_empty());
-        assert_eq!(epochs_shown(3), [1, 2, 3]);
-        assert_eq!(epochs_shown(17), (1..=17).collect::<Vec<_>>());
-        assert_eq!(epochs_shown(18), (1..=9).map(|i| 2 * i).collect::<Vec<_>>());
-        assert_eq!(epochs_shown(25)[10..], [22, 24, 25]);
-        for epoch in [33, 63, 127, 1000, 999_999_999, u64::MAX] {
-            let shown = epochs_shown(epoch);
-            assert!((shown.len() as u64) < MAX_COLUMNS && shown.last() == Some(&epoch), "{shown:?}");
-            assert!(shown.is_sorted() && shown.len() >= 8, "{shown:?}");
-        }
-    }
-
-    #[test]
-    fn width_of_the_history_is_bounded_and_its_columns_are_labelled() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut run = RunFolder::create(Some(dir.path()), false).unwrap();
-        run.begin().unwrap();
-        let originals = ImageBatch::from_bytes(&[200; 8 * 3 * 32 * 32], [3, 32, 32]).unwrap();
-        run.save_originals(&originals).unwrap();
-        for epoch in 1..=25 {
-            run.save_reconstructions(epoch, &originals, originals.clone()).unwrap();
-            let history = image::open(run.history()).unwrap().into_rgb8();
-            assert!(history.width() <= 1200, "{}", history.width());
-            let columns = 1 + epochs_shown(epoch).len() as u32;
-            let dark = |x: u32| (0..24).any(|y| (x..x + 66).any(|x| history.get_pixel(x, y).0[0] < 128));
-            assert!((0..columns).all(|column| dark(column * 66)), "a column without a label after epoch {epoch}");
-        }
-        let pair = image::open(run.reconstructions(25)).unwrap().into_rgb8();
-        assert!(pair.width() > 500 && run.originals().is_file() && !run.reconstructions(0).exists());
-    }
-
-    #[test]
-    fn reconstructions_of_version_0_1_0_are_shown_in_the_history() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut run = RunFolder::create(Some(dir.path()), false).unwrap();
-        run.begin().unwrap();
-        let history = |run: &RunFolder| {
-            run.save_reconstructions(2, &images(0), images(20)).unwrap();
-            fs::read(run.history()).unwrap()
-        };
-        run.save_reconstructions(1, &images(0), images(10)).unwrap();
-        let expected = history(&run);
-        let strip = Grid { columns: 1, scale: 1, gap: 0, ..Grid::default() }.draw(&images(10)).unwrap();
-        save_png(&run.reconstructions(1), &strip, &Caption::new("")).unwrap();
-        assert_eq!(history(&run), expected);
-        fs::remove_file(run.reconstructions(1)).unwrap();
-        assert_ne!(history(&run), expected);
-    }
-
-    #[test]
-    fn history_is_the_same_after_a_resume() {
-        let dir = tempfile::tempdir().unwrap();
-        let (whole, parts) = (dir.path().join("whole/run"), dir.path().join("parts/run"));
-        let history = |out: &Path, epochs: &[u64]| {
-            let mut run = RunFolder::create(Some(out), true).unwrap();
-            run.begin().unwrap();
-            run.save_originals(&images(0)).unwrap();
-            for &epoch in epochs {
-                run.save_reconstructions(epoch, &images(0), images(10 * epoch as u8)).unwrap();
-            }
-            fs::read(run.history()).unwrap()
-        };
-        let expected = history(&whole, &[1, 2, 3]);
-        // Killed after epoch 3 but before its checkpoint: epochs 2 and 3 are repeated.
-        assert_eq!(history(&parts, &[1, 2, 3, 2, 3]), expected);
-        // A lost column stays blank and moves no others.
-        let blank = history(&parts, &[3]);
-        let size = |png: &[u8]| image::load_from_memory(png).unwrap().into_rgb8().dimensions();
-        assert_eq!(size(&blank), size(&expected));
     }
 }
