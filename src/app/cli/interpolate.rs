@@ -14,6 +14,9 @@ use crate::vae::inference::posterior_means;
 use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
+#[command(
+    override_usage = "vae-wgpu interpolate [OPTIONS] --from <I|FILE>\n                            --to <J|FILE> <RUN|FILE>"
+)]
 pub(super) struct InterpolateArgs {
     /// First image: its index in the data set, or a PNG or JPEG file.
     #[arg(long, value_name = "I|FILE", value_parser = non_empty::<Source>)]

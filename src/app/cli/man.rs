@@ -52,7 +52,8 @@ fn without_help_command(command: Command) -> Command {
 fn page(mut command: Command) -> anyhow::Result<String> {
     let examples = command.get_after_help().map(ToString::to_string);
     let is_root = command.get_name() == env!("CARGO_PKG_NAME");
-    let usage = command.render_usage().to_string().trim_start_matches("Usage: ").to_owned();
+    let usage = command.render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ").split_whitespace().collect::<Vec<_>>().join(" ");
     let command = command.mut_args(complete).override_usage(usage).after_help(Resettable::Reset);
     // The crate writes an empty date without quotation marks, so that the source would stand in its place.
     let source = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));

@@ -565,6 +565,21 @@ mod tests {
     }
 
     #[test]
+    fn help_fits_sixty_columns() {
+        fn check(command: &mut clap::Command) {
+            for help in [command.render_help(), command.render_long_help()] {
+                let help = help.to_string();
+                let long = help.lines().find(|line| line.chars().count() > 60);
+                assert_eq!(long, None, "{}", command.get_name());
+            }
+            command.get_subcommands_mut().for_each(check);
+        }
+        let mut command = command().term_width(60);
+        command.build();
+        check(&mut command);
+    }
+
+    #[test]
     fn processes_of_a_machine_take_devices_in_turn() {
         let of = |device: &str, local| DeviceArgs { device: device.to_owned() }.of_process(local).unwrap().device;
         assert_eq!([0, 1, 2, 3].map(|local| of("4,2, 7", local)), ["4", "2", "7", "4"]);

@@ -20,6 +20,7 @@ use crate::vae::model::Mode;
 use crate::vae::tensor_file::Array;
 
 #[derive(Args, Debug)]
+#[command(override_usage = "vae-wgpu reconstruct [OPTIONS] <RUN|FILE>\n                            [FILE|DIR]...")]
 pub(super) struct ReconstructArgs {
     /// PNG or JPEG files, or folders of them, to reconstruct instead of images of a data set; cropped to a square and resized.
     #[arg(value_name = "FILE|DIR", index = 2, conflicts_with_all = [
