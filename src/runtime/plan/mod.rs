@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
@@ -84,6 +85,16 @@ impl Traffic {
     #[must_use]
     pub fn total(&self) -> u64 {
         self.loaded + self.stored + 2 * self.copied
+    }
+}
+
+impl iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, more| Self {
+            loaded: sum.loaded + more.loaded,
+            stored: sum.stored + more.stored,
+            copied: sum.copied + more.copied,
+        })
     }
 }
 
@@ -306,11 +317,17 @@ impl Plan {
         kernels
     }
 
-    /// Returns the bytes that one run moves. Bindings that repeat another one, as unused bindings of a kernel do, do not count.
+    /// Returns the bytes that one run moves.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
-        let mut traffic = Traffic::default();
-        for (bound, textures) in self.dispatches.iter().zip(&self.texture_cache.dispatches) {
+        self.traffics().map(|(_, traffic)| traffic).sum()
+    }
+
+    /// Returns the dispatches with the bytes that each one moves. Bindings that repeat another one, as unused bindings of a kernel do,
+    /// do not count.
+    pub fn traffics(&self) -> impl Iterator<Item = (&BoundDispatch, Traffic)> {
+        self.dispatches.iter().zip(&self.texture_cache.dispatches).map(|(bound, textures)| {
+            let mut traffic = Traffic::default();
             let bindings = || bound.dispatch.kernel.bindings.iter().map(|(_, access)| *access).zip(&bound.ranges);
             let mut seen: Vec<BufferRange> = Vec::new();
             for (access, range) in bindings() {
@@ -327,8 +344,8 @@ impl Plan {
                 traffic.loaded += written.map(|(_, range)| range.bytes).max().unwrap_or(0);
             }
             traffic.copied += textures.copies.iter().filter_map(|&i| bound.ranges.get(i)).map(|r| r.bytes).sum::<u64>();
-        }
-        traffic
+            (bound, traffic)
+        })
     }
 
     /// Checks the guarantees of the planner, for tests: no dispatch binds a slot as two different ranges, values that are alive at the
