@@ -15,6 +15,8 @@ mod accumulation;
 mod checkpoint;
 #[path = "library/data.rs"]
 mod data;
+#[path = "library/dispatches.rs"]
+mod dispatches;
 #[path = "library/geometry.rs"]
 mod geometry;
 #[path = "library/graph.rs"]

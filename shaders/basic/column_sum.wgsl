@@ -4,7 +4,8 @@
 //
 // x: [rows][columns] vec4, `end` vec4s in all. out: [splits][columns] vec4, `len` in all. A long sum takes two dispatches: the first
 // with about sqrt(rows) splits, the second with one.
-// One invocation: one vec4 of out, with four running sums over every fourth term, which are added at the end.
+// One invocation: one vec4 of out, with four running sums over every fourth term, which are added at the end. The last terms, fewer than
+// four, are added to the first sum.
 
 #import elementwise
 
@@ -34,10 +35,11 @@ fn element(index: u32) {
         sum3 += x[i + 3u * stride];
         i += 4u * stride;
     }
-    while i < p.end {
-        sum0 += x[i];
-        i += stride;
+#for j in 0..3
+    if i + ${j}u * stride < p.end {
+        sum0 += x[i + ${j}u * stride];
     }
+#endfor
     var sum = (sum0 + sum1) + (sum2 + sum3);
     if ACC {
         sum += out[index];
