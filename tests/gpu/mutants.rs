@@ -127,7 +127,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("last split cut short", "conv2d/3x3_stride2_tails/backward_weight/tiled", "conv2d.backward_weight/tiled_16", "(p.positions + 3u) / 4u", "p.positions / 4u"),
     mutant("accumulates instead of storing", "conv2d/3x3_stride2_odd/backward_input/tiled", "conv2d.backward_input/tiled_8", "return masked", "return c[i] + masked"),
     mutant("stores instead of accumulating", "conv2d/3x3_stride2_odd/backward_bias/column_sum", "column_sum/vec4", "if ACC {", "if ACC && false {"),
-    mutant("wrong reduction tail", "conv2d/1x1_odd/backward_bias/column_sum", "column_sum/vec4", "if i + 0u * stride < p.end {", "if i + 0u * stride > p.end {"),
+    mutant("wrong reduction tail", "conv2d/1x1_odd/backward_bias/column_sum", "column_sum/vec4", "if i + 0u * stride < end {", "if i + 0u * stride > end {"),
     mutant("transposed kernel flipped", "conv_transpose2d/4x4_stride2_odd/forward/naive", "conv2d.backward_input", "((ky * KW + kx) * X_C4 + i)", "(((KH - 1u - ky) * KW + (KW - 1u - kx)) * X_C4 + i)"),
     mutant("transposed without bias", "conv_transpose2d/4x4_stride2_odd/forward/register_tiled", "conv2d.backward_input/register_tiled_4", "+ column.bias", ""),
     mutant("padding normalized", "fused_conv/norm_3x3/forward/naive", "conv2d.forward", "if iy < X_H && ix < X_W {", "if iy <= X_H && ix < X_W {"),

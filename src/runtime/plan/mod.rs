@@ -4,6 +4,7 @@
 //! | file | computes |
 //! | --- | --- |
 //! | `variants.rs` | the kernel variant that was chosen for a pass, by name or by shape |
+//! | `joined_sums.rs` | few dispatches for the last sums of many gradients |
 //! | `slots.rs` | lifetimes of values and the buffers that they share |
 //! | `submissions.rs` | cuts of the dispatches that keep each submission short |
 //! | `texture_cache.rs` | copies of buffers into textures, for kernels that read textures |
@@ -15,9 +16,11 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Node, Storage, Value, ValueId};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Lowered, Profile};
+use crate::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile};
 use crate::runtime::op::Target;
+use crate::runtime::op::basic::column_sum;
 
+mod joined_sums;
 mod slots;
 mod submissions;
 pub mod texture_cache;
@@ -116,6 +119,8 @@ pub struct Options {
     pub reuse_buffers: bool,
     /// Fuse operations ([`Graph::fused`]). Results differ by rounding errors.
     pub fuse: bool,
+    /// On a GPU, add the parts of the gradients of many layers in one dispatch. Results do not depend on it.
+    pub join_sums: bool,
     /// Recompute the activations inside residual blocks in the backward pass ([`Graph::with_recompute`]). Needs less memory and
     /// more time; results do not depend on it.
     pub recompute_blocks: bool,
@@ -129,11 +134,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Reuses buffers, fuses, keeps all activations, and chooses variants by shape and device.
+    /// Reuses buffers, fuses, joins sums, keeps all activations, and chooses variants by shape and device.
     fn default() -> Self {
         Self {
             reuse_buffers: true,
             fuse: true,
+            join_sums: true,
             recompute_blocks: false,
             variants: BTreeMap::new(),
             budget: None,
@@ -220,15 +226,25 @@ impl fmt::Display for Memory {
     }
 }
 
+/// Returns the kernels that plans dispatch and no operation does.
+#[must_use]
+pub fn kernels() -> Vec<&'static Kernel> {
+    vec![&column_sum::JOINED]
+}
+
 /// Plans `graph` for a device.
 ///
 /// # Errors
 /// [`Error::DoesNotFit`] if a tensor exceeds the limits of the device or the plan exceeds [`Options::budget`];
 /// [`Error::Unsupported`] for a chosen variant that the device cannot run.
 pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan> {
-    let lowered = graph.nodes().iter().map(|node| lower(node, profile, options)).collect::<Result<Vec<_>>>()?;
-    let slots = slots::assign(graph, &lowered, options.reuse_buffers);
+    let mut lowered = graph.nodes().iter().map(|node| lower(node, profile, options)).collect::<Result<Vec<_>>>()?;
+    let joins = options.join_sums && profile.kind == DeviceKind::Gpu;
+    let alignment = u64::from(profile.offset_alignment);
+    let workspaces = if joins { joined_sums::take(graph, &mut lowered, alignment)? } else { Vec::new() };
+    let slots = slots::assign(graph, &lowered, &workspaces, options.reuse_buffers);
     let values = ranges_of_values(graph, &slots);
+    let mut sums = workspaces.iter().zip(&slots.workspaces).peekable();
     let mut dispatches = Vec::new();
     for (number, (node, lowered)) in graph.nodes().iter().zip(lowered).enumerate() {
         for dispatch in lowered.dispatches {
@@ -242,6 +258,13 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             let ranges = dispatch.bindings.iter().map(range).collect::<Result<Vec<_>>>()?;
             let label = format!("{}/{}.{}", node.name, dispatch.kernel.name, dispatch.kernel.variant);
             dispatches.push(BoundDispatch { label, node: number, dispatch, ranges });
+        }
+        while let Some((workspace, range)) = sums.next_if(|(workspace, _)| workspace.nodes.1 == number) {
+            let dispatch = workspace.dispatch(graph)?;
+            let label = format!("gradients/{}.{}", dispatch.kernel.name, dispatch.kernel.variant);
+            let bytes = graph.arena_bytes(Arena::Grads);
+            let gradients = BufferRange { buffer: BufferId::Arena(Arena::Grads), offset: 0, bytes };
+            dispatches.push(BoundDispatch { label, node: number, dispatch, ranges: vec![*range, gradients] });
         }
     }
     let submissions = submissions::cut(graph, &dispatches, options.longest_submission, profile.kind)?;

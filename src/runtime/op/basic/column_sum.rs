@@ -1,7 +1,7 @@
 //! Sums of the columns of a matrix in a fixed order: bias gradients, and sums that are split into partial sums.
 
 use crate::runtime::kernel::Access::{Read, ReadWrite};
-use crate::runtime::kernel::{Bind, DeviceKind, Dispatch, Kernel, Lowered, kernel_params};
+use crate::runtime::kernel::{Arg, Bind, DeviceKind, Dispatch, Field, Kernel, Lowered, kernel_params, tree_levels};
 use crate::runtime::op::basic::elementwise;
 
 /// Up to this many rows are summed by one dispatch.
@@ -33,6 +33,37 @@ pub(crate) fn column_sum(lowered: &mut Lowered, matrix: Matrix, to: Bind, acc: b
     }
 }
 
+/// Returns the matrix and the result of a dispatch that stores the sum of its rows in a tensor; `None` for any other dispatch.
+pub(crate) fn stored_sum(dispatch: &Dispatch) -> Option<(Matrix, Arg)> {
+    let &[from, Bind::Arg(to)] = dispatch.bindings.as_slice() else { return None };
+    if !std::ptr::eq(dispatch.kernel, &raw const KERNEL) || dispatch.accumulate {
+        return None;
+    }
+    let (len, end) = dispatch.params.split_first_chunk::<4>()?;
+    let (len, end) = (u32::from_le_bytes(*len) as usize, u32::from_le_bytes(*end.first_chunk()?) as usize);
+    Some((Matrix { from, rows: end / len, columns: len }, to))
+}
+
+/// Most matrices of one dispatch of [`JOINED`].
+pub(crate) const MOST_JOINED: usize = 64;
+
+/// A dispatch that stores the sums of the rows of up to [`MOST_JOINED`] matrices: for each the number of rows and columns, its first vec4 in
+/// `from`, and the first vec4 of the result in `to`.
+pub(crate) fn joined_sums(from: Bind, to: Bind, matrices: &[[usize; 4]]) -> Dispatch {
+    let mut table = Vec::new();
+    let mut workgroups = 0;
+    for &[rows, columns, first, result] in matrices {
+        table.extend([workgroups, rows, columns, 0, first, result, 0, 0]);
+        workgroups += columns.div_ceil(64);
+    }
+    table.resize(8 * MOST_JOINED, 0);
+    let words = [matrices.len(), workgroups, 0, 0].into_iter().chain(table);
+    let params = words.flat_map(|word| (word as u32).to_le_bytes()).collect();
+    let rows = matrices.iter().map(|[rows, ..]| rows.div_ceil(UNROLLED)).max().unwrap_or(0);
+    let bisection = tree_levels(matrices.len().next_power_of_two());
+    Dispatch { params, workgroups, ..Dispatch::new(&JOINED, [from, to]).iterations(bisection + rows) }
+}
+
 fn stage(from: Bind, to: Bind, rows: usize, columns: usize, splits: usize, acc: bool) -> Dispatch {
     let len = splits * columns;
     let params = Params { len: len as u32, end: (rows * columns) as u32 }.bytes();
@@ -55,6 +86,21 @@ pub(crate) static KERNEL: Kernel = Kernel {
     params: Params::FIELDS,
     overrides: &["ACC"],
     ..Kernel::DEFAULT
+};
+
+/// The kernel that sums the rows of several matrices.
+pub(crate) static JOINED: Kernel = Kernel {
+    name: "joined_sums",
+    file: "basic/joined_sums.wgsl",
+    source: include_str!("../../../../shaders/basic/joined_sums.wgsl"),
+    defines: &[("MATRICES", MOST_JOINED as i64)],
+    params: &[
+        Field { name: "count", offset: 0, bytes: 4 },
+        Field { name: "workgroups", offset: 4, bytes: 4 },
+        Field { name: "matrices", offset: 16, bytes: 32 * MOST_JOINED as u32 },
+    ],
+    overrides: &[],
+    ..KERNEL
 };
 
 #[cfg(test)]

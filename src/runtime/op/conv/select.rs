@@ -103,7 +103,8 @@ pub(crate) fn summed_tiles(gemm: Gemm, geometry: &Geometry, target: &Target<'_>)
 /// Returns the number of splits and the number of k groups in each, a multiple of four.
 pub(crate) fn split_k(steps: usize, tiles: usize, bytes: usize, profile: &Profile) -> (usize, usize) {
     let (wanted, most, shortest) = match profile.kind {
-        DeviceKind::Gpu => (512, 128, 32),
+        // The parts of one tile alone fill the device, also after rounding. More of them would be a long sum.
+        DeviceKind::Gpu => (512, 104, 32),
         DeviceKind::Software => (16, 16, 16),
     };
     let fits = usize::try_from(profile.max_binding).unwrap_or(usize::MAX) / bytes.max(1);
