@@ -2,8 +2,8 @@
 //
 //   out[to + j] = sum of x[from + i * columns + j] over i = 0..rows,   j = 0..columns,   for each matrix
 //
-// x: the matrices, [rows][columns] vec4 each. out: all gradients, vec4s, of which those of other layers stay as they are. A matrix has
-// whole workgroups, numbered from `first`.
+// x: the matrices, [rows][columns] vec4 each. out: a range of all gradients, vec4s, of which those of other layers stay as they are. A
+// matrix has whole workgroups, numbered from `first`.
 // One invocation: one vec4 of out, in the order of lib/column.wgsl. It finds its matrix by bisection.
 
 #import grid

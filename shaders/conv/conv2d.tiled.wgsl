@@ -9,8 +9,8 @@
 // Small tiles, of weight gradients, have too few blocks for the invocations of a subgroup. Then SLICES invocations share a block: each
 // multiplies every SLICES-th k group of the 16 k, and at the end the first one adds the sums of the others in order.
 //
-// Order of summation: k rising, one by one, those of a slice first. With SPLIT a workgroup has one of p.splits ranges of k, and C is one matrix of partial sums for
-// each of them.
+// Order of summation: k rising, one by one, those of a slice first. With SPLIT a workgroup has one of p.splits ranges of k, and C is one
+// matrix of partial sums for each of them.
 //
 // PARTIALS (see lib/conv_partials.wgsl): each invocation sums its 8 rows. Then one invocation per column sums these sums, in the order of the
 // rows, in the workgroup memory of A.

@@ -4,14 +4,17 @@
 //! end of the backward pass. So the parts of many layers go into one buffer, a workspace, and a dispatch adds them all when it is
 //! full, or before a node that reads a gradient. Each gradient is the same sum in the same order.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
 use crate::runtime::kernel::{Bind, Dispatch, Lowered};
 use crate::runtime::op::basic::column_sum::{MOST_JOINED, joined_sums, stored_sum};
 use crate::runtime::plan::slots::Lifetime;
+use crate::runtime::plan::{BufferId, BufferRange};
 
 /// Size of a workspace in bytes. More would save few dispatches and take memory in the whole backward pass.
-const WORKSPACE: u64 = 32 << 20;
+const WORKSPACE: u64 = 16 << 20;
 
 /// The parts of some gradients, one matrix after the other, which one dispatch adds.
 #[derive(Debug)]
@@ -91,16 +94,24 @@ impl Workspace {
         self.parts.iter().map(|part| ((part.node, part.scratch), (part.offset, part.bytes)))
     }
 
-    /// The dispatch that adds the parts. Its bindings are the workspace and all gradients.
-    pub(super) fn dispatch(&self, graph: &Graph) -> Result<Dispatch> {
-        let matrix = |part: &Part| match graph.value(part.gradient).storage {
+    /// The dispatch that adds the parts, and the range of [`Arena::Grads`] that has their gradients. Its bindings are the workspace and that
+    /// range.
+    pub(super) fn dispatch(&self, graph: &Graph) -> Result<(Dispatch, BufferRange)> {
+        let range = |part: &Part| match graph.value(part.gradient).storage {
             Storage::Tensor(arena, i) => {
-                let first = graph.tensors(arena)[i].offset / 16;
-                Ok([part.rows, part.columns, (part.offset / 16) as usize, first as usize])
+                let first = graph.tensors(arena)[i].offset;
+                Ok(first..first + 16 * part.columns as u64)
             }
             _ => Err(Error::bug("a gradient is not in its arena")),
         };
-        let matrices = self.parts.iter().map(matrix).collect::<Result<Vec<_>>>()?;
-        Ok(joined_sums(Bind::Scratch(0), Bind::Scratch(1), &matrices))
+        let ranges = self.parts.iter().map(range).collect::<Result<Vec<_>>>()?;
+        let first = ranges.iter().map(|range| range.start).min().unwrap_or(0);
+        let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+        let matrix = |(part, range): (&Part, &Range<u64>)| {
+            [part.rows, part.columns, (part.offset / 16) as usize, ((range.start - first) / 16) as usize]
+        };
+        let matrices: Vec<_> = self.parts.iter().zip(&ranges).map(matrix).collect();
+        let gradients = BufferRange { buffer: BufferId::Arena(Arena::Grads), offset: first, bytes: end - first };
+        Ok((joined_sums(Bind::Scratch(0), Bind::Scratch(1), &matrices), gradients))
     }
 }

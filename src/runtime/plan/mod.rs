@@ -260,10 +260,8 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             dispatches.push(BoundDispatch { label, node: number, dispatch, ranges });
         }
         while let Some((workspace, range)) = sums.next_if(|(workspace, _)| workspace.nodes.1 == number) {
-            let dispatch = workspace.dispatch(graph)?;
+            let (dispatch, gradients) = workspace.dispatch(graph)?;
             let label = format!("gradients/{}.{}", dispatch.kernel.name, dispatch.kernel.variant);
-            let bytes = graph.arena_bytes(Arena::Grads);
-            let gradients = BufferRange { buffer: BufferId::Arena(Arena::Grads), offset: 0, bytes };
             dispatches.push(BoundDispatch { label, node: number, dispatch, ranges: vec![*range, gradients] });
         }
     }

@@ -48,7 +48,7 @@ pub(crate) fn stored_sum(dispatch: &Dispatch) -> Option<(Matrix, Arg)> {
 pub(crate) const MOST_JOINED: usize = 64;
 
 /// A dispatch that stores the sums of the rows of up to [`MOST_JOINED`] matrices: for each the number of rows and columns, its first vec4 in
-/// `from`, and the first vec4 of the result in `to`.
+/// `from`, and that of the result in `to`.
 pub(crate) fn joined_sums(from: Bind, to: Bind, matrices: &[[usize; 4]]) -> Dispatch {
     let mut table = Vec::new();
     let mut workgroups = 0;

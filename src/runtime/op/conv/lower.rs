@@ -76,8 +76,10 @@ impl Product {
             }
         };
         let (mut splits, mut chunk) = (1, geometry.y.positions().div_ceil(4));
-        if let ([k_groups], true) = (parts.as_slice(), can_split) {
-            let k_groups = *k_groups;
+        // A phase may see no tap at all.
+        if let (&[k_groups], true) = (parts.as_slice(), can_split)
+            && k_groups > 0
+        {
             (splits, chunk) = select::split_k(k_groups, tiles, 16 * rows * columns, target.profile);
             parts = (0..splits).map(|split| chunk.min(k_groups - split * chunk)).collect();
         }
