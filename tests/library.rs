@@ -21,6 +21,8 @@ mod archives;
 mod checkpoint;
 #[path = "library/data.rs"]
 mod data;
+#[path = "library/dispatches.rs"]
+mod dispatches;
 #[path = "library/download.rs"]
 mod download;
 #[path = "library/geometry.rs"]

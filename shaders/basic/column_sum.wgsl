@@ -4,8 +4,9 @@
 //
 // x: [rows][columns] vec4, `end` vec4s in all. out: [splits][columns] vec4, `len` in all. A long sum takes two dispatches: the first
 // with about sqrt(rows) splits, the second with one.
-// One invocation: one vec4 of out, with four running sums over every fourth term, which are added at the end.
+// One invocation: one vec4 of out, in the order of lib/column.wgsl.
 
+#import column
 #import elementwise
 
 struct Params {
@@ -20,25 +21,7 @@ override ACC: bool;
 @group(0) @binding(2) var<uniform> p: Params;
 
 fn element(index: u32) {
-    let stride = p.len;
-    var sum0 = vec4<f32>();
-    var sum1 = vec4<f32>();
-    var sum2 = vec4<f32>();
-    var sum3 = vec4<f32>();
-    var i = index;
-    // The index arithmetic cannot wrap: a tensor has at most 2^30 elements, and a stride is at most as long as the tensor.
-    while i + 3u * stride < p.end {
-        sum0 += x[i];
-        sum1 += x[i + stride];
-        sum2 += x[i + 2u * stride];
-        sum3 += x[i + 3u * stride];
-        i += 4u * stride;
-    }
-    while i < p.end {
-        sum0 += x[i];
-        i += stride;
-    }
-    var sum = (sum0 + sum1) + (sum2 + sum3);
+    var sum = column_total(index, p.len, p.end);
     if ACC {
         sum += out[index];
     }

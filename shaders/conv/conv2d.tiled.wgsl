@@ -1,12 +1,16 @@
 // Convolution for GPUs. Variant `tiled`: C = A B with the operands of lib/implicit_gemm.wgsl, tiled in workgroup memory.
 //
-// One workgroup of ROWS * COLUMNS / 4 invocations computes a tile of C of 4 * ROWS rows by 4 * COLUMNS columns. One invocation computes
-// 2 row groups by 2 columns of it (8 x 8 values) in registers. For every 16 k the workgroup loads a tile of A and a tile of B into
-// workgroup memory: 16 * (ROWS + COLUMNS + 2) vec4s, at most 15 KiB together with the positions of the rows. Each value that is loaded from
-// there takes part in 16 multiply-adds. Loads are arranged so that neighbouring invocations read neighbouring vec4s, and the odd pitch
-// avoids bank conflicts when they store to workgroup memory.
+// One workgroup computes a tile of C of 4 * ROWS rows by 4 * COLUMNS columns. One invocation computes 2 row groups by BLOCK columns of it
+// (8 x 8 values, or 8 x 4) in registers. For every 16 k the workgroup loads a tile of A and a tile of B into workgroup memory:
+// 16 * (ROWS + COLUMNS + 2) vec4s, at most 15 KiB together with the positions of the rows. Each value that is loaded from there takes part
+// in 16 multiply-adds, or 8. Loads are arranged so that neighbouring invocations read neighbouring vec4s, and the odd pitch avoids bank
+// conflicts when they store to workgroup memory.
 //
-// Order of summation: k rising, one by one.
+// Small tiles, of weight gradients, have too few blocks for the invocations of a subgroup. Then SLICES invocations share a block: each
+// multiplies every SLICES-th k group of the 16 k, and at the end the first one adds the sums of the others in order.
+//
+// Order of summation: k rising, one by one, those of a slice first. With SPLIT a workgroup has one of p.splits ranges of k, and C is one
+// matrix of partial sums for each of them.
 //
 // PARTIALS (see lib/conv_partials.wgsl): each invocation sums its 8 rows. Then one invocation per column sums these sums, in the order of the
 // rows, in the workgroup memory of A.
@@ -15,9 +19,13 @@
 #import implicit_gemm
 #import conv_partials
 
-#let ACROSS = COLUMNS / 2
+#let ACROSS = COLUMNS / BLOCK
 #let DOWN = ROWS / 2
-#let LANES = ROWS * COLUMNS / 4
+// Invocations of a slice, and of the workgroup.
+#let SLICE = ACROSS * DOWN
+#let LANES = SLICES * SLICE
+#let LOADS_A = 16 * ROWS / LANES
+#let LOADS_B = (16 * COLUMNS + LANES - 1) / LANES
 #let PITCH_A = ROWS + 1
 #let PITCH_B = COLUMNS + 1
 
@@ -54,21 +62,26 @@ fn main(
 #endfor
     workgroupBarrier();
 #endif
-    // The invocation's place in the tile of C.
-    let down = lane / ${ACROSS}u;
+    // The invocation's place in the tile of C, and the k groups that it multiplies.
+    let down = lane % ${SLICE}u / ${ACROSS}u;
     let across = lane % ${ACROSS}u;
-#for v in 0..2
+    let slice = lane / ${SLICE}u;
+#for v in 0..BLOCK
 #for r in 0..8
     var acc${r}_$v = vec4<f32>();
 #endfor
 #endfor
 
+#if SPLIT
+    let range = split_range(tile);
+#else
     let range = k_range(tile.part);
+#endif
     for (var k = range.x; k < range.y; k += 4u) {
 #if BACKWARD_WEIGHT
         // Loaded in each round: keeping it would take twelve registers.
         let norm_a = affine_a(channel);
-#for j in 0..64 / COLUMNS
+#for j in 0..LOADS_A
         {
             let step = lane / ${ROWS}u + ${LANES / ROWS * j}u;
             tile_a[(step % 4u * 4u + step / 4u) * ${PITCH_A}u + lane % ${ROWS}u] =
@@ -82,7 +95,7 @@ fn main(
         }
         let channel = (k + lane % 4u) % depth();
         let norm_a = affine_a(channel);
-#for j in 0..64 / COLUMNS
+#for j in 0..LOADS_A
         {
             let row = lane / 4u + ${LANES / 4 * j}u;
             tile_a[(row % 4u * 4u + lane % 4u) * ${PITCH_A}u + row / 4u] =
@@ -90,9 +103,12 @@ fn main(
         }
 #endfor
 #endif
-#for j in 0..64 / ROWS
+#for j in 0..LOADS_B
         {
             let n = lane + ${LANES * j}u;
+#if 16 * COLUMNS < LANES
+            if n < ${16 * COLUMNS}u {
+#endif
 #if BACKWARD_INPUT
             let group = n % 4u;
             let i = n / 4u % 4u;
@@ -110,12 +126,15 @@ fn main(
             tile_b[(i * 4u + group) * ${PITCH_B}u + column] =
                 ld_b(weights_at(at / depth(), tile.part) + at % depth() * step_b() + base_b(source, i));
 #endif
+#if 16 * COLUMNS < LANES
+            }
+#endif
         }
 #endfor
         workgroupBarrier();
 
-        for (var group = 0u; group < 4u; group++) {
-#for v in 0..2
+        for (var group = slice; group < 4u; group += ${SLICES}u) {
+#for v in 0..BLOCK
 #for i in 0..4
             let b${v}_$i = tile_b[(${4 * i}u + group) * ${PITCH_B}u + across + ${ACROSS * v}u];
 #endfor
@@ -132,7 +151,7 @@ fn main(
                 let rows = mat4x4<f32>(a0, a1, a2, a3);
 #endif
 #for r in 0..4
-#for v in 0..2
+#for v in 0..BLOCK
 #for i in 0..4
                 acc${4 * h + r}_$v += rows[$r][$i] * block$v[$i];
 #endfor
@@ -152,14 +171,33 @@ fn main(
 #endif
 #endfor
 #if BACKWARD_WEIGHT
+#if SLICES > 1
 #for r in 0..8
-#for v in 0..2
+#for v in 0..BLOCK
+    tile_a[lane * ${BLOCK}u + ${v}u] = acc${r}_$v;
+#endfor
+    workgroupBarrier();
+    if slice == 0u {
+#for s in 1..SLICES
+#for v in 0..BLOCK
+        acc${r}_$v += tile_a[(lane + ${s * SLICE}u) * ${BLOCK}u + ${v}u];
+#endfor
+#endfor
+    }
+    workgroupBarrier();
+#endfor
+    if slice > 0u {
+        return;
+    }
+#endif
+#for r in 0..8
+#for v in 0..BLOCK
     store(row$r, first_column + across + ${ACROSS * v}u, acc${r}_$v);
 #endfor
 #endfor
 }
 #else
-#for v in 0..2
+#for v in 0..BLOCK
     let column$v = first_column + across + ${ACROSS * v}u;
     let finish$v = column_at(min(column$v, last_column), columns());
 #if PARTIALS == GRADIENT
@@ -170,7 +208,11 @@ fn main(
 #endif
 #for r in 0..8
     if row$r.exists && column$v <= last_column {
+#if SPLIT
+        let i = tile.split * p.rows * columns() + row$r.first + column$v;
+#else
         let i = row$r.first + column$v;
+#endif
         let x = aux_at(i);
         acc${r}_$v = finished(acc${r}_$v, i, x, finish$v);
         c[i] = acc${r}_$v;
@@ -182,12 +224,12 @@ fn main(
 #endfor
 #if PARTIALS == STATISTICS
     if down == 0u {
-#for v in 0..2
+#for v in 0..BLOCK
         tile_b[across + ${ACROSS * v}u] = acc0_$v;
 #endfor
     }
     workgroupBarrier();
-#for v in 0..2
+#for v in 0..BLOCK
     let pivot$v = tile_b[across + ${ACROSS * v}u];
 #for r in 0..8
     if row$r.exists {
@@ -197,7 +239,7 @@ fn main(
 #endfor
 #endif
 #if PARTIALS
-#for v in 0..2
+#for v in 0..BLOCK
     tile_a[(down * ${COLUMNS}u + across + ${ACROSS * v}u) * 2u] = sum$v.a;
     tile_a[(down * ${COLUMNS}u + across + ${ACROSS * v}u) * 2u + 1u] = sum$v.b;
 #endfor

@@ -1,12 +1,15 @@
 // Reductions over the positions of each channel, in a fixed order. The host side is src/runtime/op/norm/channel_reduce.rs.
 //
-// A tensor [positions][groups] vec4 is cut into chunks of `span` positions and tiles of GROUPS channel groups. A workgroup of 64
-// invocations has one chunk of one tile. Its invocations form 64 / GROUPS rows of GROUPS; neighbours in a row have neighbouring
-// channels. On a GPU a row takes every (64 / GROUPS)th position of the chunk, so that the loads of a workgroup are contiguous. A
+// A tensor [positions][groups] vec4 is cut into chunks of `span` positions and tiles of GROUPS channel groups. A workgroup of LANES
+// invocations has one chunk of one tile. Its invocations form LANES / GROUPS rows of GROUPS; neighbours in a row have neighbouring
+// channels. On a GPU a row takes every (LANES / GROUPS)th position of the chunk, so that the loads of a workgroup are contiguous. A
 // software driver runs the rows one after the other; there each row takes consecutive positions, because a stride costs cache misses.
 //
-// The workgroup merges its rows in order and stores a partial result of its chunk. The next dispatch merges the chunks, again row by
-// row, in the same order in each workgroup of a tile.
+// The workgroup merges its rows and stores a partial result of its chunk. The next dispatch merges the chunks, again row by row, in the
+// same order in each workgroup of a tile. Then a row takes every (LANES / GROUPS)th chunk and loads UNROLLED of them at the same time.
+//
+// LANES is 64, or 256 in the dispatches of GPUs that only merge chunks: their rows are summed in a tree, those of 64 in order. LANES and
+// UNROLLED are defines of the importing kernel.
 //
 // This file contains the entry point. The importing kernel defines `fn run(here: Place)` and the uniform `p`.
 
@@ -41,7 +44,7 @@ struct Place {
 }
 
 fn rows() -> u32 {
-    return 64u / GROUPS;
+    return ${LANES}u / GROUPS;
 }
 
 fn place(workgroup: u32, lane: u32) -> Place {
@@ -66,25 +69,36 @@ struct Sums {
     b: vec4<f32>,
 }
 
-var<workgroup> row_sums: array<Sums, 64>;
+var<workgroup> row_sums: array<Sums, $LANES>;
 
 // The sums over all rows, valid in all invocations. Requires uniform control flow, and a barrier before a second call.
 fn sum_rows(here: Place, mine: Sums) -> Sums {
     row_sums[here.lane] = mine;
     workgroupBarrier();
+#if LANES > 64
+    // Folds the second half of the rows onto the first until one is left.
+    for (var half = ${LANES / 2}u; half >= GROUPS; half /= 2u) {
+        if here.lane < half {
+            row_sums[here.lane].a += row_sums[here.lane + half].a;
+            row_sums[here.lane].b += row_sums[here.lane + half].b;
+        }
+        workgroupBarrier();
+    }
+#else
     if here.lane < GROUPS {
         var all = mine;
-        for (var other = here.lane + GROUPS; other < 64u; other += GROUPS) {
+        for (var other = here.lane + GROUPS; other < ${LANES}u; other += GROUPS) {
             all.a += row_sums[other].a;
             all.b += row_sums[other].b;
         }
         row_sums[here.lane] = all;
     }
     workgroupBarrier();
+#endif
     return row_sums[here.lane % GROUPS];
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size($LANES)
 fn main(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) wgs: vec3<u32>,

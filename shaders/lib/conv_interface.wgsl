@@ -14,7 +14,7 @@ override PAD: u32;
 struct Params {
     rows: u32,      // rows of C in a part
     phases: u32,    // of backward_input, else 1
-    splits: u32,    // of backward_weight, else 1
+    splits: u32,    // of backward_weight and with SPLIT, else 1
     positions: u32, // of y, in the whole batch
     chunk: u32,     // k groups in a split
     x_h: u32,

@@ -19,7 +19,7 @@
 //
 // A phase of backward_input consists of the positions of dx that are equal modulo the stride. They see the same taps, so a phase is a
 // dense convolution of stride 1. Split-K cuts the k of backward_weight into ranges of positions, and C is then one partial sum per split.
-// A part is a phase or a split.
+// A part is a phase or a split. With SPLIT the k of another product, which has one phase, is cut, too.
 //
 // lib/conv_interface.wgsl has the bindings, lib/conv_fused.wgsl prologue and epilogue.
 
@@ -314,11 +314,12 @@ fn store(row: Row, column: u32, product: vec4<f32>) {
 }
 #endif
 
-// The tile of C that a workgroup computes, in one part.
+// The tile of C that a workgroup computes, in one part. With SPLIT that is the only phase, and `split` is the range of k.
 struct Tile {
     rows: u32,
     part: u32,
     columns: u32,
+    split: u32,
 }
 
 fn parts() -> u32 {
@@ -333,5 +334,17 @@ fn parts() -> u32 {
 fn tile_of(workgroup: u32, tile_columns: u32) -> Tile {
     let across = (columns() + tile_columns - 1u) / tile_columns;
     let row_part = workgroup / across;
-    return Tile(row_part / parts(), row_part % parts(), workgroup % across);
+#if SPLIT
+    return Tile(row_part / p.splits, 0u, workgroup % across, row_part % p.splits);
+#else
+    return Tile(row_part / parts(), row_part % parts(), workgroup % across, 0u);
+#endif
 }
+
+#if SPLIT
+// The k groups of a split.
+fn split_range(tile: Tile) -> vec2<u32> {
+    let end = k_range(tile.part).y;
+    return vec2<u32>(min(tile.split * p.chunk, end), min((tile.split + 1u) * p.chunk, end));
+}
+#endif

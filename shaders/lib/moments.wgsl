@@ -16,13 +16,13 @@ fn merge(a: Moments, b: Moments) -> Moments {
     return Moments(count, a.mean + d * share, a.squares + b.squares + d * d * (a.count * share));
 }
 
-var<workgroup> row_moments: array<Moments, 64>;
+var<workgroup> row_moments: array<Moments, $LANES>;
 
 // The moments of all rows, valid in all invocations. Requires uniform control flow.
 fn merge_rows(here: Place, mine: Moments) -> Moments {
     row_moments[here.lane] = mine;
     workgroupBarrier();
-    for (var half = 32u; half >= GROUPS; half /= 2u) {
+    for (var half = ${LANES / 2}u; half >= GROUPS; half /= 2u) {
         if here.lane < half {
             row_moments[here.lane] = merge(row_moments[here.lane], row_moments[here.lane + half]);
         }

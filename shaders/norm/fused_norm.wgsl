@@ -9,13 +9,15 @@
 //   MERGE_SUMS    totals, dbias and dweight (see lib/norm_grads.wgsl) from the sums of the chunks
 //   GRADIENT      dx = scale * (g - dbias / M - xhat * dweight / M), M = positions; in evaluation dx = scale * g
 //                                                                                              (+ dx where ACC_DX is set)
+//                 with MERGING it takes the place of MERGE_SUMS, too: each workgroup merges the sums of all chunks, the first of each
+//                 tile stores dbias and dweight
 //
 // x, g, dx: [positions][groups] vec4. partials: three (STATISTICS) or two (SUMS) rows of [groups] for each chunk. stats: rows pivot,
 // offset = mean - pivot, rstd, scale = rstd * weight, addend = bias - offset * scale, of [groups]; xhat = ((x - pivot) - offset) * rstd.
 // g is the gradient before the ReLU that follows the norm. totals: rows sum of g, sum of g * xhat, of [groups].
 // The work is cut into chunks and tiles (see lib/channel_reduce.wgsl). STATISTICS, SUMS and GRADIENT have one workgroup for each tile
 // and chunk; on a GPU the chunks of GRADIENT are smaller, as many as keep it busy, because nothing merges them. MERGE, RUNNING and
-// MERGE_SUMS have one for each tile; they read the chunks row by row.
+// MERGE_SUMS have one for each tile; they read the chunks row by row. On a GPU, MERGE and MERGE_SUMS have 256 invocations each.
 
 #import channel_reduce
 #import kept
@@ -76,22 +78,40 @@ fn store_stats(g: u32, pivot: vec4<f32>, offset: vec4<f32>, variance: vec4<f32>)
 @group(0) @binding(5) var<storage, read_write> running_var: array<vec4<f32>>;
 @group(0) @binding(6) var<uniform> p: Params;
 
+// Mean of a chunk, minus the pivot.
+fn mean_of(chunk: u32, g: u32, pivot: vec4<f32>) -> vec4<f32> {
+    let row = 3u * chunk * p.groups + g;
+    return kept(partials[row] - pivot, p.positions) + partials[row + p.groups];
+}
+
 fn run(here: Place) {
     let g = here.group;
     let pivot = partials[g];
     // Twice over the chunks: first the mean, then the squared deviations of the chunks and of their means from it.
     var mine = Sums();
-    for (var chunk = here.row; chunk < p.chunks; chunk += rows()) {
-        let row = 3u * chunk * p.groups + g;
-        mine.a += (kept(partials[row] - pivot, p.positions) + partials[row + p.groups]) * f32(chunk_len(chunk));
+    for (var first = here.row; first < p.chunks; first += ${UNROLLED}u * rows()) {
+#for u in 0..UNROLLED
+        let chunk$u = min(first + ${u}u * rows(), p.chunks - 1u);
+        let mean$u = mean_of(chunk$u, g, pivot) * f32(chunk_len(chunk$u));
+#endfor
+        mine.a += mean0;
+#for u in 1..UNROLLED
+        mine.a += select(vec4<f32>(), mean$u, first + ${u}u * rows() < p.chunks);
+#endfor
     }
     let offset = sum_rows(here, mine).a / f32(p.positions);
     workgroupBarrier();
     mine = Sums();
-    for (var chunk = here.row; chunk < p.chunks; chunk += rows()) {
-        let row = 3u * chunk * p.groups + g;
-        let d = (kept(partials[row] - pivot, p.positions) + partials[row + p.groups]) - offset;
-        mine.a += partials[row + 2u * p.groups] + d * d * f32(chunk_len(chunk));
+    for (var first = here.row; first < p.chunks; first += ${UNROLLED}u * rows()) {
+#for u in 0..UNROLLED
+        let chunk$u = min(first + ${u}u * rows(), p.chunks - 1u);
+        let d$u = mean_of(chunk$u, g, pivot) - offset;
+        let squares$u = partials[(3u * chunk$u + 2u) * p.groups + g] + d$u * d$u * f32(chunk_len(chunk$u));
+#endfor
+        mine.a += squares0;
+#for u in 1..UNROLLED
+        mine.a += select(vec4<f32>(), squares$u, first + ${u}u * rows() < p.chunks);
+#endfor
     }
     let squares = sum_rows(here, mine).a;
     if here.stores {
@@ -184,15 +204,33 @@ fn ld_x(i: u32) -> vec4<f32> {
     return x[i];
 }
 #endif
+#if MERGING
+#import norm_grads
+
+@group(0) @binding(3) var<storage, read> partials: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> dweight: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dbias: array<vec4<f32>>;
+@group(0) @binding(7) var<uniform> p: Params;
+#else
 @group(0) @binding(3) var<storage, read> totals: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
 @group(0) @binding(5) var<uniform> p: Params;
+#endif
 
 fn run(here: Place) {
     let n = norm_of(here.group);
     let scale = stats[here.group + 3u * p.groups];
-    let mean_g = totals[here.group] / f32(p.positions);
-    let mean_gx = totals[here.group + p.groups] / f32(p.positions);
+#if MERGING
+    let all = merge_partials(here, 0u);
+    if here.stores && here.chunk == 0u {
+        store_grads(here.group, all);
+    }
+#else
+    let all = Sums(totals[here.group], totals[here.group + p.groups]);
+#endif
+    let mean_g = all.a / f32(p.positions);
+    let mean_gx = all.b / f32(p.positions);
     for (var position = here.first; position < here.end; position += p.step) {
         let at = position * p.groups + here.group;
         var d = g[at];

@@ -33,3 +33,23 @@ fn info_describes_a_trained_model() {
         }
     }
 }
+
+#[test]
+fn dispatches_for_a_gpu_are_listed_with_their_work() {
+    let stage = Stage::new();
+    let said = text(&stage.ok("info --channels 4 --blocks 1 --batch 128 --dispatches").stdout);
+    let lines: Vec<&str> = said.lines().skip_while(|line| !line.starts_with("dispatch ")).collect();
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(
+        words(lines[0]),
+        ["dispatch", "workgroups", "invocations", "iterations", "macs", "useful", "bytes"],
+        "{said}"
+    );
+    let product = lines.iter().find(|line| line.starts_with("encoder.stem/conv2d.forward.naive ")).unwrap();
+    let row = words(product);
+    // 131,072 positions with 4 channels each, 9 taps of 3 channels, padded to 4.
+    assert_eq!(row[1..6], ["2048", "131072", "9", "18874368", "0.75"], "{product}");
+    assert!(lines.iter().any(|line| line.starts_with("gradients/joined_sums.vec4 ")), "{said}");
+    let total = lines.last().unwrap();
+    assert!(total.starts_with(&format!("{} dispatches, ", lines.len() - 2)) && total.contains(" useful, "), "{total}");
+}

@@ -249,7 +249,16 @@ fn bench_step_prints_the_common_json_line() {
     assert!(output.status.success(), "{}", stderr(&output));
     let line: Value = serde_json::from_str(stdout(&output).trim()).unwrap();
     assert_eq!(line["peer"], "vae-wgpu");
-    for field in ["warmup_s", "step_ms_median", "step_ms_min", "images_per_s", "loss_first", "loss_last", "encode_ms"] {
+    for field in [
+        "warmup_s",
+        "step_ms_median",
+        "step_ms_min",
+        "images_per_s",
+        "loss_first",
+        "loss_last",
+        "encode_ms",
+        "in_flight",
+    ] {
         assert!(line[field].as_f64().unwrap().is_finite(), "{field}: {line}");
     }
     if device == "auto" {

@@ -6,7 +6,8 @@
 //!
 //! These checks run with all features of the adapter. Each kernel also runs in one case on a device whose grids fold beyond seven
 //! workgroups (`folded`), with WebGPU's default limits and without optional features unless the kernel needs them. One case suffices:
-//! folding depends on the kernel, not on the case.
+//! folding depends on the kernel, not on the case. On a software driver, the kernels that only GPUs dispatch run on a device that is taken
+//! for a GPU (`as on a GPU`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,6 +101,54 @@ fn every_kernel_is_checked_folded() -> Result<(), Failed> {
     if missing.is_empty() { Ok(()) } else { Err(format!("not checked with a folded grid: {missing:?}").into()) }
 }
 
+/// Cases that are checked with the plan of a GPU besides: sums that are split, incomplete tiles.
+const AS_GPU: [&str; 3] = [
+    "linear/long_tail/backward_input/tiled",
+    "fused_conv/all_tails/forward/tiled",
+    "fused_conv/all_tails/backward_input/tiled",
+];
+
+/// The checks of the kernels that the adapter does not dispatch but would if it were a GPU: with `VAE_WGPU_ALL=1` all, else one for
+/// each kernel, and [`AS_GPU`].
+fn of_gpus(checks: &[Check], adapter: &Profile) -> vae_wgpu::Result<Vec<Check>> {
+    let gpu = Profile { kind: DeviceKind::Gpu, ..*adapter };
+    if gpu == *adapter {
+        return Ok(Vec::new());
+    }
+    let known: BTreeSet<Key> = folded(checks, adapter)?.into_keys().collect();
+    let mut chosen: BTreeSet<String> = AS_GPU.map(str::to_owned).into();
+    if everything() {
+        for check in checks {
+            let new = |dispatch: &Dispatch| !known.contains(&(dispatch.kernel.name, dispatch.kernel.variant));
+            chosen.extend(dispatches(check, &gpu)?.iter().any(new).then(|| check.to_string()));
+        }
+    } else {
+        let new = folded(checks, &gpu)?.into_iter().filter(|(key, _)| !known.contains(key));
+        chosen.extend(new.map(|(_, check)| check.to_string()));
+    }
+    Ok(checks.iter().filter(|check| chosen.contains(&check.to_string())).cloned().collect())
+}
+
+/// A fused norm of more chunks than the invocations that merge them on a GPU load at once, the last one incomplete.
+fn norm_of_more_chunks_than_a_gpu_merges_at_once(gpu: &Gpu) -> Result<(), Failed> {
+    let x = Shape::new(9, 3, 121, 121);
+    let norm = BatchNorm::new(x, BatchNormConfig { relu: true, ..BatchNormConfig::default() })?;
+    let conv = Conv::conv2d(x, 1, 1, 1, 0)?.with_norm(norm)?;
+    let case = PreparedCase::new(Case::new("many chunks", conv));
+    for (pass, merge) in [("forward", "fused_norm.merge"), ("backward_input", "fused_norm.merge_sums")] {
+        let target = Target { profile: gpu.profile(), variant: Some("naive"), accumulate: &[] };
+        let lowered = conv.lower(pass, &target)?;
+        let merge = lowered.dispatches.iter().find(|dispatch| dispatch.kernel.name == merge);
+        // 1,030 chunks, of which each of 256 rows loads four in an iteration; then a tree.
+        let passes = if pass == "forward" { 2 } else { 1 };
+        if merge.map(|merge| merge.work.iterations) != Some(passes * (2 + 8)) {
+            return Err(format!("{merge:?}").into());
+        }
+        verdict(case.gpu_stores_reference(gpu, pass, "naive", None)?)?;
+    }
+    Ok(())
+}
+
 /// The gradient of a fused norm, with more chunks than a dispatch has whose chunks are merged.
 fn norm_gradient_in_the_chunks_of_a_gpu(gpu: &Gpu) -> Result<(), Failed> {
     let x = Shape::new(5, 32, 32, 32);
@@ -117,6 +166,9 @@ pub(crate) fn register(tests: &mut Suite) -> vae_wgpu::Result<()> {
     let checks = suite()?;
     tests.add("every_kernel_is_checked_folded", every_kernel_is_checked_folded);
     tests.on(Setup::AsGpu, "norm_gradient_in_the_chunks_of_a_gpu", |gpu| norm_gradient_in_the_chunks_of_a_gpu(gpu));
+    tests.on(Setup::AsGpu, "norm_of_more_chunks_than_a_gpu_merges_at_once", |gpu| {
+        norm_of_more_chunks_than_a_gpu_merges_at_once(gpu)
+    });
     let mut covered = BTreeSet::new();
     for setup in [Setup::FoldedDefaults, Setup::Folded] {
         let profile = tests.profile(setup)?.unwrap_or(Profile::WEBGPU);
@@ -129,6 +181,9 @@ pub(crate) fn register(tests: &mut Suite) -> vae_wgpu::Result<()> {
         covered.extend(new);
     }
     let profile = tests.profile(Setup::Full)?.unwrap_or(Profile::WEBGPU);
+    for check in of_gpus(&checks, &profile)? {
+        register_on(tests, Setup::AsGpu, " as on a GPU", check)?;
+    }
     for check in checks {
         if everything() || !is_left_out(&check, &profile)? {
             register_on(tests, Setup::Full, "", check)?;

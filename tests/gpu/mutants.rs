@@ -27,8 +27,8 @@ struct Mutant {
     /// The edit.
     find: &'static str,
     replace: &'static str,
-    /// Whether the mistake shows only with folded grids.
-    folded: bool,
+    /// The device on which the check fails.
+    setup: Setup,
 }
 
 const fn mutant(
@@ -38,7 +38,18 @@ const fn mutant(
     find: &'static str,
     replace: &'static str,
 ) -> Mutant {
-    Mutant { fault, check, kernel, find, replace, folded: false }
+    Mutant { fault, check, kernel, find, replace, setup: Setup::Full }
+}
+
+/// A mistake in a kernel that only GPUs dispatch.
+const fn as_gpu(
+    fault: &'static str,
+    check: &'static str,
+    kernel: &'static str,
+    find: &'static str,
+    replace: &'static str,
+) -> Mutant {
+    Mutant { setup: Setup::AsGpu, ..mutant(fault, check, kernel, find, replace) }
 }
 
 #[rustfmt::skip]
@@ -57,7 +68,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("swapped channels", "add/odd/forward/vec4", "add.forward", "b[i];", "b[i].yxzw;"),
     mutant("one operand twice", "add/wide/forward/vec4", "add.forward", "a[i] + b[i]", "a[i] + a[i]"),
     mutant("off by one part in a million", "add/odd/forward/vec4", "add.forward", "a[i] + b[i]", "(a[i] + b[i]) * 1.000001"),
-    Mutant { folded: true, ..mutant("grid not unfolded", "relu/wide/forward/vec4", "relu.forward", "workgroup.y * workgroups.x + workgroup.x", "workgroup.x") },
+    Mutant { setup: Setup::Folded, ..mutant("grid not unfolded", "relu/wide/forward/vec4", "relu.forward", "workgroup.y * workgroups.x + workgroup.x", "workgroup.x") },
     mutant("off-by-one stride", "upsample/odd/forward/vec4", "upsample.forward", "2u * row * p.width", "2u * row * (p.width + 1u)"),
     mutant("a term dropped", "upsample/odd/backward/vec4", "upsample.backward", "(dy[upper] + dy[upper + p.groups])", "dy[upper]"),
     mutant("last pixel of a sum missing", "global_avg_pool/head/forward/vec4", "global_avg_pool.forward", "k < p.area", "k + 1u < p.area"),
@@ -116,7 +127,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("last split cut short", "conv2d/3x3_stride2_tails/backward_weight/tiled", "conv2d.backward_weight/tiled_16", "(p.positions + 3u) / 4u", "p.positions / 4u"),
     mutant("accumulates instead of storing", "conv2d/3x3_stride2_odd/backward_input/tiled", "conv2d.backward_input/tiled_8", "return masked", "return c[i] + masked"),
     mutant("stores instead of accumulating", "conv2d/3x3_stride2_odd/backward_bias/column_sum", "column_sum/vec4", "if ACC {", "if ACC && false {"),
-    mutant("wrong reduction tail", "conv2d/1x1_odd/backward_bias/column_sum", "column_sum/vec4", "while i < p.end {", "while i + stride < p.end {"),
+    mutant("wrong reduction tail", "conv2d/1x1_odd/backward_bias/column_sum", "column_sum/vec4", "if i + 0u * stride < end {", "if i + 0u * stride > end {"),
     mutant("transposed kernel flipped", "conv_transpose2d/4x4_stride2_odd/forward/naive", "conv2d.backward_input", "((ky * KW + kx) * X_C4 + i)", "(((KH - 1u - ky) * KW + (KW - 1u - kx)) * X_C4 + i)"),
     mutant("transposed without bias", "conv_transpose2d/4x4_stride2_odd/forward/register_tiled", "conv2d.backward_input/register_tiled_4", "+ column.bias", ""),
     mutant("padding normalized", "fused_conv/norm_3x3/forward/naive", "conv2d.forward", "if iy < X_H && ix < X_W {", "if iy <= X_H && ix < X_W {"),
@@ -132,6 +143,16 @@ const MUTANTS: &[Mutant] = &[
     mutant("weight gradient of what was not normalized", "fused_conv/norm_up/backward_weight/naive", "conv2d.backward_weight", "return activated(ld_b(i), affine(channel, Y_C4));", "return ld_b(i);"),
     mutant("one texel off", "fused_conv/all_tails/forward/subgroup_tex", "conv2d.forward/subgroup_tex_8", "i & 511u", "i & 255u"),
     mutant("means of the gradient forgotten", "fused_conv/norm_3x3/backward_input/naive", "fused_norm.gradient/channel_reduce", "(d - mean_g)", "d"),
+    as_gpu("rows of chunks left out", "fused_conv/all_tails/backward_input/naive", "fused_norm.gradient/channel_reduce_merging", "chunk0 < p.chunks", "chunk0 + 1u < p.chunks"),
+    as_gpu("parameter gradients not stored", "fused_conv/norm_3x3/backward_input/naive", "fused_norm.gradient/channel_reduce_merging", "here.chunk == 0u", "here.chunk == 1000u"),
+    as_gpu("half of the rows left out", "fused_conv/1x1_statistics_tails/forward/naive", "fused_norm.merge/channel_reduce_wide", "half >= GROUPS", "half > GROUPS"),
+    as_gpu("chunks counted twice in the mean", "fused_conv/1x1_statistics_tails/forward/naive", "fused_norm.merge/channel_reduce_wide", "vec4<f32>(), mean1, first + 1u * rows() < p.chunks", "vec4<f32>(), mean1, true"),
+    as_gpu("chunks counted twice in the variance", "fused_conv/1x1_statistics_tails/forward/naive", "fused_norm.merge/channel_reduce_wide", "vec4<f32>(), squares3, first + 3u * rows() < p.chunks", "vec4<f32>(), squares3, true"),
+    as_gpu("half of the rows left out", "fused_conv/many_chunks/backward_input/naive", "fused_norm.merge_sums/channel_reduce_wide", "half >= GROUPS", "half > GROUPS"),
+    as_gpu("k of the other invocations left out", "conv2d/3x3_stride2_odd/backward_weight/tiled", "conv2d.backward_weight/tiled_8x4", "slice == 0u", "slice == 9u"),
+    as_gpu("one k group for all invocations", "conv2d/to_rgb/backward_weight/tiled", "conv2d.backward_weight/tiled_16x1", "group = slice", "group = 0u * slice"),
+    as_gpu("split cut short", "linear/long_tail/backward_input/tiled", "conv2d.backward_input/tiled_4", "min((tile.split + 1u) * p.chunk, end)", "min(tile.split * p.chunk + 4u, end)"),
+    as_gpu("partial sums in the same place", "linear/long_tail/backward_input/tiled", "conv2d.backward_input/tiled_4", "tile.split * p.rows", "0u * p.rows"),
     mutant("a row of each invocation unwritten", "linear/tails/forward/tiled", "conv2d.forward/tiled_16", "c[i] = acc0_0;", ""),
 ];
 
@@ -252,12 +273,11 @@ pub(crate) fn register(tests: &mut Suite) -> Result<()> {
             tests.add(name, || Err(format!("no check is called {}", mutant.check).into()));
             continue;
         };
-        let setup = if mutant.folded { Setup::Folded } else { Setup::Full };
         let run = move |gpu: &Gpu, check: &Check| {
             is_noticed(gpu, check, mutant)?;
             Ok(())
         };
-        register_on(tests, setup, name, check, run)?;
+        register_on(tests, mutant.setup, name, check, run)?;
     }
     Ok(())
 }

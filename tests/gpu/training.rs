@@ -135,6 +135,21 @@ fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>, norm: Norm, varia
     }
 }
 
+/// As on a GPU, where the parts of gradients are added in a few dispatches.
+fn joined_sums_give_the_same_bits(device: &Arc<Gpu>) {
+    let run = |join_sums| {
+        let options = Options { join_sums, ..Options::default() };
+        let config = smallest(Norm::Batch);
+        let (_, plan) = config.plan(BATCH, Mode::Train, device.profile(), &options).unwrap();
+        let mut runner = runner(config, &[(BATCH, Mode::Train)], &gpu(device), &options);
+        let reports = train(&mut runner, BATCH, 2);
+        (plan.dispatches.len(), (reports, ARENAS.map(|arena| bits(&runner.download(arena).unwrap()))))
+    };
+    let ((few, joined), (many, apart)) = (run(true), run(false));
+    assert!(few < many, "{few} and {many} dispatches");
+    assert!(joined == apart, "the bits differ");
+}
+
 fn planner_off_gives_the_same_bits(device: &Arc<Gpu>) {
     let run = |share: bool| {
         let options = Options { reuse_buffers: share, ..Options::default() };
@@ -464,12 +479,19 @@ pub(crate) fn register(tests: &mut Suite) {
                 });
             }
             let name = format!("fused_steps_agree_with_the_unfused_graph: {case}");
-            tests.on(Setup::Full, name, move |gpu| {
+            // The whole plan is one for GPUs.
+            let as_gpu = variant == Some("tiled") && norm == Norm::Batch;
+            let setup = if as_gpu { Setup::AsGpu } else { Setup::Full };
+            tests.on(setup, name, move |gpu| {
                 fused_steps_agree_with_the_unfused_graph(gpu, norm, variant);
                 Ok(())
             });
         }
     }
+    tests.on(Setup::AsGpu, "joined_sums_give_the_same_bits", |gpu| {
+        joined_sums_give_the_same_bits(gpu);
+        Ok(())
+    });
     harness::tests!(
         tests,
         timing_does_not_change_any_bit,

@@ -12,6 +12,7 @@ use vae_wgpu::error::Error;
 use vae_wgpu::runtime::gpu::probes;
 use vae_wgpu::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Profile};
 use vae_wgpu::runtime::op::{OPS, Op, Pass, Target};
+use vae_wgpu::runtime::plan;
 
 /// WebGPU's default limits.
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -21,7 +22,8 @@ const MAX_WORKGROUP_SIZE: [u32; 3] = [256, 256, 64];
 const MAX_WORKGROUP_BYTES: u32 = 16 << 10;
 
 fn kernels() -> Vec<&'static Kernel> {
-    let mut kernels: Vec<&Kernel> = OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()).collect();
+    let mut kernels: Vec<&Kernel> =
+        OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()).chain(plan::kernels()).collect();
     // Operations may share kernels, but not names.
     let mut seen = BTreeSet::new();
     kernels.retain(|kernel| seen.insert(std::ptr::from_ref(*kernel)));
@@ -86,7 +88,7 @@ fn settings(kernel: &Kernel) -> Vec<Vec<(&'static str, i64)>> {
 #[derive(Default)]
 struct Used {
     bindings: BTreeMap<u32, (String, Access)>,
-    params: Vec<(String, u32)>,
+    params: Vec<(String, u32, u32)>,
     overrides: BTreeSet<String>,
 }
 
@@ -97,7 +99,7 @@ fn reflect(kernel: &Kernel) -> Check {
     }
     let declared = kernel.bindings.iter().map(|(name, access)| ((*name).to_owned(), *access));
     same("bindings", (0..).zip(declared).collect(), used.bindings)?;
-    same("Params", kernel.params.iter().map(|f| (f.name.to_owned(), f.offset)).collect(), used.params)?;
+    same("Params", kernel.params.iter().map(|f| (f.name.to_owned(), f.offset, f.bytes)).collect(), used.params)?;
     same("overrides", kernel.overrides.iter().map(|name| (*name).to_owned()).collect(), used.overrides)
 }
 
@@ -148,8 +150,8 @@ fn reflect_with(kernel: &Kernel, flags: &[(&'static str, i64)], used: &mut Used)
                 same("binding of Params", kernel.bindings.len() as u32, binding.binding)?;
                 let TypeInner::Struct { members, .. } = ty else { return Err("Params is no struct".into()) };
                 for member in members {
-                    same("bytes of a field of Params", 4, module.types[member.ty].inner.size(module.to_ctx()))?;
-                    params.push((member.name.clone().unwrap_or_default(), member.offset));
+                    let bytes = module.types[member.ty].inner.size(module.to_ctx());
+                    params.push((member.name.clone().unwrap_or_default(), member.offset, bytes));
                 }
             }
             AddressSpace::Handle => {

@@ -20,6 +20,7 @@ use vae_wgpu::runtime::gpu::probes;
 use vae_wgpu::runtime::kernel::emit::{hlsl, metal, spirv};
 use vae_wgpu::runtime::kernel::{DeviceKind, Kernel, Profile};
 use vae_wgpu::runtime::op::{OPS, Op, Pass, Target};
+use vae_wgpu::runtime::plan;
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
 
 /// A translation or a validation of its output.
@@ -153,7 +154,7 @@ impl Subjects {
         let mut all = Self::default();
         all.of_suite();
         all.of_default_model();
-        for kernel in OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()) {
+        for kernel in OPS.iter().flat_map(|family| (family.kernels)()).chain(probes()).chain(plan::kernels()) {
             let key = (kernel.name, kernel.variant);
             all.kernels.insert(key, kernel);
             if kernel.overrides.is_empty() && kernel.flags.is_empty() {

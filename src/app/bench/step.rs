@@ -1,5 +1,6 @@
 //! Times whole training steps on random images.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::app::figures::median;
@@ -8,6 +9,9 @@ use crate::runtime::plan;
 use crate::runtime::tensor::rng::{self, Stream, StreamRng};
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::{Device, Hyperparams, Runner};
+
+/// Steps that are submitted before the oldest is waited for: as many as in training.
+pub const IN_FLIGHT: usize = 2;
 
 /// A model on a device, with random images to train it on.
 #[derive(Debug)]
@@ -23,7 +27,7 @@ pub struct StepBench {
 /// Measurements of one step.
 #[derive(Clone, Copy, Debug)]
 pub struct TimedStep {
-    /// Milliseconds until the loss was read back.
+    /// Milliseconds until the loss was read back, since that of the step before was, or since the step was started if none was running.
     pub ms: f64,
     /// Milliseconds to encode and submit.
     pub encode_ms: f64,
@@ -50,25 +54,48 @@ impl StepBench {
         })
     }
 
-    /// Runs a step and waits for its loss.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn step(&mut self) -> Result<TimedStep> {
-        let eps = rng::normals(&mut self.noise, self.eps);
-        let started = Instant::now();
-        self.runner.train_with_noise(&self.images, &eps, &self.hyper)?;
-        let encode_ms = started.elapsed().as_secs_f64() * 1e3;
-        let report = self.runner.reports(true)?.pop().ok_or_else(|| Error::bug("the step returned no report"))?;
-        Ok(TimedStep { ms: started.elapsed().as_secs_f64() * 1e3, encode_ms, loss: report.total })
-    }
-
-    /// Runs several steps.
+    /// Runs several steps as training does: while the device works on one, the next is already submitted.
     ///
     /// # Errors
     /// Those of the device.
     pub fn steps(&mut self, count: u32) -> Result<Vec<TimedStep>> {
-        (0..count).map(|_| self.step()).collect()
+        let (mut timed, mut encoding) = (Vec::new(), VecDeque::new());
+        let mut last = Instant::now();
+        for _ in 0..count {
+            if encoding.len() >= IN_FLIGHT {
+                self.finish(&mut encoding, &mut timed, &mut last)?;
+            }
+            let eps = rng::normals(&mut self.noise, self.eps);
+            let started = Instant::now();
+            if encoding.is_empty() {
+                last = started;
+            }
+            self.runner.train_with_noise(&self.images, &eps, &self.hyper)?;
+            encoding.push_back(started.elapsed().as_secs_f64() * 1e3);
+        }
+        while !encoding.is_empty() {
+            self.finish(&mut encoding, &mut timed, &mut last)?;
+        }
+        Ok(timed)
+    }
+
+    /// Waits for the oldest step. `encoding`: for each step in flight, the milliseconds that it took to start it. `last`: when the step
+    /// before ended.
+    fn finish(&mut self, encoding: &mut VecDeque<f64>, timed: &mut Vec<TimedStep>, last: &mut Instant) -> Result<()> {
+        let reports = self.runner.oldest_reports()?;
+        let elapsed = last.elapsed().as_secs_f64() * 1e3;
+        *last = Instant::now();
+        let lost = || Error::bug("a step returned no report");
+        if reports.is_empty() {
+            return Err(lost());
+        }
+        // Steps that ended at the same time share it.
+        let ms = elapsed / reports.len() as f64;
+        for report in reports {
+            let encode_ms = encoding.pop_front().ok_or_else(lost)?;
+            timed.push(TimedStep { ms, encode_ms, loss: report.total });
+        }
+        Ok(())
     }
 
     /// Returns the runner of the steps.
@@ -89,7 +116,7 @@ impl StepBench {
 /// Times of several steps in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepTimes {
-    /// Median until the loss was read back.
+    /// Median from the end of one step to that of the next.
     pub median: f64,
     /// The shortest.
     pub min: f64,

@@ -58,7 +58,9 @@ impl fmt::Display for Distance {
 /// Those of building the graph and of the device.
 pub fn bisect(gpu: &Arc<Gpu>, config: &VaeConfig, batch: usize, options: &plan::Options) -> Result<Vec<Distance>> {
     let graph = config.graph(batch, Mode::Train)?;
-    let mut exec = GpuExecutor::new(Arc::clone(gpu), options)?;
+    // A node alone computes all that it writes.
+    let options = plan::Options { join_sums: false, ..options.clone() };
+    let mut exec = GpuExecutor::new(Arc::clone(gpu), &options)?;
     let program = exec.add(graph.clone())?;
     for arena in [Arena::Params, Arena::States] {
         exec.upload(arena, &initial(&graph, arena, SEED)?)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 
 use super::{DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, print, values};
-use crate::app::bench::step::{StepBench, StepTimes};
+use crate::app::bench::step::{IN_FLIGHT, StepBench, StepTimes};
 use crate::app::bench::{PassBench, ProductSummary, RooflineRow, matching, workloads};
 use crate::runtime::gpu::roofline;
 use crate::runtime::sys::memory;
@@ -22,7 +22,7 @@ pub(super) struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 enum What {
-    /// Time whole training steps on random images, with the loss read back after each.
+    /// Time whole training steps on random images: from the end of one to the end of the next, with two in flight as in training.
     Step(StepArgs),
     /// Time each kernel of a training step by itself and compare it with the measured roofline of the device.
     ///
@@ -112,13 +112,13 @@ impl StepArgs {
                 "warmup_s": warmup_s, "step_ms_median": ms, "step_ms_min": min_ms,
                 "images_per_s": images_per_s, "peak_rss_mb": peak_rss_mb,
                 "loss_first": first.loss, "loss_last": last.loss, "steps": self.steps,
-                "dispatches": dispatches, "encode_ms": encode_ms, "gflops": gflops, "roof_pct": roof_pct,
+                "dispatches": dispatches, "in_flight": IN_FLIGHT, "encode_ms": encode_ms, "gflops": gflops, "roof_pct": roof_pct,
             }))?;
         } else {
             let roof =
                 roof_pct.map(|pct| format!(" ({pct:.1} % of the measured multiply-add rate)")).unwrap_or_default();
             print(format_args!(
-                "{}: batch {batch}, step median {ms:.1} ms, min {min_ms:.1} ms, {images_per_s:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode_ms:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {:.4} -> {:.4}",
+                "{}: batch {batch}, {IN_FLIGHT} steps in flight, step median {ms:.1} ms, min {min_ms:.1} ms, {images_per_s:.1} images/s, {gflops:.1} GFLOP/s{roof}, encoding {encode_ms:.1} ms, {dispatches} dispatches, start and warm-up {warmup_s:.1} s, loss {:.4} -> {:.4}",
                 runner.describe(),
                 first.loss,
                 last.loss

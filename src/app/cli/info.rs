@@ -32,13 +32,16 @@ pub(super) struct InfoArgs {
     /// Plan for training steps of K micro-batches of --batch images, as `train --accumulate` does.
     #[arg(long, value_name = "K", default_value = "1", value_parser = values::micro_batches())]
     accumulate: usize,
-    /// Plan for a device (auto, an index, or part of a name) instead of WebGPU's default limits.
+    /// Plan for a device (auto, an index, or part of a name) instead of a GPU with WebGPU's default limits.
     #[arg(long, value_name = "auto|N|NAME", value_parser = non_empty::<Select>)]
     device: Option<Select>,
     /// Also print the name and shape of every tensor.
     #[arg(long)]
     layers: bool,
-    /// Also print every dispatch of a training step; with --accumulate, those of a micro-batch and of the update.
+    /// Also print every dispatch of a training step and its work; with --accumulate, those of a micro-batch and of the update.
+    ///
+    /// `iterations` are those that the busiest invocation makes one after the other. `macs` are the multiply-adds that the tiles of a
+    /// matrix product compute, and `useful` the share that the product consists of. `bytes` are those of all tensors bound.
     #[arg(long)]
     dispatches: bool,
     /// Print one JSON object.
@@ -90,9 +93,7 @@ impl InfoArgs {
             print_tensors(&step.graph)?;
         }
         if self.dispatches {
-            for placed in step.runs().flat_map(|(_, _, plan)| &plan.dispatches) {
-                print(format_args!("{} x{}", placed.label, placed.dispatch.workgroups))?;
-            }
+            print_dispatches(&step)?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -230,6 +231,42 @@ fn print_untrained(graph: &Graph) -> anyhow::Result<()> {
     print(format_args!(
         "not trained: {} biases ({values} values) before a batch norm, because their gradient is exactly zero",
         biases.len()
+    ))
+}
+
+/// Prints the work of every dispatch.
+fn print_dispatches(step: &StepPlan) -> anyhow::Result<()> {
+    let plans = || step.runs().map(|(_, _, plan)| plan);
+    let width = plans().flat_map(|plan| &plan.dispatches).map(|bound| bound.label.len()).max().unwrap_or(0);
+    print(format_args!(
+        "{:<width$} {:>10} {:>11} {:>10} {:>12} {:>6} {:>12}",
+        "dispatch", "workgroups", "invocations", "iterations", "macs", "useful", "bytes"
+    ))?;
+    let (mut issued, mut useful) = (0, 0);
+    for (bound, traffic) in plans().flat_map(Plan::traffics) {
+        let (dispatch, work) = (&bound.dispatch, bound.dispatch.work);
+        let product = match work.issued {
+            0 => format!("{:>12} {:>6}", "", ""),
+            macs => format!("{macs:>12} {:>6.2}", work.useful as f64 / macs as f64),
+        };
+        print(format_args!(
+            "{:<width$} {:>10} {:>11} {:>10} {product} {:>12}",
+            bound.label,
+            dispatch.workgroups,
+            dispatch.invocations(),
+            work.iterations,
+            traffic.total()
+        ))?;
+        issued += work.issued;
+        useful += work.useful;
+    }
+    let count: usize = plans().map(|plan| plan.dispatches.len()).sum();
+    let bytes = plans().map(Plan::traffic).sum::<Traffic>().total();
+    print(format_args!(
+        "{count} dispatches, {:.2} G multiply-adds, of which {:.2} G useful, {:.2} GB",
+        issued as f64 / 1e9,
+        useful as f64 / 1e9,
+        bytes as f64 / 1e9
     ))
 }
 

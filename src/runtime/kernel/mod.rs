@@ -177,6 +177,26 @@ impl From<Arg> for Bind {
     }
 }
 
+/// How much a dispatch does, counted from the values that its kernel is specialized with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Work {
+    /// Iterations, one after the other, of the invocation that has the most of them: of a sum over memory, over workgroup memory, or
+    /// of steps along k in a matrix product. 1 for a kernel without a loop. What one iteration loads does not wait for each other.
+    pub iterations: usize,
+    /// Multiply-adds that the invocations compute for a matrix product, beyond its edges, too.
+    pub issued: u64,
+    /// Multiply-adds that the product consists of. Windows that reach into the padding count in full, padded channels do not.
+    pub useful: u64,
+}
+
+impl Work {
+    /// The work of a kernel that is no matrix product.
+    #[must_use]
+    pub const fn iterations(iterations: usize) -> Self {
+        Self { iterations, issued: 0, useful: 0 }
+    }
+}
+
 /// One dispatch of a kernel.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
@@ -194,15 +214,30 @@ pub struct Dispatch {
     pub workgroups: usize,
     /// Whether it adds to a tensor that it writes.
     pub accumulate: bool,
+    /// How much it does.
+    pub work: Work,
 }
 
 impl Dispatch {
-    /// A dispatch of one workgroup without flags, constants and params, for use with struct update syntax.
+    /// A dispatch of one workgroup without flags, constants, params and loops, for use with struct update syntax.
     #[must_use]
     pub fn new<B: Into<Bind>>(kernel: &'static Kernel, bindings: impl IntoIterator<Item = B>) -> Self {
         let bindings = bindings.into_iter().map(Into::into).collect();
         let (flags, overrides, params) = Default::default();
-        Self { kernel, bindings, flags, overrides, params, workgroups: 1, accumulate: false }
+        let work = Work::iterations(1);
+        Self { kernel, bindings, flags, overrides, params, workgroups: 1, accumulate: false, work }
+    }
+
+    /// Sets the number of iterations of a kernel that is no matrix product.
+    #[must_use]
+    pub fn iterations(self, iterations: usize) -> Self {
+        Self { work: Work::iterations(iterations), ..self }
+    }
+
+    /// Returns the number of invocations.
+    #[must_use]
+    pub fn invocations(&self) -> usize {
+        self.workgroups * self.kernel.workgroup.iter().map(|&size| size as usize).product::<usize>()
     }
 
     /// Sets the constant that makes the kernel add to one of the tensors that it writes.
@@ -235,6 +270,13 @@ impl Lowered {
         self.scratch.push(bytes);
         Bind::Scratch(self.scratch.len() - 1)
     }
+}
+
+/// Iterations of a sum over `width` invocations, a power of two, that folds the second half onto the first:
+/// `shaders/lib/tree_sum.wgsl`.
+#[must_use]
+pub const fn tree_levels(width: usize) -> usize {
+    width.trailing_zeros() as usize
 }
 
 /// Number of workgroups of `size` items each that cover `items`.

@@ -1,12 +1,14 @@
 //! The uniform `Params` of a kernel.
 
-/// A field of a kernel's `Params` struct. Every field is four bytes wide.
+/// A field of a kernel's `Params` struct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
     /// Name, the same in Rust and WGSL.
     pub name: &'static str,
     /// Offset in bytes.
     pub offset: u32,
+    /// Size in bytes: four, or more for an array.
+    pub bytes: u32,
 }
 
 /// Declares a kernel's `Params`: a struct of `u32` and `f32` fields with its [`Field`] table and its bytes.
@@ -23,6 +25,7 @@ macro_rules! kernel_params {
                 $($crate::runtime::kernel::Field {
                     name: stringify!($field),
                     offset: ::std::mem::offset_of!($name, $field) as u32,
+                    bytes: ::std::mem::size_of::<$ty>() as u32,
                 }),+
             ];
 

@@ -28,6 +28,7 @@ macro_rules! library {
 /// The files that `#import` knows: name, path below `shaders/`, contents.
 const LIBRARY: &[(&str, &str, &str)] = library!(
     "channel_reduce",
+    "column",
     "conv_fused",
     "conv_interface",
     "conv_partials",

@@ -34,7 +34,7 @@ pub use self::pass::{Cost, Pass, Passes};
 pub use self::registry::OPS;
 pub use self::vae::{Elbo, ElboConfig, Likelihood, Reparameterize};
 pub use crate::runtime::kernel::{
-    Access, Arg, Bind, DeviceKind, Dispatch, Kernel, KernelRole, Lowered, Profile, grad, operand,
+    Access, Arg, Bind, DeviceKind, Dispatch, Kernel, KernelRole, Lowered, Profile, Work, grad, operand,
 };
 
 /// What an operand is to its operation.

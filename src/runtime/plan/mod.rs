@@ -4,19 +4,23 @@
 //! | file | computes |
 //! | --- | --- |
 //! | `variants.rs` | the kernel variant that was chosen for a pass, by name or by shape |
+//! | `joined_sums.rs` | few dispatches for the last sums of many gradients |
 //! | `slots.rs` | lifetimes of values and the buffers that they share |
 //! | `submissions.rs` | cuts of the dispatches that keep each submission short |
 //! | `texture_cache.rs` | copies of buffers into textures, for kernels that read textures |
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::iter;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Node, Storage, Value, ValueId};
-use crate::runtime::kernel::{Access, Bind, Dispatch, Lowered, Profile};
+use crate::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile};
 use crate::runtime::op::Target;
+use crate::runtime::op::basic::column_sum;
 
+mod joined_sums;
 mod slots;
 mod submissions;
 pub mod texture_cache;
@@ -87,6 +91,16 @@ impl Traffic {
     }
 }
 
+impl iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, more| Self {
+            loaded: sum.loaded + more.loaded,
+            stored: sum.stored + more.stored,
+            copied: sum.copied + more.copied,
+        })
+    }
+}
+
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -105,6 +119,8 @@ pub struct Options {
     pub reuse_buffers: bool,
     /// Fuse operations ([`Graph::fused`]). Results differ by rounding errors.
     pub fuse: bool,
+    /// On a GPU, add the parts of the gradients of many layers in one dispatch. Results do not depend on it.
+    pub join_sums: bool,
     /// Recompute the activations inside residual blocks in the backward pass ([`Graph::with_recompute`]). Needs less memory and
     /// more time; results do not depend on it.
     pub recompute_blocks: bool,
@@ -118,11 +134,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Reuses buffers, fuses, keeps all activations, and chooses variants by shape and device.
+    /// Reuses buffers, fuses, joins sums, keeps all activations, and chooses variants by shape and device.
     fn default() -> Self {
         Self {
             reuse_buffers: true,
             fuse: true,
+            join_sums: true,
             recompute_blocks: false,
             variants: BTreeMap::new(),
             budget: None,
@@ -209,15 +226,25 @@ impl fmt::Display for Memory {
     }
 }
 
+/// Returns the kernels that plans dispatch and no operation does.
+#[must_use]
+pub fn kernels() -> Vec<&'static Kernel> {
+    vec![&column_sum::JOINED]
+}
+
 /// Plans `graph` for a device.
 ///
 /// # Errors
 /// [`Error::DoesNotFit`] if a tensor exceeds the limits of the device or the plan exceeds [`Options::budget`];
 /// [`Error::Unsupported`] for a chosen variant that the device cannot run.
 pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan> {
-    let lowered = graph.nodes().iter().map(|node| lower(node, profile, options)).collect::<Result<Vec<_>>>()?;
-    let slots = slots::assign(graph, &lowered, options.reuse_buffers);
+    let mut lowered = graph.nodes().iter().map(|node| lower(node, profile, options)).collect::<Result<Vec<_>>>()?;
+    let joins = options.join_sums && profile.kind == DeviceKind::Gpu;
+    let alignment = u64::from(profile.offset_alignment);
+    let workspaces = if joins { joined_sums::take(graph, &mut lowered, alignment)? } else { Vec::new() };
+    let slots = slots::assign(graph, &lowered, &workspaces, options.reuse_buffers);
     let values = ranges_of_values(graph, &slots);
+    let mut sums = workspaces.iter().zip(&slots.workspaces).peekable();
     let mut dispatches = Vec::new();
     for (number, (node, lowered)) in graph.nodes().iter().zip(lowered).enumerate() {
         for dispatch in lowered.dispatches {
@@ -231,6 +258,11 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             let ranges = dispatch.bindings.iter().map(range).collect::<Result<Vec<_>>>()?;
             let label = format!("{}/{}.{}", node.name, dispatch.kernel.name, dispatch.kernel.variant);
             dispatches.push(BoundDispatch { label, node: number, dispatch, ranges });
+        }
+        while let Some((workspace, range)) = sums.next_if(|(workspace, _)| workspace.nodes.1 == number) {
+            let (dispatch, gradients) = workspace.dispatch(graph)?;
+            let label = format!("gradients/{}.{}", dispatch.kernel.name, dispatch.kernel.variant);
+            dispatches.push(BoundDispatch { label, node: number, dispatch, ranges: vec![*range, gradients] });
         }
     }
     let submissions = submissions::cut(graph, &dispatches, options.longest_submission, profile.kind)?;
@@ -306,11 +338,17 @@ impl Plan {
         kernels
     }
 
-    /// Returns the bytes that one run moves. Bindings that repeat another one, as unused bindings of a kernel do, do not count.
+    /// Returns the bytes that one run moves.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
-        let mut traffic = Traffic::default();
-        for (bound, textures) in self.dispatches.iter().zip(&self.texture_cache.dispatches) {
+        self.traffics().map(|(_, traffic)| traffic).sum()
+    }
+
+    /// Returns the dispatches with the bytes that each one moves. Bindings that repeat another one, as unused bindings of a kernel do,
+    /// do not count.
+    pub fn traffics(&self) -> impl Iterator<Item = (&BoundDispatch, Traffic)> {
+        self.dispatches.iter().zip(&self.texture_cache.dispatches).map(|(bound, textures)| {
+            let mut traffic = Traffic::default();
             let bindings = || bound.dispatch.kernel.bindings.iter().map(|(_, access)| *access).zip(&bound.ranges);
             let mut seen: Vec<BufferRange> = Vec::new();
             for (access, range) in bindings() {
@@ -327,8 +365,8 @@ impl Plan {
                 traffic.loaded += written.map(|(_, range)| range.bytes).max().unwrap_or(0);
             }
             traffic.copied += textures.copies.iter().filter_map(|&i| bound.ranges.get(i)).map(|r| r.bytes).sum::<u64>();
-        }
-        traffic
+            (bound, traffic)
+        })
     }
 
     /// Checks the guarantees of the planner, for tests: no dispatch binds a slot as two different ranges, values that are alive at the

@@ -4,9 +4,11 @@
 //! WebGPU tracks usage by buffer: one dispatch may not read one range and write another of the same buffer.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 
 use crate::runtime::graph::{Graph, Storage, ValueId};
 use crate::runtime::kernel::Lowered;
+use crate::runtime::plan::joined_sums::Workspace;
 use crate::runtime::plan::{BufferId, BufferRange};
 
 /// First and last node that touch a value.
@@ -36,23 +38,31 @@ pub(super) struct Slots {
     pub(super) values: Vec<Option<BufferRange>>,
     /// Ranges of the scratch buffers of each node.
     pub(super) scratch: Vec<Vec<BufferRange>>,
+    /// Ranges of the workspaces.
+    pub(super) workspaces: Vec<BufferRange>,
     /// Size of each slot in bytes.
     pub(super) sizes: Vec<u64>,
     /// Size of the slots if nothing shared one.
     pub(super) unshared: u64,
 }
 
-/// Assigns slots to the local values of `graph` and to the scratch of `lowered`, its nodes.
-pub(super) fn assign(graph: &Graph, lowered: &[Lowered], reuse: bool) -> Slots {
+/// Assigns slots to the local values of `graph`, to the scratch of `lowered`, its nodes, and to workspaces, which hold some of the scratch.
+pub(super) fn assign(graph: &Graph, lowered: &[Lowered], workspaces: &[Workspace], reuse: bool) -> Slots {
     let mut requests = Vec::new();
     for (value, lifetime) in graph.values().iter().zip(lifetimes(graph)) {
         if let (Storage::Local, Some(lifetime)) = (value.storage, lifetime) {
             requests.push(Request { bytes: value.spec.device_bytes() as u64, lifetime });
         }
     }
+    // The workspace, offset and size of scratch buffers, by node and number.
+    let within =
+        workspaces.iter().enumerate().flat_map(|(at, w)| w.scratch().map(move |(key, place)| (key, (at, place))));
+    let within: HashMap<_, _> = within.collect();
     for (i, lowered) in lowered.iter().enumerate() {
-        requests.extend(lowered.scratch.iter().map(|&bytes| Request { bytes: bytes as u64, lifetime: (i, i) }));
+        let own = lowered.scratch.iter().enumerate().filter(|(scratch, _)| !within.contains_key(&(i, *scratch)));
+        requests.extend(own.map(|(_, &bytes)| Request { bytes: bytes as u64, lifetime: (i, i) }));
     }
+    requests.extend(workspaces.iter().map(|w| Request { bytes: w.bytes, lifetime: w.nodes }));
     let (chosen, sizes) = pack(&requests, reuse);
     let range = |(&slot, request): (&usize, &Request)| BufferRange {
         buffer: BufferId::Slot(slot),
@@ -65,8 +75,17 @@ pub(super) fn assign(graph: &Graph, lowered: &[Lowered], reuse: bool) -> Slots {
         _ => None,
     });
     let values = values.collect();
-    let scratch = lowered.iter().map(|lowered| ranges.by_ref().take(lowered.scratch.len()).collect()).collect();
-    Slots { values, scratch, sizes, unshared: requests.iter().map(|r| r.bytes).sum() }
+    let last = requests.len() - workspaces.len();
+    let workspaces: Vec<BufferRange> = chosen.iter().zip(&requests).skip(last).map(range).collect();
+    let scratch = lowered.iter().enumerate().map(|(i, lowered)| {
+        let range = |scratch| match within.get(&(i, scratch)) {
+            Some(&(at, (offset, bytes))) => workspaces.get(at).map(|range| BufferRange { offset, bytes, ..*range }),
+            None => ranges.next(),
+        };
+        (0..lowered.scratch.len()).filter_map(range).collect()
+    });
+    let scratch = scratch.collect();
+    Slots { values, scratch, workspaces, sizes, unshared: requests.iter().map(|r| r.bytes).sum() }
 }
 
 /// A value or scratch buffer that needs a slot.

@@ -72,7 +72,7 @@ impl Op for GlobalAvgPool {
         let len = self.x.n * groups;
         let params = Params { len: len as u32, groups: groups as u32, area: self.area() as u32 }.bytes();
         Ok(Lowered::one(match pass {
-            "forward" => elementwise(&FORWARD, [operand("x"), operand("y")], len, params),
+            "forward" => elementwise(&FORWARD, [operand("x"), operand("y")], len, params).iterations(self.area()),
             "backward" => elementwise(&BACKWARD, [grad("y"), grad("x")], len, params).accumulate("ACC", target.acc(0)),
             _ => return Err(no_such_pass(self, pass)),
         }))

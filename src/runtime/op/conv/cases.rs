@@ -31,6 +31,8 @@ pub const CONV2D: OpInfo = OpInfo {
             ("1x1_tails", (3, 68, 9, 9), 36, 1, 1, 0),
             ("3x3_stride2_tails", (5, 68, 11, 13), 36, 3, 2, 1),
             ("model_4x4", (8, 128, 4, 4), 128, 3, 1, 1),
+            // Enough tiles of the widest kind for a GPU.
+            ("1x1_fills_a_gpu", (12, 32, 32, 32), 64, 1, 1, 0),
         ];
         windows(small, large, Conv::conv2d)
     },
@@ -49,8 +51,13 @@ pub const CONV_TRANSPOSE2D: OpInfo = OpInfo {
             ("5x5_stride3", (2, 5, 4, 3), 6, 5, 3, 2),
         ];
         // Slightly larger than a tile of every variant in every direction.
-        let large: &[Window] =
-            &[("4x4_stride2_tails", (3, 36, 5, 9), 68, 4, 2, 1), ("model_4x4", (8, 128, 4, 4), 128, 4, 2, 1)];
+        let large: &[Window] = &[
+            ("4x4_stride2_tails", (3, 36, 5, 9), 68, 4, 2, 1),
+            ("model_4x4", (8, 128, 4, 4), 128, 4, 2, 1),
+            // Weight gradients of 16 and 32 rows.
+            ("2x2_stride2_to_rgb", (2, 32, 3, 5), 3, 2, 2, 0),
+            ("2x2_stride2_to_8", (2, 32, 3, 5), 8, 2, 2, 0),
+        ];
         windows(small, large, Conv::conv_transpose2d)
     },
 };
@@ -83,6 +90,9 @@ pub const LINEAR: OpInfo = OpInfo {
             // Slightly larger than a tile of every variant in every direction.
             case("tails", Shape::new(131, 70, 1, 1), Shape::new(1, 9, 3, 3))?.not_differentiated(),
             case("model_decoder", Shape::new(32, 16, 1, 1), Shape::new(1, 256, 4, 4))?.not_differentiated(),
+            case("square", Shape::new(5, 32, 1, 1), vector(32))?.not_differentiated(),
+            // The last part of a sum that is split is shorter, and ends within a step.
+            case("long_tail", Shape::new(9, 7, 1, 1), Shape::new(1, 1030, 1, 1))?.not_differentiated(),
         ])
     },
 };
@@ -99,6 +109,10 @@ pub const FUSED_CONV: OpInfo = OpInfo {
         let normed = |conv: Conv, x| conv.with_norm(norm(x, true)?);
         let (small, tails, wide) = (Shape::new(2, 5, 5, 7), Shape::new(3, 36, 9, 9), Shape::new(5, 64, 8, 8));
         let to_rgb = Shape::new(2, 8, 12, 12);
+        // Weight gradients of 16 and 32 rows.
+        let (rows_16, rows_32) = (Shape::new(2, 16, 3, 5), Shape::new(2, 32, 3, 5));
+        // More chunks than the gradient of a norm merges itself on a GPU.
+        let chunks = Shape::new(9, 3, 31, 31);
         let all_tails = normed(conv(tails, 68, 3, 1)?, tails)?.with_residual().with_y_partials();
         let mut cases = vec![
             Case::new("norm_3x3", normed(conv(small, 6, 3, 1)?, small)?),
@@ -116,6 +130,9 @@ pub const FUSED_CONV: OpInfo = OpInfo {
             Case::new("stem_statistics", conv(Shape::new(3, 3, 8, 8), 33, 3, 1)?.with_y_partials()),
             Case::new("1x1_statistics_tails", normed(conv(wide, 36, 1, 1)?, wide)?.with_y_partials()),
             Case::new("up_statistics", normed(up(wide, 36)?, wide)?.with_y_partials()),
+            Case::new("1x1_16_to_32", normed(conv(rows_16, 32, 1, 1)?, rows_16)?),
+            Case::new("1x1_32_to_32", normed(conv(rows_32, 32, 1, 1)?, rows_32)?),
+            Case::new("many_chunks", normed(conv(chunks, 3, 1, 1)?, chunks)?),
             Case::new("far_mean", normed(conv(wide, 16, 1, 1)?, wide)?).fill("x", Distribution::Normal(1e3, 1e-2)),
         ];
         // The statistics of x are drawn here, so that no difference in x changes them.

@@ -78,6 +78,24 @@ impl Geometry {
         (self.y.positions() * self.y.c) as f64 * (self.x.c * self.kernel.0 * self.kernel.1) as f64
     }
 
+    /// K groups (four k each) of each phase of a product: see `shaders/lib/implicit_gemm.wgsl`.
+    pub(crate) fn k_groups(&self, gemm: Gemm) -> Vec<usize> {
+        let (kh, kw) = self.kernel;
+        match gemm {
+            Gemm::Forward => vec![kh * kw * self.x.c.div_ceil(4)],
+            Gemm::BackwardWeight => vec![self.y.positions().div_ceil(4)],
+            Gemm::BackwardInput => {
+                // Number of taps that the positions of a phase see in one direction.
+                let taps = |phase: usize, size: usize| {
+                    (size + self.stride - 1 - (phase + self.padding) % self.stride) / self.stride
+                };
+                let (down, across) = (self.stride.min(self.x.h), self.stride.min(self.x.w));
+                let phases = (0..down).flat_map(|y| (0..across).map(move |x| (y, x)));
+                phases.map(|(y, x)| taps(y, kh) * taps(x, kw) * self.y.c.div_ceil(4)).collect()
+            }
+        }
+    }
+
     /// Columns of C in vec4s: channel groups of the result.
     pub(crate) fn columns(&self, gemm: Gemm) -> usize {
         match gemm {
@@ -239,6 +257,16 @@ fn check_window(op: &str, kernel: usize, stride: usize, padding: usize) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn phases_share_all_taps() {
+        for (kernel, stride, padding) in [(1, 1, 0), (3, 1, 1), (3, 2, 1), (1, 2, 0), (5, 3, 2), (2, 5, 1), (4, 2, 1)] {
+            let layer = Layer::conv2d(Shape::new(2, 3, 12, 12), 9, kernel, stride, padding).unwrap();
+            let groups = layer.geometry.k_groups(Gemm::BackwardInput);
+            assert_eq!(groups.len(), stride * stride);
+            assert_eq!(groups.iter().sum::<usize>(), kernel * kernel * 3, "{kernel} {stride} {padding}");
+        }
+    }
 
     #[test]
     fn convolution_shapes_follow_the_formula() {

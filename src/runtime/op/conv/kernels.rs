@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
-use crate::runtime::kernel::{Access, Kernel, kernel_params};
+use crate::runtime::kernel::{Access, DeviceKind, Kernel, Work, kernel_params, workgroups};
 use crate::runtime::op::basic::column_sum;
-use crate::runtime::op::conv::geometry::{Gemm, Variant};
+use crate::runtime::op::conv::geometry::{Gemm, Geometry, Variant};
 use crate::runtime::op::norm::fused::CHUNK;
 
 kernel_params! {
@@ -34,6 +34,12 @@ pub(crate) struct ConvKernel {
     pub(crate) tile: Option<Tile>,
     /// Whether it can sum the rows of its tiles for a fused norm.
     pub(crate) sums_rows: bool,
+    /// Whether the tile is one for GPUs alone: software drivers start workgroups slowly.
+    small: bool,
+    /// K groups that a workgroup multiplies in one iteration.
+    step: usize,
+    /// Times that an invocation goes over its k.
+    repeats: usize,
 }
 
 /// The part of C that a workgroup computes.
@@ -44,13 +50,30 @@ pub(crate) struct Tile {
     pub(crate) columns: usize,
 }
 
-/// Returns the kernel for a product with `columns` columns (vec4s): the one with the narrowest tile that has them, or the widest.
+/// Workgroups that a GPU should have at least.
+pub(crate) const FILLS_GPU: usize = 96;
+
+/// Returns the kernel for a product: the one with the narrowest tile that has all columns, or the widest. On a GPU it is a narrower one
+/// if it takes that to fill the GPU, and for weight gradients, which are split anyway, the one that costs least.
 #[expect(clippy::expect_used, reason = "the table has every product in every variant")]
-pub(crate) fn kernel(gemm: Gemm, variant: Variant, columns: usize) -> &'static ConvKernel {
-    let mut kernels = KERNELS.iter().filter(|k| (k.gemm, k.variant) == (gemm, variant));
+pub(crate) fn kernel(gemm: Gemm, variant: Variant, geometry: &Geometry, device: DeviceKind) -> &'static ConvKernel {
+    let columns = geometry.columns(gemm);
+    let suits = |k: &&ConvKernel| (k.gemm, k.variant) == (gemm, variant) && (device == DeviceKind::Gpu || !k.small);
+    let mut kernels = KERNELS.iter().filter(suits);
+    let all = kernels.clone();
     let widest = kernels.next_back();
-    let fits = |k: &&ConvKernel| k.tile.is_none_or(|tile| columns <= tile.columns);
-    kernels.find(fits).or(widest).expect("each product has each variant")
+    let fits = |k: &&ConvKernel| k.columns() >= columns;
+    let chosen = kernels.find(fits).or(widest).expect("each product has each variant");
+    if device == DeviceKind::Software || variant != Variant::Tiled {
+        return chosen;
+    }
+    let (rows, phases) = geometry.rows(gemm, variant);
+    if gemm == Gemm::BackwardWeight {
+        return all.min_by_key(|k| k.cost(rows, columns)).unwrap_or(chosen);
+    }
+    let mut narrower = all.filter(|k| k.columns() <= chosen.columns());
+    let fills = |k: &&ConvKernel| k.tiles(rows, columns) * phases >= FILLS_GPU;
+    narrower.clone().rfind(fills).or(narrower.next()).unwrap_or(chosen)
 }
 
 /// All kernels that a convolution dispatches.
@@ -58,12 +81,19 @@ pub(crate) fn all_kernels() -> Vec<&'static Kernel> {
     KERNELS.iter().map(|k| &k.kernel).chain([&column_sum::KERNEL]).collect()
 }
 
-/// Sorted by width within a product and variant.
+/// Sorted by width within a product and variant, but for the small tiles of weight gradients, which come first.
 static KERNELS: LazyLock<Vec<ConvKernel>> = LazyLock::new(|| {
     let mut kernels = Vec::new();
     for gemm in Gemm::ALL {
         kernels.push(naive(gemm));
-        kernels.extend([8, 16].map(|columns| tiled(gemm, columns)));
+        if gemm == Gemm::BackwardWeight {
+            let small = [(16, 1, 4), (8, 4, 4), (4, 8, 4), (8, 8, 2)];
+            kernels.extend(small.map(|(rows, columns, slices)| sliced(rows, columns, slices)));
+            // A weight gradient has few rows: with many columns it takes tiles of half the height.
+            kernels.extend([(32, 8), (16, 16)].map(|(rows, columns)| tiled(gemm, rows, columns, 1)));
+        } else {
+            kernels.extend([4, 8, 16].map(|columns| tiled(gemm, CHUNK / 4, columns, 1)));
+        }
         for variant in [Variant::SubgroupTex, Variant::Subgroup, Variant::RegisterTiled] {
             kernels.extend([1, 4, 8].map(|columns| register_tiled(gemm, variant, columns)));
         }
@@ -81,20 +111,41 @@ fn naive(gemm: Gemm) -> ConvKernel {
         defines: vec![("BACKWARD_WEIGHT", weight), ("SIZES", 0), ("TEXTURES", 0), ("SUMS", 0)].leak(),
         ..interface(gemm, Variant::Naive)
     };
-    ConvKernel { kernel, gemm, variant: Variant::Naive, tile: None, sums_rows: false }
+    ConvKernel {
+        kernel,
+        gemm,
+        variant: Variant::Naive,
+        tile: None,
+        sums_rows: false,
+        small: false,
+        step: 1,
+        repeats: 1,
+    }
 }
 
-fn tiled(gemm: Gemm, columns: usize) -> ConvKernel {
-    // A weight gradient has few rows: with many columns it takes tiles of half the height.
-    let halved = gemm == Gemm::BackwardWeight && columns == 16;
-    let tile = Tile { rows: if halved { CHUNK / 2 } else { CHUNK }, columns };
+/// A kernel for small weight gradients on GPUs.
+fn sliced(rows: usize, columns: usize, slices: usize) -> ConvKernel {
+    let tiled = tiled(Gemm::BackwardWeight, rows, columns, slices);
+    let name: &'static str = format!("tiled_{rows}x{columns}").leak();
+    ConvKernel { kernel: Kernel { variant: name, ..tiled.kernel }, small: true, ..tiled }
+}
+
+/// `rows`: row groups of the tile. `slices`: invocations that share a block of C.
+fn tiled(gemm: Gemm, rows: usize, columns: usize, slices: usize) -> ConvKernel {
+    let tile = Tile { rows: 4 * rows, columns };
+    // Columns of the block of an invocation, which has two row groups.
+    let block = columns.min(2);
     let kernel = Kernel {
         file: "conv/conv2d.tiled.wgsl",
         source: include_str!("../../../../shaders/conv/conv2d.tiled.wgsl"),
-        workgroup: [(tile.rows * columns / 16) as u32, 1, 1],
+        workgroup: [(slices * rows / 2 * columns / block) as u32, 1, 1],
         ..interface(gemm, Variant::Tiled)
     };
-    ConvKernel::new(kernel, gemm, Variant::Tiled, tile, &[("SIZES", 0), ("ROWS", tile.rows / 4)])
+    let mut defines = vec![("SIZES", 0), ("ROWS", rows), ("BLOCK", block), ("SLICES", slices)];
+    // A flag of the other products.
+    defines.extend((gemm == Gemm::BackwardWeight).then_some(("SPLIT", 0)));
+    let new = ConvKernel::new(kernel, gemm, Variant::Tiled, tile, &defines);
+    ConvKernel { step: 4, small: gemm != Gemm::BackwardWeight && columns == 4, ..new }
 }
 
 fn register_tiled(gemm: Gemm, variant: Variant, columns: usize) -> ConvKernel {
@@ -117,13 +168,14 @@ fn register_tiled(gemm: Gemm, variant: Variant, columns: usize) -> ConvKernel {
     let tile = Tile { rows: groups * rows * width, columns };
     let defines = [
         ("SIZES", 1),
+        ("SPLIT", 0),
         ("SHUFFLE", usize::from(shuffle)),
         ("WIDTH", width),
         ("ROWS", rows),
         ("GROUPS", groups),
         ("TILE_ROWS", tile.rows),
     ];
-    ConvKernel::new(kernel, gemm, variant, tile, &defines)
+    ConvKernel { repeats: groups, ..ConvKernel::new(kernel, gemm, variant, tile, &defines) }
 }
 
 impl ConvKernel {
@@ -141,7 +193,50 @@ impl ConvKernel {
         let name = format!("{}_{}", variant.name(), tile.columns);
         // The table is never freed.
         let kernel = Kernel { variant: name.leak(), defines: defines.leak(), ..kernel };
-        Self { kernel, gemm, variant, tile: Some(tile), sums_rows }
+        Self { kernel, gemm, variant, tile: Some(tile), sums_rows, small: false, step: 1, repeats: 1 }
+    }
+
+    /// Columns of the tile; without one there are as many as are needed.
+    fn columns(&self) -> usize {
+        self.tile.map_or(usize::MAX, |tile| tile.columns)
+    }
+
+    /// What a GPU takes for a C of `rows` rows and `columns` columns, relatively: for each k, a vec4 that is loaded costs as much as 32
+    /// multiply-adds. Estimated from the instructions that Mesa's ACO compiler generates.
+    fn cost(&self, rows: usize, columns: usize) -> usize {
+        let tile = self.tile.map_or(0, |tile| 4 * tile.rows * tile.columns + 8 * (tile.rows + 4 * tile.columns));
+        self.tiles(rows, columns) * tile
+    }
+
+    /// Number of workgroups for a C of `rows` rows and `columns` columns (vec4s).
+    pub(crate) fn tiles(&self, rows: usize, columns: usize) -> usize {
+        match self.tile {
+            None => workgroups(rows * columns, 64),
+            Some(tile) => rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns),
+        }
+    }
+
+    /// How much a dispatch does: for a C of `rows` rows and `columns` columns in each of several parts, whose k groups are `parts`.
+    /// `useful`: the multiply-adds of the product.
+    pub(crate) fn work(&self, rows: usize, columns: usize, parts: &[usize], useful: f64) -> Work {
+        let steps = |groups: &usize| groups.div_ceil(self.step);
+        // A naive kernel has the positions of all phases in one part.
+        let phases = if self.tile.is_none() { parts.len() } else { 1 };
+        // Values of C that are computed, and the k of an iteration.
+        let (values, k) = match self.tile {
+            // One row of a weight gradient and one position at a time; 4 k otherwise.
+            None => (4 * rows.div_ceil(phases) * columns, 4),
+            Some(tile) => (self.tiles(rows, columns) * tile.rows * 4 * tile.columns, 4 * self.step),
+        };
+        let iterations = match (self.tile, self.gemm) {
+            (None, Gemm::BackwardWeight) => 4,
+            _ => self.repeats,
+        };
+        Work {
+            iterations: iterations * parts.iter().map(steps).max().unwrap_or(0),
+            issued: (values * k * parts.iter().map(steps).sum::<usize>()) as u64,
+            useful: useful as u64,
+        }
     }
 }
 
@@ -159,6 +254,9 @@ fn interface(gemm: Gemm, variant: Variant) -> Kernel {
     if weight {
         flags.push("NORM_B");
     } else {
+        if variant == Variant::Tiled {
+            flags.push("SPLIT");
+        }
         bindings.extend([("aux", operand), ("bias", Access::Read)]);
         flags.extend(["HAS_BIAS", "RESIDUAL", "RELU_MASK"]);
     }
@@ -189,6 +287,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::runtime::tensor::Shape;
 
     #[test]
     fn kernels_expand_and_have_distinct_names() {
@@ -201,12 +300,31 @@ mod tests {
 
     #[test]
     fn tiles_are_as_wide_as_needed() {
-        let chosen = |variant, columns| kernel(Gemm::Forward, variant, columns).kernel.variant;
-        assert_eq!([1, 8, 9, 64].map(|n| chosen(Variant::Tiled, n)), ["tiled_8", "tiled_8", "tiled_16", "tiled_16"]);
+        let chosen = |variant, columns: usize| {
+            let x = Shape::new(128, 4, 16, 16);
+            let y = Shape::new(128, 4 * columns, 16, 16);
+            let geometry = Geometry { x, y, kernel: (1, 1), stride: 1, padding: 0 };
+            kernel(Gemm::Forward, variant, &geometry, DeviceKind::Gpu).kernel.variant
+        };
+        assert_eq!([1, 5, 9, 64].map(|n| chosen(Variant::Tiled, n)), ["tiled_4", "tiled_8", "tiled_16", "tiled_16"]);
         assert_eq!(
             [1, 2, 4, 5].map(|n| chosen(Variant::Subgroup, n)),
             ["subgroup_1", "subgroup_4", "subgroup_4", "subgroup_8"]
         );
         assert_eq!(chosen(Variant::Naive, 5), "naive");
+    }
+
+    #[test]
+    fn tiles_for_gpus_are_narrow_enough_to_fill_them() {
+        let chosen = |n, c, size| {
+            let x = Shape::new(n, c, size, size);
+            let geometry = Geometry { x, y: x, kernel: (3, 3), stride: 1, padding: 1 };
+            let kernel = kernel(Gemm::BackwardInput, Variant::Tiled, &geometry, DeviceKind::Gpu);
+            (kernel.kernel.variant, kernel.tiles(x.positions(), c / 4))
+        };
+        assert_eq!(chosen(128, 64, 16), ("tiled_16", 256));
+        assert_eq!(chosen(128, 64, 8), ("tiled_8", 128));
+        assert_eq!(chosen(128, 128, 4), ("tiled_4", 128));
+        assert_eq!(chosen(1, 128, 4), ("tiled_4", 8));
     }
 }

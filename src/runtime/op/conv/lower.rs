@@ -1,10 +1,10 @@
 //! From passes to dispatches: matrix products with prologue and epilogue, split-K, and the passes of a fused norm around them.
 
 use crate::error::{Error, Result};
-use crate::runtime::kernel::{Arg, Bind, Dispatch, Kernel, Lowered, grad, operand, workgroups};
-use crate::runtime::op::basic::column_sum::column_sum;
-use crate::runtime::op::conv::geometry::{Gemm, Geometry, Variant};
-use crate::runtime::op::conv::kernels::{Params, kernel};
+use crate::runtime::kernel::{Arg, Bind, DeviceKind, Dispatch, Kernel, Lowered, grad, operand};
+use crate::runtime::op::basic::column_sum::{Matrix, column_sum};
+use crate::runtime::op::conv::geometry::{Gemm, Geometry, Layer, Variant};
+use crate::runtime::op::conv::kernels::{FILLS_GPU, Params, kernel};
 use crate::runtime::op::conv::{Conv, Statistics, select};
 use crate::runtime::op::norm::fused::FusedNorm;
 use crate::runtime::op::{BatchNormConfig, Target, no_such_pass};
@@ -15,6 +15,8 @@ use crate::runtime::tensor::Spec;
 #[derive(Clone, Copy, Debug)]
 struct Product {
     gemm: Gemm,
+    /// Multiply-adds, padding channels not counted.
+    macs: f64,
     a: Bind,
     b: Bind,
     c: Bind,
@@ -49,27 +51,38 @@ enum Partials {
 }
 
 impl Product {
-    /// A product without prologue and epilogue.
-    fn new(gemm: Gemm, a: Arg, b: Arg, c: impl Into<Bind>) -> Self {
+    /// A product of a layer, without prologue and epilogue.
+    fn new(gemm: Gemm, layer: &Layer, a: Arg, b: Arg, c: impl Into<Bind>) -> Self {
         let (bias, stats, norm, residual, relu_mask, partials) = Default::default();
-        Self { gemm, a: a.into(), b: b.into(), c: c.into(), bias, stats, norm, residual, relu_mask, partials }
+        let (a, b, c) = (a.into(), b.into(), c.into());
+        Self { gemm, macs: layer.macs(), a, b, c, bias, stats, norm, residual, relu_mask, partials }
     }
 
     /// Appends the dispatches. `acc`: whether to add to C.
     fn lower(&self, geometry: &Geometry, target: &Target<'_>, acc: bool, lowered: &mut Lowered) -> Result<()> {
         let variant = select::variant_for(self.gemm, geometry, target)?;
         let columns = geometry.columns(self.gemm);
-        let kernel = kernel(self.gemm, variant, columns);
+        let kernel = kernel(self.gemm, variant, geometry, target.profile.kind);
         let (rows, phases) = geometry.rows(self.gemm, variant);
-        let tiles = match kernel.tile {
-            None => workgroups(rows * columns, 64),
-            Some(tile) => rows.div_ceil(tile.rows) * columns.div_ceil(tile.columns),
+        let tiles = kernel.tiles(rows, columns);
+        let mut parts = geometry.k_groups(self.gemm);
+        let can_split = match (self.gemm, variant) {
+            (_, Variant::Naive) => false,
+            (Gemm::BackwardWeight, _) => true,
+            // Few tiles with long sums would leave most of a GPU idle. What belongs to the epilogue cannot be added to partial sums.
+            _ => {
+                let few = tiles * parts.len() < FILLS_GPU && parts.len() == 1;
+                variant == Variant::Tiled && target.profile.kind == DeviceKind::Gpu && few && self.has_no_epilogue()
+            }
         };
-        let steps = geometry.y.positions().div_ceil(4);
-        let (splits, chunk) = match (self.gemm, variant) {
-            (Gemm::BackwardWeight, Variant::Naive) | (Gemm::Forward | Gemm::BackwardInput, _) => (1, steps),
-            (Gemm::BackwardWeight, _) => select::split_k(steps, tiles, 16 * rows * columns, target.profile),
-        };
+        let (mut splits, mut chunk) = (1, geometry.y.positions().div_ceil(4));
+        // A phase may see no tap at all.
+        if let (&[k_groups], true) = (parts.as_slice(), can_split)
+            && k_groups > 0
+        {
+            (splits, chunk) = select::split_k(k_groups, tiles, 16 * rows * columns, target.profile);
+            parts = (0..splits).map(|split| chunk.min(k_groups - split * chunk)).collect();
+        }
         let params = Params {
             rows: rows as u32,
             phases: phases as u32,
@@ -97,21 +110,28 @@ impl Product {
             bindings.push(self.partials.map_or_else(|| lowered.new_scratch(16), |(_, bind)| bind));
         }
         lowered.dispatches.push(Dispatch {
-            flags: self.flags(&kernel.kernel, acc && !split)?,
+            flags: self.flags(&kernel.kernel, acc && !split, split)?,
             overrides: overrides(geometry, &kernel.kernel),
             params: params.bytes(),
             workgroups: tiles * phases * splits,
             accumulate: acc && !split,
+            work: kernel.work(rows, columns, &parts, self.macs),
             ..Dispatch::new(&kernel.kernel, bindings)
         });
         if split {
-            column_sum(lowered, result, self.c, splits, rows * columns, acc);
+            let matrix = Matrix { from: result, rows: splits, columns: rows * columns };
+            column_sum(lowered, matrix, self.c, acc, target.profile.kind);
         }
         Ok(())
     }
 
+    fn has_no_epilogue(&self) -> bool {
+        let added = [self.bias, self.residual, self.relu_mask];
+        added.iter().all(Option::is_none) && self.partials.is_none()
+    }
+
     /// Values of the kernel's flags.
-    fn flags(&self, kernel: &Kernel, acc: bool) -> Result<Vec<(&'static str, i64)>> {
+    fn flags(&self, kernel: &Kernel, acc: bool, split: bool) -> Result<Vec<(&'static str, i64)>> {
         let value = |flag: &&'static str| {
             let value = match *flag {
                 "NORM" => i64::from(self.norm == Some(Side::A)),
@@ -120,6 +140,7 @@ impl Product {
                 "RESIDUAL" => i64::from(self.residual.is_some()),
                 "RELU_MASK" => i64::from(self.relu_mask.is_some()),
                 "ACC" => i64::from(acc),
+                "SPLIT" => i64::from(split),
                 "PARTIALS" => self.partials.map_or(0, |(what, _)| what as i64),
                 other => return Err(Error::bug(format!("{}: unknown flag {other}", kernel.name))),
             };
@@ -158,7 +179,7 @@ impl Conv {
             "backward_weight" => {
                 let (x, dy) = (operand("x"), grad("y"));
                 let (a, b, side) = if self.layer.is_transposed() { (dy, x, Side::B) } else { (x, dy, Side::A) };
-                let plain = Product::new(Gemm::BackwardWeight, a, b, grad("weight"));
+                let plain = Product::new(Gemm::BackwardWeight, &self.layer, a, b, grad("weight"));
                 let product = Product { stats: self.stats(), norm: self.prologue.map(|_| side), ..plain };
                 product.lower(&self.layer.geometry, target, target.acc(0), &mut lowered)?;
             }
@@ -169,7 +190,8 @@ impl Conv {
                 let geometry = &self.layer.geometry;
                 let y = if self.layer.is_transposed() { geometry.x } else { geometry.y };
                 let (dy, dbias) = (grad("y").into(), grad("bias").into());
-                column_sum(&mut lowered, dy, dbias, y.positions(), y.c.div_ceil(4), target.acc(0));
+                let matrix = Matrix { from: dy, rows: y.positions(), columns: y.c.div_ceil(4) };
+                column_sum(&mut lowered, matrix, dbias, target.acc(0), target.profile.kind);
             }
             _ => return Err(no_such_pass(self, pass)),
         }
@@ -212,7 +234,7 @@ impl Conv {
             norm: self.prologue.map(|_| Side::A),
             residual: epilogue.residual.then_some(operand("residual").into()),
             partials: in_epilogue.then_some((Partials::Statistics, y_partials)),
-            ..Product::new(gemm, operand("x"), operand("weight"), operand("y"))
+            ..Product::new(gemm, layer, operand("x"), operand("weight"), operand("y"))
         };
         product.lower(&layer.geometry, target, target.acc(0), lowered)?;
         if epilogue.emit_statistics && !in_epilogue {
@@ -227,7 +249,7 @@ impl Conv {
     fn lower_backward_input(&self, target: &Target<'_>, lowered: &mut Lowered) -> Result<()> {
         let layer = &self.layer;
         let (gemm, geometry) = (layer.backward_gemm(), &layer.geometry);
-        let plain = Product::new(gemm, grad("y"), operand("weight"), grad("x"));
+        let plain = Product::new(gemm, layer, grad("y"), operand("weight"), grad("x"));
         let Some(norm) = self.norm_parts(target) else {
             return plain.lower(geometry, target, target.acc(0), lowered);
         };

@@ -94,16 +94,17 @@ pub(crate) fn summed_tiles(gemm: Gemm, geometry: &Geometry, target: &Target<'_>)
     let variant = variant_for(gemm, geometry, target)?;
     // The kernels with subgroup operations sum over subgroups of exactly this size.
     let exact = variant == Variant::Tiled || target.profile.subgroup == Some((SUBGROUP, SUBGROUP));
-    let able = exact && kernels::kernel(gemm, variant, geometry.columns(gemm)).sums_rows;
+    let able = exact && kernels::kernel(gemm, variant, geometry, target.profile.kind).sums_rows;
     let (rows, phases) = geometry.rows(gemm, variant);
     Ok(able.then(|| SummedTiles { count: rows.div_ceil(CHUNK) * phases, phases }))
 }
 
-/// Cuts the `steps` k groups of a weight gradient with `tiles` tiles and `bytes` of result into splits that occupy the whole device.
+/// Cuts the `steps` k groups of a product with `tiles` tiles and `bytes` of result into splits that occupy the whole device.
 /// Returns the number of splits and the number of k groups in each, a multiple of four.
 pub(crate) fn split_k(steps: usize, tiles: usize, bytes: usize, profile: &Profile) -> (usize, usize) {
     let (wanted, most, shortest) = match profile.kind {
-        DeviceKind::Gpu => (512, 128, 32),
+        // The parts of one tile alone fill the device, also after rounding. More of them would be a long sum.
+        DeviceKind::Gpu => (512, 104, 32),
         DeviceKind::Software => (16, 16, 16),
     };
     let fits = usize::try_from(profile.max_binding).unwrap_or(usize::MAX) / bytes.max(1);

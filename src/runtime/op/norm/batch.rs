@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Kernel, Lowered, grad, operand};
-use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params};
+use crate::runtime::op::norm::channel_reduce::{ChannelReduce, LANES, Params};
 use crate::runtime::op::norm::normalize::Normalize;
 use crate::runtime::op::{ChannelShift, Cost, Init, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::{Real, blocked_sum};
@@ -245,14 +245,20 @@ impl Op for BatchNorm {
         let partials = Bind::Scratch(0);
         let (dispatches, rows) = match (pass, training) {
             ("forward", true) => {
-                let statistics = reduce.dispatch(&STATISTICS, &[x, partials], &[]);
+                let statistics = reduce
+                    .dispatch(&STATISTICS, &[x, partials], &[])
+                    .iterations(reduce.over_positions() + reduce.over_row_pairs());
                 let bindings = [x, weight, bias, partials, y, stats, mean, var];
                 let overrides = [eps, relu, ("MOMENTUM", self.config.momentum)];
-                (vec![statistics, reduce.dispatch(&NORMALIZE, &bindings, &overrides)], 2 * reduce.chunks)
+                let normalize = reduce
+                    .dispatch(&NORMALIZE, &bindings, &overrides)
+                    .iterations(reduce.over_chunks(1) + reduce.over_row_pairs() + reduce.over_positions());
+                (vec![statistics, normalize], 2 * reduce.chunks)
             }
             ("forward", false) => {
                 let bindings = [x, weight, bias, mean, var, y];
-                return Ok(Lowered::one(reduce.dispatch(&EVALUATE, &bindings, &[eps, relu])));
+                let evaluate = reduce.dispatch(&EVALUATE, &bindings, &[eps, relu]).iterations(reduce.over_positions());
+                return Ok(Lowered::one(evaluate));
             }
             ("backward", _) => {
                 let sums = if training {
@@ -260,12 +266,14 @@ impl Op for BatchNorm {
                 } else {
                     reduce.dispatch(&SUMS_EVALUATION, &[x, weight, bias, mean, var, dy, partials], &[eps, relu])
                 };
+                let sums = sums.iterations(reduce.over_positions() + reduce.over_rows());
                 let overrides = [relu, ("TRAINING", f64::from(training))];
                 let gradient = reduce
                     .dispatch(&GRADIENT, &[x, dy, partials, dx, dweight, dbias], &overrides)
                     .accumulate("ACC_DX", target.acc(0))
                     .accumulate("ACC_DWEIGHT", target.acc(1))
-                    .accumulate("ACC_DBIAS", target.acc(2));
+                    .accumulate("ACC_DBIAS", target.acc(2))
+                    .iterations(reduce.over_chunks(1) + reduce.over_rows() + reduce.over_positions());
                 (vec![sums, gradient], HEADER_ROWS + 2 * reduce.chunks)
             }
             _ => return Err(no_such_pass(self, pass)),
@@ -291,12 +299,16 @@ impl Op for BatchNorm {
 /// Rows of `partials` before the sums of the chunks, in the backward pass: `HEADER` in the shader.
 const HEADER_ROWS: usize = 5;
 
+const fn defines(stage: i64) -> [(&'static str, i64); 3] {
+    [("STAGE", stage), ("LANES", LANES as i64), ("UNROLLED", 1)]
+}
+
 static STATISTICS: Kernel = Kernel {
     name: "batch_norm.forward.statistics",
     variant: "channel_reduce",
     file: "norm/batch_norm.wgsl",
     source: include_str!("../../../../shaders/norm/batch_norm.wgsl"),
-    defines: &[("STAGE", 0)],
+    defines: &defines(0),
     bindings: &[("x", Read), ("partials", ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],
@@ -305,7 +317,7 @@ static STATISTICS: Kernel = Kernel {
 
 static NORMALIZE: Kernel = Kernel {
     name: "batch_norm.forward.normalize",
-    defines: &[("STAGE", 1)],
+    defines: &defines(1),
     bindings: &[
         ("x", Read),
         ("weight", Read),
@@ -322,7 +334,7 @@ static NORMALIZE: Kernel = Kernel {
 
 static EVALUATE: Kernel = Kernel {
     name: "batch_norm.forward.evaluate",
-    defines: &[("STAGE", 2)],
+    defines: &defines(2),
     bindings: &[
         ("x", Read),
         ("weight", Read),
@@ -337,7 +349,7 @@ static EVALUATE: Kernel = Kernel {
 
 static SUMS: Kernel = Kernel {
     name: "batch_norm.backward.sums",
-    defines: &[("STAGE", 3)],
+    defines: &defines(3),
     bindings: &[("x", Read), ("weight", Read), ("bias", Read), ("stats", Read), ("dy", Read), ("partials", ReadWrite)],
     overrides: &["GROUPS", "RELU"],
     ..STATISTICS
@@ -345,7 +357,7 @@ static SUMS: Kernel = Kernel {
 
 static SUMS_EVALUATION: Kernel = Kernel {
     name: "batch_norm.backward.sums_evaluation",
-    defines: &[("STAGE", 4)],
+    defines: &defines(4),
     bindings: &[
         ("x", Read),
         ("weight", Read),
@@ -361,7 +373,7 @@ static SUMS_EVALUATION: Kernel = Kernel {
 
 static GRADIENT: Kernel = Kernel {
     name: "batch_norm.backward.gradient",
-    defines: &[("STAGE", 5)],
+    defines: &defines(5),
     bindings: &[
         ("x", Read),
         ("dy", Read),

@@ -1,10 +1,14 @@
 //! Cuts reductions over the positions of each channel into workgroups. The device side is `shaders/lib/channel_reduce.wgsl`.
 
-use crate::runtime::kernel::{Bind, DeviceKind, Dispatch, Kernel, Profile, kernel_params};
+use crate::runtime::kernel::{Bind, DeviceKind, Dispatch, Kernel, Profile, kernel_params, tree_levels};
 use crate::runtime::tensor::Shape;
 
 /// Invocations in a workgroup.
-const LANES: usize = 64;
+pub(super) const LANES: usize = 64;
+/// Invocations in a workgroup that merges chunks on a GPU.
+pub(super) const WIDE_LANES: usize = 256;
+/// Chunks that one row of such a workgroup loads at the same time.
+pub(super) const UNROLLED: usize = 4;
 /// Most channel groups (vec4s) side by side in a workgroup: 128 bytes, a cache line.
 const MAX_GROUPS: usize = 8;
 
@@ -12,6 +16,8 @@ const MAX_GROUPS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChannelReduce {
     shape: Shape,
+    /// Invocations in a workgroup.
+    width: usize,
     /// Channel groups side by side in a workgroup: a power of two.
     lanes: usize,
     /// Workgroups side by side, which together cover all channel groups.
@@ -54,12 +60,56 @@ impl ChannelReduce {
         let groups = shape.c.div_ceil(4);
         let lanes = groups.next_power_of_two().min(MAX_GROUPS);
         let chunks = shape.positions().div_ceil(span);
-        Self { shape, lanes, tiles: groups.div_ceil(lanes), chunks, span, kind: profile.kind }
+        Self { shape, width: LANES, lanes, tiles: groups.div_ceil(lanes), chunks, span, kind: profile.kind }
     }
 
-    /// The same tiles for `chunks` partial results, regardless of the number of positions in each.
+    /// The tiles in which one workgroup each merges `chunks` partial results, regardless of the number of positions in each. On a
+    /// GPU the workgroups are wide, and the more chunks there are, the more of the invocations are rows. So there are also more
+    /// workgroups, and an invocation has few chunks, which it would load one after the other.
+    pub(super) fn merging(self, chunks: usize) -> Self {
+        match self.kind {
+            DeviceKind::Software => self.with_chunks(chunks),
+            DeviceKind::Gpu => {
+                let groups = self.shape.c.div_ceil(4);
+                let rows = chunks.div_ceil(UNROLLED).next_power_of_two().clamp(WIDE_LANES / MAX_GROUPS, WIDE_LANES);
+                let lanes = groups.next_power_of_two().min(WIDE_LANES / rows);
+                Self { width: WIDE_LANES, lanes, tiles: groups.div_ceil(lanes), chunks, ..self }
+            }
+        }
+    }
+
+    /// The same workgroups, which also merge `chunks` partial results.
     pub(super) fn with_chunks(self, chunks: usize) -> Self {
         Self { chunks, ..self }
+    }
+
+    /// Whether its workgroups have [`WIDE_LANES`] invocations.
+    pub(super) fn is_wide(&self) -> bool {
+        self.width == WIDE_LANES
+    }
+
+    fn rows(&self) -> usize {
+        self.width / self.lanes
+    }
+
+    /// Iterations over the positions of a chunk.
+    pub(super) fn over_positions(&self) -> usize {
+        self.span.div_ceil(self.rows())
+    }
+
+    /// Iterations over the chunks, of which a row loads `unrolled` at the same time.
+    pub(super) fn over_chunks(&self, unrolled: usize) -> usize {
+        self.chunks.div_ceil(self.rows() * unrolled)
+    }
+
+    /// Iterations of a sum of the rows.
+    pub(super) fn over_rows(&self) -> usize {
+        if self.is_wide() { self.over_row_pairs() } else { self.rows() - 1 }
+    }
+
+    /// Iterations of a sum of the rows in a tree.
+    pub(super) fn over_row_pairs(&self) -> usize {
+        tree_levels(self.rows())
     }
 
     /// Bytes of `rows` rows with one value for each channel, padded.
@@ -75,6 +125,17 @@ impl ChannelReduce {
         overrides: &[(&'static str, f64)],
     ) -> Dispatch {
         self.with_workgroups(self.tiles * self.chunks, kernel, bindings, overrides)
+    }
+
+    /// The same, for a kernel that also merges `chunks` partial results.
+    pub(super) fn dispatch_merging(
+        &self,
+        chunks: usize,
+        kernel: &'static Kernel,
+        bindings: &[Bind],
+        overrides: &[(&'static str, f64)],
+    ) -> Dispatch {
+        self.with_chunks(chunks).with_workgroups(self.tiles * self.chunks, kernel, bindings, overrides)
     }
 
     /// A dispatch with one workgroup for each tile, which merges the chunks.
@@ -103,7 +164,7 @@ impl ChannelReduce {
     }
 
     fn params(&self, workgroups: usize) -> Params {
-        let rows = LANES / self.lanes;
+        let rows = self.rows();
         let apart = match self.kind {
             DeviceKind::Gpu => 1,
             DeviceKind::Software => self.span.div_ceil(rows),

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, grad, kernel_params, operand};
 use crate::runtime::op::basic::elementwise;
-use crate::runtime::op::norm::channel_reduce::{self, ChannelReduce};
+use crate::runtime::op::norm::channel_reduce::{self, ChannelReduce, LANES};
 use crate::runtime::op::norm::normalize::Normalize;
 use crate::runtime::op::{Cost, Init, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
@@ -145,7 +145,8 @@ impl PositionNorm {
     fn by_position(&self, kernel: &'static Kernel, bindings: &[Bind], overrides: &[(&'static str, f64)]) -> Dispatch {
         let (len, Shape { c, .. }) = (self.shape.positions(), self.shape);
         let params = Params { len: len as u32, channels: c as u32, groups: c.div_ceil(4) as u32 }.bytes();
-        let dispatch = elementwise(kernel, bindings.iter().copied(), len, params);
+        // Twice over the channel groups.
+        let dispatch = elementwise(kernel, bindings.iter().copied(), len, params).iterations(2 * c.div_ceil(4));
         Dispatch { overrides: overrides.to_vec(), ..dispatch }
     }
 }
@@ -204,11 +205,15 @@ impl Op for PositionNorm {
         let partials = Bind::Scratch(0);
         let reduce = ChannelReduce::new(self.shape, target.profile);
         let gradient = self.by_position(&GRADIENT, &[x, weight, bias, stats, dy, dx], &[relu]);
-        let merge = reduce.merge(&MERGE, &[partials, dweight, dbias], &[]);
+        let merge = reduce
+            .merge(&MERGE, &[partials, dweight, dbias], &[])
+            .iterations(reduce.over_chunks(1) + reduce.over_rows());
         Ok(Lowered {
             dispatches: vec![
                 gradient.accumulate("ACC_DX", target.acc(0)),
-                reduce.dispatch(&SUMS, &[x, weight, bias, stats, dy, partials], &[relu]),
+                reduce
+                    .dispatch(&SUMS, &[x, weight, bias, stats, dy, partials], &[relu])
+                    .iterations(reduce.over_positions() + reduce.over_rows()),
                 merge.accumulate("ACC_DWEIGHT", target.acc(1)).accumulate("ACC_DBIAS", target.acc(2)),
             ],
             scratch: vec![reduce.row_bytes(2 * reduce.chunks)],
@@ -249,7 +254,7 @@ static GRADIENT: Kernel = Kernel {
 
 static SUMS: Kernel = Kernel {
     name: "position_norm.backward.sums",
-    defines: &[("STAGE", 2)],
+    defines: &[("STAGE", 2), ("LANES", LANES as i64), ("UNROLLED", 1)],
     bindings: &[("x", Read), ("weight", Read), ("bias", Read), ("stats", Read), ("dy", Read), ("partials", ReadWrite)],
     params: channel_reduce::Params::FIELDS,
     overrides: &["RELU", "GROUPS"],
@@ -258,7 +263,7 @@ static SUMS: Kernel = Kernel {
 
 static MERGE: Kernel = Kernel {
     name: "position_norm.backward.merge",
-    defines: &[("STAGE", 3)],
+    defines: &[("STAGE", 3), ("LANES", LANES as i64), ("UNROLLED", 1)],
     bindings: &[("partials", Read), ("dweight", ReadWrite), ("dbias", ReadWrite)],
     overrides: &["GROUPS", "ACC_DWEIGHT", "ACC_DBIAS"],
     ..SUMS

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
-use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, kernel_params, operand, workgroups};
+use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, kernel_params, operand, tree_levels, workgroups};
 use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass};
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::{Shape, Spec};
@@ -72,10 +72,13 @@ impl Op for GradNorm {
         let params = Params { len: len as u32, partials: partials as u32 }.bytes();
         let [grads, terms, norm] = ["grads", "terms", "norm"].map(|name| Bind::from(operand(name)));
         let sums = Bind::Scratch(0);
+        let partial = Dispatch::new(&PARTIAL, [grads, sums]).iterations(ITEMS + tree_levels(WIDTH));
+        let iterations = partials.div_ceil(FINISH_WIDTH) + tree_levels(FINISH_WIDTH);
+        let finish = Dispatch::new(&FINISH, [sums, terms, norm]).iterations(iterations);
         Ok(Lowered {
             dispatches: vec![
-                Dispatch { params: params.clone(), workgroups: partials, ..Dispatch::new(&PARTIAL, [grads, sums]) },
-                Dispatch { params, ..Dispatch::new(&FINISH, [sums, terms, norm]) },
+                Dispatch { params: params.clone(), workgroups: partials, ..partial },
+                Dispatch { params, ..finish },
             ],
             scratch: vec![8 * partials.next_multiple_of(2)],
         })

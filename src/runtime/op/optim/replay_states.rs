@@ -85,7 +85,8 @@ impl Op for ReplayStates {
         let params = Params { len: len as u32 }.bytes();
         let bindings = ["statistics", "count", "accepted", "states"].map(operand);
         let overrides = vec![("MOMENTUM", self.momentum)];
-        Ok(Lowered::one(Dispatch { overrides, ..elementwise(&FORWARD, bindings, len, params) }))
+        let dispatch = elementwise(&FORWARD, bindings, len, params).iterations(self.most);
+        Ok(Lowered::one(Dispatch { overrides, ..dispatch }))
     }
 
     fn cost(&self, pass: &Pass) -> Result<Cost> {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
-use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, grad, kernel_params, operand, workgroups};
+use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, grad, kernel_params, operand, tree_levels, workgroups};
 use crate::runtime::op::{Cost, Op, Operand, Pass, Passes, Reference, Role, Target, expect_forward, no_such_pass};
 use crate::runtime::tensor::real::{Real, blocked_sum};
 use crate::runtime::tensor::{Shape, Spec, pad4};
@@ -253,6 +253,8 @@ impl Op for Elbo {
                 .map(|name| Bind::from(operand(name)));
         let sums = Bind::Scratch(0);
         let momentum = ("MOMENTUM", self.momentum);
+        let elements = if self.config.training { self.h.n * stride } else { 0 };
+        let finish_iterations: usize = [partials, latent, elements].iter().map(|n| n.div_ceil(FINISH_WIDTH)).sum();
         let (training, optimal) = (self.config.training, self.optimal());
         let squares = if training && !optimal {
             Dispatch::new(&SQUARES_SEEDS, [x, mean, sums, seed_mean])
@@ -269,10 +271,12 @@ impl Op for Elbo {
                 Dispatch { overrides: vec![momentum], ..Dispatch::new(&FINISH_OPTIMAL_SEEDS, bindings) }
             }
         };
+        let divergence = Dispatch::new(&DIVERGENCE, [h, kl_dims]);
+        let divergence = divergence.iterations(self.x.n.div_ceil(WIDTH) + tree_levels(WIDTH));
         let mut dispatches = vec![
-            Dispatch { workgroups: partials, ..squares },
-            Dispatch { workgroups: pad4(latent), ..Dispatch::new(&DIVERGENCE, [h, kl_dims]) },
-            finish,
+            Dispatch { workgroups: partials, ..squares.iterations(ITEMS + tree_levels(WIDTH)) },
+            Dispatch { workgroups: pad4(latent), ..divergence },
+            finish.iterations(finish_iterations + tree_levels(FINISH_WIDTH)),
         ];
         if training && optimal {
             let gradient = Dispatch::new(&GRADIENT, [x, mean, terms, seed_mean]);
