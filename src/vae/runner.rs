@@ -8,7 +8,7 @@ use crate::runtime::exec::{CpuExecutor, Data, Executor, GpuExecutor, OutputId, P
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph, initial};
 use crate::runtime::kernel::Kernel;
-use crate::runtime::op::{MicroBatch, StepScalars};
+use crate::runtime::op::{Gather, MicroBatch, StepScalars};
 use crate::runtime::plan;
 use crate::runtime::plan::{Memory, Plan};
 use crate::runtime::sys::platform::block_on;
@@ -508,8 +508,16 @@ impl Runner {
     }
 
     fn run(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
+        self.run_with(program, report, None)
+    }
+
+    fn run_with(&mut self, program: ProgramId, report: &[&str], gather: Option<Gather<'_>>) -> Result<u64> {
         let outputs = report.iter().map(|name| self.engine.get().output(program, name)).collect::<Result<Vec<_>>>()?;
-        self.engine.get_mut().run(program, &outputs)
+        let exec = self.engine.get_mut();
+        match gather {
+            None => exec.run(program, &outputs),
+            Some(gather) => exec.run_exchanging(program, &outputs, gather),
+        }
     }
 
     /// Starts a training step on `images` (bytes, `[batch, c, h, w]`) and returns its index. The results come later, from
@@ -588,7 +596,7 @@ impl Runner {
         micro_batch: MicroBatch,
         hyper: &Hyperparams,
     ) -> Result<()> {
-        self.accumulate_in(Mode::Accumulate, images.into(), eps, micro_batch, hyper)
+        self.accumulate_in(Mode::Accumulate, images.into(), eps, micro_batch, hyper, None)
     }
 
     /// Runs the program of a micro-batch: that of `mode` with the number of micro-batches of the step, or more.
@@ -599,6 +607,7 @@ impl Runner {
         eps: &[f32],
         micro_batch: MicroBatch,
         hyper: &Hyperparams,
+        gather: Option<Gather<'_>>,
     ) -> Result<()> {
         micro_batch.check()?;
         let MicroBatch { index, count, .. } = micro_batch;
@@ -614,7 +623,7 @@ impl Runner {
         let program = self.program_for(batch, count, mode)?;
         self.write_batch(program, images, eps, hyper)?;
         self.write(program, "micro_batch", Data::F32(&micro_batch.to_array()))?;
-        self.run_timed(program, &[])?;
+        self.run_timed(program, &[], gather)?;
         self.accumulated = (index + 1, count);
         Ok(())
     }
@@ -672,7 +681,7 @@ impl Runner {
             clip: hyper.clip as f32,
         };
         self.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
-        let ticket = self.run_timed(program, &["terms", "norm"])?;
+        let ticket = self.run_timed(program, &["terms", "norm"], None)?;
         let step = self.step;
         self.pending.push((ticket, step));
         self.step += 1;
@@ -701,14 +710,14 @@ impl Runner {
     }
 
     /// Runs a program of a training step, timed if times were requested: all runs of a step are, each after the one before.
-    fn run_timed(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
+    fn run_timed(&mut self, program: ProgramId, report: &[&str], gather: Option<Gather<'_>>) -> Result<u64> {
         let later_run = |(step, _): &mut (u64, _)| *step == self.step && self.accumulated.0 > 0;
         if let Some((step, mut spans)) = self.timed.take_if(later_run) {
             self.append_spans(&mut spans)?;
             self.engine.get_mut().time_next()?;
             self.timed = Some((step, spans));
         }
-        self.run(program, report)
+        self.run_with(program, report, gather)
     }
 
     /// Appends the times of the last timed run.

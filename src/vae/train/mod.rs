@@ -43,6 +43,7 @@ pub mod session;
 mod settings;
 mod shared_step;
 pub mod store;
+mod synchronized_norms;
 mod validation;
 
 pub use session::{EpochReport, Progress, Session};
@@ -686,6 +687,9 @@ fn programs<I: Deref<Target: Images> + Send + Sync + fmt::Debug>(
     parts: &Parts<I>,
 ) -> Vec<(usize, Mode)> {
     let (train, update) = match settings.accumulate {
+        most if settings.sync_batch_norm => {
+            (Mode::AccumulateSynchronized(share.micro_batches(settings)), Some((1, Mode::UpdateShares(most))))
+        }
         most if !share.is_whole() => {
             (Mode::AccumulateShare(share.micro_batches(settings)), Some((1, Mode::UpdateShares(most))))
         }
