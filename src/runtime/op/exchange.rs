@@ -4,8 +4,8 @@ use crate::runtime::kernel::Arg;
 
 /// A tensor that several processes have each computed for their own images, and need for the images of all of them before the next node.
 ///
-/// The executor hands the contents out and puts back what [`Exchange::merge`] makes of the contents in all processes. How they
-/// travel is up to the caller. In a single process nothing happens, and the tensor stays as it is.
+/// The executor reads the tensor and overwrites it with the result of [`Exchange::merge`]. The caller moves the contents between the
+/// processes. In a single process nothing happens, and the tensor stays as it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange {
     /// The tensor, which the pass has written.
