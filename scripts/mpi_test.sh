@@ -64,6 +64,33 @@ mpirun -n 4 "$binary" train --quiet --device "$device" --resume "$scratch/parts"
 for file in model.safetensors last.safetensors; do cmp "$scratch/constant/$file" "$scratch/parts/$file"; done
 echo "mpi_test: a run resumes on another number of ranks"
 
+# Repeated from its file on other numbers of processes, a run keeps its step.
+mpirun -n 2 "$binary" train --quiet --device "$device" --config "$scratch/one/train.toml" --out "$scratch/again"
+mpirun -n 4 "$binary" train --quiet --device "$device" --like "$scratch/two" --out "$scratch/like"
+same one again
+same one like
+fails 1 "cannot share the micro-batches" mpirun -n 3 "$binary" train --device "$device" --like "$scratch/two" --out "$scratch/three"
+echo "mpi_test: a run is repeated on another number of ranks"
+
+mpirun -n 4 "${train[@]}" --epochs 2 --sync-batch-norm --out "$scratch/sync"
+mpirun -n 4 "${train[@]}" --epochs 1 --schedule constant --sync-batch-norm --out "$scratch/sync_part"
+mpirun -n 4 "$binary" train --quiet --device "$device" --resume "$scratch/sync_part" --epochs 2
+mpirun -n 4 "${train[@]}" --epochs 2 --schedule constant --sync-batch-norm --out "$scratch/sync_whole"
+for file in model.safetensors last.safetensors; do cmp "$scratch/sync_whole/$file" "$scratch/sync_part/$file"; done
+if cmp -s "$scratch/sync/model.safetensors" "$scratch/four/model.safetensors"; then
+    echo "mpi_test: --sync-batch-norm changes nothing" >&2
+    exit 1
+fi
+fails 1 "in one process" "$binary" train --like "$scratch/sync" --device "$device" --out "$scratch/alone"
+# The first step of four ranks with two images each is that of one batch of eight.
+step=(--epochs 1 --likelihood unit --schedule constant)
+mpirun -n 4 "${train[@]}" "${step[@]}" --sync-batch-norm --out "$scratch/sync_unit"
+"${train[@]}" "${step[@]}" --batch-size 8 --out "$scratch/large"
+for run in sync_unit large; do sed -n 2p "$scratch/$run/metrics.csv" | cut -d, -f3-6; done | awk -F, '
+    NR == 1 { split($0, first, ",") }
+    NR == 2 { for (i = 1; i <= NF; i++) { d = $i - first[i]; if (d * d > 1e-8 * $i * $i) { print "mpi_test: " first[i] " against " $i; exit 1 } } }'
+echo "mpi_test: norms over all ranks are those of one batch"
+
 events=$(mpirun -n 2 "${train[@]}" --epochs 1 --json --out "$scratch/json")
 grep -q '"ranks":2' <<<"$events"
 [ "$(grep -c '"event":"finished".*"communication_s":[0-9]' <<<"$events")" = 1 ]

@@ -127,6 +127,8 @@ pub enum Mode {
     Accumulate(usize),
     /// Like [`Mode::Accumulate`], in one of several processes that share a step: the running statistics become those of the batch.
     AccumulateShare(usize),
+    /// Like [`Mode::AccumulateShare`], with batch norms over the micro-batches that all processes run at the same time.
+    AccumulateSynchronized(usize),
     /// The update of a step of up to this many micro-batches of several processes, which also moves the running statistics.
     UpdateShares(usize),
     /// The update of a training step of several micro-batches. It is the same for every batch size.
@@ -143,7 +145,10 @@ impl Mode {
     /// Returns the largest number of micro-batches of a step, in the modes that have one.
     pub(crate) fn most(self) -> Option<usize> {
         match self {
-            Self::Accumulate(most) | Self::AccumulateShare(most) | Self::UpdateShares(most) => Some(most),
+            Self::Accumulate(most)
+            | Self::AccumulateShare(most)
+            | Self::AccumulateSynchronized(most)
+            | Self::UpdateShares(most) => Some(most),
             Self::Train | Self::Update | Self::Evaluate | Self::Encode | Self::Decode => None,
         }
     }
@@ -211,8 +216,14 @@ impl VaeConfig {
     fn rewritten(&self, batch: usize, mode: Mode, fuse: bool, recompute: bool) -> Result<Graph> {
         let (graph, loss) = self.forward(batch, mode)?;
         let (graph, momentum) = match mode {
-            Mode::AccumulateShare(_) | Mode::UpdateShares(_) => graph.with_batch_statistics()?,
+            Mode::AccumulateShare(_) | Mode::AccumulateSynchronized(_) | Mode::UpdateShares(_) => {
+                graph.with_batch_statistics()?
+            }
             _ => (graph, None),
+        };
+        let graph = match mode {
+            Mode::AccumulateSynchronized(_) => graph.with_synchronized_norms()?,
+            _ => graph,
         };
         let graph = if fuse { graph.fused()? } else { graph };
         let with_gradients = |graph: Graph| {
@@ -221,7 +232,7 @@ impl VaeConfig {
         };
         match mode {
             Mode::Train => with_gradients(graph)?.with_adam(AdamConfig::default(), loss),
-            Mode::Accumulate(most) | Mode::AccumulateShare(most) => {
+            Mode::Accumulate(most) | Mode::AccumulateShare(most) | Mode::AccumulateSynchronized(most) => {
                 with_gradients(graph)?.with_accumulation(most, loss)
             }
             Mode::UpdateShares(most) => graph.update_of_shares(AdamConfig::default(), most, momentum),

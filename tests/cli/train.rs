@@ -111,7 +111,7 @@ fn accumulated_run_counts_whole_steps_and_is_repeated_from_its_file() {
     assert_eq!(events.iter().filter(|event| event["event"] == "step").count(), 9);
     assert_eq!(rows(&first, "metrics.csv").len(), 1 + 9);
     let read = |name: &str| fs::read_to_string(Path::new(&first).join(name)).unwrap();
-    assert!(read("train.toml").contains("accumulate = 2\n"));
+    assert!(read("train.toml").contains("micro-batches = 2\n"));
     let config: Value = serde_json::from_str(&read("config.json")).unwrap();
     assert_eq!(config["settings"]["accumulate"], 2, "{config}");
     assert!(read("report.html").contains("batches per step"));

@@ -1,11 +1,14 @@
 //! Gradient accumulation on a device: for tests on the CPU reference and on adapters.
 
+use std::thread;
 use vae_wgpu::runtime::graph::Arena;
-use vae_wgpu::runtime::op::{Carry, Likelihood, MicroBatch};
+
+use vae_wgpu::runtime::op::{Carry, Likelihood, MicroBatch, Part};
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::model::{Mode, Norm, VaeConfig};
+use vae_wgpu::vae::ranks::{Ranks, threads};
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
 
 const LATENT: usize = 3;
@@ -168,7 +171,7 @@ pub(crate) fn shared_steps_give_the_bits_of_one_process(device: &Device) {
                 let to = of.min(from + size);
                 let micro_batch = MicroBatch { index, count, images: to - from, of };
                 let (images, eps) = (&images[from * pixels..to * pixels], &eps[from * latent..to * latent]);
-                statistics.push(runner.accumulate_share(images, eps, micro_batch, &hyper()).unwrap());
+                statistics.push(runner.accumulate_share(images, eps, micro_batch, &hyper(), None).unwrap());
             }
             sums.extend((count > 0).then(|| runner.sums().unwrap()));
         }
@@ -190,6 +193,58 @@ pub(crate) fn shared_steps_give_the_bits_of_one_process(device: &Device) {
     for runner in &mut processes {
         assert!((runner.reports(true).unwrap(), everything(runner)) == expected);
     }
+}
+
+/// Four processes with two images each, the last one with one, and norms over the images of all have the gradients and running statistics of
+/// one batch, up to rounding, and the same on all.
+pub(crate) fn synchronized_norms_are_those_of_one_batch(device: &Device) {
+    let (size, of) = (2, 7);
+    let (images, eps) = batch(of, 0);
+    let pixels = images.len() / of;
+    let mut whole = runner(Norm::Batch, &[(of, Mode::Train)], device);
+    whole.train_with_noise(&images, &eps, &hyper()).unwrap();
+    let process = |ranks: &mut Ranks| {
+        let (from, to) = (ranks.rank() * size, of.min((ranks.rank() + 1) * size));
+        let programs = [(to - from, Mode::AccumulateSynchronized(1)), (1, Mode::UpdateShares(4))];
+        let mut runner = runner(Norm::Batch, &programs, device);
+        let micro_batch = MicroBatch { index: 0, count: 1, images: to - from, of };
+        let (own_images, own_eps) = (&images[from * pixels..to * pixels], &eps[from * LATENT..to * LATENT]);
+        let mut exchanges = 0;
+        let mut gather = |own: &[f32]| {
+            exchanges += 1;
+            let received = ranks.gather(bytemuck::cast_slice(own))?;
+            let part = |(rank, bytes): (usize, &Vec<u8>)| Part {
+                values: bytemuck::pod_collect_to_vec(bytes),
+                weight: (of - rank * size).min(size) as f64 / (to - from) as f64,
+            };
+            Ok(received.iter().enumerate().map(part).collect())
+        };
+        let statistics =
+            runner.accumulate_share(own_images, own_eps, micro_batch, &hyper(), Some(&mut gather)).unwrap();
+        assert_eq!(exchanges, runner.exchanges().unwrap());
+        let [mut grads, mut terms] = runner.sums().unwrap();
+        ranks.sum(&mut grads, 4).unwrap();
+        ranks.sum(&mut terms, 4).unwrap();
+        runner.update_shares([&grads, &terms], &[&statistics], &hyper()).unwrap();
+        let report = runner.reports(true).unwrap().remove(0);
+        (report, [Arena::Grads, Arena::States, Arena::Params].map(|arena| runner.download(arena).unwrap()))
+    };
+    let process = &process;
+    let processes: Vec<_> = thread::scope(|scope| {
+        let spawn = |mut ranks: Ranks| scope.spawn(move || process(&mut ranks));
+        let threads: Vec<_> = threads::group(4).into_iter().map(spawn).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let expected = whole.reports(true).unwrap().remove(0);
+    let (report, [grads, states, _]) = &processes[0];
+    for (a, b) in [(report.total, expected.total), (report.kl, expected.kl), (report.grad_norm, expected.grad_norm)] {
+        assert!((a - b).abs() <= 1e-5 * b.abs(), "{report:?} against {expected:?}");
+    }
+    for (what, values, arena) in [("gradients", grads, Arena::Grads), ("running statistics", states, Arena::States)] {
+        let apart = distance(values, &whole.download(arena).unwrap());
+        assert!(apart < 1e-5, "{what} are {apart:.1e} apart, relative to their size");
+    }
+    assert!(processes.iter().all(|process| *process == processes[0]), "the processes differ");
 }
 
 /// A step of one micro-batch has the bits of a step without accumulation.

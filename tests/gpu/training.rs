@@ -350,6 +350,7 @@ fn accumulated_steps_are_those_of_one_batch_or_of_several_processes(device: &Arc
     accumulated::accumulated_steps_agree_with_one_batch(device);
     accumulated::batch_statistics_are_those_of_each_micro_batch(device);
     accumulated::shared_steps_give_the_bits_of_one_process(device);
+    accumulated::synchronized_norms_are_those_of_one_batch(device);
     accumulated::single_micro_batch_gives_the_bits_of_a_step(device);
     accumulated::non_finite_micro_batch_rejects_the_whole_step(device);
 }

@@ -31,6 +31,11 @@ fn shared_steps_give_the_bits_of_one_process() {
 }
 
 #[test]
+fn synchronized_norms_are_those_of_one_batch() {
+    accumulated::synchronized_norms_are_those_of_one_batch(&Device::Cpu);
+}
+
+#[test]
 fn single_micro_batch_gives_the_bits_of_a_step() {
     accumulated::single_micro_batch_gives_the_bits_of_a_step(&Device::Cpu);
 }

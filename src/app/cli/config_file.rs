@@ -170,6 +170,7 @@ mod tests {
             val_split: 0.3,
             batch_size: 7,
             accumulate: 3,
+            sync_batch_norm: true,
             epochs: 3,
             seed: u64::MAX,
             lr: 1.0 / 3.0,

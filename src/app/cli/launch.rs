@@ -9,6 +9,8 @@ pub(super) struct Group {
     pub(super) ranks: Ranks,
     /// Number of this process among those of the same machine.
     pub(super) local: usize,
+    /// Number of the machine: that of its first process.
+    pub(super) node: usize,
 }
 
 impl Group {
@@ -75,7 +77,7 @@ fn connect(launch: &Launch) -> anyhow::Result<Group> {
 #[cfg(feature = "mpi")]
 fn connect(launch: &Launch) -> anyhow::Result<Group> {
     let Launch { size, launcher, .. } = launch;
-    let (link, local) = super::mpi::start()?;
+    let (link, local, node) = super::mpi::start()?;
     let ranks = Ranks::new(Box::new(link));
     if ranks.size() != *size {
         anyhow::bail!(
@@ -85,7 +87,7 @@ fn connect(launch: &Launch) -> anyhow::Result<Group> {
             alone(launch)
         );
     }
-    Ok(Group { ranks, local })
+    Ok(Group { ranks, local, node })
 }
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ mod reconstruct;
 mod report;
 mod runs;
 mod sample;
+mod shared_run;
 mod signals;
 mod terminal;
 mod train;

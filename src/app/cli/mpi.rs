@@ -9,7 +9,7 @@ use mpi::environment::Universe;
 use mpi::point_to_point::Message;
 use mpi::request;
 use mpi::topology::{Process, SimpleCommunicator};
-use mpi::traits::{Communicator, Destination, Equivalence, Source};
+use mpi::traits::{Communicator, Destination, Equivalence, Root, Source};
 
 use super::eprintln_lossy;
 use crate::error::{Error, Result};
@@ -31,14 +31,17 @@ impl std::fmt::Debug for Mpi {
     }
 }
 
-/// Starts MPI, and returns the link and the number of this process among those of its machine.
-pub(super) fn start() -> anyhow::Result<(Mpi, usize)> {
+/// Starts MPI, and returns the link, the number of this process among those of its machine, and that of the first of them among all.
+pub(super) fn start() -> anyhow::Result<(Mpi, usize, usize)> {
     // One thread communicates: that of the training loop.
     let (universe, _) = mpi::initialize_with_threading(Threading::Funneled).context("MPI has been started before")?;
     let world = universe.world();
     let (rank, size) = (world.rank() as usize, world.size() as usize);
-    let local = world.split_shared(world.rank()).rank() as usize;
-    Ok((Mpi { rank, size, lost: false, _universe: universe }, local))
+    let machine = world.split_shared(world.rank());
+    let mut node = world.rank();
+    machine.process_at_rank(0).broadcast_into(&mut node);
+    let local = machine.rank() as usize;
+    Ok((Mpi { rank, size, lost: false, _universe: universe }, local, node as usize))
 }
 
 /// Polls soon at first, and then with pauses, in which other processes can use the processor.

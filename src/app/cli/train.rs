@@ -21,7 +21,7 @@ use super::values;
 use super::values::{choice, duration, micro_batches, non_negative, posterior_std, run, share};
 use super::{
     DIVERGED, DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, be_quiet, config_file, eprintln_lossy,
-    eprintln_wrapped, exit_code, fit_prior, is_quiet, launch, message, print, print_error, signals,
+    eprintln_wrapped, exit_code, fit_prior, is_quiet, launch, message, print, print_error, shared_run, signals,
 };
 use crate::app::cli::progress::observer;
 use crate::app::data::Opened;
@@ -40,6 +40,7 @@ use crate::vae::data;
 use crate::vae::data::Dataset;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
+use crate::vae::train::events::Event;
 use crate::vae::train::memory_store::InMemoryRun;
 use crate::vae::train::range_test::{RangePoint, range_test, steepest};
 use crate::vae::train::store::RunStore;
@@ -85,7 +86,7 @@ struct RunArgs {
     /// Resume a run with its saved settings and kernel variants. --epochs sets a new total; --variant and --variants override the saved
     /// variants.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
-        "out", "force", "config", "like", "init", "batch_size", "accumulate", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
+        "out", "force", "config", "like", "init", "batch_size", "accumulate", "micro_batches", "sync_batch_norm", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
         "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "likelihood", "train_limit", "val_limit",
         "val_split", "recipe", "image_size", "conditional", "posterior_std",
     ], value_parser = run(), value_hint = ValueHint::DirPath)]
@@ -127,8 +128,16 @@ struct TrainingArgs {
     batch_size: Option<BatchSize>,
     /// Micro-batches per training step, in each of several processes, whose gradients are added before the update: the step of a batch K
     /// times as large, in the memory of one [default: 1].
-    #[arg(long, value_name = "K", value_parser = micro_batches(), hide_short_help = true)]
+    #[arg(long, value_name = "K", value_parser = micro_batches(), overrides_with = "micro_batches", hide_short_help = true)]
     accumulate: Option<usize>,
+    /// Micro-batches per training step in all processes together, in place of --accumulate: what train.toml has, so that it repeats a run
+    /// on another number of processes.
+    #[arg(long, value_name = "N", value_parser = micro_batches(), overrides_with = "accumulate", hide_short_help = true)]
+    micro_batches: Option<usize>,
+    /// Compute the statistics of batch norm over the images of all processes, as those of one larger batch: for small batches on many
+    /// devices. The processes wait for each other at every norm [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, hide_short_help = true)]
+    sync_batch_norm: Option<bool>,
     /// Seed of the initial weights, image order, noise and augmentation [default: 0].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -286,12 +295,20 @@ impl TrainArgs {
         }
         let (mut settings, resumed) = self.settings(first)?;
         if let Some(group) = &group {
-            self.check_group(group)?;
+            let TrainingArgs { accumulate, micro_batches, .. } = self.training;
+            let shared = shared_run::micro_batches(group.ranks.size(), accumulate, micro_batches)?;
             if resumed.is_none() {
-                settings.accumulate = settings.accumulate.saturating_mul(group.ranks.size());
+                settings.accumulate = shared;
             }
+            self.check_group()?;
         }
         settings.check()?;
+        if settings.sync_batch_norm && group.is_none() {
+            anyhow::bail!(
+                "cannot synchronize batch norms (--sync-batch-norm) in one process: start several with mpirun, or leave the option out \
+                 (docs/distributed.md)"
+            );
+        }
         if first {
             RunFolder::check(self.run.out.as_deref(), self.run.force)?;
         }
@@ -330,6 +347,12 @@ impl TrainArgs {
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
         let mut observer = observer(self.output.json && first, is_quiet(), self.output.preview.get());
+        if let Some(group) = &mut group {
+            let shared = shared_run::shared_adapter(&mut group.ranks, group.node, adapter(&device))?;
+            if let Some(message) = shared.filter(|_| first) {
+                observer.observe(&Event::Warning { message: &message })?;
+            }
+        }
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
         let requests = signals::set_on_request(&stop, quiet)?;
@@ -426,12 +449,7 @@ impl TrainArgs {
     }
 
     /// Rejects what several processes cannot do.
-    fn check_group(&self, group: &Group) -> anyhow::Result<()> {
-        let each = self.training.accumulate.unwrap_or(1);
-        if !each.is_power_of_two() {
-            let what = format!("number of micro-batches of each of {} processes (--accumulate)", group.ranks.size());
-            return Err(Error::argument(what, "a power of two", each).into());
-        }
+    fn check_group(&self) -> anyhow::Result<()> {
         if self.run.lr_find.is_some() {
             anyhow::bail!(
                 "cannot try learning rates in several processes: start one, with --accumulate for its share and theirs"
@@ -468,7 +486,8 @@ impl TrainArgs {
                 // Determined when data and device are open.
                 Some(BatchSize::Auto) | None => base.batch_size,
             },
-            accumulate: t.accumulate.unwrap_or(base.accumulate),
+            accumulate: t.micro_batches.or(t.accumulate).unwrap_or(base.accumulate),
+            sync_batch_norm: t.sync_batch_norm.unwrap_or(base.sync_batch_norm),
             epochs: t.epochs.unwrap_or(base.epochs),
             seed: t.seed.unwrap_or(base.seed),
             lr: t.lr.unwrap_or(base.lr),

@@ -19,6 +19,7 @@ pub fn to_toml(settings: &Settings, init: Option<&str>, about: &str) -> String {
         val_split,
         batch_size,
         accumulate,
+        sync_batch_norm,
         epochs,
         seed,
         lr,
@@ -63,7 +64,9 @@ pub fn to_toml(settings: &Settings, init: Option<&str>, about: &str) -> String {
             ("init", init.and_then(text)),
             ("epochs", count(*epochs)),
             ("batch-size", size(*batch_size)),
-            ("accumulate", size(*accumulate)),
+            // The total, which another number of processes shares.
+            ("micro-batches", size(*accumulate)),
+            ("sync-batch-norm", sync_batch_norm.then(|| Value::from(true))),
             ("seed", count(*seed)),
             ("lr", number(*lr)),
             ("warmup", count(*warmup)),

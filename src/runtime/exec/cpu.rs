@@ -12,7 +12,7 @@ use crate::runtime::exec::{
     not_the_last_run, unknown_program, unused_arena,
 };
 use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
-use crate::runtime::op::Op;
+use crate::runtime::op::{Gather, Op};
 use crate::runtime::plan::{Lifetime, lifetimes};
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::real::{Real, Tracked};
@@ -212,6 +212,38 @@ impl<T: Precision> CpuExecutor<T> {
         }
         Ok(())
     }
+
+    /// Runs all nodes. With `gather`, exchanges values, in single precision.
+    fn run_nodes(&mut self, program: ProgramId, report: &[OutputId], mut gather: Option<Gather<'_>>) -> Result<u64> {
+        let graph = Arc::clone(&self.program(program)?.graph);
+        for (name, id) in graph.inputs() {
+            if self.value(program, *id)?.is_empty() {
+                return Err(Error::Graph(format!("input `{name}` was not written")));
+            }
+        }
+        let exchanges = if gather.is_some() { graph.exchanges()? } else { Vec::new() };
+        for (index, node) in graph.nodes().iter().enumerate() {
+            self.run_node(program, &graph, index, node)?;
+            for (_, id, exchange) in exchanges.iter().filter(|(after, ..)| *after == index) {
+                let Some(gather) = &mut gather else { continue };
+                let own: Vec<f32> = self.value(program, *id)?.iter().map(|v| v.to_f64() as f32).collect();
+                let merged = (exchange.merge)(&gather(&own)?);
+                if merged.len() != own.len() {
+                    return Err(Error::bug(format!("{}: {} exchanged values", node.label(), merged.len())));
+                }
+                let merged = merged.into_iter().map(|v| T::from_f64(f64::from(v))).collect();
+                self.put(program, *id, graph.value(*id).storage, merged);
+            }
+        }
+        self.last = Some(program);
+        let values = report.iter().map(|output| self.read(*output)).collect::<Result<_>>()?;
+        let ticket = self.tickets;
+        self.tickets += 1;
+        if !report.is_empty() {
+            self.reports.push(Report { ticket, values });
+        }
+        Ok(ticket)
+    }
 }
 
 /// Returns the most bytes that a run needs at a time: arenas, and the inputs and local values that are alive together.
@@ -283,23 +315,11 @@ impl<T: Precision> Executor for CpuExecutor<T> {
     }
 
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
-        let graph = Arc::clone(&self.program(program)?.graph);
-        for (name, id) in graph.inputs() {
-            if self.value(program, *id)?.is_empty() {
-                return Err(Error::Graph(format!("input `{name}` was not written")));
-            }
-        }
-        for (index, node) in graph.nodes().iter().enumerate() {
-            self.run_node(program, &graph, index, node)?;
-        }
-        self.last = Some(program);
-        let values = report.iter().map(|output| self.read(*output)).collect::<Result<_>>()?;
-        let ticket = self.tickets;
-        self.tickets += 1;
-        if !report.is_empty() {
-            self.reports.push(Report { ticket, values });
-        }
-        Ok(ticket)
+        self.run_nodes(program, report, None)
+    }
+
+    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], gather: Gather<'_>) -> Result<u64> {
+        self.run_nodes(program, report, Some(gather))
     }
 
     fn reports(&mut self, _wait: bool) -> Result<Vec<Report>> {

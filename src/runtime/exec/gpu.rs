@@ -11,6 +11,7 @@ use crate::runtime::exec::{
 };
 use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer, free};
 use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
+use crate::runtime::op::Gather;
 use crate::runtime::plan;
 use crate::runtime::plan::{BufferId, BufferRange, Plan};
 use crate::runtime::sys::platform::block_on;
@@ -223,6 +224,57 @@ impl GpuExecutor {
         specs.iter().map(one).collect()
     }
 
+    /// Starts a run. With `gather`, exchanges values after the submissions that the plan names.
+    fn run_parts(&mut self, program: ProgramId, report: &[OutputId], mut gather: Option<Gather<'_>>) -> Result<u64> {
+        if self.ring.is_full() {
+            // The device keeps working on the later ones.
+            let copies = block_on(self.ring.wait_for_oldest(&self.gpu))?;
+            self.receive(copies)?;
+        }
+        let compiled = self.programs.get(program.0).ok_or_else(|| unknown_program(program))?;
+        let (mut specs, mut sources) = (Vec::new(), Vec::new());
+        for output in report {
+            if output.program != program {
+                return Err(not_the_last_run(self.graph(output.program)?, *output));
+            }
+            let Binding { buffer, offset, size } = self.buffers.value(compiled, output.value)?;
+            specs.push(compiled.graph.value(output.value).spec);
+            sources.push((buffer, offset, size));
+        }
+        let mut encoder = self.gpu.encoder("run");
+        let [next, timed] = &mut self.timers;
+        for part in 0..compiled.program.parts() {
+            if part > 0 {
+                self.gpu.submit(std::mem::replace(&mut encoder, self.gpu.encoder("run")))?;
+                let exchange = compiled.plan.exchanges.get(&(part - 1));
+                if let (Some((value, exchange)), Some(gather)) = (exchange, &mut gather) {
+                    let Binding { buffer, offset, size } = self.buffers.value(compiled, *value)?;
+                    let spec = compiled.graph.value(*value).spec;
+                    let parts = gather(&spec.unpack(&self.gpu.read(buffer, offset, size)?)?)?;
+                    self.gpu.write(buffer, offset, &spec.pack(&(exchange.merge)(&parts))?)?;
+                }
+            }
+            compiled.program.encode_part(&mut encoder, part, next.as_mut());
+        }
+        if let Some(timer) = next.take() {
+            timer.resolve(&mut encoder);
+            *timed = Some(timer);
+        }
+        let copy = self.ring.encode_copy(&mut encoder, &sources)?;
+        let submission = match self.gpu.submit(encoder) {
+            Ok(submission) => submission,
+            Err(error) => {
+                self.ring.release(copy);
+                return Err(error);
+            }
+        };
+        self.pending.push((copy.ticket(), specs));
+        self.last = Some(program);
+        let ticket = copy.ticket();
+        self.ring.map(copy, submission);
+        Ok(ticket)
+    }
+
     fn compiled(&self, program: ProgramId) -> Result<&Compiled> {
         self.programs.get(program.0).ok_or_else(|| unknown_program(program))
     }
@@ -357,46 +409,11 @@ impl Executor for GpuExecutor {
     }
 
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
-        if self.ring.is_full() {
-            // The device keeps working on the later ones.
-            let copies = block_on(self.ring.wait_for_oldest(&self.gpu))?;
-            self.receive(copies)?;
-        }
-        let compiled = self.programs.get(program.0).ok_or_else(|| unknown_program(program))?;
-        let (mut specs, mut sources) = (Vec::new(), Vec::new());
-        for output in report {
-            if output.program != program {
-                return Err(not_the_last_run(self.graph(output.program)?, *output));
-            }
-            let Binding { buffer, offset, size } = self.buffers.value(compiled, output.value)?;
-            specs.push(compiled.graph.value(output.value).spec);
-            sources.push((buffer, offset, size));
-        }
-        let mut encoder = self.gpu.encoder("run");
-        let [next, timed] = &mut self.timers;
-        for part in 0..compiled.program.parts() {
-            if part > 0 {
-                self.gpu.submit(std::mem::replace(&mut encoder, self.gpu.encoder("run")))?;
-            }
-            compiled.program.encode_part(&mut encoder, part, next.as_mut());
-        }
-        if let Some(timer) = next.take() {
-            timer.resolve(&mut encoder);
-            *timed = Some(timer);
-        }
-        let copy = self.ring.encode_copy(&mut encoder, &sources)?;
-        let submission = match self.gpu.submit(encoder) {
-            Ok(submission) => submission,
-            Err(error) => {
-                self.ring.release(copy);
-                return Err(error);
-            }
-        };
-        self.pending.push((copy.ticket(), specs));
-        self.last = Some(program);
-        let ticket = copy.ticket();
-        self.ring.map(copy, submission);
-        Ok(ticket)
+        self.run_parts(program, report, None)
+    }
+
+    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], gather: Gather<'_>) -> Result<u64> {
+        self.run_parts(program, report, Some(gather))
     }
 
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>> {

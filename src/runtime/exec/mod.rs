@@ -8,6 +8,7 @@ use std::fmt;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Span;
 use crate::runtime::graph::{Arena, Graph, ValueId};
+use crate::runtime::op::Gather;
 
 pub mod cpu;
 pub mod entry;
@@ -97,6 +98,14 @@ pub trait Executor: fmt::Debug {
     /// # Errors
     /// [`Error::Device`] if the device fails, now or in an earlier run.
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64>;
+
+    /// Runs a program like [`Executor::run`], of which several processes each run a part. Wherever they exchange a value
+    /// ([`Graph::exchanges`]), waits for the device, hands the value to `gather`, and continues with what all of them have. `run` leaves
+    /// such values as they are.
+    ///
+    /// # Errors
+    /// As [`Executor::run`], and those of `gather`.
+    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], gather: Gather<'_>) -> Result<u64>;
 
     /// Returns the reports that are ready, oldest first. With `wait`, waits for those of all runs so far.
     ///

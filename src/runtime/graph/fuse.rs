@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Bound, Graph, Node, Storage, ValueId};
 use crate::runtime::kernel::operand;
-use crate::runtime::op::{Add, BatchNorm, Conv, Op, PositionNorm, Relu, spec_of};
+use crate::runtime::op::{Add, BatchNorm, Conv, MomentsNorm, Op, PositionNorm, Relu, spec_of};
 
 impl Graph {
     /// Fuses the operations of a forward graph.
@@ -97,6 +97,9 @@ impl Fuse {
                 let norm = norm.with_relu();
                 self.replace(producer, &name, norm, bound)?;
             } else if let Some(norm) = norm.op.downcast_ref::<PositionNorm>() {
+                let norm = norm.with_relu();
+                self.replace(producer, &name, norm, bound)?;
+            } else if let Some(norm) = norm.op.downcast_ref::<MomentsNorm>() {
                 let norm = norm.with_relu();
                 self.replace(producer, &name, norm, bound)?;
             } else {

@@ -5,6 +5,7 @@
 //! | rewrite | file | effect |
 //! | --- | --- | --- |
 //! | [`Graph::fused`] | `fuse.rs` | replaces sequences of operations by fused ones |
+//! | [`Graph::with_synchronized_norms`] | `synchronize.rs` | lets processes exchange the moments of batch norms |
 //! | [`Graph::with_gradients`] | `autodiff.rs` | appends the backward pass |
 //! | [`Graph::with_recompute`] | `recompute.rs` | recomputes activations in the backward pass instead of keeping them |
 //! | [`Graph::with_adam`] | `optimizer.rs` | appends the optimizer |
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::runtime::kernel::{Arg, operand};
-use crate::runtime::op::{Cost, Init, Op, Pass, Role};
+use crate::runtime::op::{Cost, Exchange, Init, Op, Pass, Role};
 use crate::runtime::tensor::Spec;
 
 mod accumulate;
@@ -32,6 +33,7 @@ mod fuse;
 mod init;
 mod optimizer;
 mod recompute;
+mod synchronize;
 
 pub use autodiff::Root;
 pub use builder::Builder;
@@ -321,6 +323,18 @@ impl Graph {
     #[must_use]
     pub fn zero_grad_params(&self) -> &[usize] {
         &self.zero_grad_params
+    }
+
+    /// Returns the values that processes exchange in a run: each with the number of the node after which they do.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for an operation that exchanges what it does not have.
+    pub fn exchanges(&self) -> Result<Vec<(usize, ValueId, Exchange)>> {
+        let of = |(number, node): (usize, &Node)| {
+            let exchange = node.op.exchange(node.pass.name)?;
+            Some(node.bound(exchange.arg).map(|value| (number, value, exchange)))
+        };
+        self.nodes.iter().enumerate().filter_map(of).collect()
     }
 
     /// Returns the work of one run.

@@ -91,6 +91,10 @@ fn without_unread(nodes: Vec<(Node, bool)>) -> impl Iterator<Item = Node> {
 
 /// Returns the operation and pass that recompute the outputs of `node`; `None` if it cannot run twice or all that it writes is kept.
 fn recomputation(node: &Node, kept: &HashSet<ValueId>) -> Result<Option<(Arc<dyn Op>, Pass)>> {
+    // What was exchanged is not exchanged a second time.
+    if node.op.exchange(node.pass.name).is_some() {
+        return Ok(None);
+    }
     let op = match node.op.recompute()? {
         Some(op) => op,
         None if node.updates.is_empty() => Arc::clone(&node.op),

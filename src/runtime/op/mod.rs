@@ -15,6 +15,7 @@ mod aliases;
 pub mod basic;
 mod case;
 pub mod conv;
+mod exchange;
 pub mod norm;
 pub mod optim;
 mod pass;
@@ -25,7 +26,8 @@ pub use self::aliases::{current_key, current_name};
 pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
 pub use self::case::{Case, Distribution, OpInfo};
 pub use self::conv::Conv;
-pub use self::norm::{BatchNorm, BatchNormConfig, PositionNorm, PositionNormConfig};
+pub use self::exchange::{Exchange, Gather, Part};
+pub use self::norm::{BatchMoments, BatchNorm, BatchNormConfig, MomentsNorm, PositionNorm, PositionNormConfig};
 pub use self::optim::{
     Accumulate, Adam, AdamConfig, Carry, GradNorm, MAX_MICRO_BATCHES, MicroBatch, ReplayStates, RestoreStates, Scale,
     StepScalars,
@@ -195,6 +197,11 @@ pub trait Op: ErasedReference + Any + fmt::Debug + Send + Sync {
     /// reads saved operands, those are kept. `None` stands for this operation's own `forward`, unless that updates something.
     fn recompute(&self) -> Result<Option<Arc<dyn Op>>> {
         Ok(None)
+    }
+
+    /// A tensor that `pass` writes and that processes exchange before the next node.
+    fn exchange(&self, _pass: &str) -> Option<Exchange> {
+        None
     }
 }
 

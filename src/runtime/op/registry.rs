@@ -11,6 +11,8 @@ pub static OPS: &[OpInfo] = &[
     conv::LINEAR,
     conv::FUSED_CONV,
     info(norm::batch::NAME, || norm::batch::KERNELS.to_vec(), norm::cases::batch_norm),
+    info(norm::batch_moments::NAME, || norm::batch_moments::KERNELS.to_vec(), norm::cases::batch_moments),
+    info(norm::moments_norm::NAME, || norm::moments_norm::KERNELS.to_vec(), norm::cases::moments_norm),
     info(norm::position::NAME, || norm::position::KERNELS.to_vec(), norm::cases::position_norm),
     info(basic::relu::NAME, || basic::relu::KERNELS.to_vec(), basic::cases::relu),
     info(basic::add::NAME, || basic::add::KERNELS.to_vec(), basic::cases::add),

@@ -17,8 +17,8 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::runtime::graph::{Arena, Graph, Node, Storage, Value, ValueId};
 use crate::runtime::kernel::{Access, Bind, DeviceKind, Dispatch, Kernel, Lowered, Profile};
-use crate::runtime::op::Target;
 use crate::runtime::op::basic::column_sum;
+use crate::runtime::op::{Exchange, Target};
 
 mod joined_sums;
 mod slots;
@@ -159,6 +159,8 @@ pub struct Plan {
     pub dispatches: Vec<BoundDispatch>,
     /// Ranges of `dispatches`, one for each submission.
     pub submissions: Vec<Range<usize>>,
+    /// Values that processes exchange, by the number of the submission after which they do.
+    pub exchanges: BTreeMap<usize, (ValueId, Exchange)>,
     /// Copies into textures.
     pub texture_cache: TextureCache,
     /// Memory that it needs.
@@ -265,11 +267,21 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             dispatches.push(BoundDispatch { label, node: number, dispatch, ranges: vec![*range, gradients] });
         }
     }
-    let submissions = submissions::cut(graph, &dispatches, options.longest_submission, profile.kind)?;
+    let exchanges = graph.exchanges()?;
+    let ends: Vec<usize> = exchanges.iter().map(|(node, ..)| *node).collect();
+    let submissions = submissions::cut(graph, &dispatches, options.longest_submission, profile.kind, &ends)?;
+    let exchanges = exchanges.into_iter().map(|(node, value, exchange)| {
+        let ends = |part: &Range<usize>| part.end.checked_sub(1).and_then(|last| dispatches.get(last)).map(|d| d.node);
+        let part = submissions.iter().rposition(|part| ends(part) == Some(node));
+        let missing =
+            || Error::bug(format!("no submission ends with node {node}, after which processes exchange a value"));
+        Ok((part.ok_or_else(missing)?, (value, exchange)))
+    });
+    let exchanges = exchanges.collect::<Result<_>>()?;
     let bound = dispatches.iter().map(|d| (d.dispatch.kernel, d.ranges.clone()));
     let texture_cache = texture_cache::plan(bound, &submissions);
     let memory = memory(graph, &slots, &values, &texture_cache);
-    let plan = Plan { slots: slots.sizes, values, dispatches, submissions, texture_cache, memory };
+    let plan = Plan { slots: slots.sizes, values, dispatches, submissions, exchanges, texture_cache, memory };
     plan.check_limits(profile, options)?;
     Ok(plan)
 }

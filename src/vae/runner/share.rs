@@ -5,9 +5,9 @@
 
 use super::{Hyperparams, Labelled, Runner};
 use crate::error::{Error, Result};
-use crate::runtime::exec::Data;
+use crate::runtime::exec::{Data, ProgramId};
 use crate::runtime::graph::Arena;
-use crate::runtime::op::MicroBatch;
+use crate::runtime::op::{Gather, MicroBatch};
 use crate::vae::model::Mode;
 
 impl Runner {
@@ -15,21 +15,38 @@ impl Runner {
     /// share and the number of images of the whole step. Returns the statistics of the batch, which the running statistics of this process
     /// become until [`Runner::update_shares`]; empty for a model without any.
     ///
+    /// With `gather`, batch norms are over the micro-batches of all processes that run one at the same time. It is called
+    /// [`Runner::exchanges`] times.
+    ///
     /// # Errors
-    /// As [`Runner::accumulate`].
+    /// As [`Runner::accumulate`], and those of `gather`.
     pub fn accumulate_share<'a>(
         &mut self,
         images: impl Into<Labelled<'a, u8>>,
         eps: &[f32],
         micro_batch: MicroBatch,
         hyper: &Hyperparams,
+        gather: Option<Gather<'_>>,
     ) -> Result<Vec<f32>> {
-        self.accumulate_in(Mode::AccumulateShare, images.into(), eps, micro_batch, hyper)?;
+        let mode = if gather.is_some() { Mode::AccumulateSynchronized } else { Mode::AccumulateShare };
+        self.accumulate_in(mode, images.into(), eps, micro_batch, hyper, gather)?;
         if self.graph()?.states().is_empty() {
             Ok(Vec::new())
         } else {
             self.engine.get_mut().download_flat(Arena::States)
         }
+    }
+
+    /// Returns how often the processes exchange values in a micro-batch with batch norms over all of them, whatever its size.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] if no such program has been prepared.
+    pub fn exchanges(&self) -> Result<usize> {
+        let synchronized =
+            |((_, mode), _): &&((usize, Mode), ProgramId)| matches!(mode, Mode::AccumulateSynchronized(_));
+        let program = self.programs.iter().find(synchronized);
+        let missing = || Error::Graph("the runner has no program whose norms are synchronized".to_owned());
+        Ok(self.engine.get().graph(program.ok_or_else(missing)?.1)?.exchanges()?.len())
     }
 
     /// Returns the sums over the micro-batches of the share: gradients and loss terms, in the order of the device. Waits for the device.

@@ -44,6 +44,7 @@ mod settings;
 mod shared_step;
 mod start;
 pub mod store;
+mod synchronized_norms;
 mod validation;
 
 #[cfg(feature = "cli")]

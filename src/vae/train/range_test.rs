@@ -47,6 +47,7 @@ pub fn range_test(
     context: TrainContext<'_>,
 ) -> Result<(Vec<RangePoint>, Outcome)> {
     settings.check()?;
+    Share::WHOLE.check(&settings)?;
     let parts = Arc::new(Parts::of_dataset(context.dataset, settings.val_split)?);
     let mut runner = runner(&mut settings, Share::WHOLE, &parts, &context)?;
     initialize(&mut runner, &settings, init)?;

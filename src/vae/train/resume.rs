@@ -64,6 +64,9 @@ impl<'a> Trainer<'a> {
         let device = of_ranks(&runner.describe(), share);
         let before = before.unwrap_or_else(|| device.clone());
         let effect = match adapter(&before) == adapter(&device) {
+            true if settings.sync_batch_norm => {
+                "results will differ, because batch norms are over the images of all ranks"
+            }
             true => "the results are the same",
             false => "results will differ slightly",
         };

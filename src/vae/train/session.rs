@@ -116,6 +116,7 @@ impl Session {
         options: &plan::Options,
     ) -> Result<Self> {
         settings.check()?;
+        Share::WHOLE.check(&settings)?;
         for images in &images {
             check_images(&settings.model, images.as_ref())?;
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::runtime::op::{Likelihood, MAX_MICRO_BATCHES};
-use crate::vae::model::VaeConfig;
+use crate::vae::model::{Norm, VaeConfig};
 use crate::vae::runner::Hyperparams;
 
 /// Learning rate schedule after the warm-up.
@@ -44,6 +44,7 @@ impl Recipe {
             val_split: 0.0,
             batch_size: 128,
             accumulate: 1,
+            sync_batch_norm: false,
             epochs: 25,
             seed: 0,
             lr: 0.01,
@@ -111,6 +112,10 @@ pub struct Settings {
     /// Number of these micro-batches in a step, whose gradients are added before the update. The last step of an epoch may have fewer.
     #[serde(default = "single", skip_serializing_if = "is_single")]
     pub accumulate: usize,
+    /// Whether batch norms are over the images of all [ranks](crate::vae::ranks), of which there must then be several: those of the
+    /// micro-batches that the ranks run at the same time. The results depend on the number of ranks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sync_batch_norm: bool,
     /// Total number of epochs.
     pub epochs: u64,
     /// Seed of the initial weights, image order, noise and augmentation.
@@ -219,6 +224,9 @@ impl Settings {
         if !(1..=MAX_MICRO_BATCHES).contains(&self.accumulate) {
             let expected = format!("1 to {MAX_MICRO_BATCHES}");
             return Err(Error::argument("number of micro-batches to accumulate", expected, self.accumulate));
+        }
+        if self.sync_batch_norm && self.model.norm != Norm::Batch {
+            return Err(Error::argument("normalization for sync-batch-norm", "batch", "position"));
         }
         if !(1..=MAX_EPOCHS).contains(&self.epochs) {
             return Err(Error::argument("number of epochs", format!("1 to {MAX_EPOCHS}"), self.epochs));
@@ -338,6 +346,11 @@ mod tests {
             Settings { batch_size: 0, ..Settings::default() },
             Settings { accumulate: 0, ..Settings::default() },
             Settings { accumulate: MAX_MICRO_BATCHES + 1, ..Settings::default() },
+            Settings {
+                sync_batch_norm: true,
+                model: VaeConfig { norm: Norm::Position, ..VaeConfig::default() },
+                ..Settings::default()
+            },
             Settings { epochs: 0, ..Settings::default() },
             Settings { epochs: u64::MAX, ..Settings::default() },
             Settings { clip_grad: 1e39, ..Settings::default() },

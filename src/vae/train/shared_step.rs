@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::Settings;
 use super::loader::Batch;
+use super::synchronized_norms::SynchronizedNorms;
 use crate::error::{Error, Result};
 use crate::runtime::op::MicroBatch;
 use crate::vae::ranks::Ranks;
@@ -37,6 +38,9 @@ impl Share {
 
     /// Checks that the micro-batches of a step can be shared out.
     pub(super) fn check(self, settings: &Settings) -> Result<()> {
+        if self.is_whole() && settings.sync_batch_norm {
+            return Err(Error::argument("number of ranks for sync-batch-norm", "at least 2", 1));
+        }
         let each = settings.accumulate / self.ranks;
         if self.is_whole() || settings.accumulate.is_multiple_of(self.ranks) && each.is_power_of_two() {
             return Ok(());
@@ -70,8 +74,14 @@ pub(super) fn start(
     let own = batch.images.len();
     let count = own.div_ceil(size);
     let pixels = batch.pixels.len() / own.max(1);
+    let norms = settings.sync_batch_norm.then(|| SynchronizedNorms::of(ranks, settings, batch.of));
     let mut statistics = Vec::new();
-    for index in 0..count {
+    for index in 0..norms.as_ref().map_or(count, SynchronizedNorms::micro_batches) {
+        if index >= count {
+            // The images of other ranks.
+            (0..runner.exchanges()?).try_for_each(|_| ranks.gather(&[]).map(drop))?;
+            continue;
+        }
         let range = index * size..own.min((index + 1) * size);
         let micro_batch = MicroBatch { index, count, images: range.len(), of: batch.of };
         let images = Labelled {
@@ -79,7 +89,13 @@ pub(super) fn start(
             labels: &batch.labels[range.clone()],
         };
         let eps = &batch.eps[range.start * latent..range.end * latent];
-        statistics.push(runner.accumulate_share(images, eps, micro_batch, hyper)?);
+        statistics.push(match &norms {
+            None => runner.accumulate_share(images, eps, micro_batch, hyper, None)?,
+            Some(norms) => {
+                let mut gather = |own: &[f32]| norms.gather(ranks, index, own);
+                runner.accumulate_share(images, eps, micro_batch, hyper, Some(&mut gather))?
+            }
+        });
     }
     let [grads, terms] = runner.sums()?;
     // Ranks with a share of a shorter step.
@@ -89,12 +105,16 @@ pub(super) fn start(
     ranks.sum(&mut sums, all.div_ceil(each))?;
     let received = match runner.graph()?.states() {
         [] => Vec::new(),
-        _ => ranks.gather(bytemuck::cast_slice(&statistics.concat()))?.concat(),
+        _ => ranks.gather(bytemuck::cast_slice(&statistics.concat()))?,
     };
     // In the order of the ranks, which is that of their micro-batches.
-    let received: Vec<f32> = bytemuck::pod_collect_to_vec(&received);
-    let statistics: Vec<&[f32]> = match received.len() / all {
-        0 => vec![&[]; all],
+    let received: Vec<Vec<f32>> = received.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
+    let (received, moves) = match &norms {
+        None => (received.concat(), all),
+        Some(norms) => (norms.statistics(&received), norms.micro_batches()),
+    };
+    let statistics: Vec<&[f32]> = match received.len() / moves {
+        0 => vec![&[]; moves],
         len => received.chunks(len).collect(),
     };
     let (grads, terms) = sums.split_at(grads.len());
@@ -230,6 +250,31 @@ mod tests {
                 assert!(results(&run.unwrap()) == results(&alone), "{count} ranks, then {resumes_on}");
             }
         }
+    }
+
+    #[test]
+    fn synchronized_run_resumes_with_its_bits_and_needs_several_ranks() {
+        let (settings, dataset) = (Settings { sync_batch_norm: true, ..settings() }, dataset());
+        let error = train(None, settings.clone(), &dataset, &mut InMemoryRun::default(), 0).unwrap_err();
+        assert!(error.to_string().contains("number of ranks"), "{error}");
+        let run = |settings: &Settings, stops: bool| {
+            let runs = on_ranks(2, |ranks| {
+                let mut run = InMemoryRun::default();
+                // Of the second step only the second micro-batch of the second rank is missing.
+                if stops {
+                    let stopped = train(Some(&mut *ranks), settings.clone(), &dataset, &mut run, 1)?;
+                    assert_eq!(stopped, Outcome::Interrupted);
+                }
+                train(Some(&mut *ranks), settings.clone(), &dataset, &mut run, 0)?;
+                Ok(run)
+            });
+            let runs: Vec<_> = runs.into_iter().map(Result::unwrap).collect();
+            assert!(results(&runs[0]) == results(&runs[1]), "the ranks differ");
+            results(&runs[0])
+        };
+        let synchronized = run(&settings, false);
+        assert!(synchronized == run(&settings, true));
+        assert!(synchronized != run(&Settings { sync_batch_norm: false, ..settings.clone() }, false));
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub(super) fn programs<I: Deref<Target: Images> + Send + Sync + fmt::Debug>(
     parts: &Parts<I>,
 ) -> Vec<(usize, Mode)> {
     let (train, update) = match settings.accumulate {
+        most if settings.sync_batch_norm => {
+            (Mode::AccumulateSynchronized(share.micro_batches(settings)), Some((1, Mode::UpdateShares(most))))
+        }
         most if !share.is_whole() => {
             (Mode::AccumulateShare(share.micro_batches(settings)), Some((1, Mode::UpdateShares(most))))
         }

@@ -127,6 +127,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
             ("epochs", "epochs"),
             ("batch_size", "batch size"),
             ("accumulate", "batches per step"),
+            ("sync_batch_norm", "synchronized batch norm"),
             ("lr", "learning rate"),
             ("warmup", "warm-up steps"),
             ("schedule", "schedule"),
@@ -156,6 +157,7 @@ fn absent(key: &str) -> &'static str {
         "val_split" | "beta_cycle" | "free_bits" | "early_stop" | "model.classes" => "0",
         "data" => "CIFAR-10",
         "train_limit" | "val_limit" => "all",
+        "sync_batch_norm" => "false",
         _ => "not set",
     }
 }

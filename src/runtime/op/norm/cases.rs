@@ -1,7 +1,9 @@
 //! Cases of the norms.
 
 use crate::error::Result;
-use crate::runtime::op::{BatchNorm, BatchNormConfig, Case, Distribution, PositionNorm, PositionNormConfig};
+use crate::runtime::op::{
+    BatchMoments, BatchNorm, BatchNormConfig, Case, Distribution, MomentsNorm, PositionNorm, PositionNormConfig,
+};
 use crate::runtime::tensor::Shape;
 
 const STANDARD: Distribution = Distribution::Normal(0.0, 1.0);
@@ -37,6 +39,40 @@ pub(crate) fn batch_norm() -> Result<Vec<Case>> {
     add("mean_100_std_half", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(100.0, 0.5))?;
     add("mean_1000_std_hundredth", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(1000.0, 0.01))?;
     add("std_thousandth", Shape::new(8, 6, 9, 9), true, false, Distribution::Normal(0.0, 0.001))?;
+    Ok(cases)
+}
+
+pub(crate) fn batch_moments() -> Result<Vec<Case>> {
+    let mut cases = vec![];
+    for (name, shape, x) in [
+        ("odd", Shape::new(3, 5, 7, 3), STANDARD),
+        ("group_of_tiles", Shape::new(2, 35, 3, 5), STANDARD),
+        ("many_chunks", Shape::new(5, 3, 29, 31), STANDARD),
+        ("model", Shape::new(4, 32, 16, 16), STANDARD),
+        ("mean_1000_std_hundredth", Shape::new(8, 6, 9, 9), Distribution::Normal(1000.0, 0.01)),
+    ] {
+        let op = BatchMoments::of(BatchNorm::new(shape, BatchNormConfig::default())?);
+        // Moments do not depend on their pivot, whose gradient is therefore left out; central differences have it.
+        cases.push(Case::new(name, op).fill("x", x).not_differentiated());
+    }
+    Ok(cases)
+}
+
+pub(crate) fn moments_norm() -> Result<Vec<Case>> {
+    let mut cases = vec![];
+    for (name, shape, relu) in [
+        ("odd", Shape::new(3, 5, 7, 3), false),
+        ("odd_relu", Shape::new(3, 5, 7, 3), true),
+        ("group_of_tiles_relu", Shape::new(2, 35, 3, 5), true),
+        ("many_chunks", Shape::new(5, 3, 29, 31), true),
+        ("model", Shape::new(4, 32, 16, 16), true),
+    ] {
+        let op = MomentsNorm::of(BatchNorm::new(shape, BatchNormConfig { relu, ..BatchNormConfig::default() })?);
+        let case = Case::new(name, op).fill("running_var", Distribution::Uniform(0.5, 2.0));
+        // Any positive values, with a count above one.
+        let case = case.fill("moments", Distribution::Uniform(2.0, 3.0));
+        cases.push(differentiated_if_smooth(case, shape, STANDARD));
+    }
     Ok(cases)
 }
 
