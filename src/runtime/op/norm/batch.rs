@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Kernel, Lowered, grad, operand};
-use crate::runtime::op::norm::channel_reduce::{ChannelReduce, LANES, Params};
+use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params, defines};
 use crate::runtime::op::norm::normalize::Normalize;
 use crate::runtime::op::{ChannelShift, Cost, Init, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::{Real, blocked_sum};
@@ -298,10 +298,6 @@ impl Op for BatchNorm {
 
 /// Rows of `partials` before the sums of the chunks, in the backward pass: `HEADER` in the shader.
 const HEADER_ROWS: usize = 5;
-
-const fn defines(stage: i64) -> [(&'static str, i64); 3] {
-    [("STAGE", stage), ("LANES", LANES as i64), ("UNROLLED", 1)]
-}
 
 static STATISTICS: Kernel = Kernel {
     name: "batch_norm.forward.statistics",

@@ -6,7 +6,7 @@
 use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Kernel, Lowered, grad, operand};
-use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params};
+use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params, defines};
 use crate::runtime::op::{
     BatchNorm, ChannelShift, Cost, Exchange, Op, Operand, Part, Pass, Passes, Reference, Role, Target, no_such_pass,
 };
@@ -133,8 +133,12 @@ impl Op for BatchMoments {
                 let partials = Bind::Scratch(0);
                 Ok(Lowered {
                     dispatches: vec![
-                        reduce.dispatch(&STATISTICS, &[x, partials], &[]),
-                        reduce.merge(&MERGE, &[x, partials, moments], &[]),
+                        reduce
+                            .dispatch(&STATISTICS, &[x, partials], &[])
+                            .iterations(reduce.over_positions() + reduce.over_row_pairs()),
+                        reduce
+                            .merge(&MERGE, &[x, partials, moments], &[])
+                            .iterations(reduce.over_chunks(1) + reduce.over_row_pairs()),
                     ],
                     scratch: vec![reduce.row_bytes(2 * reduce.chunks)],
                 })
@@ -142,6 +146,7 @@ impl Op for BatchMoments {
             "backward" => {
                 let reduce = ChannelReduce::independent(self.shape(), target.profile);
                 let gradient = reduce.dispatch(&GRADIENT, &[x, moments, dmoments, dx], &[]);
+                let gradient = gradient.iterations(reduce.over_positions());
                 Ok(Lowered::one(gradient.accumulate("ACC_DX", target.acc(0))))
             }
             _ => Err(no_such_pass(self, pass)),
@@ -168,7 +173,7 @@ static STATISTICS: Kernel = Kernel {
     variant: "channel_reduce",
     file: "norm/batch_moments.wgsl",
     source: include_str!("../../../../shaders/norm/batch_moments.wgsl"),
-    defines: &[("STAGE", 0)],
+    defines: &defines(0),
     bindings: &[("x", Read), ("partials", ReadWrite)],
     params: Params::FIELDS,
     overrides: &["GROUPS"],
@@ -177,14 +182,14 @@ static STATISTICS: Kernel = Kernel {
 
 static MERGE: Kernel = Kernel {
     name: "batch_moments.forward.merge",
-    defines: &[("STAGE", 1)],
+    defines: &defines(1),
     bindings: &[("x", Read), ("partials", Read), ("moments", ReadWrite)],
     ..STATISTICS
 };
 
 static GRADIENT: Kernel = Kernel {
     name: "batch_moments.backward",
-    defines: &[("STAGE", 2)],
+    defines: &defines(2),
     bindings: &[("x", Read), ("moments", Read), ("dmoments", Read), ("dx", ReadWrite)],
     overrides: &["GROUPS", "ACC_DX"],
     ..STATISTICS

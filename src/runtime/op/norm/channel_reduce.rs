@@ -29,6 +29,11 @@ pub(super) struct ChannelReduce {
     kind: DeviceKind,
 }
 
+/// Defines of a kernel whose workgroups have [`LANES`] invocations, each of which loads one chunk at a time.
+pub(super) const fn defines(stage: i64) -> [(&'static str, i64); 3] {
+    [("STAGE", stage), ("LANES", LANES as i64), ("UNROLLED", 1)]
+}
+
 impl ChannelReduce {
     /// Cuts an activation of this shape into as many chunks as suit the device.
     pub(super) fn new(shape: Shape, profile: &Profile) -> Self {

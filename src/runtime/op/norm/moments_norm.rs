@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Kernel, Lowered, grad, operand};
 use crate::runtime::op::norm::batch_moments;
-use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params};
+use crate::runtime::op::norm::channel_reduce::{ChannelReduce, Params, defines};
 use crate::runtime::op::norm::normalize::Normalize;
 use crate::runtime::op::{
     BatchNorm, ChannelShift, Cost, Exchange, Init, Op, Operand, Part, Pass, Passes, Reference, Role, Target,
@@ -170,22 +170,26 @@ impl Op for MomentsNorm {
             "forward" => {
                 let bindings = [x, moments, weight, bias, y, mean, var];
                 let overrides = [eps, relu, ("MOMENTUM", config.momentum)];
-                Ok(Lowered::one(independent.dispatch(&NORMALIZE, &bindings, &overrides)))
+                let normalize = independent.dispatch(&NORMALIZE, &bindings, &overrides);
+                Ok(Lowered::one(normalize.iterations(independent.over_positions())))
             }
             "sums" => {
                 let reduce = ChannelReduce::new(self.shape(), target.profile);
                 let partials = Bind::Scratch(0);
                 let sums = reduce.dispatch(&SUMS, &[x, moments, weight, bias, dy, partials], &[eps, relu]);
+                let sums = sums.iterations(reduce.over_positions() + reduce.over_rows());
                 let bindings = [partials, moments, weight, dmoments, dweight, dbias];
                 let merge = reduce
                     .merge(&MERGE_SUMS, &bindings, &[eps])
                     .accumulate("ACC_DMOMENTS", target.acc(0))
                     .accumulate("ACC_DWEIGHT", target.acc(1))
-                    .accumulate("ACC_DBIAS", target.acc(2));
+                    .accumulate("ACC_DBIAS", target.acc(2))
+                    .iterations(reduce.over_chunks(1) + reduce.over_rows());
                 Ok(Lowered { dispatches: vec![sums, merge], scratch: vec![reduce.row_bytes(2 * reduce.chunks)] })
             }
             "direct" => {
                 let direct = independent.dispatch(&DIRECT, &[x, moments, weight, bias, dy, dx], &[eps, relu]);
+                let direct = direct.iterations(independent.over_positions());
                 Ok(Lowered::one(direct.accumulate("ACC_DX", target.acc(0))))
             }
             _ => Err(no_such_pass(self, pass)),
@@ -212,7 +216,7 @@ static NORMALIZE: Kernel = Kernel {
     variant: "channel_reduce",
     file: "norm/moments_norm.wgsl",
     source: include_str!("../../../../shaders/norm/moments_norm.wgsl"),
-    defines: &[("STAGE", 0)],
+    defines: &defines(0),
     bindings: &[
         ("x", Read),
         ("moments", Read),
@@ -229,7 +233,7 @@ static NORMALIZE: Kernel = Kernel {
 
 static SUMS: Kernel = Kernel {
     name: "moments_norm.sums",
-    defines: &[("STAGE", 1)],
+    defines: &defines(1),
     bindings: &[
         ("x", Read),
         ("moments", Read),
@@ -244,7 +248,7 @@ static SUMS: Kernel = Kernel {
 
 static MERGE_SUMS: Kernel = Kernel {
     name: "moments_norm.merge_sums",
-    defines: &[("STAGE", 2)],
+    defines: &defines(2),
     bindings: &[
         ("partials", Read),
         ("moments", Read),
@@ -259,7 +263,7 @@ static MERGE_SUMS: Kernel = Kernel {
 
 static DIRECT: Kernel = Kernel {
     name: "moments_norm.direct",
-    defines: &[("STAGE", 3)],
+    defines: &defines(3),
     bindings: &[("x", Read), ("moments", Read), ("weight", Read), ("bias", Read), ("dy", Read), ("dx", ReadWrite)],
     overrides: &["GROUPS", "EPS", "RELU", "ACC_DX"],
     ..NORMALIZE

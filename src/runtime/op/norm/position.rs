@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::runtime::kernel::Access::{Read, ReadWrite};
 use crate::runtime::kernel::{Bind, Dispatch, Kernel, Lowered, grad, kernel_params, operand};
 use crate::runtime::op::basic::elementwise;
-use crate::runtime::op::norm::channel_reduce::{self, ChannelReduce, LANES};
+use crate::runtime::op::norm::channel_reduce::{self, ChannelReduce, defines};
 use crate::runtime::op::norm::normalize::Normalize;
 use crate::runtime::op::{Cost, Init, Op, Operand, Pass, Passes, Reference, Role, Target, no_such_pass};
 use crate::runtime::tensor::real::Real;
@@ -254,7 +254,7 @@ static GRADIENT: Kernel = Kernel {
 
 static SUMS: Kernel = Kernel {
     name: "position_norm.backward.sums",
-    defines: &[("STAGE", 2), ("LANES", LANES as i64), ("UNROLLED", 1)],
+    defines: &defines(2),
     bindings: &[("x", Read), ("weight", Read), ("bias", Read), ("stats", Read), ("dy", Read), ("partials", ReadWrite)],
     params: channel_reduce::Params::FIELDS,
     overrides: &["RELU", "GROUPS"],
@@ -263,7 +263,7 @@ static SUMS: Kernel = Kernel {
 
 static MERGE: Kernel = Kernel {
     name: "position_norm.backward.merge",
-    defines: &[("STAGE", 3), ("LANES", LANES as i64), ("UNROLLED", 1)],
+    defines: &defines(3),
     bindings: &[("partials", Read), ("dweight", ReadWrite), ("dbias", ReadWrite)],
     overrides: &["GROUPS", "ACC_DWEIGHT", "ACC_DBIAS"],
     ..SUMS
