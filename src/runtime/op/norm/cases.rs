@@ -69,9 +69,10 @@ pub(crate) fn moments_norm() -> Result<Vec<Case>> {
     ] {
         let op = MomentsNorm::of(BatchNorm::new(shape, BatchNormConfig { relu, ..BatchNormConfig::default() })?);
         let case = Case::new(name, op).fill("running_var", Distribution::Uniform(0.5, 2.0));
-        // Any positive values, with a count above one.
+        // Any positive values, with a count above one. Half of x is above the mean, pivot + offset.
         let case = case.fill("moments", Distribution::Uniform(2.0, 3.0));
-        cases.push(differentiated_if_smooth(case, shape, STANDARD));
+        let case = case.fill("x", Distribution::Normal(5.0, 1.0));
+        cases.push(if shape.len() < 2000 { case } else { case.not_differentiated() });
     }
     Ok(cases)
 }
