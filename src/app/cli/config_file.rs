@@ -86,7 +86,7 @@ fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
         Ok(_) => Ok(arguments),
         Err(error) => {
             let similar = match error.get(ContextKind::SuggestedArg) {
-                Some(ContextValue::String(option)) => format!("; there is {option}"),
+                Some(ContextValue::String(option)) => format!("; there is {}", option.replace('_', "-")),
                 _ => String::new(),
             };
             let message = in_plain_words(&error.to_string());

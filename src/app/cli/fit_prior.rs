@@ -152,8 +152,10 @@ pub(super) fn fit_mixture(
     fitting.finish_and_clear();
     let count = mixture.components();
     let path = prior::save(&Prior::Mixture(mixture), model)?;
+    let fewer =
+        if count < components { format!(", as many of {components} as the images allow") } else { String::new() };
     Ok(format!(
-        "prior   mixture of {count} Gaussians, log density of the encoded images {density:.2} nats (N(0, I): {:.2}): {}",
+        "prior   mixture of {count} Gaussians{fewer}, log density of the encoded images {density:.2} nats (N(0, I): {:.2}): {}",
         standard_log_density(&latents, latent),
         path.display()
     ))

@@ -292,7 +292,7 @@ pub(super) fn image_files(paths: &[PathBuf]) -> crate::Result<Vec<PathBuf>> {
         let mut found: Vec<_> = entries.map_err(Error::file("list", path))?.iter().map(fs::DirEntry::path).collect();
         found.retain(|file| is_image(file) && !file.is_dir());
         if found.is_empty() {
-            let hint = "pass image files, or a folder with image files in it";
+            let hint = "pass image files, or a folder with image files directly in it: folders inside it are not read";
             return Err(Error::data(path.display(), "the folder has no PNG or JPEG files in it", hint));
         }
         found.sort();

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
+use super::note;
 use super::output::{check_grid, check_output, save_image};
 use super::values::{non_empty, short};
 use crate::app::viz::caption::{Labels, stack};
@@ -55,6 +56,9 @@ impl TraverseArgs {
         let (config, dims) = (&model.config, dims(&model.config));
         let (latent, steps) = (config.latent_dim, self.steps as usize);
         let shown = most_informative(&model, self.dims);
+        if self.dims > latent {
+            note(format_args!("note: the model has {latent} latent dimensions, all of which are shown"));
+        }
         check_grid(shown.len() * steps)?;
         let (pixels, labels) = match &self.image {
             Some(image) => Source::read(&[("--image", image)], &self.images, &self.class, &self.trained, &model)?,

@@ -77,7 +77,9 @@ pub fn load(run_or_file: &Path) -> Result<Model> {
 
 /// Returns the path of the weights of a run folder, which must have some, or the path of a file as it is.
 fn weights_file(run_or_file: &Path) -> Result<PathBuf> {
-    if !run_or_file.is_dir() {
+    // What does not look like a file of weights was meant as a run.
+    let is_run = || !run_or_file.exists() && run_or_file.extension().is_none();
+    if !run_or_file.is_dir() && !is_run() {
         return Ok(run_or_file.to_owned());
     }
     let run = RunFolder::view(run_or_file)?;

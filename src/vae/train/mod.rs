@@ -291,7 +291,7 @@ impl<'a> Trainer<'a> {
             let Settings { warmup, lr, .. } = self.settings;
             let last = self.settings.lr_at(steps - 1, steps);
             self.warn(&format!(
-                "the warm-up of {warmup} steps is longer than the run of {steps}: the learning rate rises to {last:.2e}, not to {lr}"
+                "the warm-up of {warmup} steps is longer than the run of {steps}: the learning rate rises to {last:.2e}, not to {lr}. --warmup shortens it"
             ))?;
         }
         let outcome = self.epochs(steps);

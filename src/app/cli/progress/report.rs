@@ -36,7 +36,7 @@ impl Report {
         match event {
             Event::Started(start) => {
                 (self.epochs, self.steps, self.first_step) = (start.epochs, start.steps, start.first_step);
-                self.images_per_step = start.batch_size.saturating_mul(start.accumulate);
+                self.images_per_step = start.batch_size.saturating_mul(start.accumulate).min(start.images);
                 (self.run, self.software) = (quoted(&start.run.to_string_lossy()), start.software);
             }
             Event::Step(row) => {
@@ -232,6 +232,18 @@ mod tests {
         assert!(lines[0].starts_with(line) && lines[0].contains("software driver"), "{lines:?}");
         let (_, lines) = measured(5, false);
         assert!(lines.is_empty(), "{lines:?}");
+    }
+
+    #[test]
+    fn step_of_few_images_counts_those_that_there_are() {
+        let mut report = Report::default();
+        report.update(&Event::Started(Start { images: 11, batch_size: 128, steps: 100, epochs: 100, ..start() }));
+        for step in 1..=20 {
+            let row = StepRow { step, epoch: step, images_per_s: 11.0, ..StepRow::default() };
+            report.update(&Event::Step(&row));
+        }
+        let row = StepRow { step: 20, epoch: 20, images_per_s: 11.0, ..StepRow::default() };
+        assert!((report.left(&row).unwrap() - 80.0).abs() < 1.0);
     }
 
     #[test]
