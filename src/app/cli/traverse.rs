@@ -6,25 +6,28 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
-use super::note;
 use super::output::{check_grid, check_output, save_image};
 use super::values::{non_empty, short};
 use crate::app::viz::caption::{Labels, stack};
 use crate::app::viz::image_grid::{Grid, ImageBatch};
+use crate::error::Error;
 use crate::vae::inference::{Model, posterior_means};
 use crate::vae::model::Mode;
 
 /// Largest magnitude of the varied latent dimension.
 const RANGE: f32 = 3.0;
 
+/// Most latent dimensions that are shown by default.
+const SHOWN: usize = 16;
+
 #[derive(Args, Debug)]
 pub(super) struct TraverseArgs {
     /// Start from the encoding of this image (its index in the data set, or a PNG or JPEG file) instead of zeros.
     #[arg(long, value_name = "I|FILE", value_parser = non_empty::<Source>)]
     image: Option<Source>,
-    /// Number of latent dimensions to show, those that carry most first; 0 for all.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    dims: usize,
+    /// Number of latent dimensions to show, those that carry most first; 0 for all [default: up to 16].
+    #[arg(long, value_name = "N")]
+    dims: Option<usize>,
     /// Images per row.
     #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(2..=1000))]
     steps: u32,
@@ -55,10 +58,11 @@ impl TraverseArgs {
         let model = self.trained.load()?;
         let (config, dims) = (&model.config, dims(&model.config));
         let (latent, steps) = (config.latent_dim, self.steps as usize);
-        let shown = most_informative(&model, self.dims);
-        if self.dims > latent {
-            note(format_args!("note: the model has {latent} latent dimensions, all of which are shown"));
+        if let Some(dims) = self.dims.filter(|dims| *dims > latent) {
+            let expected = format!("at most {latent}, the latent dimensions of the model");
+            return Err(Error::argument("--dims", expected, dims).into());
         }
+        let shown = most_informative(&model, self.dims.unwrap_or(SHOWN));
         check_grid(shown.len() * steps)?;
         let (pixels, labels) = match &self.image {
             Some(image) => Source::read(&[("--image", image)], &self.images, &self.class, &self.trained, &model)?,

@@ -140,7 +140,7 @@ fn directions(first: u64, per_patch: usize) -> Vec<[f32; LANES]> {
 
 /// Returns the projections of all patches, one list for each direction.
 fn project(patches: &[f32], directions: &[[f32; LANES]]) -> Vec<Vec<f32>> {
-    let mut projections = vec![Vec::with_capacity(patches.len() / directions.len()); LANES];
+    let mut projections = vec![Vec::new(); LANES];
     for patch in patches.chunks_exact(directions.len()) {
         let mut sums = [0.0; LANES];
         for (value, weights) in patch.iter().zip(directions) {
