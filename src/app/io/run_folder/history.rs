@@ -16,7 +16,7 @@ impl RunFolder {
     /// Writes the images whose reconstructions follow, and a history of one column.
     ///
     /// # Errors
-    /// [`Error::File`] if they cannot be written.
+    /// [`crate::Error::File`] if they cannot be written.
     pub fn save_originals(&self, originals: &ImageBatch) -> Result<()> {
         let caption = self.caption("originals");
         let grid = Grid::of(square(originals.len()), originals.size().0);
@@ -27,7 +27,7 @@ impl RunFolder {
     /// Writes the reconstructions of an epoch, then redraws the history.
     ///
     /// # Errors
-    /// [`Error::File`] if they cannot be written.
+    /// [`crate::Error::File`] if they cannot be written.
     pub fn save_reconstructions(&self, epoch: u64, originals: &ImageBatch, images: ImageBatch) -> Result<()> {
         let caption = self.caption("originals | reconstructions").with("epoch", epoch);
         let pairs = Pairs::new(originals.clone(), images)?;
