@@ -274,6 +274,7 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         ("absurd.safetensors", ["channels", "even"]),
         ("garbled.safetensors", ["configuration of the model", "garbled.safetensors"]),
         ("missing.safetensors", ["missing.safetensors", "cannot read"]),
+        ("missing", ["it does not exist", "`vae-wgpu runs` lists"]),
         ("young", ["model.safetensors", "first epoch"]),
         ("interrupted", ["--resume", "interrupted/checkpoint.safetensors"]),
         ("empty", ["config.json", "vae-wgpu train"]),
