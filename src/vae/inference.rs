@@ -99,7 +99,7 @@ impl Model {
 }
 
 /// Returns the configuration in a file: `config` of a model, `settings` of a checkpoint, or what the shapes of its tensors imply.
-fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
+pub(crate) fn config_of(file: &TensorFile, path: &Path) -> Result<VaeConfig> {
     #[derive(Deserialize)]
     struct Settings {
         model: VaeConfig,

@@ -28,6 +28,15 @@ pub enum Norm {
     Position,
 }
 
+impl std::fmt::Display for Norm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Batch => "batch",
+            Self::Position => "position",
+        })
+    }
+}
+
 impl std::str::FromStr for Norm {
     type Err = Error;
     fn from_str(name: &str) -> Result<Self> {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use byteorder::{ByteOrder, LittleEndian, WriteBytesExt};
 use half::{bf16, f16};
-use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::json;
 
 use crate::error::{Error, Result};
@@ -91,7 +91,7 @@ impl TensorFile {
     /// # Errors
     /// [`Error::File`] for a malformed file, [`Error::Checkpoint`] for a type other than `f32`, `f16` and `bf16`, NaN or infinity.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let malformed = |error| Error::malformed("parse", path, format!("not a valid safetensors file: {error}"));
+        let malformed = |error| Error::malformed("parse", path, defect(bytes, &error));
         let (length, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
         let data = bytes.get(8 + length..).unwrap_or_default();
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -182,6 +182,20 @@ pub(crate) fn half_bytes(path: &Path, name: &str, values: &[f32]) -> Result<Vec<
     Ok(halves.iter().flat_map(|v| v.to_le_bytes()).collect())
 }
 
+/// Says what is wrong with the bytes of a file that cannot be parsed.
+fn defect(bytes: &[u8], error: &SafeTensorError) -> String {
+    // The header is an object in JSON, behind its length.
+    match (error, bytes.get(8)) {
+        _ if bytes.is_empty() => "the file is empty".into(),
+        (_, Some(first)) if *first != b'{' => "this is not a safetensors file".into(),
+        (_, None) => "this is not a safetensors file".into(),
+        (SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer, _) => {
+            "its length is not the one in its header: the file was cut off or damaged".into()
+        }
+        _ => format!("not a valid safetensors file: {error}"),
+    }
+}
+
 fn check_finite(path: &Path, name: &str, data: &[f32]) -> Result<()> {
     match data.iter().position(|v| !v.is_finite()) {
         None => Ok(()),
@@ -268,10 +282,21 @@ mod tests {
     #[test]
     fn truncation_at_any_offset_is_an_error() {
         let bytes = small().to_bytes(path()).unwrap();
+        let defect = |bytes: &[u8]| {
+            let error = TensorFile::from_bytes(bytes, path()).unwrap_err();
+            std::error::Error::source(&error).unwrap().to_string()
+        };
         for length in 0..bytes.len() {
-            assert!(TensorFile::from_bytes(&bytes[..length], path()).is_err(), "{length}");
+            let expected = match length {
+                0 => "the file is empty",
+                1..=8 => "this is not a safetensors file",
+                _ => "the file was cut off or damaged",
+            };
+            let said = defect(&bytes[..length]);
+            assert!(said.contains(expected), "{length}: {said}");
         }
-        assert!(TensorFile::from_bytes(&[bytes, vec![0]].concat(), path()).is_err());
+        assert!(defect(&[bytes, vec![0]].concat()).contains("cut off or damaged"));
+        assert_eq!(defect(b"\x08\x07\x12\x08vae-wgpu is the producer"), "this is not a safetensors file");
     }
 
     #[test]

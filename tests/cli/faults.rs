@@ -246,11 +246,13 @@ fn missing_run_folder_is_recreated() {
 #[test]
 fn run_stops_when_folder_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
-    let run = run_in(&dir, "run");
+    let (run, other) = (run_in(&dir, "run"), run_in(&dir, "other"));
+    ok(&tiny(&other, "cpu", "2"));
     let mut watched = Watched::new(&mut command(&tiny(&run, "cpu", "100000")));
     watched.wait_for("epoch");
+    // At once, because the run makes a folder that is missing again when it saves the next time.
     fs::rename(&run, dir.path().join("away")).unwrap();
-    ok(&tiny(&run, "cpu", "2"));
+    fs::rename(&other, &run).unwrap();
     let files = ["model.safetensors", CHECKPOINT, "metrics.csv", "epochs.csv", "reconstruction_history.png"];
     let read = || files.map(|file| fs::read(Path::new(&run).join(file)).unwrap());
     let before = read();

@@ -35,6 +35,19 @@ fn info_describes_a_trained_model() {
 }
 
 #[test]
+fn info_plans_for_the_batch_of_the_run() {
+    let stage = Stage::new();
+    let path = stage.path("run/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    assert!(config.contains("\"batch_size\":128"), "{config}");
+    fs::write(&path, config.replace("\"batch_size\":128", "\"batch_size\":8")).unwrap();
+    for (line, batch) in [("info run", 8), ("info run --batch 4", 4), ("info run/model.safetensors", 128)] {
+        let said = text(&stage.ok(line).stdout);
+        assert!(said.contains(&format!("device memory at batch {batch}:")), "{line}: {said}");
+    }
+}
+
+#[test]
 fn dispatches_for_a_gpu_are_listed_with_their_work() {
     let stage = Stage::new();
     let said = text(&stage.ok("info --channels 4 --blocks 1 --batch 128 --dispatches").stdout);

@@ -53,6 +53,9 @@ fn reconstructions_are_shown_next_to_their_inputs() {
     assert_eq!(fs::read(stage.path("files.png")).unwrap(), before);
     stage.fails("reconstruct run one.png --data shapes", 2, &["cannot be used with"]);
     stage.fails("reconstruct run missing.png", 1, &["missing.png"]);
+    fs::create_dir_all(stage.path("outer/inner")).unwrap();
+    fs::copy(stage.path("one.png"), stage.path("outer/inner/one.png")).unwrap();
+    stage.fails("reconstruct run outer", 1, &["no PNG or JPEG files in it", "folders inside it are not read"]);
 }
 
 #[test]

@@ -68,6 +68,8 @@ fn samples_come_from_the_prior_that_is_asked_for() {
     assert_eq!(sample(""), normal);
     let second = sample("--prior second-stage");
     assert!(second != normal && second == sample("--prior second-stage"));
+    let said = text(&stage.ok("fit-prior run --data shapes --train-limit 3 --components 5").stderr);
+    assert!(said.contains("Gaussians, as many of 5 as the images allow"), "{said}");
     stage.ok(&format!("fit-prior run {limits} --components 2"));
     let mixture = sample("");
     assert!(mixture != normal && mixture != second && mixture == sample("--prior mixture"));

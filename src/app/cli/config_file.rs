@@ -39,6 +39,9 @@ pub(super) fn from_file(path: &Path) -> anyhow::Result<Vec<OsString>> {
             bail!("cannot find a file or preset `{}`. Presets: {names}", printable(path.display()));
         }
     }
+    if RunFolder::is_run(path) {
+        bail!("{0} is a run folder, not a file with options: use --like {0}", printable(path.display()));
+    }
     let bytes = atomic::read(path)?;
     let text =
         String::from_utf8(bytes).map_err(|_| anyhow!("it is not a text file")).with_context(|| cannot_use(path))?;

@@ -40,8 +40,12 @@ pub(super) struct DatasetArgs {
 
 /// Names the defaults of these options in the help of a command on a trained model.
 pub(super) fn with_defaults_of_run(command: Command) -> Command {
-    let defaults =
-        [("data", "that of the run"), ("image_size", "that of the model"), ("train_limit", "as many as the run")];
+    let defaults = [
+        ("data", "that of the run"),
+        ("image_size", "that of the model"),
+        ("train_limit", "as many as the run"),
+        ("val_limit", "as many as the run"),
+    ];
     defaults.into_iter().fold(command, |command, (id, default)| {
         command.mut_arg(id, |arg| {
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
@@ -52,17 +56,17 @@ pub(super) fn with_defaults_of_run(command: Command) -> Command {
 }
 
 impl DatasetArgs {
-    /// Returns the data set of a run with the images that it trained on. `self` has the options of this call.
+    /// Returns the data set of a run with the images that it used. `self` has the options of this call, which take precedence.
     pub(super) fn of_run(&self, run: &Settings) -> anyhow::Result<Self> {
         let data = run.data.as_deref().map(str::parse).transpose()?;
-        let train_limit = self.train_limit.or(run.train_limit.and_then(NonZeroUsize::new));
-        Ok(Self { data, image_size: self.image_size.or(run.image_size), train_limit, ..self.clone() })
-    }
-
-    /// Returns the same images with the limits of a run.
-    pub(super) fn with_limits_of(self, run: &Settings) -> Self {
-        let limit = |n: Option<usize>| n.and_then(NonZeroUsize::new);
-        Self { train_limit: limit(run.train_limit), val_limit: limit(run.val_limit), ..self }
+        let limit = |here: Option<NonZeroUsize>, run: Option<usize>| here.or(run.and_then(NonZeroUsize::new));
+        Ok(Self {
+            data,
+            image_size: self.image_size.or(run.image_size),
+            strict: self.strict,
+            train_limit: limit(self.train_limit, run.train_limit),
+            val_limit: limit(self.val_limit, run.val_limit),
+        })
     }
 
     /// Returns the data set as stored in a run: a path is made absolute.
@@ -115,7 +119,7 @@ impl DatasetArgs {
     }
 }
 
-/// Prints what was read from a folder of images unless `quiet`, and a warning about skipped files.
+/// Prints what was read from a folder of images unless `quiet`, and warnings about what was left out.
 fn summarize(dataset: &Dataset, summary: &Summary, quiet: bool) {
     const NAMED: usize = 5;
     let list = |names: &[String], all: usize| {
@@ -123,7 +127,7 @@ fn summarize(dataset: &Dataset, summary: &Summary, quiet: bool) {
         let more = if more > 0 { format!(" and {} more", grouped(more as u64)) } else { String::new() };
         names.join(", ") + &more
     };
-    let Summary { images, files, skipped, in_memory } = summary;
+    let Summary { images, files, skipped, runs, in_memory } = summary;
     if !skipped.is_empty() {
         let named: Vec<_> = skipped.iter().take(NAMED).map(|path| printable(path.display())).collect();
         eprintln_lossy(format_args!(
@@ -132,6 +136,10 @@ fn summarize(dataset: &Dataset, summary: &Summary, quiet: bool) {
             grouped(*files as u64),
             list(&named, skipped.len())
         ));
+    }
+    if !runs.is_empty() {
+        let named: Vec<_> = runs.iter().take(NAMED).map(|path| printable(path.display())).collect();
+        eprintln_lossy(format_args!("warning: the images of runs are left out: {}", list(&named, runs.len())));
     }
     if quiet {
         return;

@@ -218,8 +218,10 @@ impl Report<'_> {
             print(format_args!("{name:<28} {:>16.6} {:>18.3}", pca.mse, pca.psnr))?;
         }
         if let Some(d) = &self.distances {
-            let title = format!("sliced Wasserstein distance of {} images to test images", d.images);
-            print(title)?;
+            print(format_args!(
+                "sliced Wasserstein distance of {} images to test images, in thousandths; less is closer",
+                d.images
+            ))?;
             let rows = [("training images", d.training_images), ("reconstructions", d.reconstructions)];
             let samples = [
                 ("samples from N(0, I)", Some(d.normal)),

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 use serde_json::{Value, json};
 
+use super::inference::BATCH;
 use super::runs::Run;
 use super::values;
 use super::values::non_empty;
@@ -26,12 +27,12 @@ pub(super) struct InfoArgs {
     /// Run folder, its name if it is in `runs`, a file with weights, or `pretrained`; without it the options below define the model.
     #[arg(value_name = "RUN|FILE", conflicts_with_all = ["channels", "blocks", "latent_dim", "norm", "likelihood"], value_parser = values::model(), value_hint = ValueHint::AnyPath)]
     trained: Option<Origin>,
-    /// Batch size to plan for.
-    #[arg(long, alias = "batch-size", value_name = "N", default_value = "128")]
-    batch: NonZeroUsize,
-    /// Plan for training steps of K micro-batches of --batch images, as `train --accumulate` does.
-    #[arg(long, value_name = "K", default_value = "1", value_parser = values::micro_batches())]
-    accumulate: usize,
+    /// Batch size to plan for [default: that of the run, else 128].
+    #[arg(long, alias = "batch-size", value_name = "N")]
+    batch: Option<NonZeroUsize>,
+    /// Plan for training steps of K micro-batches of --batch images, as `train --accumulate` does [default: that of the run, else 1].
+    #[arg(long, value_name = "K", value_parser = values::micro_batches())]
+    accumulate: Option<usize>,
     /// Plan for a device (auto, an index, or part of a name) instead of a GPU with WebGPU's default limits.
     #[arg(long, value_name = "auto|N|NAME", value_parser = non_empty::<Select>)]
     device: Option<Select>,
@@ -55,9 +56,11 @@ pub(super) struct InfoArgs {
 
 impl InfoArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let batch = self.batch.get();
         let model = self.trained.as_ref().map(Origin::load).transpose()?;
         let run = self.trained.as_ref().and_then(Origin::folder).map(Run::of).transpose()?;
+        let default = run.as_ref().map_or((BATCH, 1), Run::micro_batches);
+        let (batch, accumulate) =
+            (self.batch.map_or(default.0, NonZeroUsize::get), self.accumulate.unwrap_or(default.1));
         let config =
             model.as_ref().map_or_else(|| self.model.config(VaeConfig::default()), |model| Ok(model.config))?;
         let gpu = match &self.device {
@@ -67,7 +70,7 @@ impl InfoArgs {
         let options = self.plan.options(gpu.as_ref().map(Gpu::adapter_info), &config, &[(batch, Mode::Train)])?;
         let profile = gpu.as_ref().map_or(Profile::WEBGPU, |gpu| *gpu.profile());
         drop(gpu);
-        let plan = |options: &plan::Options| StepPlan::new(&config, batch, self.accumulate, &profile, options);
+        let plan = |options: &plan::Options| StepPlan::new(&config, batch, accumulate, &profile, options);
         let step = plan(&options)?;
         let path = model.as_ref().map(|model| model.path.as_path());
         if self.json {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
+use super::terminal::stdout_width;
 use super::values::non_empty;
 use super::{ModelArgs, TrainingPlanArgs, print};
 use crate::error::Error;
@@ -98,11 +99,23 @@ fn name(dispatch: &Dispatch) -> String {
 }
 
 fn list(kernels: &BTreeMap<String, Vec<Dispatch>>) -> anyhow::Result<()> {
-    print(format_args!("{:<66} {:>10}  {:<34} workgroup", "kernel", "dispatches", "file"))?;
+    // The files are left out where they would not fit behind the names.
+    let width = stdout_width().unwrap_or(usize::MAX);
+    let names = kernels.keys().map(String::len).max().unwrap_or(0);
+    let files = kernels.values().flatten().map(|dispatch| dispatch.kernel.file.len()).max().unwrap_or(0);
+    let line = |count: &str, workgroup: &str, name: &str, file: &str| {
+        let line = format!("{count:>5} {workgroup:<6} ");
+        if line.len() + names + 1 + files > width { line + name } else { format!("{line}{name:<names$} {file}") }
+    };
+    print(line("count", "group", "kernel", "file"))?;
     for (name, dispatches) in kernels {
         let Some(kernel) = dispatches.first().map(|dispatch| dispatch.kernel) else { continue };
-        let [x, y, z] = kernel.workgroup;
-        print(format_args!("{name:<66} {:>10}  {:<34} {x}x{y}x{z}", dispatches.len(), kernel.file))?;
+        let workgroup = match kernel.workgroup {
+            [x, 1, 1] => x.to_string(),
+            [x, y, 1] => format!("{x}x{y}"),
+            [x, y, z] => format!("{x}x{y}x{z}"),
+        };
+        print(line(&dispatches.len().to_string(), &workgroup, name, kernel.file))?;
     }
     Ok(())
 }

@@ -10,6 +10,8 @@ use clap::{Arg, Args, Command, ValueHint};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
+use super::note;
+use crate::app::figures::counted;
 use crate::app::io::atomic;
 use crate::error::Error;
 
@@ -27,6 +29,7 @@ impl ManArgs {
         for (name, page) in &pages {
             atomic::save_atomic(&self.folder.join(name), page.as_bytes())?;
         }
+        note(format_args!("{}: {}", counted(pages.len() as u64, "manual page"), self.folder.display()));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -247,7 +247,10 @@ fn message(error: &anyhow::Error) -> String {
     format!("{error:#}{hint}")
 }
 
-/// Says what is wrong with a number in the words of its user rather than of Rust's parsers.
+/// What precedes the name that clap suggests instead of an unknown option.
+const SIMILAR: &str = "a similar argument exists: '";
+
+/// Says what is wrong in the words of a user rather than of Rust's parsers.
 fn in_plain_words(usage: &str) -> String {
     let number = "expected a number without fraction";
     let words = [
@@ -259,6 +262,12 @@ fn in_plain_words(usage: &str) -> String {
         ("cannot parse float from empty string", "expected a number"),
     ];
     let mut usage = words.iter().fold(usage.to_owned(), |usage, (from, to)| usage.replace(from, to));
+    // A name that is accepted but that help does not list.
+    if let Some((before, after)) = usage.split_once(SIMILAR)
+        && let Some((name, rest)) = after.split_once('\'')
+    {
+        usage = format!("{before}{SIMILAR}{}'{rest}", name.replace('_', "-"));
+    }
     // `: 0 is not in 1..=25`
     if let Some((before, after)) = usage.split_once(" is not in ")
         && let Some((before, _)) = before.rsplit_once(": ")
@@ -609,6 +618,13 @@ mod tests {
         ] {
             assert_eq!(said(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn only_listed_names_are_suggested() {
+        let error = command().try_get_matches_from(["vae-wgpu", "train", "--latentdim", "4"]).unwrap_err();
+        let said = in_plain_words(&error.render().to_string());
+        assert!(said.contains("a similar argument exists: '--latent-dim'"), "{said}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 use serde::Serialize;
 
+use super::terminal::{cut, stdout_width};
 use super::{eprintln_lossy, note, print};
 use crate::app::io::csv;
 use crate::app::io::run_config::RunConfig;
@@ -41,6 +42,10 @@ pub(super) struct Run {
     device: String,
     /// Size of all files.
     bytes: u64,
+    /// Images of a micro-batch.
+    batch_size: usize,
+    /// Micro-batches of a training step.
+    accumulate: usize,
 }
 
 impl RunsArgs {
@@ -77,17 +82,20 @@ impl RunsArgs {
             "{:<name$}  {:<data$}  {:>9}  {:>8}  {:>5}  {:>8}  device",
             "run", "data", "epochs", "best", "epoch", "MiB"
         ))?;
+        // The names of devices are long.
+        let width = stdout_width().unwrap_or(usize::MAX);
         for run in &runs {
             let epochs = format!("{}/{}", run.epochs_done, run.epochs);
             let best = run.best.map_or_else(|| "-".to_owned(), |best| format!("{best:.4}"));
             let best_epoch = run.best_epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string());
-            print(format_args!(
+            let line = format!(
                 "{:<name$}  {:<data$}  {epochs:>9}  {best:>8}  {best_epoch:>5}  {:>8.1}  {}",
                 run.name,
                 run.data,
                 run.bytes as f64 / f64::from(1 << 20),
                 run.device
-            ))?;
+            );
+            print(cut(&line, width))?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -111,7 +119,14 @@ impl Run {
             best_epoch: best.map(|row| row.epoch),
             device: config.device,
             bytes: bytes(path),
+            batch_size: config.settings.batch_size,
+            accumulate: config.settings.accumulate,
         })
+    }
+
+    /// Images of a micro-batch, and micro-batches of a training step.
+    pub(super) fn micro_batches(&self) -> (usize, usize) {
+        (self.batch_size, self.accumulate)
     }
 
     /// Describes the run in a few lines.

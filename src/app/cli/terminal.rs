@@ -35,6 +35,20 @@ pub(super) fn stderr_width() -> Option<usize> {
     io::stderr().is_terminal().then(|| terminal_width(&Term::stderr()))
 }
 
+/// Columns of stdout, if it is a terminal.
+pub(super) fn stdout_width() -> Option<usize> {
+    io::stdout().is_terminal().then(|| terminal_width(&Term::stdout()))
+}
+
+/// Cuts a line to `width` columns.
+pub(super) fn cut(line: &str, width: usize) -> String {
+    const DOTS: &str = "...";
+    if line.chars().count() <= width {
+        return line.to_owned();
+    }
+    line.chars().take(width.saturating_sub(DOTS.len())).collect::<String>() + DOTS
+}
+
 /// Columns of a terminal, and 80 if they are unknown.
 pub(super) fn terminal_width(terminal: &Term) -> usize {
     terminal.size_checked().map_or(80, |(_, columns)| columns.into())
@@ -57,4 +71,14 @@ pub(super) fn wrapped(line: &str, width: usize) -> String {
         column += word.chars().count();
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_cut() {
+        assert_eq!([3, 4, 8, 9].map(|width| cut("abcdefgh", width)), ["...", "a...", "abcdefgh", "abcdefgh"]);
+    }
 }

@@ -38,6 +38,7 @@ use crate::error::Error;
 use crate::runtime::plan;
 use crate::vae::data;
 use crate::vae::data::Dataset;
+use crate::vae::inference::config_of;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
 use crate::vae::train::events::Event;
@@ -228,6 +229,9 @@ impl FromStr for BatchSize {
     }
 }
 
+/// Own images that are too few for a model to learn anything but themselves.
+const FEW_IMAGES: usize = 100;
+
 /// Largest batch size that is chosen automatically.
 const MOST_IMAGES: usize = 1024;
 
@@ -314,7 +318,7 @@ impl TrainArgs {
         }
         let quiet = is_quiet() || self.output.json;
         let model = resumed.as_ref().map(|_| &settings.model);
-        let args = self.dataset.of_run(&settings)?.with_limits_of(&settings);
+        let args = self.dataset.of_run(&settings)?;
         // What may be refused at once is looked at before a download.
         let device = match &group {
             Some(group) => self.device.of_process(group.local)?.open_for_models(!quiet)?,
@@ -352,6 +356,13 @@ impl TrainArgs {
             if let Some(message) = shared.filter(|_| first) {
                 observer.observe(&Event::Warning { message: &message })?;
             }
+        }
+        if images.is_some() && first && dataset.train.len() < FEW_IMAGES {
+            let message = format!(
+                "{} are few: the model will learn them by heart. Hundreds or more show what images have in common",
+                counted(dataset.train.len() as u64, "training image")
+            );
+            observer.observe(&Event::Warning { message: &message })?;
         }
         // The run ends after the current step.
         let stop = Arc::new(AtomicBool::new(false));
@@ -560,6 +571,10 @@ impl TrainArgs {
         let Some(origin) = &self.run.init else { return Ok(None) };
         let graph = settings.model.graph(1, Mode::Encode)?;
         let (file, path) = origin.weights()?;
+        // A file without sizes is compared tensor by tensor.
+        if let Ok(found) = config_of(&file, &path) {
+            check_sizes(&path, &found, &settings.model)?;
+        }
         let weights = Weights::from_foreign_file(file, &path, TensorSchema::of(&graph))?;
         let path = match origin {
             Origin::Pretrained => path,
@@ -567,6 +582,34 @@ impl TrainArgs {
         };
         Ok(Some((weights, path)))
     }
+}
+
+/// Rejects weights of a model of other sizes, and names the options that differ.
+fn check_sizes(path: &Path, found: &VaeConfig, wanted: &VaeConfig) -> crate::Result<()> {
+    let options = |model: &VaeConfig| {
+        [
+            format!("--channels {}", model.channels),
+            format!("--blocks {}", model.blocks),
+            format!("--latent-dim {}", model.latent_dim),
+            format!("--norm {}", model.norm),
+        ]
+    };
+    let (found, wanted) = (options(found), options(wanted));
+    let differing = |these: &[String; 4], those: &[String; 4]| {
+        let options = these.iter().zip(those).filter(|(this, that)| this != that);
+        options.map(|(this, _)| this.as_str()).collect::<Vec<_>>().join(" ")
+    };
+    if found == wanted {
+        return Ok(());
+    }
+    let options = differing(&found, &wanted);
+    Err(Error::Checkpoint {
+        path: path.to_owned(),
+        what: "size of the model".into(),
+        expected: format!("`{}`", differing(&wanted, &found)),
+        found: format!("`{options}`"),
+        hint: format!("train with `{options}`, or leave out --init"),
+    })
 }
 
 /// Sets the size of the model's images to that of a data set, and the classes of a conditional model.

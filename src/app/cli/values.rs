@@ -87,7 +87,7 @@ pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
     if (0.0..=f64::from(f32::MAX)).contains(&value) {
         return Ok(value);
     }
-    Err(format!("expected a number from 0 to {:e}", f32::MAX).into())
+    Err("expected a number from 0 to 3e38".into())
 }
 
 /// Parses a number from 0 to below 1.

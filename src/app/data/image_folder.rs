@@ -3,6 +3,8 @@
 //! Every file is decoded once when the folder is opened, on several threads. This finds broken files before training starts, and decides
 //! whether the images are grey. The images stay in memory if they fit; otherwise each is decoded again whenever it is read.
 //!
+//! Run folders are left out, because their images are not data.
+//!
 //! The files are sorted by path and then shuffled with a fixed seed. The order is the same in every run, and the first images are of all
 //! classes.
 
@@ -14,6 +16,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::FetchProgress;
 use crate::app::io::atomic;
+use crate::app::io::run_folder::RunFolder;
 use crate::app::viz::image_grid::ImageBatch;
 use crate::error::{Error, Result, printable};
 use crate::runtime::sys::{memory, threads};
@@ -56,6 +59,8 @@ pub struct Summary {
     pub files: usize,
     /// Paths of the broken files, which were skipped, in sorted order.
     pub skipped: Vec<PathBuf>,
+    /// Paths of run folders, whose images were left out, in sorted order.
+    pub runs: Vec<PathBuf>,
     /// Bytes of the images in memory; `None` if they do not fit and are decoded whenever they are read.
     pub in_memory: Option<u64>,
 }
@@ -96,9 +101,12 @@ fn open_within(
     if !(1..=1024).contains(&options.size) {
         return Err(Error::argument("image size", "1 to 1024", options.size));
     }
-    let (files, has_splits) = list(root)?;
+    let Files { files, has_splits, runs } = list(root)?;
     if files.is_empty() {
-        let what = "there are no PNG or JPEG images in this folder or in the folders below it";
+        let what = match runs.first() {
+            None => "there are no PNG or JPEG images in this folder or in the folders below it".to_owned(),
+            Some(run) => format!("all PNG and JPEG images in it belong to runs, such as {}", run.display()),
+        };
         return Err(Error::data(root.display(), what, ACCEPTED));
     }
     let classes = class_names(root, &files)?;
@@ -149,7 +157,10 @@ fn open_within(
     };
     let dataset = Dataset::new(printable(root_name(root)), root.display().to_string(), half(train), half(test))?;
     let skipped = broken.into_iter().map(|(path, _)| path).collect();
-    Ok((dataset, Summary { images: count, files: total, skipped, in_memory: Some(bytes).filter(|b| *b <= limit) }))
+    Ok((
+        dataset,
+        Summary { images: count, files: total, skipped, runs, in_memory: Some(bytes).filter(|b| *b <= limit) },
+    ))
 }
 
 /// Rejects too many broken files: more than 1 % and more than 10, or all, or any if `strict`.
@@ -171,11 +182,23 @@ fn reason(error: &Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// Lists the image files below a folder in the order of the data set. Returns whether the folder has splits: all images are in the folders
-/// `train` and `test` (or `val`).
-fn list(root: &Path) -> Result<(Vec<ImageFile>, bool)> {
-    let (mut paths, mut folders) = (Vec::new(), vec![root.to_owned()]);
+/// The image files below a folder.
+struct Files {
+    /// In the order of the data set.
+    files: Vec<ImageFile>,
+    /// Whether all images are in the folders `train` and `test` (or `val`).
+    has_splits: bool,
+    /// Run folders, which are left out.
+    runs: Vec<PathBuf>,
+}
+
+fn list(root: &Path) -> Result<Files> {
+    let (mut paths, mut folders, mut runs) = (Vec::new(), vec![root.to_owned()], Vec::new());
     while let Some(folder) = folders.pop() {
+        if RunFolder::is_run(&folder) {
+            runs.push(folder);
+            continue;
+        }
         for entry in fs::read_dir(&folder).map_err(Error::file("list", &folder))? {
             let entry = entry.map_err(Error::file("list", &folder))?;
             let path = entry.path();
@@ -192,6 +215,7 @@ fn list(root: &Path) -> Result<(Vec<ImageFile>, bool)> {
         }
     }
     paths.sort();
+    runs.sort();
     let folders = |path: &Path| -> Vec<String> {
         let below = path.strip_prefix(root).unwrap_or(path).parent().unwrap_or(Path::new(""));
         let names = below.components().filter(|c| matches!(c, Component::Normal(_)));
@@ -206,7 +230,8 @@ fn list(root: &Path) -> Result<(Vec<ImageFile>, bool)> {
         ImageFile { class: folders.next().unwrap_or_else(|| root_name(root)), path: path.clone(), is_test }
     };
     let order = data::epoch_order(0, 0, paths.len());
-    Ok((order.iter().filter_map(|&i| paths.get(i as usize)).map(file).collect(), has_splits))
+    let files = order.iter().filter_map(|&i| paths.get(i as usize)).map(file).collect();
+    Ok(Files { files, has_splits, runs })
 }
 
 pub(crate) fn is_image(path: &Path) -> bool {
@@ -430,6 +455,26 @@ mod tests {
         fs::write(dir.path().join("good/a\n.png"), "").unwrap();
         let error = refusal(dir.path(), false);
         assert!(error.contains("good/a?.png: ") && error.contains("11 of 41 image files are broken"), "{error}");
+    }
+
+    #[test]
+    fn images_of_runs_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("runs/first");
+        save(dir.path(), "runs/first/samples/epoch_01.png", 1);
+        for name in ["config.json", "metrics.csv"] {
+            fs::write(run.join(name), "").unwrap();
+        }
+        for name in [dir.path(), &run] {
+            let error = refusal(name, false);
+            assert!(error.contains("belong to runs, such as") && error.contains("runs/first"), "{error}");
+        }
+        for i in 0..5 {
+            save(dir.path(), &format!("cat/{i}.png"), i);
+        }
+        let (data, summary) = opened(dir.path());
+        assert_eq!((data.train.classes(), summary.files), (&["cat".to_owned()][..], 5));
+        assert_eq!(summary.runs, [run]);
     }
 
     #[test]

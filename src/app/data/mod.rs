@@ -111,6 +111,9 @@ fn open_path(path: &Path, options: &ImageOptions, progress: &mut dyn FnMut(Fetch
     let found = fs::metadata(path).map_err(Error::file("open the data set", path))?;
     let origin = path.display().to_string();
     if !found.is_dir() {
+        if image_folder::is_image(path) {
+            return Err(Error::data(&origin, "it is a single image", "pass the folder that it is in"));
+        }
         python_version(&origin, path.file_name().unwrap_or_default())?;
         return archive::open(path).map(Opened::from);
     }
@@ -141,6 +144,13 @@ fn open_path(path: &Path, options: &ImageOptions, progress: &mut dyn FnMut(Fetch
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_single_image_is_no_data_set() {
+        let file = tempfile::Builder::new().suffix(".png").tempfile().unwrap();
+        let error = open_path(file.path(), &ImageOptions::default(), &mut |_| ()).unwrap_err().to_string();
+        assert!(error.contains("a single image. Pass the folder"), "{error}");
+    }
 
     #[test]
     fn data_sets_are_parsed_from_names_and_paths() {

@@ -220,7 +220,7 @@ pub(super) async fn choose(instance: &wgpu::Instance, options: &Options) -> Resu
     let found = match adapters.as_slice() {
         [] => "none found".to_owned(),
         some => {
-            let names: Vec<_> = some.iter().map(|(_, info)| format!("{}: {info}", info.index)).collect();
+            let names: Vec<_> = some.iter().map(|(_, info)| format!("adapter {}, {info}", info.index)).collect();
             format!("found {}", names.join("; "))
         }
     };

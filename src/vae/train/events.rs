@@ -90,6 +90,8 @@ pub struct Start<'a> {
     pub parameters: usize,
     /// Number of training images.
     pub images: usize,
+    /// Number of validation images.
+    pub validation_images: usize,
     /// Images of a forward and backward pass.
     pub batch_size: usize,
     /// Number of these in a step.

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
 use crate::vae::data::{Dataset, Images};
-use crate::vae::model::{Norm, VaeConfig};
+use crate::vae::model::VaeConfig;
 use crate::vae::ranks::Ranks;
 use crate::vae::runner::{self, Device, Runner};
 use crate::vae::train::events::{Event, Observer, Start};
@@ -263,6 +263,7 @@ impl<'a> Trainer<'a> {
                 model: &model,
                 parameters: self.runner.graph()?.parameter_count(),
                 images: self.parts.train.len(),
+                validation_images: self.parts.validation.len(),
                 batch_size: self.settings.batch_size,
                 accumulate: self.settings.accumulate,
                 ranks: self.ranks.as_ref().map_or(1, |ranks| ranks.size()),
@@ -416,17 +417,14 @@ fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
 
 /// Summarizes the model in a line.
 fn describe(model: &VaeConfig) -> String {
-    let norm = match model.norm {
-        Norm::Batch => "batch",
-        Norm::Position => "position",
-    };
     format!(
-        "ResNet VAE, {} channels, {} groups of {} {}, {} latent dimensions, {norm} norm",
+        "ResNet VAE, {} channels, {} groups of {} {}, {} latent dimensions, {} norm",
         model.channels,
         model.groups,
         model.blocks,
         if model.blocks == 1 { "block" } else { "blocks" },
-        model.latent_dim
+        model.latent_dim,
+        model.norm
     )
 }
 

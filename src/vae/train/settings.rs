@@ -207,7 +207,7 @@ impl Settings {
         ] {
             // Kernels compute in single precision.
             if !(0.0..=f64::from(f32::MAX)).contains(&value) {
-                return Err(Error::argument(what, format!("a number from 0 to {:e}", f32::MAX), value));
+                return Err(Error::argument(what, "a number from 0 to 3e38", value));
             }
         }
         if !(0.0..1.0).contains(&self.val_split) {

@@ -50,7 +50,9 @@ fn run_ends_early_without_progress_and_stays_ended() {
     let settings =
         Settings { model, batch_size: 8, epochs: 10, lr: 0.0, warmup: 20, early_stop: 2, ..Settings::default() };
     let mut run = InMemoryRun::default();
-    for expected in [["the warm-up of 20 steps is longer", "has not fallen for 2 epochs"]; 2] {
+    for expected in
+        [["the learning rate rises to 0.00e0, not to 0. --warmup shortens it", "has not fallen for 2 epochs"]; 2]
+    {
         let context =
             TrainContext { dataset: &dataset, device: &Device::Cpu, plan: &plan, observer: &mut warnings, stop: &stop };
         let mut trainer = match run.checkpoint {

@@ -15,6 +15,7 @@ pub(super) fn start() -> Start<'static> {
         model: "32 channels, 4 blocks, latent 16, batch norm",
         parameters: 1_721_891,
         images: 50_000,
+        validation_images: 10_000,
         batch_size: 128,
         accumulate: 1,
         ranks: 1,

@@ -136,7 +136,8 @@ impl Report {
 /// The lines at the start of a run.
 fn header(start: &Start<'_>) -> Vec<String> {
     // The device has been shown before kernels were compiled for it.
-    let Start { run, model, parameters, images, batch_size, accumulate, epochs, steps, first_step, memory, .. } = start;
+    let Start { run, model, parameters, images, validation_images, batch_size, accumulate, .. } = start;
+    let Start { epochs, steps, first_step, memory, .. } = start;
     let ranks = if start.ranks > 1 { format!(" on {} ranks", start.ranks) } else { String::new() };
     let of = match accumulate {
         1 => batch_size.to_string(),
@@ -148,8 +149,9 @@ fn header(start: &Start<'_>) -> Vec<String> {
     let lines = [
         format!("model   {model}, {} parameters", grouped(*parameters as u64)),
         format!(
-            "train   {}, {}, {} of {of}{ranks}{resumed}",
+            "train   {} and {} to validate, {}, {} of {of}{ranks}{resumed}",
             counted(*images as u64, "image"),
+            grouped(*validation_images as u64),
             counted(*epochs, "epoch"),
             counted(*steps, "step")
         ),
@@ -205,8 +207,8 @@ mod tests {
     #[test]
     fn header_shows_micro_batches() {
         let lines = |accumulate| header(&Start { accumulate, ..start() });
-        assert_eq!(lines(1)[1], "train   50,000 images, 25 epochs, 9,775 steps of 128");
-        assert_eq!(lines(4)[1], "train   50,000 images, 25 epochs, 9,775 steps of 4 x 128");
+        assert_eq!(lines(1)[1], "train   50,000 images and 10,000 to validate, 25 epochs, 9,775 steps of 128");
+        assert_eq!(lines(4)[1], "train   50,000 images and 10,000 to validate, 25 epochs, 9,775 steps of 4 x 128");
     }
 
     /// A run in which each step of 100 images takes two seconds.

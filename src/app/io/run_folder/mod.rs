@@ -228,11 +228,18 @@ impl RunFolder {
                     None if fs::metadata(path).is_err_and(|error| is_missing(&error)) => {
                         "it does not exist. `vae-wgpu runs` lists the runs in `runs`".to_owned()
                     }
+                    None if path.is_file() => "it is a file. Name the folder of the run".to_owned(),
                     None => format!("it has no readable config.json{cause}. Create a run with `vae-wgpu train --out`"),
                 };
                 Err(Error::file("find a run in", path)(io::Error::new(error.kind(), why)))
             }
         }
+    }
+
+    /// Returns whether there are the files of a run at a path.
+    #[must_use]
+    pub fn is_run(path: &Path) -> bool {
+        ["config.json", "metrics.csv"].iter().all(|name| path.join(name).is_file())
     }
 
     /// Returns whether a process, this or another, is writing to the folder.
