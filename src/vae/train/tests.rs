@@ -6,7 +6,7 @@ use super::*;
 use crate::runtime::op::Likelihood;
 use crate::runtime::plan;
 use crate::vae::data::shapes;
-use crate::vae::model::POSTERIOR_BIAS;
+use crate::vae::model::{Norm, POSTERIOR_BIAS};
 use crate::vae::train::events::Quiet;
 use crate::vae::train::memory_store::InMemoryRun;
 
