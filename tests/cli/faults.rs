@@ -6,12 +6,12 @@ use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
 use vae_wgpu::app::io::tensor_file;
 
-use crate::runs::{command, device, ok, resume, rows, run_in, signal, start, text};
+use crate::runs::{Running, command, device, ok, resume, rows, run_in, signal, start, text};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 /// Epochs of a run with a fault: long enough for the test to act.
@@ -49,7 +49,7 @@ fn warnings(said: &str) -> usize {
 
 /// A run whose events the test reads.
 struct Watched {
-    child: Child,
+    child: Running,
     lines: Lines<BufReader<ChildStdout>>,
     said: String,
 }
@@ -58,7 +58,7 @@ impl Watched {
     fn new(command: &mut Command) -> Self {
         let mut child = command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines, said: String::new() }
+        Self { child: Running(child), lines, said: String::new() }
     }
 
     /// Reads until an event of this kind.

@@ -83,7 +83,11 @@ fn samples_come_from_the_prior_that_is_asked_for() {
     let mut model = tensor_file::load(&stage.model()).unwrap();
     model.tensors.get_mut("encoder.stem.bias").unwrap().data[0] += 1.0;
     tensor_file::save(&model, &stage.model()).unwrap();
-    for (prior, hint) in [("mixture", "`vae-wgpu fit-prior`"), ("second-stage", "--kind second-stage")] {
+    let said = stage.ok(&line).stderr;
+    let warnings =
+        ["prior.safetensors was fitted to other weights", "again with `vae-wgpu fit-prior --kind second-stage run`"];
+    assert!(warnings.iter().all(|part| text(&said).contains(part)), "{}", text(&said));
+    for (prior, hint) in [("mixture", "`vae-wgpu fit-prior run`"), ("second-stage", "--kind second-stage run`")] {
         stage.fails(&format!("sample run --prior {prior}"), 1, &["fitted to", hint, "--prior normal"]);
     }
 }

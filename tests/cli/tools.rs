@@ -330,7 +330,7 @@ fn closed_pipe_ends_bench_kernels_silently() {
 fn kernels_are_listed_and_printed_in_every_language() {
     let listed = run(&[["kernels"].as_slice(), &TINY].concat());
     let list = stdout(&listed);
-    let name = list.lines().filter_map(|line| line.split(' ').next()).find(|name| name.starts_with("conv2d.forward/"));
+    let name = list.split_whitespace().find(|word| word.starts_with("conv2d.forward/"));
     let name = name.expect("a convolution");
     for (language, part) in
         [("wgsl", "@compute"), ("spirv", "\u{3}\u{2}#\u{7}"), ("msl", "kernel void"), ("hlsl", "[numthreads(")]
@@ -341,7 +341,13 @@ fn kernels_are_listed_and_printed_in_every_language() {
     }
     let unknown = run(&[["kernels", "nonesuch"].as_slice(), &TINY].concat());
     assert_eq!(unknown.status.code(), Some(2));
-    assert!(stderr(&unknown).contains("`nonesuch`") && stderr(&unknown).contains(name), "{}", stderr(&unknown));
+    assert!(
+        stderr(&unknown).contains("unknown kernel `nonesuch`: expected one that `vae-wgpu kernels` lists"),
+        "{}",
+        stderr(&unknown)
+    );
+    let similar = run(&[["kernels", "conv2d.forward"].as_slice(), &TINY].concat());
+    assert!(similar.status.code() == Some(2) && stderr(&similar).contains(name), "{}", stderr(&similar));
 }
 
 #[test]

@@ -221,6 +221,14 @@ fn runs_are_listed_and_found_by_name() {
     run(&[["fit-prior", "runs/first/last.safetensors"].as_slice(), &limits, &["--data", "shapes"]].concat());
     assert!(dir.path().join("runs/first/last.prior.safetensors").exists());
     run(&["sample", "runs/first/last.safetensors", "-n", "1", "--prior", "mixture", "--device", "cpu"]);
+    // A prior that somebody has fitted stays as long as the weights do.
+    let prior = || fs::read(dir.path().join("runs/first/prior.safetensors")).unwrap();
+    let fitted = prior();
+    run(&["fit-prior", "first", "--components", "2", "--device", "cpu"]);
+    let own = prior();
+    assert!(own != fitted);
+    run(&["train", "--resume", "first", "--device", "cpu"]);
+    assert!(prior() == own, "the prior was replaced");
 }
 
 #[test]
@@ -327,8 +335,7 @@ fn init_weights_are_validated_first() {
     let output = command(&args).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    let expected =
-        "size of the model: expected `--channels 4`, found `--channels 2`. Train with `--channels 2`, or leave";
+    let expected = "size of the model: expected --channels 4, found --channels 2. Pass what was found as options";
     assert!(said.contains(expected), "{said}");
 }
 
@@ -351,6 +358,7 @@ fn train_reports_invalid_arguments() {
         (words(&["train", "--resume", &run, "--train-limit", "7"]), 2, "--train-limit"),
         (with(&["--lr", "nan"]), 2, "--lr"),
         (with(&["--lr", "quick"]), 2, "--lr"),
+        (with(&["--accumulate", "2", "--micro-batches", "2"]), 2, "cannot be used with '--micro-batches"),
         (with(&["--weight-decay=-1"]), 2, "--weight-decay"),
         (with(&["--init", "no-such-file"]), 1, "no-such-file"),
         (with(&["--variants", "no-such-table"]), 1, "no-such-table"),

@@ -236,6 +236,49 @@ fn quiet_commands_print_nothing_and_replaced_files_are_announced() {
 }
 
 #[test]
+fn inputs_and_files_of_runs_are_not_replaced() {
+    let stage = Stage::new();
+    image::RgbImage::new(32, 32).save(stage.path("own.png")).unwrap();
+    fs::copy(stage.model(), stage.path("own.safetensors")).unwrap();
+    let files = ["run/model.safetensors", "own.safetensors", "own.png"].map(|name| stage.path(name));
+    let contents = || files.each_ref().map(|file| fs::read(file).unwrap());
+    let before = contents();
+    for line in [
+        "encode run --val-limit 1 --out run/model.safetensors",
+        "export run --half --out ./run/model.safetensors",
+        "sample run --raw -n 1 --out run/prior.safetensors",
+        "reconstruct run -n 1 --out run/training_loss.png",
+        "sample run -n 1 --out run/samples/epoch_01.png",
+    ] {
+        stage.fails(line, 1, &["it belongs to the run in", "Pass another file as --out"]);
+    }
+    for line in [
+        "export own.safetensors --out ./own.safetensors",
+        "sample own.safetensors --raw -n 1 --out own.safetensors",
+        "encode own.safetensors own.png --out own.safetensors",
+        "reconstruct run own.png --out own.png",
+        "interpolate run --from own.png --to 1 --out own.png",
+        "traverse run --image own.png --out own.png",
+    ] {
+        stage.fails(line, 1, &["--out names the input", "pass another file"]);
+    }
+    assert!(contents() == before, "a file was replaced");
+    stage.ok("sample run -n 1 --out run/mine.png");
+}
+
+#[test]
+fn weights_in_a_run_folder_are_used_with_its_data() {
+    let stage = Stage::new();
+    fs::create_dir(stage.path("run/weights")).unwrap();
+    fs::copy(stage.model(), stage.path("run/weights/epoch_01.safetensors")).unwrap();
+    for model in ["run/model.safetensors", "run/weights/epoch_01.safetensors"] {
+        let said = stage.ok(&format!("eval {model} --val-limit 2 --no-pca --distances 0 --json")).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&said).unwrap();
+        assert_eq!((&report["data"], &report["images"]), (&"shapes".into(), &2.into()), "{model}");
+    }
+}
+
+#[test]
 fn incompatible_model_files_are_rejected_with_the_difference() {
     let stage = Stage::new();
     let bytes = fs::read(stage.model()).unwrap();
@@ -288,7 +331,8 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
     changed("bare.safetensors", &|f| f.metadata.clear());
     stage.ok("sample run --prior normal --raw --out samples.npy");
     stage.ok("sample bare.safetensors --raw --out bare.npy");
-    stage.ok("export run --names seed --out theirs.safetensors");
+    let said = text(&stage.ok("export run --names seed --out theirs.safetensors").stderr);
+    assert!(said.contains("no variance of the likelihood"), "{said}");
     stage.ok("sample theirs.safetensors --raw --out theirs.npy");
     for other in ["bare.npy", "theirs.npy"] {
         assert!(

@@ -54,7 +54,7 @@ fn damaged_folders_are_reported_with_file_and_offset() {
     fs::create_dir(&path).unwrap();
     assert!(error().contains("data_batch_4.bin: not a regular file"), "{}", error());
     let nowhere = rejection(Path::new("no/such/place"));
-    assert!(nowhere.starts_with("cannot open the data set no/such/place: "), "{nowhere}");
+    assert!(nowhere.starts_with("cannot use no/such/place: no file or folder has this name. "), "{nowhere}");
 }
 
 #[test]

@@ -94,7 +94,11 @@ fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
             };
             let message = in_plain_words(&error.to_string());
             let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            bail!("{first}{similar}")
+            let known = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(names)) if !names.is_empty() => format!(": expected {}", names.join(", ")),
+                _ => String::new(),
+            };
+            bail!("{first}{similar}{known}")
         }
     }
 }
@@ -219,6 +223,8 @@ mod tests {
         for (text, message) in [
             ("lr = -1", "invalid value '-1' for '--lr <RATE>'"),
             ("\nlr = \n", "line 2: "),
+            ("norm = \"layer\"", "invalid value 'layer' for '--norm <NORM>': expected batch, position"),
+            ("flip = \"yes\"", "for '--flip[=<BOOL>]': expected true, false"),
             ("lrate = 1", "unexpected argument '--lrate' found; there is --"),
             ("lr = [1, 2]", "`lr` is array, expected text, a number, true or false"),
             ("quiet = 1", "`quiet` is `1`, expected true or false"),

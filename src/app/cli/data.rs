@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::values::{image_size, non_empty};
 use super::{eprintln_lossy, is_quiet, note, print};
 use crate::app::data::{DataSpec, FetchProgress, ImageOptions, Opened, Summary};
-use crate::app::figures::grouped;
+use crate::app::figures::{counted, grouped};
 use crate::error::{Error, printable};
 use crate::vae::data::{Dataset, Description, Statistics};
 use crate::vae::model::VaeConfig;
@@ -150,7 +150,7 @@ fn summarize(dataset: &Dataset, summary: &Summary, quiet: bool) {
         in_memory.map_or_else(|| "decoded anew for each epoch".to_owned(), |b| format!("{} in memory", bytes(b)));
     let skipped = match skipped.len() {
         0 => String::new(),
-        count => format!(", {} files skipped", grouped(count as u64)),
+        count => format!(", {} skipped", counted(count as u64, "file")),
     };
     eprintln_lossy(format_args!(
         "data    {} images of {c}x{h}x{w}: {memory}{skipped}; classes: {}",

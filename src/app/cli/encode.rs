@@ -10,7 +10,8 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, from_file, image_files};
 use super::note;
-use super::output::{bar, check_output, save_raw};
+use super::output::{bar, check_not_input, check_output, save_raw};
+use crate::app::figures::counted;
 use crate::app::io::atomic;
 use crate::error::Error;
 use crate::vae::inference::{Model, in_blocks};
@@ -54,6 +55,7 @@ impl EncodeArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         check_output(&self.out, &["safetensors", "npy", "csv"])?;
         let model = self.trained.load()?;
+        check_not_input(&self.out, [model.path.as_path()])?;
         let latents = if self.files.is_empty() { self.of_data_set(&model)? } else { self.of_files(&model)? };
         let (count, latent) = (latents.names.len(), model.config.latent_dim);
         match self.out.extension().unwrap_or_default().to_string_lossy().to_lowercase().as_str() {
@@ -61,7 +63,7 @@ impl EncodeArgs {
             "csv" => save(&self.out, latents.table(latent)?.as_bytes())?,
             _ => save(&self.out, &latents.tensors(latent, &model)?)?,
         }
-        note(format_args!("latent dimensions of {count} images: {}", self.out.display()));
+        note(format_args!("latent dimensions of {}: {}", counted(count as u64, "image"), self.out.display()));
         Ok(ExitCode::SUCCESS)
     }
 

@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::data::DatasetArgs;
 use super::inference::{TrainedArgs, dims};
 use super::output::bar;
-use super::{is_quiet, print};
+use super::{eprintln_lossy, is_quiet, print};
 use crate::app::io::prior::Kind;
+use crate::error::Error;
 use crate::runtime::op::Likelihood;
 use crate::vae::data;
 use crate::vae::data::{Dataset, Images};
@@ -127,11 +128,22 @@ impl EvalArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// N(0, I) and the priors that were fitted to the model.
+    /// N(0, I) and the priors that were fitted to the model. Warns about those that were fitted to earlier weights.
     fn priors(&self, model: &Model) -> anyhow::Result<Vec<Prior>> {
         let mut priors = vec![Prior::Normal(model.config.latent_dim)];
         for kind in [Kind::Mixture, Kind::SecondStage] {
-            priors.extend(self.trained.prior(model, kind)?);
+            match self.trained.prior(model, kind) {
+                Ok(prior) => priors.extend(prior),
+                Err(error) => match error.downcast() {
+                    Ok(Error::Checkpoint { path, .. }) => eprintln_lossy(format_args!(
+                        "warning: {} was fitted to other weights, and no samples are drawn from it. Fit it again with `{}`",
+                        path.display(),
+                        kind.command(&model.path)
+                    )),
+                    Ok(other) => return Err(other.into()),
+                    Err(other) => return Err(other),
+                },
+            }
         }
         Ok(priors)
     }
@@ -155,7 +167,7 @@ impl Distances {
         let read = |images: &dyn Images| {
             let mut pixels = Vec::new();
             data::batch(images, &(0..count as u32).collect::<Vec<_>>(), &mut pixels)?;
-            Ok::<_, crate::Error>(pixels)
+            Ok::<_, Error>(pixels)
         };
         let floats = |pixels: &[u8]| pixels.iter().map(|byte| f32::from(*byte) / 127.5 - 1.0).collect::<Vec<_>>();
         let test = read(dataset.test.as_ref())?;

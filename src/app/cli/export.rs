@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum, ValueHint};
 
 use super::note;
-use super::output::check_output;
+use super::output::{check_not_input, check_output};
 use super::values;
 use crate::app::io::atomic;
 use crate::app::io::model::Origin;
@@ -63,13 +63,17 @@ impl ExportArgs {
     fn safetensors(&self, out: &Path) -> anyhow::Result<()> {
         check_output(out, &["safetensors"])?;
         let model = self.run.load()?;
+        check_not_input(out, [model.path.as_path()])?;
         let mut config = model.config;
         if self.names == Names::Seed && config.classes > 0 {
             anyhow::bail!("pi-tau/vae has no conditional models: export {} with --names own", model.path.display());
         }
         let graph = config.graph(1, Mode::Encode)?;
-        if self.names == Names::Seed {
+        if self.names == Names::Seed && config.likelihood == Likelihood::Optimal {
             config.likelihood = Likelihood::Unit;
+            note(
+                "note: pi-tau/vae has no variance of the likelihood: bits per dimension of the file are those of variance 1",
+            );
         }
         let mut file = model.weights.into_file(TensorSchema::of(&graph), &serde_json::to_string(&config)?)?;
         if let Some(kl_dims) = &model.kl_dims {

@@ -65,12 +65,12 @@ impl TrainedArgs {
         self.prior(model, kind)?.ok_or_else(|| match &self.run {
             Origin::Path(_) => {
                 let path = prior::path(model, kind);
-                anyhow!("{} does not exist; fit this prior with `{}`", path.display(), kind.command())
+                anyhow!("{} does not exist; fit this prior with `{}`", path.display(), kind.command(&model.path))
             }
             Origin::Pretrained => anyhow!(
                 "the pretrained model has no such prior; fit one to a copy of it: `vae-wgpu export pretrained --out \
-                 model.safetensors`, then `{} model.safetensors`",
-                kind.command()
+                 model.safetensors`, then `{}`",
+                kind.command(Path::new("model.safetensors"))
             ),
         })
     }
@@ -112,9 +112,9 @@ impl TrainedArgs {
 
     /// Returns the options of a data set: those given, or without a data set the one that the run was trained on.
     fn dataset_args(&self, args: &DatasetArgs) -> anyhow::Result<DatasetArgs> {
-        match self.run.folder() {
+        match self.run.run_folder() {
             Some(folder) if args.spec().is_none() => {
-                let run: RunConfig<Settings> = RunFolder::view(folder)?.load_config()?;
+                let run: RunConfig<Settings> = RunFolder::view(&folder)?.load_config()?;
                 args.of_run(&run.settings)
             }
             _ => Ok(args.clone()),
@@ -243,6 +243,14 @@ impl Display for Source {
 }
 
 impl Source {
+    /// The path of a file.
+    pub(super) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Index(_) => None,
+            Self::File(path) => Some(path),
+        }
+    }
+
     /// Reads images, each given with the option that names it, and returns their bytes one after the other, and their classes. Opens the
     /// data set only if an index occurs.
     pub(super) fn read(

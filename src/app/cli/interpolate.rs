@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
-use super::output::{check_output, save_image};
+use super::output::{check_not_input, check_output, save_image};
 use super::values::non_empty;
 use crate::app::viz::caption::Labels;
 use crate::app::viz::image_grid::{Grid, ImageBatch};
@@ -59,6 +59,7 @@ impl InterpolateArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         check_output(&self.out, &["png"])?;
         let model = self.trained.load()?;
+        check_not_input(&self.out, [&self.from, &self.to].into_iter().filter_map(Source::path))?;
         let (config, dims) = (&model.config, dims(&model.config));
         let ends = [("--from", &self.from), ("--to", &self.to)];
         let (pixels, labels) = Source::read(&ends, &self.images, &self.class, &self.trained, &model)?;

@@ -1,7 +1,7 @@
 //! `vae-wgpu kernels`.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
@@ -78,9 +78,20 @@ impl KernelsArgs {
         match &self.name {
             None => list(&kernels)?,
             Some(name) => {
-                let known = || kernels.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                let unknown = || Error::Unknown { kind: "kernel", name: name.clone(), known: known() };
+                let unknown = || {
+                    let similar: Vec<_> = kernels.keys().filter(|key| key.contains(name.as_str())).cloned().collect();
+                    let known = match similar.is_empty() {
+                        true => "one that `vae-wgpu kernels` lists with the same options".to_owned(),
+                        false => similar.join(", "),
+                    };
+                    Error::Unknown { kind: "kernel", name: name.clone(), known }
+                };
                 let dispatch = kernels.get(name).and_then(|dispatches| dispatches.first()).ok_or_else(unknown)?;
+                if matches!(self.emit, Emit::Spirv) && std::io::stdout().is_terminal() {
+                    anyhow::bail!(
+                        "SPIR-V is binary: redirect stdout to a file, or choose another language with --emit"
+                    );
+                }
                 let Dispatch { kernel, flags, overrides, .. } = dispatch;
                 std::io::stdout().write_all(&emit(kernel, flags, overrides, self.emit.into())?)?;
             }

@@ -268,6 +268,10 @@ fn in_plain_words(usage: &str) -> String {
     {
         usage = format!("{before}{SIMILAR}{}'{rest}", name.replace('_', "-"));
     }
+    if usage.contains("unexpected argument 'true' found") || usage.contains("unexpected argument 'false' found") {
+        let tip = "  tip: a value of true or false follows an equals sign, as in '--flip=false'\n\nUsage:";
+        usage = usage.replacen("Usage:", tip, 1);
+    }
     // `: 0 is not in 1..=25`
     if let Some((before, after)) = usage.split_once(" is not in ")
         && let Some((before, _)) = before.rsplit_once(": ")
@@ -618,6 +622,13 @@ mod tests {
         ] {
             assert_eq!(said(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn values_of_switches_need_an_equals_sign() {
+        let error = command().try_get_matches_from(["vae-wgpu", "train", "--flip", "false"]).unwrap_err();
+        let said = in_plain_words(&error.render().to_string());
+        assert!(said.contains("as in '--flip=false'\n\nUsage: "), "{said}");
     }
 
     #[test]

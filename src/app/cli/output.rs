@@ -1,5 +1,6 @@
 //! Output files of the commands: checks of their paths, image grids, raw values, and progress bars.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,15 +11,28 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::terminal::draws_bars;
 use super::{eprintln_lossy, is_quiet, note};
 use crate::app::figures::{clock, grouped};
+use crate::app::io::run_folder::RunFolder;
 use crate::app::io::{atomic, tensor_file};
 use crate::app::viz::caption::Caption;
 use crate::app::viz::image_grid::save_png;
 use crate::error::Error;
 use crate::vae::tensor_file::{Array, TensorFile, append_f32};
 
-/// Checks before any work that a result can be written: `out` has one of the extensions `kinds`, and its folder is writable or can be
-/// created. Announces that a file will be replaced. Leaves no files.
+/// Checks before any work that a result can be written: `out` has one of the extensions `kinds`, belongs to no run, and its folder is
+/// writable or can be created. Announces that a file will be replaced. Leaves no files.
 pub(super) fn check_output(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
+    if let Some(run) = RunFolder::of_file(out) {
+        anyhow::bail!(
+            "cannot write {}: it belongs to the run in {}. Pass another file as --out",
+            out.display(),
+            run.display()
+        );
+    }
+    check_output_of_run(out, kinds)
+}
+
+/// The same for a file that may belong to a run.
+pub(super) fn check_output_of_run(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     let kind = out.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     if !kinds.contains(&kind.as_str()) {
         let known = kinds.iter().map(|k| format!(".{k}")).collect::<Vec<_>>().join(", ");
@@ -27,6 +41,17 @@ pub(super) fn check_output(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     atomic::check_writable(out)?;
     if out.is_file() {
         note(format_args!("note: {} exists and will be replaced", out.display()));
+    }
+    Ok(())
+}
+
+/// Checks that a result does not replace a file that it is made from.
+pub(super) fn check_not_input<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> anyhow::Result<()> {
+    let Ok(replaced) = fs::canonicalize(out) else { return Ok(()) };
+    for input in inputs {
+        if fs::canonicalize(input).is_ok_and(|input| input == replaced) {
+            anyhow::bail!("--out names the input {}: pass another file", input.display());
+        }
     }
     Ok(())
 }

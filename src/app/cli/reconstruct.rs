@@ -7,7 +7,7 @@ use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, TrainedArgs, dims, from_file, image_files};
 use super::note;
-use super::output::{RAW, check_grid, check_output, save_image, save_raw};
+use super::output::{RAW, check_grid, check_not_input, check_output, save_image, save_raw};
 use super::preview::{PreviewArgs, show};
 use crate::app::viz::caption::Pairs;
 use crate::app::viz::image_grid::ImageBatch;
@@ -74,7 +74,9 @@ impl ReconstructArgs {
             data::batch(images.as_ref(), &indices, &mut pixels)?;
             labels = data::labels(images.as_ref(), &indices);
         }
-        for file in &image_files(&self.files)? {
+        let files = image_files(&self.files)?;
+        check_not_input(out, files.iter().chain([&model.path]).map(PathBuf::as_path))?;
+        for file in &files {
             pixels.extend(from_file(file, config)?);
             labels.push(self.class.of_file(&model)?);
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use super::note;
-use super::output::check_output;
+use super::output::check_output_of_run;
 use super::values::run;
 use crate::app::io::atomic::create_parent;
 use crate::app::io::run_folder::RunFolder;
@@ -27,7 +27,7 @@ impl ReportArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let folder = RunFolder::view(&self.run)?;
         let out = self.out.clone().unwrap_or_else(|| folder.report());
-        check_output(&out, &["html"])?;
+        check_output_of_run(&out, &["html"])?;
         create_parent(&out)?;
         run_report::save_of_folder(&folder, &out)?;
         note(format_args!("report: {}", out.display()));

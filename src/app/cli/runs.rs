@@ -78,12 +78,13 @@ impl RunsArgs {
             runs.iter().map(|run| cell(run).chars().count()).max().unwrap_or(0).max(title.len())
         };
         let (name, data) = (width(|run| &run.name, "run"), width(|run| &run.data, "data"));
-        print(format_args!(
-            "{:<name$}  {:<data$}  {:>9}  {:>8}  {:>5}  {:>8}  device",
-            "run", "data", "epochs", "best", "epoch", "MiB"
-        ))?;
         // The names of devices are long.
         let width = stdout_width().unwrap_or(usize::MAX);
+        let titles = format!(
+            "{:<name$}  {:<data$}  {:>9}  {:>8}  {:>5}  {:>8}  device",
+            "run", "data", "epochs", "best", "epoch", "MiB"
+        );
+        print(cut(&titles, width))?;
         for run in &runs {
             let epochs = format!("{}/{}", run.epochs_done, run.epochs);
             let best = run.best.map_or_else(|| "-".to_owned(), |best| format!("{best:.4}"));

@@ -7,9 +7,9 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use super::inference::{ClassArgs, TrainedArgs, dims};
 use super::note;
-use super::output::{RAW, check_grid, check_output, save_image, save_raw};
+use super::output::{RAW, check_grid, check_not_input, check_output, save_image, save_raw};
 use super::preview::{PreviewArgs, show};
-use super::values::non_negative;
+use super::values::temperature;
 use crate::app::figures::counted;
 use crate::app::io::prior::Kind;
 use crate::app::viz::caption::square;
@@ -36,7 +36,7 @@ pub(super) struct SampleArgs {
     #[arg(long, value_enum)]
     prior: Option<PriorArg>,
     /// Factor of the standard deviation of the latent vectors: below 1 for more typical images, above for more varied ones.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = non_negative)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = temperature)]
     temperature: f64,
     /// Write the pixel values (-1 to 1, [n, channels, height, width]) instead of a PNG, to a .npy or .safetensors file.
     #[arg(long)]
@@ -81,6 +81,7 @@ impl SampleArgs {
             check_grid(count)?;
         }
         let model = self.trained.load()?;
+        check_not_input(out, [model.path.as_path()])?;
         let prior = self.prior(&model)?;
         let class = self.class.of(&model)?;
         let labels = match class {

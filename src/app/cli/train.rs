@@ -18,7 +18,7 @@ use super::launch::Group;
 use super::output::check_output;
 use super::preview::PreviewArgs;
 use super::values;
-use super::values::{choice, duration, micro_batches, non_negative, posterior_std, run, share};
+use super::values::{choice, duration, micro_batches, non_negative, positive, posterior_std, run, share};
 use super::{
     DIVERGED, DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, be_quiet, config_file, eprintln_lossy,
     eprintln_wrapped, exit_code, fit_prior, is_quiet, launch, message, print, print_error, shared_run, signals,
@@ -29,6 +29,7 @@ use crate::app::figures::counted;
 use crate::app::io::atomic::create_parent;
 use crate::app::io::model;
 use crate::app::io::model::Origin;
+use crate::app::io::prior;
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::run_store::FolderStore;
 use crate::app::viz::caption::Caption;
@@ -129,11 +130,11 @@ struct TrainingArgs {
     batch_size: Option<BatchSize>,
     /// Micro-batches per training step, in each of several processes, whose gradients are added before the update: the step of a batch K
     /// times as large, in the memory of one [default: 1].
-    #[arg(long, value_name = "K", value_parser = micro_batches(), overrides_with = "micro_batches", hide_short_help = true)]
+    #[arg(long, value_name = "K", value_parser = micro_batches(), conflicts_with = "micro_batches", hide_short_help = true)]
     accumulate: Option<usize>,
     /// Micro-batches per training step in all processes together, in place of --accumulate: what train.toml has, so that it repeats a run
     /// on another number of processes.
-    #[arg(long, value_name = "N", value_parser = micro_batches(), overrides_with = "accumulate", hide_short_help = true)]
+    #[arg(long, value_name = "N", value_parser = micro_batches(), hide_short_help = true)]
     micro_batches: Option<usize>,
     /// Compute the statistics of batch norm over the images of all processes, as those of one larger batch: for small batches on many
     /// devices. The processes wait for each other at every norm [default: false].
@@ -143,7 +144,7 @@ struct TrainingArgs {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Learning rate after the warm-up [default: 0.01].
-    #[arg(long, value_name = "RATE", value_parser = non_negative)]
+    #[arg(long, value_name = "RATE", value_parser = positive)]
     lr: Option<f64>,
     /// Steps during which the learning rate rises from a hundredth of --lr to --lr [default: 500; with --recipe seed: 1000].
     #[arg(long, value_name = "STEPS")]
@@ -242,13 +243,21 @@ enum ScheduleArg {
 }
 
 impl TrainArgs {
-    /// Returns the options of --config or --like as arguments.
+    /// Returns the options of --config or --like as arguments, except those that an option on the command line replaces.
     pub(super) fn options_of_file(&self) -> anyhow::Result<Vec<OsString>> {
-        match (&self.run.config, &self.run.like) {
-            (Some(file), _) => config_file::from_file(file),
-            (_, Some(run)) => config_file::from_run(run),
-            _ => Ok(Vec::new()),
+        let mut options = match (&self.run.config, &self.run.like) {
+            (Some(file), _) => config_file::from_file(file)?,
+            (_, Some(run)) => config_file::from_run(run)?,
+            _ => Vec::new(),
+        };
+        // Two options for the same number; others are replaced by their last value.
+        if self.training.accumulate.or(self.training.micro_batches).is_some() {
+            options.retain(|option| {
+                let option = option.to_string_lossy();
+                !["--accumulate=", "--micro-batches="].iter().any(|name| option.starts_with(name))
+            });
         }
+        Ok(options)
     }
 
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
@@ -551,16 +560,19 @@ impl TrainArgs {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Fits a prior to the best weights of the run. The run is complete without it, so a failure is a warning.
+    /// Fits a prior to the best weights of the run, unless one is there. The run is complete without it, so a failure is a warning.
     fn fit_prior(&self, run: &Path, dataset: &Dataset, device: &Device, plan: &plan::Options) {
         let fit = || {
             let model = model::load(run)?;
+            if prior::load(&model, prior::Kind::Mixture).is_ok_and(|found| found.is_some()) {
+                return Ok(None);
+            }
             let images = dataset.train.as_ref();
             let mut trained = model.on(device, plan, BATCH, &[(Mode::Encode, images.len())])?;
-            fit_prior::fit_mixture(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0)
+            fit_prior::fit_mixture(&model, &mut trained, images, fit_prior::COMPONENTS as usize, 0).map(Some)
         };
         match fit() {
-            Ok(said) if !is_quiet() && !self.output.json => eprintln_wrapped(said),
+            Ok(Some(said)) if !is_quiet() && !self.output.json => eprintln_wrapped(said),
             Ok(_) => {}
             Err(error) => eprintln_lossy(format_args!("warning: no prior was fitted: {error:#}")),
         }
@@ -586,29 +598,34 @@ impl TrainArgs {
 
 /// Rejects weights of a model of other sizes, and names the options that differ.
 fn check_sizes(path: &Path, found: &VaeConfig, wanted: &VaeConfig) -> crate::Result<()> {
-    let options = |model: &VaeConfig| {
+    let sizes = |model: &VaeConfig| {
         [
             format!("--channels {}", model.channels),
             format!("--blocks {}", model.blocks),
             format!("--latent-dim {}", model.latent_dim),
             format!("--norm {}", model.norm),
+            format!("--image-size {}", model.image_size),
+            format!("images of {}", counted(model.image_channels as u64, "channel")),
+            match model.classes {
+                0 => "no --conditional".to_owned(),
+                classes => format!("--conditional with {classes} classes"),
+            },
         ]
     };
-    let (found, wanted) = (options(found), options(wanted));
-    let differing = |these: &[String; 4], those: &[String; 4]| {
-        let options = these.iter().zip(those).filter(|(this, that)| this != that);
-        options.map(|(this, _)| this.as_str()).collect::<Vec<_>>().join(" ")
-    };
+    let (found, wanted) = (sizes(found), sizes(wanted));
     if found == wanted {
         return Ok(());
     }
-    let options = differing(&found, &wanted);
+    let differing = |these: &[String], those: &[String]| {
+        let sizes = these.iter().zip(those).filter(|(this, that)| this != that);
+        sizes.map(|(this, _)| this.as_str()).collect::<Vec<_>>().join(", ")
+    };
     Err(Error::Checkpoint {
         path: path.to_owned(),
         what: "size of the model".into(),
-        expected: format!("`{}`", differing(&wanted, &found)),
-        found: format!("`{options}`"),
-        hint: format!("train with `{options}`, or leave out --init"),
+        expected: differing(&wanted, &found),
+        found: differing(&found, &wanted),
+        hint: "pass what was found as options of this run, or leave out --init".into(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use super::inference::{ClassArgs, ImagesArgs, Source, TrainedArgs, dims};
-use super::output::{check_grid, check_output, save_image};
+use super::output::{check_grid, check_not_input, check_output, save_image};
 use super::values::{non_empty, short};
 use crate::app::viz::caption::{Labels, stack};
 use crate::app::viz::image_grid::{Grid, ImageBatch};
@@ -56,6 +56,7 @@ impl TraverseArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         check_output(&self.out, &["png"])?;
         let model = self.trained.load()?;
+        check_not_input(&self.out, self.image.iter().filter_map(Source::path))?;
         let (config, dims) = (&model.config, dims(&model.config));
         let (latent, steps) = (config.latent_dim, self.steps as usize);
         if let Some(dims) = self.dims.filter(|dims| *dims > latent) {

@@ -90,6 +90,19 @@ pub(super) fn non_negative(text: &str) -> Result<f64, ParseError> {
     Err("expected a number from 0 to 3e38".into())
 }
 
+/// Parses a number from 0 to 100, far beyond which no decoder is meant to see a latent vector.
+pub(super) fn temperature(text: &str) -> Result<f64, ParseError> {
+    let value: f64 = text.parse()?;
+    if (0.0..=100.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to 100".into()) }
+}
+
+/// Parses a number above 0 and at most the largest `f32`.
+pub(super) fn positive(text: &str) -> Result<f64, ParseError> {
+    let value: f64 = text.parse()?;
+    let fits = value > 0.0 && value <= f64::from(f32::MAX);
+    if fits { Ok(value) } else { Err("expected a number above 0, at most 3e38".into()) }
+}
+
 /// Parses a number from 0 to below 1.
 pub(super) fn share(text: &str) -> Result<f64, ParseError> {
     let value: f64 = text.parse()?;

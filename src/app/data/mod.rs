@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -108,8 +109,14 @@ pub fn open(spec: &DataSpec, options: &ImageOptions, progress: &mut dyn FnMut(Fe
 /// Opens the data set at a path, whose content decides what it is. A folder may also hold the folder or the archive of CIFAR-10 or
 /// CIFAR-100 under its usual name.
 fn open_path(path: &Path, options: &ImageOptions, progress: &mut dyn FnMut(FetchProgress)) -> Result<Opened> {
-    let found = fs::metadata(path).map_err(Error::file("open the data set", path))?;
     let origin = path.display().to_string();
+    let found = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let hint = "if it has moved, pass its path as --data; `shapes` stands for the built-in images";
+            return Err(Error::data(&origin, "no file or folder has this name", hint));
+        }
+        found => found.map_err(Error::file("open the data set", path))?,
+    };
     if !found.is_dir() {
         if image_folder::is_image(path) {
             return Err(Error::data(&origin, "it is a single image", "pass the folder that it is in"));

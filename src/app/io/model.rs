@@ -31,6 +31,16 @@ impl Origin {
         }
     }
 
+    /// Returns the run folder that it is in, or that it is.
+    #[must_use]
+    pub fn run_folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Path(path) if path.is_dir() => Some(path.clone()),
+            Self::Path(path) => RunFolder::of_file(path),
+            Self::Pretrained => None,
+        }
+    }
+
     /// Reads the file with the weights. Returns it with its path, for messages.
     ///
     /// # Errors

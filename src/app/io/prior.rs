@@ -1,7 +1,9 @@
 //! The priors that were fitted to a model, in files beside that of the model.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
+use crate::app::io::run_config::quoted;
 use crate::app::io::{atomic, tensor_file};
 use crate::error::{Error, Result};
 use crate::vae::inference::Model;
@@ -30,13 +32,18 @@ impl Kind {
         }
     }
 
-    /// Returns the command that fits a prior of this kind.
+    /// Returns the command that fits a prior of this kind to a model in a file.
     #[must_use]
-    pub const fn command(self) -> &'static str {
-        match self {
+    pub fn command(self, model: &Path) -> String {
+        let command = match self {
             Self::Mixture => "vae-wgpu fit-prior",
             Self::SecondStage => "vae-wgpu fit-prior --kind second-stage",
-        }
+        };
+        // A run stands for its best weights.
+        let run = model.parent().filter(|folder| {
+            model.file_name() == Some(OsStr::new("model.safetensors")) && folder.join("config.json").is_file()
+        });
+        format!("{command} {}", quoted(&run.unwrap_or(model).to_string_lossy()))
     }
 }
 
@@ -95,7 +102,7 @@ pub fn from_file(file: TensorFile, path: PathBuf, model: &Model, kind: Kind) -> 
             what: "weights that the prior was fitted to".to_owned(),
             expected,
             found,
-            hint: format!("fit it again with `{}`, or pass --prior normal", kind.command()),
+            hint: format!("fit it again with `{}`, or pass --prior normal", kind.command(&model.path)),
         });
     }
     let (latent, classes) = (model.config.latent_dim, model.config.classes);
@@ -141,6 +148,10 @@ mod tests {
         assert_eq!(path(&last, Kind::Mixture), dir.path().join("last.prior.safetensors"));
         assert_eq!(load(&last).unwrap(), None);
         let error = load(&model(2)).unwrap_err().to_string();
-        assert!(error.contains("fit-prior") && error.contains("--prior normal"), "{error}");
+        let command = format!("`vae-wgpu fit-prior {}`", dir.path().join("model.safetensors").display());
+        assert!(error.contains(&command) && error.contains("--prior normal"), "{error}");
+        std::fs::write(dir.path().join("config.json"), "").unwrap();
+        let error = load(&model(2)).unwrap_err().to_string();
+        assert!(error.contains(&format!("`vae-wgpu fit-prior {}`", dir.path().display())), "{error}");
     }
 }

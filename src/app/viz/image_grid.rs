@@ -3,6 +3,7 @@
 use std::io::{self, Cursor};
 use std::path::Path;
 
+use byteorder::{BigEndian, ByteOrder};
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, imageops};
 
@@ -379,7 +380,8 @@ const MIN_MEMORY: u64 = 1 << 20;
 fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     let malformed = |error: image::ImageError| Error::malformed("decode the image", path, error);
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(Error::file("read", path))?;
-    let expansion = if reader.format() == Some(ImageFormat::Jpeg) { JPEG_EXPANSION } else { PNG_EXPANSION };
+    let format = reader.format();
+    let expansion = if format == Some(ImageFormat::Jpeg) { JPEG_EXPANSION } else { PNG_EXPANSION };
     let most = (bytes.len() as u64).saturating_mul(expansion).clamp(MIN_MEMORY, MAX_MEMORY);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(most);
@@ -394,10 +396,35 @@ fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
         );
         return Err(Error::malformed("decode the image", path, why));
     }
+    if format == Some(ImageFormat::Jpeg) && !has_jpeg_end(bytes) {
+        // The decoder would fill the rest with grey.
+        return Err(Error::malformed("decode the image", path, "the file ends before the image does"));
+    }
     let orientation = decoder.orientation().map_err(malformed)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(malformed)?;
     image.apply_orientation(orientation);
     Ok(image)
+}
+
+/// Whether a JPEG file has the marker at the end of the image, which is missing where the file was cut off (ITU-T T.81, annex B).
+fn has_jpeg_end(bytes: &[u8]) -> bool {
+    const END: u8 = 0xd9;
+    let mut at = 0;
+    // Between markers is compressed data, in which 0xff is followed by 0, or a part of the file that is not needed.
+    while let Some(marker) = bytes.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0xff)) {
+        at += marker + 1;
+        match bytes.get(at) {
+            Some(&END) => return true,
+            // Compressed data, filling, restarts, the start of the image: without a length.
+            Some(0 | 0xff | 0x01 | 0xd0..=0xd8) => {}
+            Some(_) => match bytes.get(at + 1..at + 3) {
+                Some(length) => at += 1 + usize::from(BigEndian::read_u16(length)),
+                None => return false,
+            },
+            None => return false,
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -406,6 +433,25 @@ mod tests {
     use std::fs;
 
     const DIMS: [usize; 3] = [3, 4, 4];
+
+    #[test]
+    fn truncated_files_are_rejected_at_any_length() {
+        let image = RgbImage::from_fn(40, 24, |x, y| Rgb([(x * 6) as u8, (y * 10) as u8, (x * y) as u8]));
+        for format in [ImageFormat::Png, ImageFormat::Jpeg] {
+            let mut file = Cursor::new(Vec::new());
+            image.write_to(&mut file, format).unwrap();
+            let bytes = file.into_inner();
+            let decoded = |bytes: &[u8]| ImageBatch::from_file(bytes, Path::new("x"), 8);
+            assert_eq!(decoded(&bytes).unwrap().len(), 1);
+            // Cameras append data of their own.
+            assert_eq!(decoded(&[&bytes[..], b"more"].concat()).unwrap().len(), 1);
+            // The last chunk of a PNG file says only that there is no other.
+            let needed = bytes.len() - if format == ImageFormat::Png { 12 } else { 0 };
+            for length in 0..needed {
+                assert!(decoded(&bytes[..length]).is_err(), "{format:?}: {length} of {}", bytes.len());
+            }
+        }
+    }
 
     fn images(count: usize, first: u8) -> ImageBatch {
         let bytes: Vec<u8> = (0..count * 48).map(|i| (i * 7 + first as usize) as u8).collect();

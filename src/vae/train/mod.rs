@@ -288,7 +288,7 @@ impl<'a> Trainer<'a> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
         self.announce()?;
         self.show_originals()?;
-        if self.settings.warmup > steps {
+        if self.settings.warmup > steps && self.runner.step() < steps {
             let Settings { warmup, lr, .. } = self.settings;
             let last = self.settings.lr_at(steps - 1, steps);
             self.warn(&format!(
@@ -336,10 +336,11 @@ impl<'a> Trainer<'a> {
                 stops = ranks.first(stops)?;
             }
             if stops {
-                self.warn(&format!(
-                    "the run ends early: the validation loss has not fallen for {} epochs",
-                    self.settings.early_stop
-                ))?;
+                let epochs = match self.settings.early_stop {
+                    1 => "1 epoch".to_owned(),
+                    count => format!("{count} epochs"),
+                };
+                self.warn(&format!("the run ends early: the validation loss has not fallen for {epochs}"))?;
                 break;
             }
             let epoch_start = Instant::now();

@@ -270,7 +270,7 @@ mod tests {
             text.lines().collect::<Vec<_>>(),
             [
                 "model   32 channels, 4 blocks, latent 16, batch norm, 1,721,891 parameters",
-                "train   50,000 images, 25 epochs, 9,775 steps of 128",
+                "train   50,000 images and 10,000 to validate, 25 epochs, 9,775 steps of 128",
                 "run     runs/2026-01-31-1",
                 "memory  86 MiB on the device",
                 "step 5/9,775  epoch 1/25  loss 0.9500  (recon 0.9375, kl 0.0125)  62 images/s",

@@ -103,6 +103,10 @@ impl RunFolder {
 
     /// Returns whether there is a run to overwrite, and an error if there are other files, or a run and not `force`.
     fn is_taken(path: &Path, force: bool) -> Result<bool> {
+        if path.is_file() {
+            let why = "it is a file, and a run needs a folder. Pass another --out";
+            return Err(Error::file("start a run in", path)(io::Error::new(ErrorKind::NotADirectory, why)));
+        }
         let taken = entries(path)?.any(|entry| entry.file_name() != LOCK);
         let run = [LOCK, FILES[0]].iter().any(|name| path.join(name).exists());
         if taken && !(force && run) {
@@ -240,6 +244,22 @@ impl RunFolder {
     #[must_use]
     pub fn is_run(path: &Path) -> bool {
         ["config.json", "metrics.csv"].iter().all(|name| path.join(name).is_file())
+    }
+
+    /// Returns the folder of the run that a path belongs to, whether or not there is a file: one of those that a run writes.
+    #[must_use]
+    pub fn of_file(path: &Path) -> Option<PathBuf> {
+        let name = path.file_name()?;
+        // The folder of a relative path of one name.
+        let here = |folder: &Path| if folder == Path::new("") { PathBuf::from(".") } else { folder.to_owned() };
+        let folder = here(path.parent()?);
+        if FILES.iter().any(|file| name == OsStr::new(file)) {
+            return Some(folder).filter(|folder| folder.join("config.json").is_file());
+        }
+        let of_epochs =
+            [SAMPLES, RECONSTRUCTIONS, WEIGHTS].iter().any(|name| folder.file_name() == Some(OsStr::new(name)));
+        let run = here(folder.parent()?);
+        (of_epochs && is_of_an_epoch(name) && run.join("config.json").is_file()).then_some(run)
     }
 
     /// Returns whether a process, this or another, is writing to the folder.
