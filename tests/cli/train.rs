@@ -142,6 +142,9 @@ fn preparations_write_no_run() {
             && said.contains("dry run: ready to train"),
         "{said}"
     );
+    assert!(said.contains("the warm-up of 500 steps is longer than the run of 50"), "{said}");
+    let [_, said] = run(&["--dry-run", "--quiet", "--beta-warmup", "1000"]);
+    assert!(said.lines().count() == 2 && said.contains("the warm-up of beta over 1000 steps is longer"), "{said}");
     let [_, said] = run(&["--dry-run", "--batch-size", "4", "--accumulate", "4"]);
     assert!(said.contains("36 images and 4 to validate, 25 epochs, 75 steps of 4 x 4"), "{said}");
     assert_eq!(files(), 0);
@@ -358,6 +361,7 @@ fn train_reports_invalid_arguments() {
         (words(&["train", "--resume", &run, "--train-limit", "7"]), 2, "--train-limit"),
         (with(&["--lr", "nan"]), 2, "--lr"),
         (with(&["--lr", "quick"]), 2, "--lr"),
+        (with(&["--beta-warmup", "20", "--beta-cycle", "10"]), 1, "at least the 20 steps in which beta rises"),
         (with(&["--accumulate", "2", "--micro-batches", "2"]), 2, "cannot be used with '--micro-batches"),
         (with(&["--weight-decay=-1"]), 2, "--weight-decay"),
         (with(&["--init", "no-such-file"]), 1, "no-such-file"),

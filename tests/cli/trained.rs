@@ -250,7 +250,7 @@ fn inputs_and_files_of_runs_are_not_replaced() {
         "reconstruct run -n 1 --out run/training_loss.png",
         "sample run -n 1 --out run/samples/epoch_01.png",
     ] {
-        stage.fails(line, 1, &["it belongs to the run in", "Pass another file as --out"]);
+        stage.fails(line, 1, &["it belongs to the run in", "Choose another file"]);
     }
     for line in [
         "export own.safetensors --out ./own.safetensors",

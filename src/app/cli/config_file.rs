@@ -64,9 +64,14 @@ fn cannot_use(path: &Path) -> String {
 /// Returns the options in a TOML file as arguments that `train` accepts.
 fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        let line =
-            error.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.lines().count().max(1));
-        anyhow!("line {line}: {}", error.message().replace('\n', ", "))
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count();
+        let content = printable(text.lines().nth(line).unwrap_or_default().trim());
+        anyhow!(
+            "line {}, `{content}`: {}. Text needs quotes, as in data = \"shapes\"; true and false are lower case",
+            line + 1,
+            error.message().replace('\n', ", ")
+        )
     })?;
     let mut command = command();
     // Adds the options of all commands, such as --quiet.
@@ -222,7 +227,9 @@ mod tests {
     fn message_names_the_option_of_a_file() {
         for (text, message) in [
             ("lr = -1", "invalid value '-1' for '--lr <RATE>'"),
-            ("\nlr = \n", "line 2: "),
+            ("\nlr = \n", "line 2, `lr =`: "),
+            ("lr = 1\n\nlr = 2\n", "line 3, `lr = 2`: duplicate key"),
+            ("seed = 1\nlr = fast", "line 2, `lr = fast`: "),
             ("norm = \"layer\"", "invalid value 'layer' for '--norm <NORM>': expected batch, position"),
             ("flip = \"yes\"", "for '--flip[=<BOOL>]': expected true, false"),
             ("lrate = 1", "unexpected argument '--lrate' found; there is --"),

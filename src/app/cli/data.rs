@@ -43,8 +43,8 @@ pub(super) fn with_defaults_of_run(command: Command) -> Command {
     let defaults = [
         ("data", "that of the run"),
         ("image_size", "that of the model"),
-        ("train_limit", "as many as the run"),
-        ("val_limit", "as many as the run"),
+        ("train_limit", "as many as the run, of its data set"),
+        ("val_limit", "as many as the run, of its data set"),
     ];
     defaults.into_iter().fold(command, |command, (id, default)| {
         command.mut_arg(id, |arg| {

@@ -69,7 +69,7 @@ impl EncodeArgs {
 
     fn of_data_set(&self, model: &Model) -> anyhow::Result<Latents> {
         self.class.of(model)?;
-        let images = self.images.open(&self.trained, &model.config)?;
+        let images = self.images.open(&self.trained, model)?;
         let count = images.len();
         let mut trained = self.trained.start(model, &[(Mode::Encode, count)])?;
         let class = |i| {

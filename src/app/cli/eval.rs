@@ -94,7 +94,7 @@ struct PcaBaseline {
 impl EvalArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         let model = self.trained.load()?;
-        let dataset = self.trained.dataset(&self.dataset, &model.config)?;
+        let dataset = self.trained.dataset(&self.dataset, &model)?;
         let count = dataset.test.len();
         let mut trained =
             self.trained.start_with(!self.json, &model, &[(Mode::Encode, count), (Mode::Decode, count)])?;

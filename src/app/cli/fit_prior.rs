@@ -1,5 +1,6 @@
 //! `vae-wgpu fit-prior`.
 
+use std::cmp::Ordering;
 use std::process::ExitCode;
 
 use clap::{Args, Command, ValueEnum};
@@ -10,6 +11,7 @@ use super::note;
 use super::output::bar;
 use super::values::stored_model;
 use crate::app::io::prior;
+use crate::app::io::run_folder::RunFolder;
 use crate::runtime::plan;
 use crate::vae::data::{Images, labels};
 use crate::vae::inference::{Model, Trained};
@@ -69,7 +71,15 @@ impl FitPriorArgs {
             _ => {}
         }
         let model = self.trained.load()?;
-        let dataset = self.trained.dataset(&self.dataset, &model.config)?;
+        if let Some(run) = RunFolder::of_file(&model.path)
+            && RunFolder::view(&run)?.is_in_use()
+        {
+            anyhow::bail!(
+                "cannot fit a prior in {}: another process is writing to the run. Wait until it ends",
+                run.display()
+            );
+        }
+        let dataset = self.trained.dataset(&self.dataset, &model)?;
         let images = dataset.train.as_ref();
         let device = self.trained.open(true)?;
         let mut trained = self.trained.start_on(&device, &model, &[(Mode::Encode, images.len())])?;
@@ -152,10 +162,13 @@ pub(super) fn fit_mixture(
     fitting.finish_and_clear();
     let count = mixture.components();
     let path = prior::save(&Prior::Mixture(mixture), model)?;
-    let fewer =
-        if count < components { format!(", as many of {components} as the images allow") } else { String::new() };
+    let note = match count.cmp(&components) {
+        Ordering::Less => format!(", as many of {components} as the images allow"),
+        Ordering::Equal => String::new(),
+        Ordering::Greater => format!(", one for each class and not {components}"),
+    };
     Ok(format!(
-        "prior   mixture of {count} Gaussians{fewer}, log density of the encoded images {density:.2} nats (N(0, I): {:.2}): {}",
+        "prior   mixture of {count} Gaussians{note}, log density of the encoded images {density:.2} nats (N(0, I): {:.2}): {}",
         standard_log_density(&latents, latent),
         path.display()
     ))

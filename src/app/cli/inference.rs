@@ -122,16 +122,16 @@ impl TrainedArgs {
     }
 
     /// Opens the data set of `args`, or without one the data set that the run was trained on. The images of a folder are resized to those
-    /// of the model.
-    pub(super) fn dataset(&self, args: &DatasetArgs, config: &VaeConfig) -> anyhow::Result<Dataset> {
-        let args = self.dataset_args(args)?;
+    /// of the model, and labels are those of its classes.
+    pub(super) fn dataset(&self, args: &DatasetArgs, model: &Model) -> anyhow::Result<Dataset> {
+        let (args, config) = (self.dataset_args(args)?, &model.config);
         let dataset = args.open(false, Some(config))?.dataset;
         if let Err(Error::InvalidArgument { expected, found, .. }) = check_size(config, dataset.test.as_ref()) {
             let what = format!("its images have {found} values, those of the model {expected}");
             let hint = "pass the data set of the run, or a folder of PNG or JPEG images, which are resized";
             return Err(Error::data(&dataset.name, what, hint).into());
         }
-        Ok(dataset)
+        Ok(dataset.with_classes(&model.classes)?)
     }
 }
 
@@ -167,8 +167,8 @@ impl ImagesArgs {
         }
     }
 
-    pub(super) fn open(&self, trained: &TrainedArgs, config: &VaeConfig) -> anyhow::Result<Box<dyn Images>> {
-        let dataset = trained.dataset(&self.dataset, config)?;
+    pub(super) fn open(&self, trained: &TrainedArgs, model: &Model) -> anyhow::Result<Box<dyn Images>> {
+        let dataset = trained.dataset(&self.dataset, model)?;
         Ok(match self.split {
             Split::Train => dataset.train,
             Split::Test => dataset.test,
@@ -263,7 +263,7 @@ impl Source {
         let config = &model.config;
         class.of(model)?;
         let from_data = sources.iter().any(|(_, source)| matches!(source, Self::Index(_)));
-        let images = if from_data { Some(images.open(trained, config)?) } else { None };
+        let images = if from_data { Some(images.open(trained, model)?) } else { None };
         let (mut all, mut labels) = (Vec::new(), Vec::new());
         for (option, source) in sources {
             match (source, &images) {

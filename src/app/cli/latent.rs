@@ -38,7 +38,7 @@ impl LatentArgs {
             check_output(path, &["csv", "png"])?;
         }
         let model = self.trained.load()?;
-        let images = self.images.open(&self.trained, &model.config)?;
+        let images = self.images.open(&self.trained, &model)?;
         let (count, latent) = (images.len(), model.config.latent_dim);
         let mut trained = self.trained.start(&model, &[(Mode::Encode, count)])?;
         let (mut mu, mut kl) = (Vec::with_capacity(count * latent), vec![0.0; latent]);

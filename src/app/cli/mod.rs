@@ -569,7 +569,9 @@ mod tests {
         let (train, sample, eval) = (help("train"), help("sample"), help("eval"));
         assert!(train.contains("else a download]") && train.contains("N training images [default: all]"), "{train}");
         assert!(!sample.contains("that of the run"), "{sample}");
-        for default in ["data set [default: that of the run]", "N training images [default: as many as the run]"] {
+        for default in
+            ["data set [default: that of the run]", "N training images [default: as many as the run, of its data set]"]
+        {
             assert!(eval.contains(default) && !train.contains(default), "{default}: {eval}");
         }
         // An option that only `train` has.

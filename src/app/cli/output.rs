@@ -23,7 +23,7 @@ use crate::vae::tensor_file::{Array, TensorFile, append_f32};
 pub(super) fn check_output(out: &Path, kinds: &[&str]) -> anyhow::Result<()> {
     if let Some(run) = RunFolder::of_file(out) {
         anyhow::bail!(
-            "cannot write {}: it belongs to the run in {}. Pass another file as --out",
+            "cannot write {}: it belongs to the run in {}. Choose another file",
             out.display(),
             run.display()
         );

@@ -63,7 +63,7 @@ impl ReconstructArgs {
         let (mut pixels, mut labels) = (Vec::new(), Vec::new());
         self.class.of(&model)?;
         if self.files.is_empty() {
-            let images = self.images.open(&self.trained, config)?;
+            let images = self.images.open(&self.trained, &model)?;
             if self.count as usize > images.len() {
                 note(format_args!("note: there are only {} images", images.len()));
             }

@@ -42,7 +42,7 @@ use crate::vae::data::Dataset;
 use crate::vae::inference::config_of;
 use crate::vae::model::{Mode, VaeConfig};
 use crate::vae::runner::Device;
-use crate::vae::train::events::Event;
+use crate::vae::train::events::{Event, Observer, Quiet};
 use crate::vae::train::memory_store::InMemoryRun;
 use crate::vae::train::range_test::{RangePoint, range_test, steepest};
 use crate::vae::train::store::RunStore;
@@ -359,7 +359,10 @@ impl TrainArgs {
         let (init, init_file) = self.init(&settings)?.unzip();
         let batch = settings.batch_size.min(dataset.train.len());
         let plan = self.plan.options(adapter(&device), &settings.model, &[(batch, Mode::Train)])?;
-        let mut observer = observer(self.output.json && first, is_quiet(), self.output.preview.get());
+        let mut observer: Box<dyn Observer> = match first {
+            true => observer(self.output.json, is_quiet(), self.output.preview.get()),
+            false => Box::new(Quiet),
+        };
         if let Some(group) = &mut group {
             let shared = shared_run::shared_adapter(&mut group.ranks, group.node, adapter(&device))?;
             if let Some(message) = shared.filter(|_| first) {

@@ -204,7 +204,64 @@ pub struct Dataset {
     pub test: Box<dyn Images>,
 }
 
+/// Images with the labels of another list of classes.
+#[derive(Debug)]
+struct Relabelled {
+    images: Box<dyn Images>,
+    classes: Vec<String>,
+    /// The new label for each old one.
+    labels: Vec<u8>,
+}
+
+impl Images for Relabelled {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn size(&self) -> (usize, usize, usize) {
+        self.images.size()
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn label(&self, index: usize) -> u8 {
+        self.labels[usize::from(self.images.label(index))]
+    }
+
+    fn read_into(&self, index: usize, pixels: &mut [u8]) -> Result<()> {
+        self.images.read_into(index, pixels)
+    }
+}
+
 impl Dataset {
+    /// Returns the data set with the labels of a conditional model: classes are matched by name. Without classes, or where those of the
+    /// model are only numbers, it stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a class that the model does not have.
+    pub fn with_classes(self, classes: &[String]) -> Result<Self> {
+        let own = self.train.classes();
+        let are_numbers = classes.iter().enumerate().all(|(number, class)| *class == number.to_string());
+        if classes.is_empty() || own == classes || are_numbers && own.len() <= classes.len() {
+            return Ok(self);
+        }
+        let mut labels = Vec::with_capacity(own.len());
+        for name in own {
+            let Some(label) = classes.iter().position(|class| class.eq_ignore_ascii_case(name)) else {
+                let what = format!("the model has no class `{name}`, only {}", classes.join(", "));
+                let hint = "name the folders after the classes of the model, or pass image files with --class";
+                return Err(Error::data(&self.name, what, hint));
+            };
+            labels.push(label as u8);
+        }
+        let relabelled = |images| {
+            Box::new(Relabelled { images, classes: classes.to_vec(), labels: labels.clone() }) as Box<dyn Images>
+        };
+        Ok(Self { train: relabelled(self.train), test: relabelled(self.test), ..self })
+    }
+
     /// Creates a data set.
     ///
     /// # Errors
@@ -453,6 +510,31 @@ mod tests {
         let classes = vec!["a".to_owned(), "b".to_owned()];
         let labels = (0..count).map(|i| (i % 2) as u8).collect();
         InMemoryImages::new((1, 2, 2), classes, labels, (0..count * 4).map(|i| i as u8).collect()).unwrap()
+    }
+
+    #[test]
+    fn classes_are_matched_by_name() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let dataset = || {
+            let half = || {
+                let images = InMemoryImages::new((1, 1, 1), names(&["cat", "dog"]), vec![1, 0], vec![5, 6]);
+                Box::new(images.unwrap())
+            };
+            Dataset::new("pets", "here", half(), half()).unwrap()
+        };
+        let labels = |classes: &[&str]| {
+            let relabelled = dataset().with_classes(&names(classes))?;
+            let mut pixels = [0];
+            relabelled.test.read_into(1, &mut pixels)?;
+            assert_eq!((pixels, relabelled.test.len(), relabelled.test.size()), ([6], 2, (1, 1, 1)));
+            Ok::<_, Error>((relabelled.train.classes().len(), [0, 1].map(|index| relabelled.train.label(index))))
+        };
+        assert_eq!(labels(&["plane", "Dog", "cat"]).unwrap(), (3, [1, 2]));
+        for same in [&["cat", "dog"][..], &[], &["0", "1", "2"]] {
+            assert_eq!(labels(same).unwrap(), (2, [1, 0]), "{same:?}");
+        }
+        let error = labels(&["cat", "horse"]).unwrap_err().to_string();
+        assert!(error.contains("no class `dog`, only cat, horse"), "{error}");
     }
 
     #[test]

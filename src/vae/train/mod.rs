@@ -274,7 +274,26 @@ impl<'a> Trainer<'a> {
                 memory: self.runner.memory().map(Memory::total),
                 settings: &self.settings,
             }),
-        )
+        )?;
+        if self.runner.step() < steps { self.warn_of_warmups(steps) } else { Ok(()) }
+    }
+
+    /// Warns about what does not end within the steps of the run.
+    fn warn_of_warmups(&mut self, steps: u64) -> Result<()> {
+        let Settings { warmup, lr, beta_warmup, beta, .. } = self.settings;
+        if warmup > steps {
+            let last = self.settings.lr_at(steps - 1, steps);
+            self.warn(&format!(
+                "the warm-up of {warmup} steps is longer than the run of {steps}: the learning rate rises to {last:.2e}, not to {lr}. --warmup shortens it"
+            ))?;
+        }
+        if beta_warmup > steps {
+            let last = self.settings.beta_at(steps - 1);
+            self.warn(&format!(
+                "the warm-up of beta over {beta_warmup} steps is longer than the run of {steps}: beta rises to {last:.2}, not to {beta}. --beta-warmup shortens it"
+            ))?;
+        }
+        Ok(())
     }
 
     /// Trains until all epochs have finished or the run is stopped.
@@ -288,13 +307,6 @@ impl<'a> Trainer<'a> {
         let steps = self.steps_per_epoch() * self.settings.epochs;
         self.announce()?;
         self.show_originals()?;
-        if self.settings.warmup > steps && self.runner.step() < steps {
-            let Settings { warmup, lr, .. } = self.settings;
-            let last = self.settings.lr_at(steps - 1, steps);
-            self.warn(&format!(
-                "the warm-up of {warmup} steps is longer than the run of {steps}: the learning rate rises to {last:.2e}, not to {lr}. --warmup shortens it"
-            ))?;
-        }
         let outcome = self.epochs(steps);
         match &outcome {
             Ok(Outcome::Finished) => self.report(RunState::Finished)?,

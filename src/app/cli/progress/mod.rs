@@ -6,24 +6,24 @@ use std::time::Duration;
 use console::Term;
 use indicatif::ProgressDrawTarget;
 
-use self::observers::{Bar, Json, Plain};
+use self::observers::{Bar, Json, Plain, Warnings};
 use super::preview::Preview;
 use super::terminal::{draws_bars, shows, stderr_width, terminal_width};
-use crate::vae::train::events::{Observer, Quiet};
+use crate::vae::train::events::Observer;
 
 #[cfg(test)]
 mod fixture;
 mod observers;
 mod report;
 
-/// Returns the observer for the options: JSON on stdout, nothing, or on stderr a progress bar (on a terminal) or plain lines. Only beside the
+/// Returns the observer for the options: JSON on stdout, or on stderr warnings alone, a progress bar (on a terminal) or plain lines. Only beside the
 /// bar are images shown.
 #[must_use]
 pub(super) fn observer(json: bool, quiet: bool, preview: Option<Preview>) -> Box<dyn Observer> {
     if json {
         Box::new(Json::new(io::stdout()))
     } else if quiet {
-        Box::new(Quiet)
+        Box::new(Warnings)
     } else if draws_bars() {
         let bar = Bar::new(ProgressDrawTarget::stderr_with_hz(10), || terminal_width(&Term::stderr()), preview);
         shows(&bar.bar);

@@ -35,6 +35,19 @@ impl<W: Write> Lines<W> {
     }
 }
 
+/// Writes warnings only.
+#[derive(Debug)]
+pub(super) struct Warnings;
+
+impl Observer for Warnings {
+    fn observe(&mut self, event: &Event<'_>) -> Result<()> {
+        if let Event::Warning { message } = event {
+            eprintln_lossy(format_args!("warning: {message}"));
+        }
+        Ok(())
+    }
+}
+
 /// Writes one JSON object per event and line.
 #[derive(Debug)]
 pub(super) struct Json<W> {
