@@ -91,7 +91,7 @@ impl TensorFile {
     /// # Errors
     /// [`Error::File`] for a malformed file, [`Error::Checkpoint`] for a type other than `f32`, `f16` and `bf16`, NaN or infinity.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self> {
-        let malformed = |error| Error::malformed("parse", path, defect(bytes, &error));
+        let malformed = |error| Error::malformed("parse", path, defect(bytes, path, &error));
         let (length, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
         let data = bytes.get(8 + length..).unwrap_or_default();
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -183,10 +183,13 @@ pub(crate) fn half_bytes(path: &Path, name: &str, values: &[f32]) -> Result<Vec<
 }
 
 /// Says what is wrong with the bytes of a file that cannot be parsed.
-fn defect(bytes: &[u8], error: &SafeTensorError) -> String {
+fn defect(bytes: &[u8], path: &Path, error: &SafeTensorError) -> String {
     // The header is an object in JSON, behind its length.
     match (error, bytes.get(8)) {
         _ if bytes.is_empty() => "the file is empty".into(),
+        _ if path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("onnx")) => {
+            "ONNX models are written for other programs and not read: pass a run or a safetensors file".into()
+        }
         (_, Some(first)) if *first != b'{' => "this is not a safetensors file".into(),
         (_, None) => "this is not a safetensors file".into(),
         (SafeTensorError::InvalidHeaderLength | SafeTensorError::MetadataIncompleteBuffer, _) => {
@@ -296,7 +299,10 @@ mod tests {
             assert!(said.contains(expected), "{length}: {said}");
         }
         assert!(defect(&[bytes, vec![0]].concat()).contains("cut off or damaged"));
-        assert_eq!(defect(b"\x08\x07\x12\x08vae-wgpu is the producer"), "this is not a safetensors file");
+        let onnx = b"\x08\x07\x12\x08vae-wgpu is the producer";
+        assert_eq!(defect(onnx), "this is not a safetensors file");
+        let error = TensorFile::from_bytes(onnx, Path::new("decoder.onnx")).unwrap_err();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("not read: pass a run"));
     }
 
     #[test]

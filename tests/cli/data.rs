@@ -123,7 +123,7 @@ fn grey_images_are_trained_with_one_channel() {
     }
     let said = train(&data, &run, "--quiet");
     assert!(said.lines().all(|line| line.starts_with("warning: ")), "{said}");
-    assert!(said.contains("warning: 27 training images are few"), "{said}");
+    assert!(said.contains("warning: only 27 training images: "), "{said}");
     assert_eq!(config(&run)["settings"]["model"]["image_channels"], 1);
     assert_eq!(use_model(&dir, &run)["images"], 3);
 }

@@ -49,7 +49,8 @@ fn remains(line: &str) -> &str {
 fn no_bar_remains_above_a_message() {
     let dir = tempfile::tempdir().unwrap();
     let mut train = command(&small(&run_in(&dir, "run"), "cpu", "1000000"));
-    train.args(["--max-time", "1s"]).envs(TERMINAL);
+    // With steps so long that the message comes before the end.
+    train.args(["--max-time", "1s", "--channels", "8"]).envs(TERMINAL);
     let said = on_terminal(train);
     let lines: Vec<_> = said.split("\r\n").map(|line| strip_ansi_codes(remains(line))).collect();
     assert!(lines.iter().any(|line| *line == "the time of --max-time is up: stopping after this step"), "{said}");

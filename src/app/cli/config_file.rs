@@ -64,14 +64,15 @@ fn cannot_use(path: &Path) -> String {
 /// Returns the options in a TOML file as arguments that `train` accepts.
 fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let message = error.message().replace('\n', ", ");
+        let hint = match message.contains("duplicate key") {
+            true => "",
+            false => ". Text needs quotes, as in data = \"shapes\"; true and false are lower case",
+        };
+        let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return anyhow!("{message}") };
         let line = before.matches('\n').count();
         let content = printable(text.lines().nth(line).unwrap_or_default().trim());
-        anyhow!(
-            "line {}, `{content}`: {}. Text needs quotes, as in data = \"shapes\"; true and false are lower case",
-            line + 1,
-            error.message().replace('\n', ", ")
-        )
+        anyhow!("line {}, `{content}`: {message}{hint}", line + 1)
     })?;
     let mut command = command();
     // Adds the options of all commands, such as --quiet.

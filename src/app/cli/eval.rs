@@ -10,7 +10,7 @@ use super::data::DatasetArgs;
 use super::inference::{TrainedArgs, dims};
 use super::output::bar;
 use super::{eprintln_lossy, is_quiet, print};
-use crate::app::io::prior::Kind;
+use crate::app::io::prior::{FITTED_TO, Kind};
 use crate::error::Error;
 use crate::runtime::op::Likelihood;
 use crate::vae::data;
@@ -135,7 +135,7 @@ impl EvalArgs {
             match self.trained.prior(model, kind) {
                 Ok(prior) => priors.extend(prior),
                 Err(error) => match error.downcast() {
-                    Ok(Error::Checkpoint { path, .. }) => eprintln_lossy(format_args!(
+                    Ok(Error::Checkpoint { path, what, .. }) if what == FITTED_TO => eprintln_lossy(format_args!(
                         "warning: {} was fitted to other weights, and no samples are drawn from it. Fit it again with `{}`",
                         path.display(),
                         kind.command(&model.path)

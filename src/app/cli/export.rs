@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum, ValueHint};
 
-use super::note;
 use super::output::{check_not_input, check_output};
 use super::values;
+use super::{conflict, note};
 use crate::app::io::atomic;
 use crate::app::io::model::Origin;
 use crate::app::io::run_folder::RunFolder;
@@ -101,7 +101,9 @@ impl ExportArgs {
     /// Writes the two models of ONNX into a folder. Computes both before it writes the first.
     fn onnx(&self, folder: &Path) -> anyhow::Result<()> {
         if self.names == Names::Seed {
-            anyhow::bail!("--names seed names the tensors of a safetensors file: leave it out with --format onnx");
+            return Err(conflict(
+                "--names seed names the tensors of a safetensors file: leave it out with --format onnx",
+            ));
         }
         if folder.extension().is_some_and(|kind| kind == "onnx") && !folder.is_dir() {
             let folder = folder.display();

@@ -7,9 +7,9 @@ use clap::{Args, Command, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::inference::TrainedArgs;
-use super::note;
 use super::output::bar;
 use super::values::stored_model;
+use super::{conflict, note};
 use crate::app::io::prior;
 use crate::app::io::run_folder::RunFolder;
 use crate::runtime::plan;
@@ -63,10 +63,10 @@ impl FitPriorArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
         match (self.kind, self.components, self.steps) {
             (KindArg::Mixture, _, Some(_)) => {
-                anyhow::bail!("--steps is for --kind second-stage: leave it out with --kind mixture")
+                return Err(conflict("--steps is for --kind second-stage: leave it out with --kind mixture"));
             }
             (KindArg::SecondStage, Some(_), _) => {
-                anyhow::bail!("--components is for --kind mixture: leave it out with --kind second-stage")
+                return Err(conflict("--components is for --kind mixture: leave it out with --kind second-stage"));
             }
             _ => {}
         }

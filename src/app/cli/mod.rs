@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 
 use crate::Error;
@@ -182,6 +183,9 @@ pub fn main() -> ExitCode {
                 let text = usage.render();
                 let text = if console::colors_enabled_stderr() { text.ansi().to_string() } else { text.to_string() };
                 eprintln_lossy(in_plain_words(&text).trim_end());
+                if let Some(tip) = tip(usage) {
+                    eprintln_lossy(format_args!("\n  tip: {tip}"));
+                }
                 return ExitCode::from(2);
             }
             print_error(&error);
@@ -252,7 +256,7 @@ const SIMILAR: &str = "a similar argument exists: '";
 
 /// Says what is wrong in the words of a user rather than of Rust's parsers.
 fn in_plain_words(usage: &str) -> String {
-    let number = "expected a number without fraction";
+    let number = "expected a whole number that is not negative";
     let words = [
         ("invalid digit found in string", number),
         ("cannot parse integer from empty string", number),
@@ -268,10 +272,6 @@ fn in_plain_words(usage: &str) -> String {
     {
         usage = format!("{before}{SIMILAR}{}'{rest}", name.replace('_', "-"));
     }
-    if usage.contains("unexpected argument 'true' found") || usage.contains("unexpected argument 'false' found") {
-        let tip = "  tip: a value of true or false follows an equals sign, as in '--flip=false'\n\nUsage:";
-        usage = usage.replacen("Usage:", tip, 1);
-    }
     // `: 0 is not in 1..=25`
     if let Some((before, after)) = usage.split_once(" is not in ")
         && let Some((before, _)) = before.rsplit_once(": ")
@@ -285,6 +285,21 @@ fn in_plain_words(usage: &str) -> String {
         usage = format!("{before}: expected {expected}{rest}");
     }
     usage
+}
+
+/// Help with an error that clap has none for.
+fn tip(usage: &clap::Error) -> Option<&'static str> {
+    match usage.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(value)) if ["true", "false"].contains(&value.as_str()) => {
+            Some("a value of true or false follows an equals sign, as in '--flip=false'")
+        }
+        _ => None,
+    }
+}
+
+/// A usage error about options that exclude each other.
+fn conflict(message: &str) -> anyhow::Error {
+    clap::Error::raw(ErrorKind::ArgumentConflict, format!("{message}\n")).into()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -613,8 +628,8 @@ mod tests {
             in_plain_words(&error).lines().next().unwrap().split_once("': ").unwrap().1.to_owned()
         };
         for (line, expected) in [
-            ("vae-wgpu train --epochs ten", "expected a number without fraction"),
-            ("vae-wgpu train --epochs 1.5", "expected a number without fraction"),
+            ("vae-wgpu train --epochs ten", "expected a whole number that is not negative"),
+            ("vae-wgpu train --epochs 1.5", "expected a whole number that is not negative"),
             ("vae-wgpu train --epochs 0", "expected 1 to 1000000000"),
             ("vae-wgpu train --memory-limit 0", "expected 1 or more"),
             ("vae-wgpu train --save-every 0", "expected 1 or more"),
@@ -629,8 +644,9 @@ mod tests {
     #[test]
     fn values_of_switches_need_an_equals_sign() {
         let error = command().try_get_matches_from(["vae-wgpu", "train", "--flip", "false"]).unwrap_err();
-        let said = in_plain_words(&error.render().to_string());
-        assert!(said.contains("as in '--flip=false'\n\nUsage: "), "{said}");
+        assert!(tip(&error).is_some_and(|tip| tip.contains("'--flip=false'")), "{error}");
+        let error = command().try_get_matches_from(["vae-wgpu", "train", "--flips"]).unwrap_err();
+        assert_eq!(tip(&error), None, "{error}");
     }
 
     #[test]

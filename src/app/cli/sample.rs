@@ -11,6 +11,7 @@ use super::output::{RAW, check_grid, check_not_input, check_output, save_image, 
 use super::preview::{PreviewArgs, show};
 use super::values::temperature;
 use crate::app::figures::counted;
+use crate::app::io::prior;
 use crate::app::io::prior::Kind;
 use crate::app::viz::caption::square;
 use crate::app::viz::image_grid::{Grid, ImageBatch};
@@ -81,7 +82,8 @@ impl SampleArgs {
             check_grid(count)?;
         }
         let model = self.trained.load()?;
-        check_not_input(out, [model.path.as_path()])?;
+        let priors = [Kind::Mixture, Kind::SecondStage].map(|kind| prior::path(&model, kind));
+        check_not_input(out, priors.iter().chain([&model.path]).map(PathBuf::as_path))?;
         let prior = self.prior(&model)?;
         let class = self.class.of(&model)?;
         let labels = match class {

@@ -371,7 +371,7 @@ impl TrainArgs {
         }
         if images.is_some() && first && dataset.train.len() < FEW_IMAGES {
             let message = format!(
-                "{} are few: the model will learn them by heart. Hundreds or more show what images have in common",
+                "only {}: the model will learn them by heart. Hundreds or more show what images have in common",
                 counted(dataset.train.len() as u64, "training image")
             );
             observer.observe(&Event::Warning { message: &message })?;
@@ -533,6 +533,10 @@ impl TrainArgs {
             // The trainer adds the kernel variants of the plan.
             variants: base.variants,
         };
+        if (1..settings.beta_warmup).contains(&settings.beta_cycle) {
+            let expected = format!("0, or at least the {} steps in which beta rises", settings.beta_warmup);
+            return Err(Error::argument("--beta-cycle", expected, settings.beta_cycle).into());
+        }
         Ok((settings, None))
     }
 

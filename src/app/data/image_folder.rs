@@ -327,6 +327,7 @@ impl Images for FolderImages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::io::run_config::RunConfig;
     use image::{GrayImage, Luma, Rgb, RgbImage};
 
     fn save(root: &Path, name: &str, shade: u8) {
@@ -462,9 +463,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("runs/first");
         save(dir.path(), "runs/first/samples/epoch_01.png", 1);
-        for name in ["config.json", "metrics.csv"] {
-            fs::write(run.join(name), "").unwrap();
-        }
+        let config = RunConfig::new(String::new(), Default::default(), ());
+        fs::write(run.join("config.json"), serde_json::to_string(&config).unwrap()).unwrap();
         for name in [dir.path(), &run] {
             let error = refusal(name, false);
             assert!(error.contains("belong to runs, such as") && error.contains("runs/first"), "{error}");

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::app::io::run_config::quoted;
+use crate::app::io::run_folder::RunFolder;
 use crate::app::io::{atomic, tensor_file};
 use crate::error::{Error, Result};
 use crate::vae::inference::Model;
@@ -12,6 +13,9 @@ use crate::vae::tensor_file::TensorFile;
 
 /// Entry of the metadata with the checksum of the weights that the prior was fitted to.
 const MODEL: &str = "model";
+
+/// What an [`Error::Checkpoint`] is about if a prior was fitted to other weights.
+pub const FITTED_TO: &str = "weights that the prior was fitted to";
 
 /// Kind of a fitted prior. Each has a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +44,8 @@ impl Kind {
             Self::SecondStage => "vae-wgpu fit-prior --kind second-stage",
         };
         // A run stands for its best weights.
-        let run = model.parent().filter(|folder| {
-            model.file_name() == Some(OsStr::new("model.safetensors")) && folder.join("config.json").is_file()
-        });
-        format!("{command} {}", quoted(&run.unwrap_or(model).to_string_lossy()))
+        let run = RunFolder::of_file(model).filter(|_| model.file_name() == Some(OsStr::new("model.safetensors")));
+        format!("{command} {}", quoted(&run.as_deref().unwrap_or(model).to_string_lossy()))
     }
 }
 
@@ -99,7 +101,7 @@ pub fn from_file(file: TensorFile, path: PathBuf, model: &Model, kind: Kind) -> 
     if found != expected {
         return Err(Error::Checkpoint {
             path,
-            what: "weights that the prior was fitted to".to_owned(),
+            what: FITTED_TO.to_owned(),
             expected,
             found,
             hint: format!("fit it again with `{}`, or pass --prior normal", kind.command(&model.path)),
@@ -115,6 +117,7 @@ pub fn from_file(file: TensorFile, path: PathBuf, model: &Model, kind: Kind) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::io::run_config::RunConfig;
     use crate::runtime::graph::{Arena, initial};
     use crate::vae::model::{Mode, VaeConfig};
     use crate::vae::weights::Weights;
@@ -150,7 +153,8 @@ mod tests {
         let error = load(&model(2)).unwrap_err().to_string();
         let command = format!("`vae-wgpu fit-prior {}`", dir.path().join("model.safetensors").display());
         assert!(error.contains(&command) && error.contains("--prior normal"), "{error}");
-        std::fs::write(dir.path().join("config.json"), "").unwrap();
+        let config = RunConfig::new(String::new(), Default::default(), ());
+        std::fs::write(dir.path().join("config.json"), serde_json::to_string(&config).unwrap()).unwrap();
         let error = load(&model(2)).unwrap_err().to_string();
         assert!(error.contains(&format!("`vae-wgpu fit-prior {}`", dir.path().display())), "{error}");
     }

@@ -243,13 +243,18 @@ impl Dataset {
     /// [`Error::Data`] for a class that the model does not have.
     pub fn with_classes(self, classes: &[String]) -> Result<Self> {
         let own = self.train.classes();
-        let are_numbers = classes.iter().enumerate().all(|(number, class)| *class == number.to_string());
-        if classes.is_empty() || own == classes || are_numbers && own.len() <= classes.len() {
+        if classes.is_empty() || own == classes {
             return Ok(self);
         }
+        let are_numbers = classes.iter().enumerate().all(|(number, class)| *class == number.to_string());
         let mut labels = Vec::with_capacity(own.len());
         for name in own {
-            let Some(label) = classes.iter().position(|class| class.eq_ignore_ascii_case(name)) else {
+            let equal = classes.iter().position(|class| class == name);
+            let similar = || classes.iter().position(|class| class.eq_ignore_ascii_case(name));
+            let Some(label) = equal.or_else(similar) else {
+                if are_numbers && own.len() <= classes.len() {
+                    return Ok(self);
+                }
                 let what = format!("the model has no class `{name}`, only {}", classes.join(", "));
                 let hint = "name the folders after the classes of the model, or pass image files with --class";
                 return Err(Error::data(&self.name, what, hint));
@@ -515,24 +520,27 @@ mod tests {
     #[test]
     fn classes_are_matched_by_name() {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let dataset = || {
+        let dataset = |own: &[&str]| {
             let half = || {
-                let images = InMemoryImages::new((1, 1, 1), names(&["cat", "dog"]), vec![1, 0], vec![5, 6]);
+                let images = InMemoryImages::new((1, 1, 1), names(own), vec![1, 0], vec![5, 6]);
                 Box::new(images.unwrap())
             };
             Dataset::new("pets", "here", half(), half()).unwrap()
         };
-        let labels = |classes: &[&str]| {
-            let relabelled = dataset().with_classes(&names(classes))?;
+        let of = |own: &[&str], classes: &[&str]| {
+            let relabelled = dataset(own).with_classes(&names(classes))?;
             let mut pixels = [0];
             relabelled.test.read_into(1, &mut pixels)?;
             assert_eq!((pixels, relabelled.test.len(), relabelled.test.size()), ([6], 2, (1, 1, 1)));
             Ok::<_, Error>((relabelled.train.classes().len(), [0, 1].map(|index| relabelled.train.label(index))))
         };
+        let labels = |classes: &[&str]| of(&["cat", "dog"], classes);
         assert_eq!(labels(&["plane", "Dog", "cat"]).unwrap(), (3, [1, 2]));
+        assert_eq!(of(&["1", "3"], &["0", "1", "2", "3"]).unwrap(), (4, [3, 1]));
         for same in [&["cat", "dog"][..], &[], &["0", "1", "2"]] {
             assert_eq!(labels(same).unwrap(), (2, [1, 0]), "{same:?}");
         }
+        assert_eq!(labels(&["DOG", "dog", "CAT", "cat"]).unwrap(), (4, [1, 3]));
         let error = labels(&["cat", "horse"]).unwrap_err().to_string();
         assert!(error.contains("no class `dog`, only cat, horse"), "{error}");
     }

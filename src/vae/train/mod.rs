@@ -290,7 +290,7 @@ impl<'a> Trainer<'a> {
         if beta_warmup > steps {
             let last = self.settings.beta_at(steps - 1);
             self.warn(&format!(
-                "the warm-up of beta over {beta_warmup} steps is longer than the run of {steps}: beta rises to {last:.2}, not to {beta}. --beta-warmup shortens it"
+                "the warm-up of beta over {beta_warmup} steps is longer than the run of {steps}: beta rises to {last:.2e}, not to {beta}. --beta-warmup shortens it"
             ))?;
         }
         Ok(())

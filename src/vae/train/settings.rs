@@ -218,10 +218,6 @@ impl Settings {
             let expected = format!("a number from {least} to {most}");
             return Err(Error::argument("standard deviation of the posterior", expected, self.posterior_std));
         }
-        if (1..self.beta_warmup).contains(&self.beta_cycle) {
-            let expected = format!("0, or at least the {} steps in which beta rises", self.beta_warmup);
-            return Err(Error::argument("number of steps of --beta-cycle", expected, self.beta_cycle));
-        }
         if self.batch_size == 0 {
             return Err(Error::argument("batch size", "at least 1", 0));
         }

@@ -16,8 +16,8 @@ mod fixture;
 mod observers;
 mod report;
 
-/// Returns the observer for the options: JSON on stdout, or on stderr warnings alone, a progress bar (on a terminal) or plain lines. Only beside the
-/// bar are images shown.
+/// Returns the observer for the options: JSON on stdout, or on stderr warnings alone, a progress bar (on a terminal) or plain lines.
+/// Images are shown only beside the bar.
 #[must_use]
 pub(super) fn observer(json: bool, quiet: bool, preview: Option<Preview>) -> Box<dyn Observer> {
     if json {

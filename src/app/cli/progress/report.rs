@@ -140,7 +140,7 @@ fn header(start: &Start<'_>) -> Vec<String> {
     let Start { epochs, steps, first_step, memory, .. } = start;
     let ranks = if start.ranks > 1 { format!(" on {} ranks", start.ranks) } else { String::new() };
     let of = match accumulate {
-        1 => batch_size.to_string(),
+        1 => batch_size.min(images).to_string(),
         _ => format!("{accumulate} x {batch_size}"),
     };
     let resumed =
@@ -208,6 +208,8 @@ mod tests {
     fn header_shows_micro_batches() {
         let lines = |accumulate| header(&Start { accumulate, ..start() });
         assert_eq!(lines(1)[1], "train   50,000 images and 10,000 to validate, 25 epochs, 9,775 steps of 128");
+        let few = header(&Start { images: 11, ..start() });
+        assert!(few[1].ends_with("steps of 11"), "{few:?}");
         assert_eq!(lines(4)[1], "train   50,000 images and 10,000 to validate, 25 epochs, 9,775 steps of 4 x 128");
     }
 

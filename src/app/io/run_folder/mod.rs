@@ -240,10 +240,10 @@ impl RunFolder {
         }
     }
 
-    /// Returns whether there are the files of a run at a path.
+    /// Returns whether a path is that of a run, whose configuration can be read.
     #[must_use]
     pub fn is_run(path: &Path) -> bool {
-        ["config.json", "metrics.csv"].iter().all(|name| path.join(name).is_file())
+        Self::view(path).is_ok_and(|run| run.load_config::<serde_json::Value>().is_ok())
     }
 
     /// Returns the folder of the run that a path belongs to, whether or not there is a file: one of those that a run writes.
@@ -253,13 +253,16 @@ impl RunFolder {
         // The folder of a relative path of one name.
         let here = |folder: &Path| if folder == Path::new("") { PathBuf::from(".") } else { folder.to_owned() };
         let folder = here(path.parent()?);
-        if FILES.iter().any(|file| name == OsStr::new(file)) {
-            return Some(folder).filter(|folder| folder.join("config.json").is_file());
+        // The prior of a model has its name in front: last.prior.safetensors.
+        let is_file =
+            FILES.iter().any(|file| name == OsStr::new(file) || name.to_string_lossy().ends_with(&format!(".{file}")));
+        if is_file {
+            return Some(folder).filter(|folder| Self::is_run(folder));
         }
         let of_epochs =
             [SAMPLES, RECONSTRUCTIONS, WEIGHTS].iter().any(|name| folder.file_name() == Some(OsStr::new(name)));
         let run = here(folder.parent()?);
-        (of_epochs && is_of_an_epoch(name) && run.join("config.json").is_file()).then_some(run)
+        (of_epochs && is_of_an_epoch(name) && Self::is_run(&run)).then_some(run)
     }
 
     /// Returns whether a process, this or another, is writing to the folder.
