@@ -243,7 +243,9 @@ impl RunFolder {
     /// Returns whether a path is that of a run, whose configuration can be read.
     #[must_use]
     pub fn is_run(path: &Path) -> bool {
-        Self::view(path).is_ok_and(|run| run.load_config::<serde_json::Value>().is_ok())
+        let run = Self { path: path.to_owned(), state: State::Begun, lock: None };
+        // First without reading: `path` may be any folder of many files.
+        run.config().is_file() && run.load_config::<serde_json::Value>().is_ok()
     }
 
     /// Returns the folder of the run that a path belongs to, whether or not there is a file: one of those that a run writes.
