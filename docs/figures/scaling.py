@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
 """Draws docs/figures/scaling.svg: the speed of N ranks by the model of docs/distributed.md, and measured points. Needs no packages.
 
-    python3 docs/figures/scaling.py                    # the curves of the model
-    python3 docs/figures/scaling.py measured.csv       # with points: lines RANKS,SPEED,LABEL
+    python3 docs/figures/scaling.py
 
-SPEED is relative to one rank.
+The points are the lines RANKS,SPEED,LABEL of scaling.csv, with the speed relative to one rank.
 """
 
 import csv
-import sys
 from html import escape
 from math import log2
 from pathlib import Path
 
 # Seconds of a micro-batch of 128 images; bytes of gradients; bytes per second of readback, upload and addition; rounds of a step.
-STEP, GRADIENTS, TRANSFER, ADDITION, ROUNDS = 40e-3, 7.8e6, 12e9, 5e9, 4
+STEP, GRADIENTS, TRANSFER, ADDITION, ROUNDS = 40e-3, 7.8e6, 12e9, 5e9, 10
+# Share of the micro-batch that is left when the first bucket of gradients is complete, and share of the gradients in the last bucket.
+HIDING, LAST = 0.27, 0.15
 # Name, bytes per second and seconds of latency between two ranks, largest number of ranks, colour (Okabe and Ito).
 NETWORKS = [
     ("one machine", 10e9, 20e-6, 8, "#0072B2"),
@@ -29,15 +29,13 @@ def speed(ranks, bandwidth, latency):
     if ranks == 1:
         return 1.0
     network = 2 * (ranks - 1) / ranks * GRADIENTS / bandwidth
-    others = 2 * GRADIENTS / TRANSFER + network + GRADIENTS / ADDITION + ROUNDS * latency
-    return ranks * STEP / (STEP + others)
+    exchange = 2 * GRADIENTS / TRANSFER + network + GRADIENTS / ADDITION + ROUNDS * latency
+    return ranks * STEP / (STEP + max(LAST * exchange, exchange - HIDING * STEP))
 
 
 def main():
-    points = []
-    if len(sys.argv) > 1:
-        with open(sys.argv[1], newline="") as file:
-            points = [(float(ranks), float(factor), label) for ranks, factor, label in csv.reader(file)]
+    with open(Path(__file__).with_suffix(".csv"), newline="") as file:
+        points = [(float(ranks), float(factor), label) for ranks, factor, label in csv.reader(file)]
     ticks = [1, 2, 4, 8, 16, 32, 64]
 
     # Both axes are logarithmic, from 1 to 64.

@@ -241,8 +241,9 @@ impl VaeConfig {
         };
         match mode {
             Mode::Train => with_gradients(graph)?.with_adam(AdamConfig::default(), loss),
-            Mode::Accumulate(most) | Mode::AccumulateShare(most) | Mode::AccumulateSynchronized(most) => {
-                with_gradients(graph)?.with_accumulation(most, loss)
+            Mode::Accumulate(most) => with_gradients(graph)?.with_accumulation(most, loss),
+            Mode::AccumulateShare(most) | Mode::AccumulateSynchronized(most) => {
+                with_gradients(graph)?.with_shared_accumulation(most, loss)
             }
             Mode::UpdateShares(most) => graph.update_of_shares(AdamConfig::default(), most, momentum),
             Mode::Update => graph.update_after_accumulation(AdamConfig::default()),

@@ -3,7 +3,7 @@
 use std::thread;
 use vae_wgpu::runtime::graph::Arena;
 
-use vae_wgpu::runtime::op::{Carry, Likelihood, MicroBatch, Part};
+use vae_wgpu::runtime::op::{Carry, Exchanges, Likelihood, MicroBatch, Part};
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
@@ -171,21 +171,45 @@ pub(crate) fn shared_steps_give_the_bits_of_one_process(device: &Device) {
                 let to = of.min(from + size);
                 let micro_batch = MicroBatch { index, count, images: to - from, of };
                 let (images, eps) = (&images[from * pixels..to * pixels], &eps[from * latent..to * latent]);
-                statistics.push(runner.accumulate_share(images, eps, micro_batch, &hyper(), None).unwrap());
+                // In the run of the last micro-batch of one, and after that of the other.
+                let mut own = Vec::new();
+                let mut keep = |values: &mut [f32]| {
+                    own.push(values.to_vec());
+                    Ok(())
+                };
+                let last = first == 0 && index + 1 == count;
+                let exchanges = if last { Exchanges::Sums(&mut keep) } else { Exchanges::None };
+                let of_batch = runner.accumulate_share(images, eps, micro_batch, &hyper(), exchanges);
+                statistics.push(of_batch.unwrap());
+                sums.extend(last.then_some(own));
             }
-            sums.extend((count > 0).then(|| runner.sums().unwrap()));
+            if first > 0 && count > 0 {
+                let mut own = Vec::new();
+                let keep = &mut |values: &mut [f32]| {
+                    own.push(values.to_vec());
+                    Ok(())
+                };
+                runner.exchange_sums(keep).unwrap();
+                sums.push(own);
+            }
         }
         let statistics: Vec<&[f32]> = statistics.iter().map(Vec::as_slice).collect();
-        let sum = sums.into_iter().reduce(|a, b| {
-            let add = |(a, b): (Vec<f32>, Vec<f32>)| a.iter().zip(b).map(|(a, b)| a + b).collect::<Vec<f32>>();
-            let ([grads, terms], [more_grads, more_terms]) = (a, b);
-            [(grads, more_grads), (terms, more_terms)].map(add)
-        });
-        let [grads, terms] = sum.unwrap();
+        // A few buckets of gradients, the last one with the loss terms.
+        let lengths: Vec<Vec<usize>> = sums.iter().map(|own| own.iter().map(Vec::len).collect()).collect();
+        assert!(lengths[0].len() == 4 && lengths.iter().all(|own| *own == lengths[0]), "{lengths:?}");
+        let mut sum = sums.pop().unwrap();
+        for (sum, other) in sum.iter_mut().flatten().zip(sums.pop().into_iter().flatten().flatten()) {
+            *sum += other;
+        }
         for runner in &mut processes {
-            assert!(runner.update_shares([&grads[1..], &terms], &statistics, &hyper()).is_err());
-            assert!(runner.update_shares([&grads, &terms], &[&[]], &hyper()).is_err());
-            assert_eq!(runner.update_shares([&grads, &terms], &statistics, &hyper()).unwrap(), step);
+            let mut buckets = sum.iter();
+            let all = &mut |values: &mut [f32]| {
+                values.copy_from_slice(buckets.next().unwrap());
+                Ok(())
+            };
+            runner.exchange_sums(all).unwrap();
+            assert!(runner.update_shares(&[&[]], &hyper()).is_err());
+            assert_eq!(runner.update_shares(&statistics, &hyper()).unwrap(), step);
         }
     }
     let expected = (alone.reports(true).unwrap(), everything(&mut alone));
@@ -219,13 +243,11 @@ pub(crate) fn synchronized_norms_are_those_of_one_batch(device: &Device) {
             };
             Ok(received.iter().enumerate().map(part).collect())
         };
-        let statistics =
-            runner.accumulate_share(own_images, own_eps, micro_batch, &hyper(), Some(&mut gather)).unwrap();
+        let with = Exchanges::Tensors(&mut gather);
+        let statistics = runner.accumulate_share(own_images, own_eps, micro_batch, &hyper(), with).unwrap();
         assert_eq!(exchanges, runner.exchanges().unwrap());
-        let [mut grads, mut terms] = runner.sums().unwrap();
-        ranks.sum(&mut grads, 4).unwrap();
-        ranks.sum(&mut terms, 4).unwrap();
-        runner.update_shares([&grads, &terms], &[&statistics], &hyper()).unwrap();
+        runner.exchange_sums(&mut |values| ranks.sum(values, 4)).unwrap();
+        runner.update_shares(&[&statistics], &hyper()).unwrap();
         let report = runner.reports(true).unwrap().remove(0);
         (report, [Arena::Grads, Arena::States, Arena::Params].map(|arena| runner.download(arena).unwrap()))
     };

@@ -1,10 +1,10 @@
 //! Gradient accumulation on the CPU reference, and its plan.
 
 use vae_wgpu::Error;
-use vae_wgpu::runtime::graph::Arena;
+use vae_wgpu::runtime::graph::{Arena, Storage};
 use vae_wgpu::runtime::kernel::Profile;
 use vae_wgpu::runtime::op::{AdamConfig, MAX_MICRO_BATCHES, MicroBatch};
-use vae_wgpu::runtime::plan::Options;
+use vae_wgpu::runtime::plan::{Options, Plan};
 use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
 
@@ -84,8 +84,58 @@ fn accumulated_graph_has_the_nodes_of_a_step() {
             && graph(Mode::Accumulate(3)).optimizer().is_none()
     );
     assert!(tiny().graph(4, Mode::Accumulate(MAX_MICRO_BATCHES + 1)).is_err());
-    assert_eq!(nodes(Mode::AccumulateShare(3)), part);
     assert_eq!(nodes(Mode::UpdateShares(3)), [&["replay_states".to_owned()][..], &update].concat());
+}
+
+#[test]
+fn shared_gradients_are_summed_as_soon_as_they_are_complete() {
+    let graph = tiny().graph(4, Mode::AccumulateShare(3)).unwrap();
+    let names = |mode| tiny().graph(4, mode).unwrap().nodes().iter().map(|node| node.name.clone()).collect::<Vec<_>>();
+    let is_sum = |name: &String| name.starts_with("accumulate.");
+    let others = |mode| names(mode).into_iter().filter(|name| !is_sum(name)).collect::<Vec<_>>();
+    assert_eq!(others(Mode::AccumulateShare(3)), others(Mode::Accumulate(3)));
+
+    let (buckets, terms) = graph.sums().split_at(graph.sums().len() - 1);
+    assert!(buckets.len() > 2, "{buckets:?}");
+    assert_eq!(graph.value(terms[0].1).storage, Storage::Tensor(Arena::Terms, 0));
+    let last = graph.nodes().len() - 1;
+    assert_eq!((buckets.last().unwrap().0, terms[0].0), (last, last));
+    // From the last parameter to the first, without gaps.
+    let mut before = graph.params().len();
+    let mut earliest = last;
+    for &(complete, bucket) in buckets {
+        let Storage::Tensors(Arena::Grads, first, end) = graph.value(bucket).storage else { panic!("{bucket:?}") };
+        assert!(first < end && end == before, "{first}..{end}");
+        before = first;
+        earliest = earliest.min(complete);
+        // No node computes one of these gradients later.
+        for node in &graph.nodes()[complete + 1..] {
+            for value in node.touches() {
+                let storage = graph.value(value).storage;
+                assert!(
+                    !matches!(storage, Storage::Tensor(Arena::Grads, i) if (first..end).contains(&i)),
+                    "{}",
+                    node.name
+                );
+            }
+        }
+    }
+    assert_eq!(before, 0);
+    // The first bucket can travel during a good part of the backward pass.
+    assert!(graph.nodes()[earliest..].iter().filter(|node| !is_sum(&node.name)).count() > 20, "{earliest} of {last}");
+
+    // A submission ends with each bucket. Memory is that of one process, but for the parts of gradients that wait to be added.
+    let plan = |mode| {
+        let (graph, plan) = tiny().plan(4, mode, &Profile::WEBGPU, &Options::default()).unwrap();
+        plan.verify(&graph).unwrap();
+        plan
+    };
+    let (shared, alone) = (plan(Mode::AccumulateShare(3)), plan(Mode::Accumulate(3)));
+    assert_eq!((alone.submissions.len(), alone.sums.len()), (1, 1));
+    assert_eq!((shared.submissions.len(), shared.sums.len()), (buckets.len(), buckets.len()));
+    let arenas = |plan: &Plan| (plan.memory.params, plan.memory.gradients, plan.memory.optimizer, plan.memory.states);
+    assert_eq!(arenas(&shared), arenas(&alone));
+    assert!(shared.memory.slots <= alone.memory.slots, "{} and {}", shared.memory, alone.memory);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::runtime::exec::{
     not_the_last_run, unknown_program, unused_arena,
 };
 use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
-use crate::runtime::op::{Gather, Op};
+use crate::runtime::op::{Exchanges, Op, Sum};
 use crate::runtime::plan::{Lifetime, lifetimes};
 use crate::runtime::sys::memory;
 use crate::runtime::tensor::real::{Real, Tracked};
@@ -135,11 +135,11 @@ impl<T: Precision> CpuExecutor<T> {
         self.arenas.get(&arena).ok_or_else(|| unused_arena(arena))
     }
 
-    /// Moves a value out of the memory of the executor. A whole arena is copied.
+    /// Moves a value out of the memory of the executor. Tensors of an arena are copied.
     fn take(&mut self, program: ProgramId, id: ValueId, storage: Storage) -> Vec<T> {
         match storage {
             Storage::Tensor(arena, i) => std::mem::take(&mut self.tensors(arena)[i]),
-            Storage::Whole(arena) => self.tensors(arena).concat(),
+            Storage::Tensors(arena, first, end) => self.tensors(arena)[first..end].concat(),
             Storage::Input | Storage::Local => std::mem::take(&mut self.programs[program.0].values[id.0]),
         }
     }
@@ -147,9 +147,9 @@ impl<T: Precision> CpuExecutor<T> {
     fn put(&mut self, program: ProgramId, id: ValueId, storage: Storage, data: Vec<T>) {
         match storage {
             Storage::Tensor(arena, i) => self.tensors(arena)[i] = data,
-            Storage::Whole(arena) => {
+            Storage::Tensors(arena, first, end) => {
                 let mut rest = data.as_slice();
-                for tensor in self.tensors(arena) {
+                for tensor in &mut self.tensors(arena)[first..end] {
                     let (head, tail) = rest.split_at(tensor.len());
                     tensor.copy_from_slice(head);
                     rest = tail;
@@ -213,19 +213,19 @@ impl<T: Precision> CpuExecutor<T> {
         Ok(())
     }
 
-    /// Runs all nodes. With `gather`, exchanges values, in single precision.
-    fn run_nodes(&mut self, program: ProgramId, report: &[OutputId], mut gather: Option<Gather<'_>>) -> Result<u64> {
+    /// Runs all nodes. Values are exchanged in single precision.
+    fn run_nodes(&mut self, program: ProgramId, report: &[OutputId], mut with: Exchanges<'_>) -> Result<u64> {
         let graph = Arc::clone(&self.program(program)?.graph);
         for (name, id) in graph.inputs() {
             if self.value(program, *id)?.is_empty() {
                 return Err(Error::Graph(format!("input `{name}` was not written")));
             }
         }
-        let exchanges = if gather.is_some() { graph.exchanges()? } else { Vec::new() };
+        let exchanges = graph.exchanges()?;
         for (index, node) in graph.nodes().iter().enumerate() {
             self.run_node(program, &graph, index, node)?;
             for (_, id, exchange) in exchanges.iter().filter(|(after, ..)| *after == index) {
-                let Some(gather) = &mut gather else { continue };
+                let Exchanges::Tensors(gather) = &mut with else { continue };
                 let own: Vec<f32> = self.value(program, *id)?.iter().map(|v| v.to_f64() as f32).collect();
                 let merged = (exchange.merge)(&gather(&own)?);
                 if merged.len() != own.len() {
@@ -234,6 +234,9 @@ impl<T: Precision> CpuExecutor<T> {
                 let merged = merged.into_iter().map(|v| T::from_f64(f64::from(v))).collect();
                 self.put(program, *id, graph.value(*id).storage, merged);
             }
+        }
+        if let Exchanges::Sums(sum) = with {
+            self.exchange_sums(program, sum)?;
         }
         self.last = Some(program);
         let values = report.iter().map(|output| self.read(*output)).collect::<Result<_>>()?;
@@ -315,11 +318,34 @@ impl<T: Precision> Executor for CpuExecutor<T> {
     }
 
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
-        self.run_nodes(program, report, None)
+        self.run_nodes(program, report, Exchanges::None)
     }
 
-    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], gather: Gather<'_>) -> Result<u64> {
-        self.run_nodes(program, report, Some(gather))
+    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], exchanges: Exchanges<'_>) -> Result<u64> {
+        self.run_nodes(program, report, exchanges)
+    }
+
+    fn exchange_sums(&mut self, program: ProgramId, sum: Sum<'_>) -> Result<()> {
+        let graph = Arc::clone(&self.program(program)?.graph);
+        // As on a device, sums that are complete after the same node are handed out together.
+        for together in graph.sums().chunk_by(|a, b| a.0 == b.0) {
+            let mut values = Vec::new();
+            let mut lengths = Vec::new();
+            for &(_, id) in together {
+                let storage = graph.value(id).storage;
+                let own = self.take(program, id, storage);
+                values.extend(own.iter().map(|v| v.to_f64() as f32));
+                lengths.push(own.len());
+            }
+            sum(&mut values)?;
+            let mut rest = values.iter().map(|&v| T::from_f64(f64::from(v)));
+            for (&(_, id), len) in together.iter().zip(lengths) {
+                let storage = graph.value(id).storage;
+                let all = rest.by_ref().take(len).collect();
+                self.put(program, id, storage, all);
+            }
+        }
+        Ok(())
     }
 
     fn reports(&mut self, _wait: bool) -> Result<Vec<Report>> {

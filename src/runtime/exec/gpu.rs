@@ -1,6 +1,6 @@
 //! Plans on a device: buffers, bind groups and pipelines are made once, each run replays them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::runtime::exec::{
 };
 use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer, free};
 use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
-use crate::runtime::op::Gather;
+use crate::runtime::op::{Exchanges, Sum};
 use crate::runtime::plan;
 use crate::runtime::plan::{BufferId, BufferRange, Plan};
 use crate::runtime::sys::platform::block_on;
@@ -51,6 +51,8 @@ pub struct GpuExecutor {
     programs: Vec<Compiled>,
     buffers: Shared,
     ring: Ring,
+    /// For the sums of a run that processes exchange.
+    staging: Option<Ring>,
     /// Ticket and reported outputs of the runs whose reports are in flight.
     pending: Vec<(u64, Vec<Spec>)>,
     /// Reports that have arrived and were not taken yet.
@@ -76,6 +78,18 @@ struct Compiled {
     program: Program,
 }
 
+impl Compiled {
+    /// Returns a ring for copies of all sums of the plan: `old`, if it is large enough.
+    fn staging(&self, gpu: &Gpu, old: Option<Ring>) -> Result<Ring> {
+        let bytes = |value: &ValueId| self.graph.value(*value).spec.device_bytes() as u64;
+        let most = self.plan.sums.values().map(|sums| sums.iter().map(bytes).sum()).max().unwrap_or(0);
+        match old.filter(|old| old.fits(most, self.plan.sums.len())) {
+            Some(old) => Ok(old),
+            None => Ring::new(gpu, most, self.plan.sums.len()),
+        }
+    }
+}
+
 impl fmt::Debug for GpuExecutor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GpuExecutor").field("programs", &self.programs.len()).finish_non_exhaustive()
@@ -97,8 +111,8 @@ impl GpuExecutor {
     /// [`Error::Device`] if the buffers for reports cannot be allocated.
     pub fn new(gpu: Arc<Gpu>, options: &plan::Options) -> Result<Self> {
         let ring = Ring::new(&gpu, REPORT_BYTES, REPORT_DEPTH)?;
-        let (programs, buffers, pending, ready, last, timers) = Default::default();
-        Ok(Self { gpu, options: options.clone(), programs, buffers, ring, pending, ready, last, timers })
+        let (programs, buffers, staging, pending, ready, last, timers) = Default::default();
+        Ok(Self { gpu, options: options.clone(), programs, buffers, ring, staging, pending, ready, last, timers })
     }
 
     /// Adds a graph with its plan for this device: allocates its buffers and compiles its kernels.
@@ -224,8 +238,8 @@ impl GpuExecutor {
         specs.iter().map(one).collect()
     }
 
-    /// Starts a run. With `gather`, exchanges values after the submissions that the plan names.
-    fn run_parts(&mut self, program: ProgramId, report: &[OutputId], mut gather: Option<Gather<'_>>) -> Result<u64> {
+    /// Starts a run, and exchanges values after the submissions that the plan names.
+    fn run_parts(&mut self, program: ProgramId, report: &[OutputId], mut with: Exchanges<'_>) -> Result<u64> {
         if self.ring.is_full() {
             // The device keeps working on the later ones.
             let copies = block_on(self.ring.wait_for_oldest(&self.gpu))?;
@@ -241,13 +255,21 @@ impl GpuExecutor {
             specs.push(compiled.graph.value(output.value).spec);
             sources.push((buffer, offset, size));
         }
+        let mut staging = match with {
+            Exchanges::Sums(_) => Some(compiled.staging(&self.gpu, self.staging.take())?),
+            Exchanges::None | Exchanges::Tensors(_) => None,
+        };
+        let mut staged = None;
         let mut encoder = self.gpu.encoder("run");
         let [next, timed] = &mut self.timers;
         for part in 0..compiled.program.parts() {
             if part > 0 {
-                self.gpu.submit(std::mem::replace(&mut encoder, self.gpu.encoder("run")))?;
+                let submission = self.gpu.submit(std::mem::replace(&mut encoder, self.gpu.encoder("run")))?;
+                if let (Some(staging), Some(copy)) = (&mut staging, staged.take()) {
+                    staging.map(copy, submission);
+                }
                 let exchange = compiled.plan.exchanges.get(&(part - 1));
-                if let (Some((value, exchange)), Some(gather)) = (exchange, &mut gather) {
+                if let (Some((value, exchange)), Exchanges::Tensors(gather)) = (exchange, &mut with) {
                     let Binding { buffer, offset, size } = self.buffers.value(compiled, *value)?;
                     let spec = compiled.graph.value(*value).spec;
                     let parts = gather(&spec.unpack(&self.gpu.read(buffer, offset, size)?)?)?;
@@ -255,6 +277,9 @@ impl GpuExecutor {
                 }
             }
             compiled.program.encode_part(&mut encoder, part, next.as_mut());
+            if let (Some(staging), Some(sums)) = (&mut staging, compiled.plan.sums.get(&part)) {
+                staged = Some(staging.encode_copy(&mut encoder, &self.buffers.ranges(compiled, sums)?)?);
+            }
         }
         if let Some(timer) = next.take() {
             timer.resolve(&mut encoder);
@@ -271,8 +296,37 @@ impl GpuExecutor {
         self.pending.push((copy.ticket(), specs));
         self.last = Some(program);
         let ticket = copy.ticket();
-        self.ring.map(copy, submission);
+        self.ring.map(copy, submission.clone());
+        if let (Some(staging), Some(copy)) = (&mut staging, staged) {
+            staging.map(copy, submission);
+        }
+        if let (Exchanges::Sums(sum), Some(staging)) = (with, staging) {
+            self.exchange_staged(program, staging, sum)?;
+        }
         Ok(ticket)
+    }
+
+    /// Exchanges the sums of a program, copies of which are on their way to the host: each while the device is busy with what comes after it.
+    fn exchange_staged(&mut self, program: ProgramId, mut staging: Ring, sum: Sum<'_>) -> Result<()> {
+        let compiled = self.compiled(program)?;
+        let mut arrived = VecDeque::new();
+        for sums in compiled.plan.sums.values() {
+            if arrived.is_empty() {
+                arrived.extend(block_on(staging.wait_for_oldest(&self.gpu))?);
+            }
+            let (_, bytes) = arrived.pop_front().ok_or_else(|| Error::bug("a sum that was not copied"))?;
+            let mut values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+            sum(&mut values)?;
+            let mut rest: &[u8] = bytemuck::cast_slice(&values);
+            for (buffer, offset, size) in self.buffers.ranges(compiled, sums)? {
+                let (own, others) =
+                    rest.split_at_checked(size as usize).ok_or_else(|| Error::bug("a sum of another length"))?;
+                self.gpu.write(buffer, offset, own)?;
+                rest = others;
+            }
+        }
+        self.staging = Some(staging);
+        Ok(())
     }
 
     fn compiled(&self, program: ProgramId) -> Result<&Compiled> {
@@ -357,6 +411,15 @@ impl Shared {
         Program::planned(gpu, &format!("program {number}"), &steps, &plan.submissions, &plan.texture_cache)
     }
 
+    /// Buffer, offset and size of some values.
+    fn ranges<'a>(&'a self, compiled: &'a Compiled, values: &[ValueId]) -> Result<Vec<(&'a wgpu::Buffer, u64, u64)>> {
+        let range = |&value: &ValueId| {
+            let Binding { buffer, offset, size } = self.value(compiled, value)?;
+            Ok((buffer, offset, size))
+        };
+        values.iter().map(range).collect()
+    }
+
     fn value<'a>(&'a self, compiled: &'a Compiled, id: ValueId) -> Result<Binding<'a>> {
         let name = || &compiled.graph.value(id).name;
         let range = compiled.plan.values.get(id.0).and_then(Option::as_ref);
@@ -409,11 +472,23 @@ impl Executor for GpuExecutor {
     }
 
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64> {
-        self.run_parts(program, report, None)
+        self.run_parts(program, report, Exchanges::None)
     }
 
-    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], gather: Gather<'_>) -> Result<u64> {
-        self.run_parts(program, report, Some(gather))
+    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], exchanges: Exchanges<'_>) -> Result<u64> {
+        self.run_parts(program, report, exchanges)
+    }
+
+    fn exchange_sums(&mut self, program: ProgramId, sum: Sum<'_>) -> Result<()> {
+        let compiled = self.programs.get(program.0).ok_or_else(|| unknown_program(program))?;
+        let mut staging = compiled.staging(&self.gpu, self.staging.take())?;
+        let mut encoder = self.gpu.encoder("sums");
+        let sums = compiled.plan.sums.values();
+        let copy = |sums: &Vec<_>| staging.encode_copy(&mut encoder, &self.buffers.ranges(compiled, sums)?);
+        let copies = sums.map(copy).collect::<Result<Vec<_>>>()?;
+        let submission = self.gpu.submit(encoder)?;
+        copies.into_iter().for_each(|copy| staging.map(copy, submission.clone()));
+        self.exchange_staged(program, staging, sum)
     }
 
     fn reports(&mut self, wait: bool) -> Result<Vec<Report>> {

@@ -8,7 +8,7 @@ use std::fmt;
 use crate::error::{Error, Result};
 use crate::runtime::gpu::Span;
 use crate::runtime::graph::{Arena, Graph, ValueId};
-use crate::runtime::op::Gather;
+use crate::runtime::op::{Exchanges, Sum};
 
 pub mod cpu;
 pub mod entry;
@@ -99,13 +99,23 @@ pub trait Executor: fmt::Debug {
     /// [`Error::Device`] if the device fails, now or in an earlier run.
     fn run(&mut self, program: ProgramId, report: &[OutputId]) -> Result<u64>;
 
-    /// Runs a program like [`Executor::run`], of which several processes each run a part. Wherever they exchange a value
-    /// ([`Graph::exchanges`]), waits for the device, hands the value to `gather`, and continues with what all of them have. `run` leaves
+    /// Runs a program like [`Executor::run`], of which several processes each run a part, and exchanges values with the others. `run` leaves
     /// such values as they are.
     ///
+    /// - [`Exchanges::Tensors`]: wherever the processes exchange a tensor ([`Graph::exchanges`]), waits for the device, hands out the tensor,
+    ///   and continues with what all of them have.
+    /// - [`Exchanges::Sums`]: starts the whole run, hands out each of its sums ([`Graph::sums`]) once the device has it, and writes what comes
+    ///   back. Sums that are complete at the same time are handed out together, one after the other in a slice.
+    ///
     /// # Errors
-    /// As [`Executor::run`], and those of `gather`.
-    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], gather: Gather<'_>) -> Result<u64>;
+    /// As [`Executor::run`], and those of the exchange.
+    fn run_exchanging(&mut self, program: ProgramId, report: &[OutputId], exchanges: Exchanges<'_>) -> Result<u64>;
+
+    /// Exchanges the sums of a program as [`Executor::run_exchanging`] does, after its run or without one.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails, and those of `sum`.
+    fn exchange_sums(&mut self, program: ProgramId, sum: Sum<'_>) -> Result<()>;
 
     /// Returns the reports that are ready, oldest first. With `wait`, waits for those of all runs so far.
     ///

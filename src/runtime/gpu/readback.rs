@@ -60,6 +60,12 @@ impl Ring {
         Ok(Self { bytes, free, pending: VecDeque::new(), next: 0 })
     }
 
+    /// Returns whether `depth` copies of `bytes` each can be in flight together.
+    #[must_use]
+    pub fn fits(&self, bytes: u64, depth: usize) -> bool {
+        bytes <= self.bytes && depth <= self.free.len()
+    }
+
     /// Returns whether every staging buffer is in use. If so, the next copy needs a [`Ring::poll`] or [`Ring::drain`] before it.
     #[must_use]
     pub fn is_full(&self) -> bool {

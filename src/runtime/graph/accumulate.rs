@@ -3,12 +3,25 @@
 //! [`MicroBatch`](crate::runtime::op::MicroBatch) defines the sum.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::runtime::graph::{Arena, Graph, Storage, Tensor, ValueId, by_name};
+use crate::runtime::graph::{Arena, Graph, Storage, Tensor, ValueId, arena_end, by_name};
 use crate::runtime::op::{Accumulate, AdamConfig, BatchNorm, Elbo, Init, MicroBatch, Op, ReplayStates, Scale};
 use crate::runtime::tensor::Spec;
+
+/// Into how many buckets of about the same size shared gradients are divided. More would hide a little more of the exchange behind the
+/// backward pass, and wait for the network more often.
+const BUCKETS: u64 = 4;
+
+/// Gradients of consecutive parameters, which are exchanged together.
+#[derive(Debug)]
+struct Bucket {
+    params: Range<usize>,
+    /// The node that completes the last of them.
+    complete: usize,
+}
 
 impl Graph {
     /// Appends the sum over the micro-batches of a step to a graph with gradients, for steps of up to `most` micro-batches.
@@ -22,7 +35,51 @@ impl Graph {
     /// # Errors
     /// [`Error::Graph`] if no node computes `losses`, [`Error::InvalidArgument`] for a graph without parameters or too many
     /// micro-batches.
-    pub fn with_accumulation(mut self, most: usize, losses: ValueId) -> Result<Self> {
+    pub fn with_accumulation(self, most: usize, losses: ValueId) -> Result<Self> {
+        let all = Bucket { params: 0..self.params.len(), complete: self.nodes.len() };
+        self.with_sums(most, losses, &[all])
+    }
+
+    /// Like [`Graph::with_accumulation`], in a process that shares a step with others. The backward pass has the gradients of the last
+    /// parameters first. Their sum follows at once, so that processes can exchange it while the device computes the other gradients:
+    /// [`Graph::sums`] are those of a few buckets of gradients, the last of which comes with the loss terms.
+    ///
+    /// The sums have the bits of [`Graph::with_accumulation`].
+    ///
+    /// # Errors
+    /// As [`Graph::with_accumulation`].
+    pub fn with_shared_accumulation(self, most: usize, losses: ValueId) -> Result<Self> {
+        let buckets = self.buckets();
+        self.with_sums(most, losses, &buckets)
+    }
+
+    /// Divides the gradients into buckets, in the order in which the backward pass completes them. They depend on the parameters alone, so
+    /// that they are the same in processes with other batch sizes.
+    fn buckets(&self) -> Vec<Bucket> {
+        let mut computed_by = vec![0; self.params.len()];
+        for (number, node) in self.nodes.iter().enumerate() {
+            for value in node.touches() {
+                if let Storage::Tensor(Arena::Grads, param) = self.value(value).storage {
+                    computed_by[param] = number;
+                }
+            }
+        }
+        let size = self.arena_bytes(Arena::Grads) / BUCKETS;
+        let mut buckets: Vec<Bucket> = Vec::new();
+        let (mut end, mut complete) = (self.params.len(), 0);
+        for (first, param) in self.params.iter().enumerate().rev() {
+            complete = complete.max(computed_by[first]);
+            if first > 0 && arena_end(&self.params[end - 1]) - param.offset < size {
+                continue;
+            }
+            buckets.push(Bucket { params: first..end, complete });
+            end = first;
+        }
+        buckets
+    }
+
+    /// Adds the sums over the micro-batches: those of each bucket after the node that completes it, and of the loss terms at the end.
+    fn with_sums(mut self, most: usize, losses: ValueId, buckets: &[Bucket]) -> Result<Self> {
         let not_computed = || Error::Graph("the loss terms to accumulate are not computed by a node".to_owned());
         let terms = self.values.get_mut(losses.0).filter(|value| value.storage == Storage::Local);
         let terms = terms.ok_or_else(not_computed)?;
@@ -31,29 +88,50 @@ impl Graph {
         self.terms = vec![terms_tensor(spec)];
         let micro_batch = self.add_value("micro_batch".into(), Spec::flat(MicroBatch::LEN), Storage::Input);
         self.inputs.insert("micro_batch".into(), micro_batch);
-        let grads = self.whole(Arena::Grads);
-        for (name, sum) in [("gradients", grads), ("terms", losses)] {
-            let len = self.value(sum).spec.len();
-            let operands = by_name([("micro_batch", micro_batch), ("sum", sum)]);
-            self.push_forward(&format!("accumulate.{name}"), Arc::new(Scale::new(len)?), operands)?;
-            for level in 0..MicroBatch::levels(most) {
-                let partial = if sum == grads {
-                    self.whole(Arena::PartialGrads(level))
-                } else {
-                    let storage = Storage::Tensor(Arena::PartialTerms(level), 0);
-                    self.add_value(Arena::PartialTerms(level).to_string(), spec, storage)
-                };
-                let op = Arc::new(Accumulate::new(len, level)?);
-                let operands = by_name([("micro_batch", micro_batch), ("sum", sum), ("partial", partial)]);
-                self.push_forward(&format!("accumulate.{name}.{level}"), op, operands)?;
+        let levels = MicroBatch::levels(most);
+        let nodes = std::mem::take(&mut self.nodes);
+        let end = nodes.len();
+        let mut buckets = buckets.iter().enumerate().peekable();
+        for (number, node) in nodes.into_iter().map(Some).chain([None]).enumerate() {
+            self.nodes.extend(node);
+            while let Some((i, bucket)) = buckets.next_if(|(_, bucket)| bucket.complete == number || number == end) {
+                let name = if i == 0 { "accumulate.gradients".to_owned() } else { format!("accumulate.gradients{i}") };
+                let sum = self.part(Arena::Grads, bucket.params.clone());
+                let of_level = |level| self.part(Arena::PartialGrads(level), bucket.params.clone());
+                let partials: Vec<_> = (0..levels).map(of_level).collect();
+                self.push_sum(&name, micro_batch, sum, &partials)?;
+                self.sums.push((self.nodes.len() - 1, sum));
             }
         }
+        let of_level = |level| {
+            let arena = Arena::PartialTerms(level);
+            self.add_value(arena.to_string(), spec, Storage::Tensor(arena, 0))
+        };
+        let partials: Vec<_> = (0..levels).map(of_level).collect();
+        self.push_sum("accumulate.terms", micro_batch, losses, &partials)?;
+        let end = self.nodes.len() - 1;
+        if let Some((complete, _)) = self.sums.last_mut() {
+            *complete = end;
+        }
+        self.sums.push((end, losses));
         for arena in [Arena::OptimizerState(0), Arena::OptimizerState(1), Arena::SavedStates] {
             if !self.tensors(arena).is_empty() {
                 self.whole(arena);
             }
         }
         Ok(self)
+    }
+
+    /// Appends the nodes that add the values of a micro-batch to the sums of blocks of them, one for each level of the tree.
+    fn push_sum(&mut self, name: &str, micro_batch: ValueId, sum: ValueId, partials: &[ValueId]) -> Result<()> {
+        let len = self.value(sum).spec.len();
+        let operands = by_name([("micro_batch", micro_batch), ("sum", sum)]);
+        self.push_forward(name, Arc::new(Scale::new(len)?), operands)?;
+        for (level, &partial) in partials.iter().enumerate() {
+            let operands = by_name([("micro_batch", micro_batch), ("sum", sum), ("partial", partial)]);
+            self.push_forward(&format!("{name}.{level}"), Arc::new(Accumulate::new(len, level)?), operands)?;
+        }
+        Ok(())
     }
 
     /// Makes the running statistics of a graph in training those of its batch alone, and returns the share that the batch had in them,

@@ -10,6 +10,7 @@
 //! | [`Graph::with_recompute`] | `recompute.rs` | recomputes activations in the backward pass instead of keeping them |
 //! | [`Graph::with_adam`] | `optimizer.rs` | appends the optimizer |
 //! | [`Graph::with_accumulation`] | `accumulate.rs` | in place of the optimizer, sums gradients over several runs |
+//! | [`Graph::with_shared_accumulation`] | `accumulate.rs` | the same in several processes, which exchange the sums |
 //!
 //! [`plan::plan`](crate::runtime::plan::plan) turns a graph into buffers and dispatches. A graph is plain data: it can be printed,
 //! costed, planned, and run on any [executor](crate::runtime::exec).
@@ -19,6 +20,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -90,8 +92,8 @@ pub enum Storage {
     Input,
     /// A tensor of an arena, by number.
     Tensor(Arena, usize),
-    /// A whole arena.
-    Whole(Arena),
+    /// Consecutive tensors of an arena: the numbers of the first one and of the one after the last.
+    Tensors(Arena, usize, usize),
     /// A temporary of a run. The planner assigns its memory.
     Local,
 }
@@ -101,7 +103,7 @@ impl Storage {
     #[must_use]
     pub const fn arena(self) -> Option<Arena> {
         match self {
-            Self::Tensor(arena, _) | Self::Whole(arena) => Some(arena),
+            Self::Tensor(arena, _) | Self::Tensors(arena, ..) => Some(arena),
             Self::Input | Self::Local => None,
         }
     }
@@ -201,6 +203,7 @@ pub struct Graph {
     inputs: BTreeMap<String, ValueId>,
     outputs: BTreeMap<String, ValueId>,
     zero_grad_params: Vec<usize>,
+    sums: Vec<(usize, ValueId)>,
 }
 
 impl Graph {
@@ -337,6 +340,13 @@ impl Graph {
         self.nodes.iter().enumerate().filter_map(of).collect()
     }
 
+    /// Returns the sums over the micro-batches of a step, in a graph with accumulation: each with the number of the node after which it is
+    /// complete, in this order. Processes that share the step add theirs.
+    #[must_use]
+    pub fn sums(&self) -> &[(usize, ValueId)] {
+        &self.sums
+    }
+
     /// Returns the work of one run.
     ///
     /// # Errors
@@ -385,8 +395,15 @@ impl Graph {
 
     /// Adds a value for a whole arena.
     fn whole(&mut self, arena: Arena) -> ValueId {
-        let len = self.arena_bytes(arena) / 4;
-        self.add_value(arena.to_string(), Spec::flat(len as usize), Storage::Whole(arena))
+        self.part(arena, 0..self.tensors(arena).len())
+    }
+
+    /// Adds a value for consecutive tensors of an arena.
+    fn part(&mut self, arena: Arena, tensors: Range<usize>) -> ValueId {
+        let part = self.tensors(arena).get(tensors.clone()).unwrap_or_default();
+        let bytes = part.last().map_or(0, arena_end) - part.first().map_or(0, |first| first.offset);
+        let storage = Storage::Tensors(arena, tensors.start, tensors.end);
+        self.add_value(arena.to_string(), Spec::flat(bytes as usize / 4), storage)
     }
 
     /// Appends a forward call of `op`: binds `inputs` to its inputs in order and adds values for the other operands. Returns the

@@ -1,5 +1,6 @@
-//! Tensors that processes exchange in the middle of a step.
+//! What processes that share a training step exchange.
 
+use crate::error::Result;
 use crate::runtime::kernel::Arg;
 
 /// A tensor that several processes have each computed for their own images, and need for the images of all of them before the next node.
@@ -24,4 +25,18 @@ pub struct Part {
 }
 
 /// Hands out the contents of a tensor and returns those in all processes that have some, in their order.
-pub type Gather<'a> = &'a mut dyn FnMut(&[f32]) -> crate::error::Result<Vec<Part>>;
+pub type Gather<'a> = &'a mut dyn FnMut(&[f32]) -> Result<Vec<Part>>;
+
+/// Replaces values by their sums over all processes.
+pub type Sum<'a> = &'a mut dyn FnMut(&mut [f32]) -> Result<()>;
+
+/// What a process exchanges with the others in a run.
+#[expect(missing_debug_implementations, reason = "it has functions")]
+pub enum Exchanges<'a> {
+    /// Nothing.
+    None,
+    /// Tensors in the middle of the run ([`Op::exchange`](crate::runtime::op::Op::exchange)). The device waits.
+    Tensors(Gather<'a>),
+    /// The sums of the run ([`Graph::sums`](crate::runtime::graph::Graph::sums)), each while the device computes the next.
+    Sums(Sum<'a>),
+}

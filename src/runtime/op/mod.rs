@@ -26,7 +26,7 @@ pub use self::aliases::{current_key, current_name};
 pub use self::basic::{Add, GlobalAvgPool, ImageDecode, Relu, Upsample};
 pub use self::case::{Case, Distribution, OpInfo};
 pub use self::conv::Conv;
-pub use self::exchange::{Exchange, Gather, Part};
+pub use self::exchange::{Exchange, Exchanges, Gather, Part, Sum};
 pub use self::norm::{BatchMoments, BatchNorm, BatchNormConfig, MomentsNorm, PositionNorm, PositionNormConfig};
 pub use self::optim::{
     Accumulate, Adam, AdamConfig, Carry, GradNorm, MAX_MICRO_BATCHES, MicroBatch, ReplayStates, RestoreStates, Scale,

@@ -85,8 +85,10 @@ impl Workspace {
     /// Whether a value is one of the gradients, or contains them.
     fn has(&self, graph: &Graph, value: ValueId) -> bool {
         let storage = graph.value(value).storage;
-        storage == Storage::Whole(Arena::Grads)
-            || self.parts.iter().any(|part| graph.value(part.gradient).storage == storage)
+        self.parts.iter().any(|part| match (storage, graph.value(part.gradient).storage) {
+            (Storage::Tensors(Arena::Grads, first, end), Storage::Tensor(_, i)) => (first..end).contains(&i),
+            (storage, gradient) => storage == gradient,
+        })
     }
 
     /// Offset and size of the scratch buffers in it, with their nodes and numbers.

@@ -161,6 +161,8 @@ pub struct Plan {
     pub submissions: Vec<Range<usize>>,
     /// Values that processes exchange, by the number of the submission after which they do.
     pub exchanges: BTreeMap<usize, (ValueId, Exchange)>,
+    /// The sums over micro-batches ([`Graph::sums`]), by the number of the submission that completes them.
+    pub sums: BTreeMap<usize, Vec<ValueId>>,
     /// Copies into textures.
     pub texture_cache: TextureCache,
     /// Memory that it needs.
@@ -267,21 +269,28 @@ pub fn plan(graph: &Graph, profile: &Profile, options: &Options) -> Result<Plan>
             dispatches.push(BoundDispatch { label, node: number, dispatch, ranges: vec![*range, gradients] });
         }
     }
-    let exchanges = graph.exchanges()?;
-    let ends: Vec<usize> = exchanges.iter().map(|(node, ..)| *node).collect();
+    let in_run = graph.exchanges()?;
+    let ends: Vec<usize> = in_run.iter().map(|(node, ..)| *node).chain(graph.sums().iter().map(|sum| sum.0)).collect();
     let submissions = submissions::cut(graph, &dispatches, options.longest_submission, profile.kind, &ends)?;
-    let exchanges = exchanges.into_iter().map(|(node, value, exchange)| {
+    let part_of = |node: usize| {
         let ends = |part: &Range<usize>| part.end.checked_sub(1).and_then(|last| dispatches.get(last)).map(|d| d.node);
         let part = submissions.iter().rposition(|part| ends(part) == Some(node));
-        let missing =
-            || Error::bug(format!("no submission ends with node {node}, after which processes exchange a value"));
-        Ok((part.ok_or_else(missing)?, (value, exchange)))
-    });
-    let exchanges = exchanges.collect::<Result<_>>()?;
+        part.ok_or_else(|| {
+            Error::bug(format!("no submission ends with node {node}, which completes a value to exchange"))
+        })
+    };
+    let mut exchanges = BTreeMap::new();
+    for (node, value, exchange) in in_run {
+        exchanges.insert(part_of(node)?, (value, exchange));
+    }
+    let mut sums: BTreeMap<usize, Vec<ValueId>> = BTreeMap::new();
+    for &(node, value) in graph.sums() {
+        sums.entry(part_of(node)?).or_default().push(value);
+    }
     let bound = dispatches.iter().map(|d| (d.dispatch.kernel, d.ranges.clone()));
     let texture_cache = texture_cache::plan(bound, &submissions);
     let memory = memory(graph, &slots, &values, &texture_cache);
-    let plan = Plan { slots: slots.sizes, values, dispatches, submissions, exchanges, texture_cache, memory };
+    let plan = Plan { slots: slots.sizes, values, dispatches, submissions, exchanges, sums, texture_cache, memory };
     plan.check_limits(profile, options)?;
     Ok(plan)
 }
@@ -300,7 +309,9 @@ fn ranges_of_values(graph: &Graph, slots: &Slots) -> Vec<Option<BufferRange>> {
             Storage::Local => return slots.values.get(v).copied().flatten(),
             Storage::Input => (BufferId::Input(inputs.iter().position(|i| i.0 == v)?), 0),
             Storage::Tensor(arena, i) => (BufferId::Arena(arena), graph.tensors(arena)[i].offset),
-            Storage::Whole(arena) => (BufferId::Arena(arena), 0),
+            Storage::Tensors(arena, first, _) => {
+                (BufferId::Arena(arena), graph.tensors(arena).get(first).map_or(0, |tensor| tensor.offset))
+            }
         };
         Some(BufferRange { buffer, offset, bytes: value.spec.device_bytes() as u64 })
     };

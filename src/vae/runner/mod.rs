@@ -8,7 +8,7 @@ use crate::runtime::exec::{Data, Executor, ProgramId};
 use crate::runtime::gpu::{Gpu, Span};
 use crate::runtime::graph::{Arena, Graph, initial};
 use crate::runtime::kernel::Kernel;
-use crate::runtime::op::Gather;
+use crate::runtime::op::Exchanges;
 use crate::runtime::plan;
 use crate::runtime::plan::{Memory, Plan};
 use crate::runtime::sys::platform::block_on;
@@ -331,16 +331,12 @@ impl Runner {
     }
 
     fn run(&mut self, program: ProgramId, report: &[&str]) -> Result<u64> {
-        self.run_with(program, report, None)
+        self.run_exchanging(program, report, Exchanges::None)
     }
 
-    fn run_with(&mut self, program: ProgramId, report: &[&str], gather: Option<Gather<'_>>) -> Result<u64> {
+    fn run_exchanging(&mut self, program: ProgramId, report: &[&str], exchanges: Exchanges<'_>) -> Result<u64> {
         let outputs = report.iter().map(|name| self.engine.get().output(program, name)).collect::<Result<Vec<_>>>()?;
-        let exec = self.engine.get_mut();
-        match gather {
-            None => exec.run(program, &outputs),
-            Some(gather) => exec.run_exchanging(program, &outputs, gather),
-        }
+        self.engine.get_mut().run_exchanging(program, &outputs, exchanges)
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Hyperparams, Labelled, Runner};
 use crate::error::{Error, Result};
 use crate::runtime::exec::{Data, ProgramId};
 use crate::runtime::graph::Arena;
-use crate::runtime::op::{Gather, MicroBatch};
+use crate::runtime::op::{Exchanges, MicroBatch, Sum};
 use crate::vae::model::Mode;
 
 impl Runner {
@@ -15,21 +15,23 @@ impl Runner {
     /// share and the number of images of the whole step. Returns the statistics of the batch, which the running statistics of this process
     /// become until [`Runner::update_shares`]; empty for a model without any.
     ///
-    /// With `gather`, batch norms are over the micro-batches of all processes that run one at the same time. It is called
-    /// [`Runner::exchanges`] times.
+    /// With [`Exchanges::Tensors`], batch norms are over the micro-batches of all processes that run one at the same time. The function is
+    /// called [`Runner::exchanges`] times. [`Exchanges::Sums`] is for the last micro-batch of the share and exchanges the sums of the step,
+    /// as [`Runner::exchange_sums`] does, while the device is busy with the backward pass.
     ///
     /// # Errors
-    /// As [`Runner::accumulate`], and those of `gather`.
+    /// As [`Runner::accumulate`], and those of the exchange.
     pub fn accumulate_share<'a>(
         &mut self,
         images: impl Into<Labelled<'a, u8>>,
         eps: &[f32],
         micro_batch: MicroBatch,
         hyper: &Hyperparams,
-        gather: Option<Gather<'_>>,
+        exchanges: Exchanges<'_>,
     ) -> Result<Vec<f32>> {
-        let mode = if gather.is_some() { Mode::AccumulateSynchronized } else { Mode::AccumulateShare };
-        self.accumulate_in(mode, images.into(), eps, micro_batch, hyper, gather)?;
+        let synchronized = matches!(exchanges, Exchanges::Tensors(_));
+        let mode = if synchronized { Mode::AccumulateSynchronized } else { Mode::AccumulateShare };
+        self.accumulate_in(mode, images.into(), eps, micro_batch, hyper, exchanges)?;
         if self.graph()?.states().is_empty() {
             Ok(Vec::new())
         } else {
@@ -42,34 +44,34 @@ impl Runner {
     /// # Errors
     /// [`Error::Graph`] if no such program has been prepared.
     pub fn exchanges(&self) -> Result<usize> {
-        let synchronized =
-            |((_, mode), _): &&((usize, Mode), ProgramId)| matches!(mode, Mode::AccumulateSynchronized(_));
-        let program = self.programs.iter().find(synchronized);
-        let missing = || Error::Graph("the runner has no program whose norms are synchronized".to_owned());
-        Ok(self.engine.get().graph(program.ok_or_else(missing)?.1)?.exchanges()?.len())
+        let program = self.program_of(|mode| matches!(mode, Mode::AccumulateSynchronized(_)))?;
+        Ok(self.engine.get().graph(program)?.exchanges()?.len())
     }
 
-    /// Returns the sums over the micro-batches of the share: gradients and loss terms, in the order of the device. Waits for the device.
+    /// Replaces the sums over the micro-batches of the share, gradients and loss terms, by those over the whole step: `sum` adds those of all
+    /// processes. It is called a few times, with a part of the values each. A process without a micro-batch has nothing to add, but needs
+    /// the sums for its update.
     ///
     /// # Errors
-    /// Errors of the device.
-    pub fn sums(&mut self) -> Result<[Vec<f32>; 2]> {
-        let exec = self.engine.get_mut();
-        Ok([exec.download_flat(Arena::Grads)?, exec.download_flat(Arena::Terms)?])
+    /// Errors of the device, and those of `sum`.
+    pub fn exchange_sums(&mut self, sum: Sum<'_>) -> Result<()> {
+        let shared = |mode| matches!(mode, Mode::AccumulateShare(_) | Mode::AccumulateSynchronized(_));
+        let program = self.program_of(shared)?;
+        self.engine.get_mut().exchange_sums(program, sum)
     }
 
-    /// Starts the update of a step that several processes share, and returns the index of the step. The sums, as of [`Runner::sums`], are
-    /// those of the whole step, and `statistics` those of the batch of each of its micro-batches, in order. The results come later, from
-    /// [`Runner::reports`].
+    fn program_of(&self, suits: impl Fn(Mode) -> bool) -> Result<ProgramId> {
+        let program = self.programs.iter().find(|((_, mode), _)| suits(*mode));
+        let missing = || Error::Graph("the runner has no program for a share of a step".to_owned());
+        Ok(program.ok_or_else(missing)?.1)
+    }
+
+    /// Starts the update of a step that several processes share, after they have exchanged its sums, and returns the index of the step.
+    /// `statistics` are those of the batch of each of its micro-batches, in order. The results come later, from [`Runner::reports`].
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for values of another length, and errors of the device.
-    pub fn update_shares(
-        &mut self,
-        [grads, terms]: [&[f32]; 2],
-        statistics: &[&[f32]],
-        hyper: &Hyperparams,
-    ) -> Result<u64> {
+    pub fn update_shares(&mut self, statistics: &[&[f32]], hyper: &Hyperparams) -> Result<u64> {
         let program = self.program_for(1, statistics.len(), Mode::UpdateShares)?;
         let graph = self.engine.get().graph(program)?;
         let moved = match graph.inputs().get("statistics") {
@@ -93,9 +95,6 @@ impl Runner {
                 Some(values)
             }
         };
-        let exec = self.engine.get_mut();
-        exec.upload_flat(Arena::Grads, grads)?;
-        exec.upload_flat(Arena::Terms, terms)?;
         if let Some(moved) = moved {
             self.write(program, "statistics", Data::F32(&moved))?;
             self.write(program, "count", Data::F32(&[statistics.len() as f32]))?;

@@ -4,7 +4,7 @@ use super::{Labelled, Runner};
 use crate::error::{Error, Result};
 use crate::runtime::exec::{Data, ProgramId, Report};
 use crate::runtime::gpu::Span;
-use crate::runtime::op::{Gather, MicroBatch, StepScalars};
+use crate::runtime::op::{Exchanges, MicroBatch, StepScalars};
 use crate::runtime::sys::platform::block_on;
 use crate::runtime::tensor::rng::{self, Stream};
 use crate::vae::model::Mode;
@@ -127,7 +127,7 @@ impl Runner {
         micro_batch: MicroBatch,
         hyper: &Hyperparams,
     ) -> Result<()> {
-        self.accumulate_in(Mode::Accumulate, images.into(), eps, micro_batch, hyper, None)
+        self.accumulate_in(Mode::Accumulate, images.into(), eps, micro_batch, hyper, Exchanges::None)
     }
 
     /// Runs the program of a micro-batch: that of `mode` with the number of micro-batches of the step, or more.
@@ -138,7 +138,7 @@ impl Runner {
         eps: &[f32],
         micro_batch: MicroBatch,
         hyper: &Hyperparams,
-        gather: Option<Gather<'_>>,
+        exchanges: Exchanges<'_>,
     ) -> Result<()> {
         micro_batch.check()?;
         let MicroBatch { index, count, .. } = micro_batch;
@@ -154,7 +154,7 @@ impl Runner {
         let program = self.program_for(batch, count, mode)?;
         self.write_batch(program, images, eps, hyper)?;
         self.write(program, "micro_batch", Data::F32(&micro_batch.to_array()))?;
-        self.run_timed(program, &[], gather)?;
+        self.run_timed(program, &[], exchanges)?;
         self.accumulated = (index + 1, count);
         Ok(())
     }
@@ -212,7 +212,7 @@ impl Runner {
             clip: hyper.clip as f32,
         };
         self.write(program, "hyperparams", Data::F32(&scalars.to_array()))?;
-        let ticket = self.run_timed(program, &["terms", "norm"], None)?;
+        let ticket = self.run_timed(program, &["terms", "norm"], Exchanges::None)?;
         let step = self.step;
         self.pending.push((ticket, step));
         self.step += 1;
@@ -241,14 +241,14 @@ impl Runner {
     }
 
     /// Runs a program of a training step, timed if times were requested: all runs of a step are, each after the one before.
-    fn run_timed(&mut self, program: ProgramId, report: &[&str], gather: Option<Gather<'_>>) -> Result<u64> {
+    fn run_timed(&mut self, program: ProgramId, report: &[&str], exchanges: Exchanges<'_>) -> Result<u64> {
         let later_run = |(step, _): &mut (u64, _)| *step == self.step && self.accumulated.0 > 0;
         if let Some((step, mut spans)) = self.timed.take_if(later_run) {
             self.append_spans(&mut spans)?;
             self.engine.get_mut().time_next()?;
             self.timed = Some((step, spans));
         }
-        self.run_with(program, report, gather)
+        self.run_exchanging(program, report, exchanges)
     }
 
     /// Appends the times of the last timed run.

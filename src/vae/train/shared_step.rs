@@ -9,7 +9,7 @@ use super::Settings;
 use super::loader::Batch;
 use super::synchronized_norms::SynchronizedNorms;
 use crate::error::{Error, Result};
-use crate::runtime::op::MicroBatch;
+use crate::runtime::op::{Exchanges, MicroBatch};
 use crate::vae::ranks::Ranks;
 use crate::vae::runner::{Hyperparams, Labelled, Runner};
 
@@ -75,6 +75,9 @@ pub(super) fn start(
     let count = own.div_ceil(size);
     let pixels = batch.pixels.len() / own.max(1);
     let norms = settings.sync_batch_norm.then(|| SynchronizedNorms::of(ranks, settings, batch.of));
+    // Ranks with a share of a shorter step.
+    let all = batch.of.div_ceil(size);
+    let sharing = all.div_ceil(Share::of(Some(ranks)).micro_batches(settings));
     let mut statistics = Vec::new();
     for index in 0..norms.as_ref().map_or(count, SynchronizedNorms::micro_batches) {
         if index >= count {
@@ -89,20 +92,25 @@ pub(super) fn start(
             labels: &batch.labels[range.clone()],
         };
         let eps = &batch.eps[range.start * latent..range.end * latent];
-        statistics.push(match &norms {
-            None => runner.accumulate_share(images, eps, micro_batch, hyper, None)?,
+        let mut gather;
+        let mut sum;
+        let exchanges = match &norms {
             Some(norms) => {
-                let mut gather = |own: &[f32]| norms.gather(ranks, index, own);
-                runner.accumulate_share(images, eps, micro_batch, hyper, Some(&mut gather))?
+                gather = |own: &[f32]| norms.gather(ranks, index, own);
+                Exchanges::Tensors(&mut gather)
             }
-        });
+            None if index + 1 == count => {
+                sum = |values: &mut [f32]| ranks.sum(values, sharing);
+                Exchanges::Sums(&mut sum)
+            }
+            None => Exchanges::None,
+        };
+        statistics.push(runner.accumulate_share(images, eps, micro_batch, hyper, exchanges)?);
     }
-    let [grads, terms] = runner.sums()?;
-    // Ranks with a share of a shorter step.
-    let each = Share::of(Some(ranks)).micro_batches(settings);
-    let all = batch.of.div_ceil(size);
-    let mut sums = [grads.as_slice(), &terms].concat();
-    ranks.sum(&mut sums, all.div_ceil(each))?;
+    // All ranks synchronize the norms of their last micro-batches before they exchange the sums.
+    if norms.is_some() || count == 0 {
+        runner.exchange_sums(&mut |values| ranks.sum(values, sharing))?;
+    }
     let received = match runner.graph()?.states() {
         [] => Vec::new(),
         _ => ranks.gather(bytemuck::cast_slice(&statistics.concat()))?,
@@ -117,8 +125,7 @@ pub(super) fn start(
         0 => vec![&[]; moves],
         len => received.chunks(len).collect(),
     };
-    let (grads, terms) = sums.split_at(grads.len());
-    runner.update_shares([grads, terms], &statistics, hyper)?;
+    runner.update_shares(&statistics, hyper)?;
     Ok(())
 }
 
