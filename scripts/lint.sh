@@ -12,8 +12,8 @@ step() {
         status=1
     }
 }
-step format cargo fmt --check
-step clippy cargo clippy --all-targets -- -D warnings
+step format cargo fmt --all --check
+step clippy cargo clippy --workspace --all-targets -- -D warnings
 step rustdoc env RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps
 # Without its upper layers the crate must still compile: the runtime alone, then runtime and VAE.
 step "layer runtime" cargo rustc --lib --profile check --no-default-features -- --cfg runtime_only

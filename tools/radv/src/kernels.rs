@@ -8,10 +8,10 @@ use naga::back::{PipelineConstants, pipeline_constants::process_overrides, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use vae_wgpu::error::Error;
-use vae_wgpu::runtime::plan;
-use vae_wgpu::vae::model::{Mode, VaeConfig};
 use vae_wgpu::runtime::kernel::{Dispatch, Kernel, Profile};
 use vae_wgpu::runtime::op::Target;
+use vae_wgpu::runtime::plan;
+use vae_wgpu::vae::model::{Mode, VaeConfig};
 
 /// Images per batch.
 pub const BATCH: usize = 128;
@@ -35,7 +35,9 @@ const SOFTWARE: [&str; 3] = ["subgroup_tex", "subgroup", "register_tiled"];
 
 /// Returns all specializations, sorted by name, variant, flags and overrides.
 pub fn all() -> Result<Vec<Specialised>> {
-    let mut found: BTreeMap<(&str, &str, Vec<i64>, Vec<u64>), Specialised> = BTreeMap::new();
+    /// Name, variant, flags and bits of the overrides.
+    type Key = (&'static str, &'static str, Vec<i64>, Vec<u64>);
+    let mut found: BTreeMap<Key, Specialised> = BTreeMap::new();
     let mut add = |dispatch: Dispatch, planned: bool| {
         let Dispatch { kernel, flags, overrides, params, .. } = dispatch;
         let set = flags.iter().map(|(_, value)| *value).collect();

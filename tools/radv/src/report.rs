@@ -56,7 +56,7 @@ const HEAD: &str = "\
 
 This page is written by
 
-    cargo run --release --manifest-path tools/radv/Cargo.toml -- docs/gpu-report.md
+    cargo run --release -p radv-report -- docs/gpu-report.md
 
 It shows what Mesa's ACO compiler generates for AMD GPUs. No AMD hardware is needed: with `RADV_FORCE_FAMILY` set, Mesa's RADV driver
 compiles for a GPU that is not present and runs nothing. The figures describe code, not speed.
