@@ -154,13 +154,16 @@ impl TensorFile {
         if difference.is_empty() {
             return Ok(taken);
         }
+        let hint = match missing.len() == wanted.len() {
+            true => "the file has no weights of such a model: pass a model.safetensors",
+            false => "the file belongs to another model: use the same --channels, --blocks, --latent-dim and --norm",
+        };
         Err(Error::Checkpoint {
             path: path.to_owned(),
             what: "tensors".into(),
             expected: format!("the {} of the model", wanted.len()),
             found: difference.join("; "),
-            hint: "the file belongs to another model: use the same --channels, --blocks, --latent-dim and --norm"
-                .into(),
+            hint: hint.into(),
         })
     }
 }

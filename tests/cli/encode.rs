@@ -67,6 +67,14 @@ fn own_images_are_encoded_and_reconstructed_from_files_and_folders() {
         image::RgbImage::from_pixel(40, 32, image::Rgb(color)).save(stage.path(name)).unwrap();
     }
     fs::write(stage.path("own/notes.txt"), "").unwrap();
+    fs::create_dir_all(stage.path("deep/a/b")).unwrap();
+    for name in ["deep/z.png", "deep/a/b/y.png", "deep/a/x.png"] {
+        fs::copy(stage.path("c.png"), stage.path(name)).unwrap();
+    }
+    stage.ok("encode run deep --out deep.csv");
+    let table = fs::read_to_string(stage.path("deep.csv")).unwrap();
+    let names: Vec<_> = table.lines().map(|line| line.split(',').next().unwrap()).collect();
+    assert_eq!(names, ["image", "deep/a/b/y.png", "deep/a/x.png", "deep/z.png"]);
     stage.ok("encode run own c.png --batch-size 2 --out own.csv");
     let table = fs::read_to_string(stage.path("own.csv")).unwrap();
     let names: Vec<_> = table.lines().map(|line| line.split(',').next().unwrap()).collect();
@@ -90,6 +98,10 @@ fn own_images_are_encoded_and_reconstructed_from_files_and_folders() {
         stage.fails(&format!("{command} run empty"), 1, &["empty", "no PNG or JPEG files"]);
     }
     stage.fails("encode run c.png --split test", 2, &["--split"]);
+    // Images of runs are not pictures of the user, and what is missing is found before kernels are compiled.
+    fs::copy(stage.path("c.png"), stage.path("run/c.png")).unwrap();
+    stage.fails("encode run run", 1, &["belong to runs"]);
+    stage.fails("encode run c.png missing.png", 1, &["cannot read missing.png"]);
 }
 
 #[cfg(unix)]

@@ -24,6 +24,8 @@ fn info_describes_a_trained_model() {
     assert_eq!((&json["run"]["best_epoch"], &json["config"]["channels"]), (&2.into(), &4.into()));
     assert_eq!(json["tensors"][0], serde_json::json!({"name": "encoder.stem.weight", "shape": [4, 3, 3, 3]}));
     assert!(json["memory_bytes"].as_u64().unwrap() > 0 && json["flop_step"].as_f64().unwrap() > 0.0, "{json}");
+    assert!(said.contains("planned for: a GPU with WebGPU's default limits (--device auto"), "{said}");
+    assert_eq!(json["planned_for"], "a GPU with WebGPU's default limits");
     for model in ["run", "run/model.safetensors"] {
         let said = text(&stage.ok(&format!("info {model} --batch 4 --layers")).stdout);
         let parts =
@@ -32,6 +34,20 @@ fn info_describes_a_trained_model() {
             assert!(said.contains(part), "{part} is missing:\n{said}");
         }
     }
+}
+
+#[test]
+fn missing_weights_of_a_run_are_explained() {
+    let stage = Stage::new();
+    fs::rename(stage.model(), stage.path("run/last.safetensors")).unwrap();
+    let hint = "the file was removed. Pass run/last.safetensors for the weights of the last epoch";
+    stage.fails("sample run", 1, &["run/model.safetensors", hint]);
+    // What is known of the run is printed all the same.
+    let output = stage.run("info run");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).starts_with("run:     run, ") && text(&output.stderr).contains(hint));
+    fs::remove_file(stage.path("run/last.safetensors")).unwrap();
+    stage.fails("sample run", 1, &["before its first epoch ends"]);
 }
 
 #[test]

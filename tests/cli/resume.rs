@@ -256,4 +256,11 @@ fn resume_validates_checkpoint_and_data() {
     fs::write(&table, [lines[0], lines[1], lines[4], ""].join("\n")).unwrap();
     let (code, said) = goes_on("shapes");
     assert!(code == Some(0) && said.contains("metrics.csv: 2 of 4 rows are missing"), "{said}");
+    // The run now has two epochs, and so has the file that repeats it.
+    let repeat = fs::read_to_string(Path::new(&run).join("train.toml")).unwrap();
+    assert!(repeat.contains("\nepochs = 2\n"), "{repeat}");
+    fs::write(&checkpoint, &healthy[..100]).unwrap();
+    let (code, said) = goes_on("shapes");
+    let way_out = format!("train --init {}", Path::new(&run).join("model.safetensors").display());
+    assert!(code == Some(1) && said.contains("checkpoint.safetensors") && said.contains(&way_out), "{said}");
 }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
+use vae_wgpu::app::io::run_folder::RunFolder;
 use vae_wgpu::app::io::tensor_file;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
@@ -70,7 +71,19 @@ fn samples_come_from_the_prior_that_is_asked_for() {
     assert!(second != normal && second == sample("--prior second-stage"));
     let said = text(&stage.ok("fit-prior run --data shapes --train-limit 3 --components 5").stderr);
     assert!(said.contains("Gaussians, as many of 5 as the images allow"), "{said}");
-    stage.ok(&format!("fit-prior run {limits} --components 2"));
+    fs::write(stage.path("run/checkpoint.safetensors"), "").unwrap();
+    let in_use = RunFolder::resume(&stage.path("run")).unwrap();
+    stage.fails("fit-prior run --data shapes --train-limit 3", 1, &["another process is writing to the run"]);
+    drop(in_use);
+    let said = text(&stage.ok(&format!("fit-prior run {limits} --components 2")).stderr);
+    assert!(said.contains("note: run/prior.safetensors exists and will be replaced"), "{said}");
+    // It belongs to the weights in one file.
+    fs::copy(stage.model(), stage.path("run/last.safetensors")).unwrap();
+    let said = text(&stage.ok("sample run/last.safetensors -n 4 --raw --out last.npy").stderr);
+    let parts =
+        ["samples are from N(0, I)", "belongs to model.safetensors", "`vae-wgpu fit-prior run/last.safetensors`"];
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    assert_eq!(npy(&stage.path("last.npy")).1, normal);
     let mixture = sample("");
     assert!(mixture != normal && mixture != second && mixture == sample("--prior mixture"));
     assert_eq!(sample("--prior normal"), normal);

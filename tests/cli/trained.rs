@@ -193,6 +193,17 @@ fn conditional_models_decode_the_class() {
     stage.ok("interpolate run --from own.png --to 3 --class ring");
     stage.ok("traverse run --image own.png --class ring");
     stage.ok("traverse run --class ring");
+    // Pictures name their class, also one that nobody chose.
+    let names = |line: &str, class: &str| {
+        stage.ok(&format!("{line} --out said.png"));
+        let file = fs::read(stage.path("said.png")).unwrap();
+        assert!(String::from_utf8_lossy(&file).contains(class), "{line}: {class} is missing");
+    };
+    names("traverse run --class ring", "ring");
+    names("traverse run", "circle");
+    names("interpolate run --from own.png --to 3 --class ring", "own.png (ring)");
+    names("reconstruct run own.png --class ring", "ring");
+    names("sample run -n 2 --class ring", "ring");
     stage.ok("eval run --val-limit 20 --no-pca --distances 0");
     for command in ["reconstruct run own.png", "interpolate run --from 0 --to own.png", "traverse run --image own.png"]
     {
@@ -324,7 +335,8 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         (".", ["it contains runs, such as ./", "Name one of them"]),
     ] {
         stage.fails(&format!("sample {model} --out no.png"), 1, &parts);
-        stage.fails(&format!("info {model}"), 1, &parts);
+        // `info` prints what it knows of a run before the error.
+        stage.fails(&format!("info {model} --json"), 1, &parts);
     }
     assert!(!stage.path("no.png").exists());
     // Without a configuration the sizes follow from the shapes, and the names may be those of pi-tau/vae.

@@ -21,7 +21,7 @@ use crate::vae::tensor_file::{Array, append_f32};
 
 #[derive(Args, Debug)]
 pub(super) struct EncodeArgs {
-    /// PNG or JPEG files, or folders of them, to encode instead of images of a data set; cropped to a square and resized.
+    /// PNG or JPEG files, or folders with such files at any depth, to encode instead of images of a data set; cropped to a square and resized.
     #[arg(value_name = "FILE|DIR", index = 2, conflicts_with_all = [
         "data", "image_size", "strict", "split", "train_limit", "val_limit",
     ], value_hint = ValueHint::AnyPath)]

@@ -7,10 +7,11 @@ use clap::{Args, Command, ValueEnum};
 
 use super::data::DatasetArgs;
 use super::inference::TrainedArgs;
-use super::output::bar;
+use super::output::{announce_replaced, bar};
 use super::values::stored_model;
 use super::{conflict, note};
 use crate::app::io::prior;
+use crate::app::io::prior::Kind;
 use crate::app::io::run_folder::RunFolder;
 use crate::runtime::plan;
 use crate::vae::data::{Images, labels};
@@ -79,6 +80,11 @@ impl FitPriorArgs {
                 run.display()
             );
         }
+        let kind = match self.kind {
+            KindArg::Mixture => Kind::Mixture,
+            KindArg::SecondStage => Kind::SecondStage,
+        };
+        announce_replaced(&prior::path(&model, kind));
         let dataset = self.trained.dataset(&self.dataset, &model)?;
         let images = dataset.train.as_ref();
         let device = self.trained.open(true)?;

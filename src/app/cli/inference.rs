@@ -13,7 +13,7 @@ use super::data::DatasetArgs;
 use super::values;
 use super::values::non_empty;
 use super::{DeviceArgs, PlanArgs, adapter};
-use crate::app::data::image_folder::is_image;
+use crate::app::data::image_folder;
 use crate::app::io::model::Origin;
 use crate::app::io::prior;
 use crate::app::io::prior::Kind;
@@ -83,6 +83,15 @@ impl TrainedArgs {
         };
         match model.epoch {
             Some(epoch) => caption.with("epoch", epoch),
+            None => caption,
+        }
+    }
+
+    /// Adds the class of the images to a caption, if the model has classes and all images have the same one.
+    pub(super) fn with_class(caption: Caption, model: &Model, labels: &[u8]) -> Caption {
+        let name = labels.first().and_then(|label| model.classes.get(usize::from(*label)));
+        match name.filter(|_| labels.iter().all(|label| *label == labels[0])) {
+            Some(name) => caption.with("class", name),
             None => caption,
         }
     }
@@ -288,22 +297,22 @@ impl Source {
     }
 }
 
-/// Replaces each folder in `paths` by the PNG and JPEG files in it, in the order of their names.
+/// Replaces each folder in `paths` by the PNG and JPEG files in it and in the folders below it, in the order of their paths.
 pub(super) fn image_files(paths: &[PathBuf]) -> crate::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
-        if !path.is_dir() {
+        if !fs::metadata(path).map_err(Error::file("read", path))?.is_dir() {
             files.push(path.clone());
             continue;
         }
-        let entries = fs::read_dir(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let mut found: Vec<_> = entries.map_err(Error::file("list", path))?.iter().map(fs::DirEntry::path).collect();
-        found.retain(|file| is_image(file) && !file.is_dir());
+        let (found, runs) = image_folder::image_files(path)?;
         if found.is_empty() {
-            let hint = "pass image files, or a folder with image files directly in it: folders inside it are not read";
-            return Err(Error::data(path.display(), "the folder has no PNG or JPEG files in it", hint));
+            let what = match runs.is_empty() {
+                true => "there are no PNG or JPEG files in this folder or in the folders below it",
+                false => "its PNG and JPEG files belong to runs",
+            };
+            return Err(Error::data(path.display(), what, "pass image files, or a folder with image files"));
         }
-        found.sort();
         files.extend(found);
     }
     Ok(files)

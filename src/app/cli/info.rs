@@ -56,8 +56,13 @@ pub(super) struct InfoArgs {
 
 impl InfoArgs {
     pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
-        let model = self.trained.as_ref().map(Origin::load).transpose()?;
-        let run = self.trained.as_ref().and_then(Origin::folder).map(Run::of).transpose()?;
+        let model = self.trained.as_ref().map(Origin::load).transpose();
+        let run = self.trained.as_ref().and_then(Origin::folder).map(Run::of).transpose();
+        if let (Err(_), Ok(Some(run)), false) = (&model, &run, self.json) {
+            // What is known of a run whose weights cannot be read.
+            print(run.describe())?;
+        }
+        let (model, run) = (model?, run?);
         let default = run.as_ref().map_or((BATCH, 1), Run::micro_batches);
         let (batch, accumulate) =
             (self.batch.map_or(default.0, NonZeroUsize::get), self.accumulate.unwrap_or(default.1));
@@ -69,12 +74,18 @@ impl InfoArgs {
         };
         let options = self.plan.options(gpu.as_ref().map(Gpu::adapter_info), &config, &[(batch, Mode::Train)])?;
         let profile = gpu.as_ref().map_or(Profile::WEBGPU, |gpu| *gpu.profile());
+        let planned_for = match &gpu {
+            Some(gpu) => gpu.adapter_info().to_string(),
+            None => "a GPU with WebGPU's default limits".to_owned(),
+        };
         drop(gpu);
         let plan = |options: &plan::Options| StepPlan::new(&config, batch, accumulate, &profile, options);
         let step = plan(&options)?;
         let path = model.as_ref().map(|model| model.path.as_path());
         if self.json {
-            print(serde_json::to_string_pretty(&object(path, run.as_ref(), &config, &step)?)?)?;
+            let mut object = object(path, run.as_ref(), &config, &step)?;
+            object["planned_for"] = planned_for.into();
+            print(serde_json::to_string_pretty(&object)?)?;
             return Ok(ExitCode::SUCCESS);
         }
         if let Some(run) = &run {
@@ -84,6 +95,8 @@ impl InfoArgs {
             print(format_args!("model:   {}", path.display()))?;
         }
         print(format_args!("parameters: {}", step.graph.parameter_count()))?;
+        let hint = if self.device.is_none() { " (--device auto: for the one of this machine)" } else { "" };
+        print(format_args!("planned for: {planned_for}{hint}"))?;
         print_cost(&config, &step, batch)?;
         print_plan("as planned", &step)?;
         let other = plan::Options { fuse: !options.fuse, budget: None, ..options.clone() };

@@ -10,7 +10,7 @@ use super::output::{check_not_input, check_output, save_image};
 use super::values::non_empty;
 use crate::app::viz::caption::Labels;
 use crate::app::viz::image_grid::{Grid, ImageBatch};
-use crate::vae::inference::posterior_means;
+use crate::vae::inference::{Model, posterior_means};
 use crate::vae::model::Mode;
 
 #[derive(Args, Debug)]
@@ -49,6 +49,14 @@ fn slerp(a: &[f32], b: &[f32], t: f32) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| from * a + to * b).collect()
 }
 
+/// Returns an image with its class: `3 (cat)`; without one for a model without classes.
+fn named(source: &Source, model: &Model, label: u8) -> String {
+    match model.classes.get(usize::from(label)) {
+        Some(class) => format!("{source} ({class})"),
+        None => source.to_string(),
+    }
+}
+
 /// Returns the columns of the grid for `count` images: one row if it is not too long, else rows of almost equal length.
 fn columns(count: usize) -> usize {
     const MOST: usize = 12;
@@ -68,6 +76,8 @@ impl InterpolateArgs {
         let mu = posterior_means(&trained.encode((&pixels, &labels))?, config.latent_dim);
         let (from, to) = mu.split_at(config.latent_dim);
         let z: Vec<f32> = (0..steps).flat_map(|step| slerp(from, to, step as f32 / (steps - 1) as f32)).collect();
+        let ends = [&self.from, &self.to].into_iter().zip(&labels);
+        let ends: Vec<String> = ends.map(|(source, label)| named(source, &model, *label)).collect();
         // The class changes halfway.
         let labels: Vec<u8> = (0..steps).map(|step| labels[usize::from(2 * step >= steps)]).collect();
         let (first, last) = pixels.split_at(pixels.len() / 2);
@@ -83,7 +93,9 @@ impl InterpolateArgs {
         if [&self.from, &self.to].iter().any(|source| matches!(source, Source::Index(_))) {
             caption = caption.with("split", self.images.split());
         }
-        caption = caption.with("from", &self.from).with("to", &self.to);
+        for (key, end) in ["from", "to"].into_iter().zip(ends) {
+            caption = caption.with(key, end);
+        }
         let what = "interpolation, with the originals at both ends";
         save_image(&self.out, &caption.below(&image)?, &caption, what)?;
         Ok(ExitCode::SUCCESS)

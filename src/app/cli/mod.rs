@@ -95,7 +95,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Fit a prior to the encoded training images, from which samples look more like the data.
     ///
-    /// The prior is written beside the model: prior.safetensors, or second_stage.safetensors with --kind second-stage.
+    /// The prior is written beside the model: prior.safetensors, or second_stage.safetensors with --kind second-stage. For weights in
+    /// another file than model.safetensors, such as last.safetensors, the name of that file comes first: last.prior.safetensors.
     FitPrior(fit_prior::FitPriorArgs),
     /// List the runs in a folder: epochs, best validation loss, device and size.
     Runs(runs::RunsArgs),
@@ -205,6 +206,16 @@ fn print_error(error: &anyhow::Error) {
 fn parse(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
     let cli = Cli::from_arg_matches(&command().try_get_matches_from(&arguments)?)?;
     let Command::Train(train) = &cli.command else { return Ok(cli) };
+    // Elsewhere the last of repeated options wins.
+    for option in ["--config", "--like"] {
+        let given = |argument: &&OsString| {
+            let argument = argument.to_string_lossy();
+            argument == option || argument.split_once('=').is_some_and(|(name, _)| name == option)
+        };
+        if arguments.iter().filter(given).count() > 1 {
+            return Err(conflict(&format!("{option} can be used only once: options on the command line add to it")));
+        }
+    }
     let options = train.options_of_file()?;
     if options.is_empty() {
         return Ok(cli);

@@ -39,10 +39,15 @@ pub(super) fn check_output_of_run(out: &Path, kinds: &[&str]) -> anyhow::Result<
         return Err(Error::Unknown { kind: "file extension of", name: out.display().to_string(), known }.into());
     }
     atomic::check_writable(out)?;
+    announce_replaced(out);
+    Ok(())
+}
+
+/// Announces that a file will be replaced, if it exists.
+pub(super) fn announce_replaced(out: &Path) {
     if out.is_file() {
         note(format_args!("note: {} exists and will be replaced", out.display()));
     }
-    Ok(())
 }
 
 /// Checks that a result does not replace a file that it is made from.

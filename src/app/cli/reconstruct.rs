@@ -22,7 +22,7 @@ use crate::vae::tensor_file::Array;
 #[derive(Args, Debug)]
 #[command(override_usage = "vae-wgpu reconstruct [OPTIONS] <RUN|FILE>\n                            [FILE|DIR]...")]
 pub(super) struct ReconstructArgs {
-    /// PNG or JPEG files, or folders of them, to reconstruct instead of images of a data set; cropped to a square and resized.
+    /// PNG or JPEG files, or folders with such files at any depth, to reconstruct instead of images of a data set; cropped to a square and resized.
     #[arg(value_name = "FILE|DIR", index = 2, conflicts_with_all = [
         "data", "image_size", "strict", "split", "train_limit", "val_limit", "count",
     ], value_hint = ValueHint::AnyPath)]
@@ -108,6 +108,7 @@ impl ReconstructArgs {
             true => caption.with("split", self.images.split()),
             false => caption,
         };
+        caption = TrainedArgs::with_class(caption, &model, &labels);
         if self.sample {
             caption = caption.with("seed", self.seed);
         }

@@ -53,6 +53,12 @@ impl RunsArgs {
         let mut folders = match fs::read_dir(&self.folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
             // There is none before the first run.
             Err(error) if error.kind() == ErrorKind::NotFound && self.folder == Path::new(RUNS) => Vec::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                anyhow::bail!(
+                    "cannot list {}: no folder has this name. Pass a folder with run folders",
+                    self.folder.display()
+                );
+            }
             folders => folders.map_err(Error::file("list", &self.folder))?,
         };
         folders.sort_by_key(fs::DirEntry::file_name);
@@ -111,7 +117,7 @@ impl Run {
         let rows: Vec<EpochRow> = if table.exists() { csv::read(&table)? } else { Vec::new() };
         let best = rows.iter().min_by(|a, b| a.val_total.total_cmp(&b.val_total));
         Ok(Self {
-            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            name: folder.name(),
             data: config.settings.data.clone().unwrap_or_else(|| "CIFAR-10".to_owned()),
             started: config.starts.first().map(|start| start.time.clone()),
             epochs_done: rows.len() as u64,

@@ -32,8 +32,7 @@ pub(super) struct SampleArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Distribution of the latent vectors: a fitted mixture of Gaussians, a fitted VAE of latent vectors, or a standard normal
-    /// distribution [default: mixture if prior.safetensors, which training and `vae-wgpu fit-prior` write, lies beside the model; else
-    /// normal].
+    /// distribution [default: mixture if one was fitted to these weights, by training or `vae-wgpu fit-prior`; else normal].
     #[arg(long, value_enum)]
     prior: Option<PriorArg>,
     /// Factor of the standard deviation of the latent vectors: below 1 for more typical images, above for more varied ones.
@@ -66,10 +65,28 @@ impl SampleArgs {
     fn prior(&self, model: &Model) -> anyhow::Result<Prior> {
         let normal = Prior::Normal(model.config.latent_dim);
         match self.prior {
-            None => Ok(self.trained.prior(model, Kind::Mixture)?.unwrap_or(normal)),
+            None => match self.trained.prior(model, Kind::Mixture)? {
+                Some(prior) => Ok(prior),
+                None => {
+                    self.explain_normal(model);
+                    Ok(normal)
+                }
+            },
             Some(PriorArg::Normal) => Ok(normal),
             Some(PriorArg::Mixture) => self.trained.required_prior(model, Kind::Mixture),
             Some(PriorArg::SecondStage) => self.trained.required_prior(model, Kind::SecondStage),
+        }
+    }
+
+    /// Says why samples are from N(0, I) if the folder has a prior, which belongs to other weights.
+    fn explain_normal(&self, model: &Model) {
+        let (own, of_best) = (prior::path(model, Kind::Mixture), model.path.with_file_name(Kind::Mixture.file()));
+        if own != of_best && of_best.exists() {
+            note(format_args!(
+                "note: samples are from N(0, I): {} belongs to model.safetensors. `{}` fits a prior to these weights",
+                of_best.display(),
+                Kind::Mixture.command(&model.path)
+            ));
         }
     }
 
@@ -107,9 +124,7 @@ impl SampleArgs {
                 Prior::SecondStage(_) => "second stage",
             };
             let mut caption = self.trained.caption(&model, counted(count as u64, "sample"));
-            if let Some(name) = class.and_then(|class| model.classes.get(usize::from(class))) {
-                caption = caption.with("class", name);
-            }
+            caption = TrainedArgs::with_class(caption, &model, class.as_slice());
             caption = caption.with("seed", self.seed).with("prior", prior).with("temperature", self.temperature);
             let grid = Grid::of(square(count), images.size().0).draw(&images)?;
             save_image(out, &caption.below(&grid)?, &caption, "samples")?;

@@ -20,7 +20,7 @@ use super::preview::PreviewArgs;
 use super::values;
 use super::values::{choice, duration, micro_batches, non_negative, positive, posterior_std, run, share};
 use super::{
-    DIVERGED, DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, be_quiet, config_file, eprintln_lossy,
+    DIVERGED, DeviceArgs, ModelArgs, TrainingPlanArgs, adapter, be_quiet, config_file, conflict, eprintln_lossy,
     eprintln_wrapped, exit_code, fit_prior, is_quiet, launch, message, print, print_error, shared_run, signals,
 };
 use crate::app::cli::progress::observer;
@@ -535,7 +535,7 @@ impl TrainArgs {
         };
         if (1..settings.beta_warmup).contains(&settings.beta_cycle) {
             let expected = format!("0, or at least the {} steps in which beta rises", settings.beta_warmup);
-            return Err(Error::argument("--beta-cycle", expected, settings.beta_cycle).into());
+            return Err(conflict(&Error::argument("--beta-cycle", expected, settings.beta_cycle).to_string()));
         }
         Ok((settings, None))
     }

@@ -94,6 +94,7 @@ impl TraverseArgs {
         let columns = (0..steps).map(|step| short(f64::from(value(step)))).collect();
         let mut image = Labels { rows, columns, ..Labels::default() }.draw(&grid, &images)?;
         let mut caption = self.trained.caption(&model, "traversal of latent dimensions");
+        caption = TrainedArgs::with_class(caption, &model, &labels);
         if model.kl_dims.is_some() {
             caption = caption.with("rows", "by KL divergence");
         }

@@ -192,7 +192,8 @@ struct Files {
     runs: Vec<PathBuf>,
 }
 
-fn list(root: &Path) -> Result<Files> {
+/// Returns the image files in a folder and in the folders below it, except run folders, and these run folders: each in sorted order.
+pub(crate) fn image_files(root: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let (mut paths, mut folders, mut runs) = (Vec::new(), vec![root.to_owned()], Vec::new());
     while let Some(folder) = folders.pop() {
         if RunFolder::is_run(&folder) {
@@ -216,6 +217,11 @@ fn list(root: &Path) -> Result<Files> {
     }
     paths.sort();
     runs.sort();
+    Ok((paths, runs))
+}
+
+fn list(root: &Path) -> Result<Files> {
+    let (paths, runs) = image_files(root)?;
     let folders = |path: &Path| -> Vec<String> {
         let below = path.strip_prefix(root).unwrap_or(path).parent().unwrap_or(Path::new(""));
         let names = below.components().filter(|c| matches!(c, Component::Normal(_)));

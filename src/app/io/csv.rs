@@ -86,7 +86,9 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
 /// # Errors
 /// [`Error::File`] if a row is malformed.
 pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Vec<R>, u64)> {
-    let malformed = |line: usize, why: String| Error::malformed("parse", path, format!("line {line}: {why}"));
+    let malformed = |line: usize, why: String| {
+        Error::malformed("parse", path, format!("line {line}: {why}. Repair or remove this line"))
+    };
     let mut rows = Vec::new();
     let mut length = 0;
     let mut missing: &[&str] = &[];

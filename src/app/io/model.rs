@@ -97,11 +97,18 @@ fn weights_file(run_or_file: &Path) -> Result<PathBuf> {
     if let Err(error) = fs::metadata(&path)
         && error.kind() == ErrorKind::NotFound
     {
-        let mut why = "the run has no weights before its first epoch ends".to_owned();
-        let checkpoint = run.checkpoint();
-        if checkpoint.exists() {
-            why += &format!(". Continue it with --resume, or pass {} for the weights so far", checkpoint.display());
-        }
+        let (last, checkpoint) = (run.last(), run.checkpoint());
+        // Written together with the best weights.
+        let why = if last.exists() {
+            format!("the file was removed. Pass {} for the weights of the last epoch", last.display())
+        } else if checkpoint.exists() {
+            format!(
+                "the run has no weights before its first epoch ends. Continue it with --resume, or pass {} for the weights so far",
+                checkpoint.display()
+            )
+        } else {
+            "the run has no weights before its first epoch ends".to_owned()
+        };
         return Err(Error::file("find", &path)(io::Error::new(ErrorKind::NotFound, why)));
     }
     Ok(path)

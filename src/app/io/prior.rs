@@ -89,7 +89,14 @@ pub fn load(model: &Model, kind: Kind) -> Result<Option<Prior>> {
     if !path.exists() {
         return Ok(None);
     }
-    from_file(tensor_file::load(&path)?, path, model, kind).map(Some)
+    let file = tensor_file::load(&path).map_err(|error| match error {
+        Error::File { doing, path, source } => {
+            let hint = format!("{source}. Fit it again with `{}`, or pass --prior normal", kind.command(&model.path));
+            Error::File { doing, path, source: std::io::Error::new(source.kind(), hint) }
+        }
+        error => error,
+    })?;
+    from_file(file, path, model, kind).map(Some)
 }
 
 /// Takes the prior of a model from a parsed file. `path` is used in messages.

@@ -1,11 +1,12 @@
 //! A run folder as the store of a training run.
 
+use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::app::io::csv::Table;
-use crate::app::io::run_config::{RunConfig, Start};
+use crate::app::io::run_config::{RunConfig, Start, quoted};
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensorboard::Board;
 use crate::app::io::{run_report, settings_file, tensor_file, tensorboard};
@@ -144,20 +145,18 @@ impl RunStore for FolderStore {
             self.create_board(&[], &[])?;
         }
         self.save_about(about)?;
-        let name = self.folder.name();
-        let about_file = format!(
-            "Repeats the run {name}: vae-wgpu train --config train.toml --out DIR\nWritten by vae-wgpu {} on {}.",
-            env!("CARGO_PKG_VERSION"),
-            about.device
-        );
-        let init = self.init.as_deref().map(Path::to_string_lossy);
-        let repeat = settings_file::to_toml(about.settings, init.as_deref(), &about_file);
-        save_atomic(&self.folder.repeat(), repeat.as_bytes())?;
         self.create_tables()
     }
 
     fn load_checkpoint(&self) -> Result<TensorFile> {
-        tensor_file::load(&self.folder.checkpoint())
+        tensor_file::load(&self.folder.checkpoint()).map_err(|error| match error {
+            Error::File { doing, path, source } if self.folder.model().exists() => {
+                let model = quoted(&self.folder.model().to_string_lossy());
+                let hint = format!("{source}. A new run can start from the weights of this one: train --init {model}");
+                Error::File { doing, path, source: io::Error::new(source.kind(), hint) }
+            }
+            error => error,
+        })
     }
 
     fn resume(&mut self, step: u64, epoch: u64) -> Result<Recorded> {
@@ -183,6 +182,16 @@ impl RunStore for FolderStore {
         self.seed = Some(settings.seed);
         let config = RunConfig::new(device.to_owned(), kernels.clone(), settings.clone());
         self.folder.save_config(&RunConfig { starts: self.starts.clone(), ..config })?;
+        let header = format!(
+            "Repeats the run {}: vae-wgpu train --config train.toml --out DIR\nWritten by vae-wgpu {} on {device}.",
+            self.folder.name(),
+            env!("CARGO_PKG_VERSION"),
+        );
+        let path = self.folder.repeat();
+        // A resumed run keeps the file that its weights started from.
+        let init =
+            self.init.as_ref().map(|init| init.to_string_lossy().into_owned()).or_else(|| settings_file::init(&path));
+        save_atomic(&path, settings_file::to_toml(settings, init.as_deref(), &header).as_bytes())?;
         self.show(|board| board.push_settings(settings))
     }
 

@@ -1,10 +1,18 @@
 //! `train.toml`: the options of `vae-wgpu train` that repeat a run.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
-use toml::Value;
+use toml::{Table, Value};
 
 use crate::vae::train::Settings;
+
+/// Returns the file that the weights of a run started from, according to its `train.toml`.
+pub fn init(path: &Path) -> Option<String> {
+    let table: Table = fs::read_to_string(path).ok()?.parse().ok()?;
+    Some(table.get("init")?.as_str()?.to_owned())
+}
 
 /// Returns a TOML file for `vae-wgpu train --config` that repeats a run with these settings, under the comment `about`. `init` is the file
 /// that the weights started from.

@@ -89,7 +89,10 @@ fn data_of<'a>(file: &str, bytes: &'a [u8], magic: u32) -> Result<&'a [u8]> {
         (8, 1)
     };
     let expected = count.checked_mul(item).and_then(|size| size.checked_add(header));
-    if count == 0 || expected != Some(bytes.len()) {
+    if count == 0 {
+        return Err(damaged(file, "byte 4: the header declares 0 items".to_owned()));
+    }
+    if expected != Some(bytes.len()) {
         let expected = expected.map_or_else(String::new, |size| format!(" and so {size} bytes"));
         let what = format!("byte 4: the header declares {count} items{expected}, and the file has {}", bytes.len());
         return Err(damaged(file, what));

@@ -149,8 +149,9 @@ impl<I: Deref<Target: Images> + Clone> Subset<I> {
     pub(crate) fn split(images: I, share: f64) -> Result<[Self; 2]> {
         let set_aside = (images.len() as f64 * share).round() as usize;
         if set_aside == 0 || set_aside >= images.len() {
-            let expected = format!("a share of {} images that leaves both parts at least 1", images.len());
-            return Err(Error::argument("validation split", expected, share));
+            let expected =
+                format!("a share of {} images that leaves both parts at least 1; 0 for no split", images.len());
+            return Err(Error::argument("share for validation (val-split)", expected, share));
         }
         let mut order = epoch_order(0, 0, images.len());
         let mut second = order.split_off(images.len() - set_aside);
