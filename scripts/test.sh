@@ -12,28 +12,43 @@ export GALLIVM_PERF=${GALLIVM_PERF-nopt}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# suite PROGRAM...: runs some of the test programs.
-suite() { cargo test --release --no-fail-fast "${programs[@]}" -- "$@"; }
+# suite PROGRAM... -- [ARGUMENT...]: runs some of the test programs.
+suite() { cargo test --release --no-fail-fast "$@"; }
 
-# These wait for files and child processes more than they compute, so they run beside the others.
-others() {
-    local code=0
-    programs=(--lib --test library --test repo --test shaders)
-    suite "$@" || code=$?
-    [ $# -gt 0 ] || cargo test --release --doc || code=$?
-    return "$code"
+# beside NAME COMMAND...: runs a command beside the others. Its output is printed at the end.
+processes=() parts=()
+beside() {
+    local part=$1
+    shift
+    "$@" >"$scratch/$part" 2>&1 &
+    processes+=($!) parts+=("$part")
 }
 
+# They leave the cores to the tests of the command line, some of which wait for a limited time.
+gpu=(nice -n 5 cargo test --release --no-fail-fast --test gpu --)
+if [ $# = 0 ]; then
+    # Two processes compile kernels in less time than two threads of one, which wait for each other in the software driver.
+    cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+    gpu+=(--test-threads $(((cores + 1) / 2)))
+    # Each skips what the other runs.
+    skip=() keep=()
+    for part in kernels geometry parity; do skip+=(--skip "$part::"); done
+    for part in training mutants subgroups faults soak finite device; do keep+=(--skip "$part::"); done
+    beside kernels "${gpu[@]}" "${keep[@]}"
+    gpu+=("${skip[@]}")
+    beside doctests suite --doc
+fi
+beside others suite --lib --test library --test repo --test shaders -- "$@"
+beside gpu "${gpu[@]}" "$@"
+
 status=0
-others "$@" >"$scratch/others" 2>&1 &
-programs=(--test cli --test gpu)
-suite "$@" 2>&1 | tee "$scratch/main" || status=$?
-wait $! || status=$?
-cat "$scratch/others"
+suite --test cli -- "$@" 2>&1 | tee "$scratch/cli" || status=$?
+for process in "${processes[@]}"; do wait "$process" || status=$?; done
+for part in "${parts[@]}"; do cat "$scratch/$part"; done
 
 echo
 echo "seconds:"
 printf '%8.1f  building\n' "$built"
-awk -f scripts/seconds.awk "$scratch/others" "$scratch/main"
+awk -f scripts/seconds.awk "${parts[@]/#/$scratch/}" "$scratch/cli"
 printf '%8.1f  in all\n' "$SECONDS"
 exit "$status"
