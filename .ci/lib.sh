@@ -1,5 +1,7 @@
 # Sourced by the scripts of this folder: runs parts, times them, counts tests.
 export NODEVICE_SELECT=1
+# Everything is built once, with MPI.
+export FEATURES=mpi
 status=0
 names=()
 seconds=()
@@ -39,5 +41,5 @@ suite() {
     local test=$1
     shift
     # Not in the foreground: the test program must end, too.
-    timeout -k 10 600 cargo test --release --test "$test" -- "$@"
+    timeout -k 10 600 cargo test --release --features "$FEATURES" --test "$test" -- "$@"
 }

@@ -64,14 +64,20 @@ fn alone(launch: &Launch) -> String {
     )
 }
 
+/// Why a build without MPI does not run, and the ways out.
+#[cfg_attr(feature = "mpi", allow(dead_code, reason = "MPI connects the processes"))]
+fn refusal(launch: &Launch) -> String {
+    let Launch { size, launcher, .. } = launch;
+    format!(
+        "{launcher} has started {size} processes, which this build cannot connect. To train one model on all of them, build vae-wgpu with \
+         MPI: `cargo install --path . --locked --features mpi` (docs/distributed.md). {}",
+        alone(launch)
+    )
+}
+
 #[cfg(not(feature = "mpi"))]
 fn connect(launch: &Launch) -> anyhow::Result<Group> {
-    let Launch { size, launcher, .. } = launch;
-    anyhow::bail!(
-        "{launcher} has started {size} processes, which this build cannot connect. To train one model on all of them, build vae-wgpu with \
-         MPI: `cargo install vae-wgpu --features mpi` (docs/distributed.md). {}",
-        alone(launch)
-    );
+    Err(anyhow::anyhow!(refusal(launch)))
 }
 
 #[cfg(feature = "mpi")]
@@ -93,6 +99,13 @@ fn connect(launch: &Launch) -> anyhow::Result<Group> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_build_without_mpi_names_the_launcher_and_the_ways_out() {
+        let said = refusal(&Launch { variable: "OMPI_COMM_WORLD_SIZE", size: 2, launcher: "mpirun of OpenMPI" });
+        assert!(said.starts_with("mpirun of OpenMPI has started 2 processes"), "{said}");
+        assert!(said.contains("--features mpi") && said.contains("env -u OMPI_COMM_WORLD_SIZE"), "{said}");
+    }
 
     #[test]
     fn launchers_are_known_by_their_variables() {
