@@ -70,9 +70,9 @@ def main():
         curve = [(n, speed(n, bandwidth, latency)) for n in ticks if n <= most]
         parts.append(line(curve, colour))
         parts.append(text(x(64) + 8, y(64) + 24 + 16 * number, f"{name}: {curve[-1][1]:.1f} of {most}", colour=colour))
-    for ranks, factor, label in points:
+    for number, (ranks, factor, label) in enumerate(points):
         parts.append(f'<circle cx="{x(ranks):.1f}" cy="{y(factor):.1f}" r="4" fill="#CC79A7"/>')
-        parts.append(text(x(ranks) + 7, y(factor) + 14, label, colour="#A0527F"))
+        parts.append(text(x(ranks) + 8, y(factor) + 16 + 14 * number, label, colour="#A0527F"))
     path = Path(__file__).parent / "scaling.svg"
     path.write_text("\n".join([*parts, "</svg>"]) + "\n")
     print(path)

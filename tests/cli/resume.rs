@@ -259,6 +259,15 @@ fn resume_validates_checkpoint_and_data() {
     // The run now has two epochs, and so has the file that repeats it.
     let repeat = fs::read_to_string(Path::new(&run).join("train.toml")).unwrap();
     assert!(repeat.contains("\nepochs = 2\n"), "{repeat}");
+    // A lost configuration is written again.
+    let config = Path::new(&run).join("config.json");
+    fs::remove_file(&config).unwrap();
+    let said = command(&["info", &run]).output().unwrap();
+    assert_eq!(said.status.code(), Some(1));
+    assert!(text(&said.stderr).contains("train --resume"), "{}", text(&said.stderr));
+    ok(&["sample", &run, "-n", "2", "--device", "cpu", "--out", &run_in(&dir, "two.png")]);
+    let (code, said) = goes_on("shapes");
+    assert!(code == Some(0) && config.is_file(), "{said}");
     fs::write(&checkpoint, &healthy[..100]).unwrap();
     let (code, said) = goes_on("shapes");
     let way_out = format!("train --init {}", Path::new(&run).join("model.safetensors").display());

@@ -348,7 +348,9 @@ fn train_reports_invalid_arguments() {
     let run = run_in(&dir, "run");
     ok(&small(&run, "cpu", "1"));
     let nowhere = run_in(&dir, "nowhere");
-    let with = |more: &[&'static str]| {
+    let lacking = run_in(&dir, "lacking.toml");
+    fs::write(&lacking, "beta-cycle = 5\n").unwrap();
+    let with = |more: &[&str]| {
         let mut args = small(&nowhere, "cpu", "1");
         args.extend(more);
         args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>()
@@ -363,6 +365,7 @@ fn train_reports_invalid_arguments() {
         (with(&["--lr", "quick"]), 2, "--lr"),
         (with(&["--beta-warmup", "20", "--beta-cycle", "10"]), 2, "at least the 20 steps in which beta rises"),
         (with(&["--config", "demo", "--config=small"]), 2, "--config can be used only once"),
+        (with(&["--config", &lacking]), 1, "were not provided: --beta-warmup"),
         (with(&["--accumulate", "2", "--micro-batches", "2"]), 2, "cannot be used with '--micro-batches"),
         (with(&["--weight-decay=-1"]), 2, "--weight-decay"),
         (with(&["--init", "no-such-file"]), 1, "no-such-file"),

@@ -99,7 +99,13 @@ fn arguments(text: &str) -> anyhow::Result<Vec<OsString>> {
                 _ => String::new(),
             };
             let message = in_plain_words(&error.to_string());
-            let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            // A list of missing options is in the lines below.
+            let mut lines = message.trim_start_matches("error: ").lines();
+            let mut first = lines.next().unwrap_or_default().to_owned();
+            if first.ends_with(':') {
+                let listed: Vec<_> = lines.take_while(|line| !line.is_empty()).map(str::trim).collect();
+                first = format!("{first} {}", listed.join(", "));
+            }
             let known = match error.get(ContextKind::ValidValue) {
                 Some(ContextValue::Strings(names)) if !names.is_empty() => format!(": expected {}", names.join(", ")),
                 _ => String::new(),

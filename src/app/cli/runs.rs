@@ -63,6 +63,8 @@ impl RunsArgs {
         };
         folders.sort_by_key(fs::DirEntry::file_name);
         let paths = folders.iter().map(fs::DirEntry::path).filter(|path| path.join("config.json").is_file());
+        // The folder may be a run itself.
+        let paths = Some(self.folder.clone()).filter(|folder| RunFolder::is_run(folder)).into_iter().chain(paths);
         let mut runs = Vec::new();
         for path in paths {
             match Run::of(&path) {

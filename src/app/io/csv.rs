@@ -87,7 +87,11 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
 /// [`Error::File`] if a row is malformed.
 pub fn parse<R: Row>(bytes: &[u8], path: &Path, keep: impl Fn(&R) -> bool) -> Result<(Vec<R>, u64)> {
     let malformed = |line: usize, why: String| {
-        Error::malformed("parse", path, format!("line {line}: {why}. Repair or remove this line"))
+        let way_out = match line {
+            1 => "Repair this line, or remove the file: the run can do without it",
+            _ => "Repair or remove this line",
+        };
+        Error::malformed("parse", path, format!("line {line}: {why}. {way_out}"))
     };
     let mut rows = Vec::new();
     let mut length = 0;

@@ -1,12 +1,11 @@
 //! A run folder as the store of a training run.
 
-use std::io;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
 use crate::app::io::atomic::{create_parent, save_atomic};
 use crate::app::io::csv::Table;
-use crate::app::io::run_config::{RunConfig, Start, quoted};
+use crate::app::io::run_config::{RunConfig, Start};
 use crate::app::io::run_folder::RunFolder;
 use crate::app::io::tensorboard::Board;
 use crate::app::io::{run_report, settings_file, tensor_file, tensorboard};
@@ -149,14 +148,7 @@ impl RunStore for FolderStore {
     }
 
     fn load_checkpoint(&self) -> Result<TensorFile> {
-        tensor_file::load(&self.folder.checkpoint()).map_err(|error| match error {
-            Error::File { doing, path, source } if self.folder.model().exists() => {
-                let model = quoted(&self.folder.model().to_string_lossy());
-                let hint = format!("{source}. A new run can start from the weights of this one: train --init {model}");
-                Error::File { doing, path, source: io::Error::new(source.kind(), hint) }
-            }
-            error => error,
-        })
+        tensor_file::load(&self.folder.checkpoint()).map_err(|error| self.folder.without_checkpoint(error))
     }
 
     fn resume(&mut self, step: u64, epoch: u64) -> Result<Recorded> {

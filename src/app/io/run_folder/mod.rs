@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use self::paths::{FILES, RECONSTRUCTIONS, SAMPLES, TENSORBOARD, WEIGHTS, is_of_an_epoch};
 use crate::app::io::atomic;
 use crate::app::io::atomic::{FolderLock, LOCK, LockState};
-use crate::app::io::run_config::RunConfig;
+use crate::app::io::run_config::{RunConfig, quoted};
 use crate::app::io::tensorboard;
 use crate::error::{Error, Result, printable};
 
@@ -208,13 +208,27 @@ impl RunFolder {
     /// [`Error::File`] if there is no run or checkpoint, or another process is writing to it.
     pub fn resume(path: &Path) -> Result<Self> {
         let run = Self::view(path)?;
-        fs::metadata(run.checkpoint()).map_err(Error::file("find", &run.checkpoint()))?;
+        fs::metadata(run.checkpoint())
+            .map_err(Error::file("find", &run.checkpoint()))
+            .map_err(|error| run.without_checkpoint(error))?;
         let lock = FolderLock::take(path)?;
         run.make_folders()?;
         Ok(Self { lock: Some(lock), ..run })
     }
 
-    /// Opens the folder of a run for reading; the run may be in progress.
+    /// Adds to an error about the checkpoint what can be done without it.
+    pub(crate) fn without_checkpoint(&self, error: Error) -> Error {
+        match error {
+            Error::File { doing, path, source } if self.model().exists() => {
+                let model = quoted(&self.model().to_string_lossy());
+                let hint = format!("{source}. A new run can start from the weights of this one: train --init {model}");
+                Error::File { doing, path, source: io::Error::new(source.kind(), hint) }
+            }
+            error => error,
+        }
+    }
+
+    /// Opens the folder of a run for reading; the run may be in progress, and its `config.json` may be lost.
     ///
     /// # Errors
     /// [`Error::File`] if there is no run.
@@ -222,6 +236,12 @@ impl RunFolder {
         let run = Self { path: path.to_owned(), state: State::Begun, lock: None };
         match fs::metadata(run.config()) {
             Ok(_) => Ok(run),
+            // Only some commands need the configuration.
+            Err(error)
+                if error.kind() == ErrorKind::NotFound && (run.checkpoint().exists() || run.model().exists()) =>
+            {
+                Ok(run)
+            }
             Err(error) => {
                 let is_missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
                 let cause = if is_missing(&error) { String::new() } else { format!(": {error}") };
@@ -289,7 +309,15 @@ impl RunFolder {
     /// As [`RunConfig::from_json`], and [`Error::File`] if it cannot be read.
     pub fn load_config<S: DeserializeOwned>(&self) -> Result<RunConfig<S>> {
         let path = self.config();
-        RunConfig::from_json(&atomic::read(&path)?, &path)
+        let bytes = atomic::read(&path).map_err(|error| match error {
+            Error::File { doing, path, source } if source.kind() == ErrorKind::NotFound => {
+                let run = quoted(&self.path().to_string_lossy());
+                let hint = format!("{source}. `vae-wgpu train --resume {run}` writes it again");
+                Error::File { doing, path, source: io::Error::new(ErrorKind::NotFound, hint) }
+            }
+            error => error,
+        })?;
+        RunConfig::from_json(&bytes, &path)
     }
 }
 
