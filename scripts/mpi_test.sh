@@ -122,8 +122,9 @@ rank_of() {
     done
 }
 
-long=(--epochs 5000 --accumulate 2)
-mpirun -n 2 "${train[@]}" "${long[@]}" --out "$scratch/killed" >"$scratch/killed.log" 2>&1 &
+# Long enough to be killed on the way.
+many=(--epochs 10)
+mpirun -n 2 "${train[@]}" "${many[@]}" --accumulate 2 --out "$scratch/killed" >"$scratch/killed.log" 2>&1 &
 job=$!
 started "$scratch/killed"
 kill -KILL "$(rank_of "$job" 1)"
@@ -131,9 +132,12 @@ begun=$SECONDS
 wait "$job" && exit 1
 ((SECONDS - begun <= 30))
 grep -q "rank 1.*signal 9" "$scratch/killed.log"
-mpirun -n 2 "$binary" train --quiet --device "$device" --resume "$scratch/killed" --max-time 1s
-echo "mpi_test: a killed rank ends the job and leaves the checkpoint"
+mpirun -n 2 "$binary" train --quiet --device "$device" --resume "$scratch/killed"
+"${train[@]}" "${many[@]}" --accumulate 4 --out "$scratch/whole"
+same whole killed
+echo "mpi_test: a killed rank ends the job, and the run resumes with the bits of one that was not killed"
 
+long=(--epochs 5000 --accumulate 2)
 mpirun --mca odls_base_sigkill_timeout 30 -n 2 "${train[@]}" "${long[@]}" --out "$scratch/stopped" >"$scratch/stopped.log" 2>&1 &
 job=$!
 started "$scratch/stopped"
