@@ -12,14 +12,22 @@ built=$SECONDS
 # Mesa's software driver spends nine tenths of the suite in LLVM: half of that without its optimisation passes. Other drivers ignore this.
 export GALLIVM_PERF=${GALLIVM_PERF-nopt}
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+processes=() parts=()
+# What runs beside ends with this script: each has a process group of its own.
+end() {
+    local process
+    for process in "${processes[@]}"; do kill -- "-$process" 2>/dev/null || true; done
+    rm -rf "$scratch"
+}
+trap end EXIT
 
 # beside NAME COMMAND...: runs a command beside the others. Its output is printed at the end.
-processes=() parts=()
 beside() {
     local part=$1
     shift
-    "$@" >"$scratch/$part" 2>&1 &
+    set -m
+    "$@" >"$scratch/$part" 2>&1 </dev/null &
+    set +m
     processes+=($!) parts+=("$part")
 }
 

@@ -194,6 +194,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Adds a way out behind the cause of an error about a file. Other errors have theirs and stay as they are.
+    #[must_use]
+    pub(crate) fn with_way_out(self, way_out: impl fmt::Display) -> Self {
+        match self {
+            Self::File { doing, path, source } => {
+                let cause = io::Error::new(source.kind(), format!("{source}. {way_out}"));
+                Self::File { doing, path, source: cause }
+            }
+            error => error,
+        }
+    }
+}
+
 /// What stands before a list of names; nothing before a single one.
 fn one_of(names: &str) -> &'static str {
     if names.contains(", ") { "one of " } else { "" }

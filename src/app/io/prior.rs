@@ -89,13 +89,8 @@ pub fn load(model: &Model, kind: Kind) -> Result<Option<Prior>> {
     if !path.exists() {
         return Ok(None);
     }
-    let file = tensor_file::load(&path).map_err(|error| match error {
-        Error::File { doing, path, source } => {
-            let hint = format!("{source}. Fit it again with `{}`, or pass --prior normal", kind.command(&model.path));
-            Error::File { doing, path, source: std::io::Error::new(source.kind(), hint) }
-        }
-        error => error,
-    })?;
+    let way_out = || format!("Fit it again with `{}`, or pass --prior normal", kind.command(&model.path));
+    let file = tensor_file::load(&path).map_err(|error| error.with_way_out(way_out()))?;
     from_file(file, path, model, kind).map(Some)
 }
 

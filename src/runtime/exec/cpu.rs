@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::runtime::exec::{
-    Data, Executor, InputId, OutputId, ProgramId, Report, check_length, check_same_tensors, check_tensors,
-    not_the_last_run, unknown_program, unused_arena,
+    Data, Executor, InputId, OutputId, ProgramId, Report, check_same_tensors, check_tensors, not_the_last_run,
+    unknown_program, unused_arena,
 };
 use crate::runtime::graph::{Arena, Graph, Node, Storage, ValueId};
 use crate::runtime::op::{Exchanges, Op, Sum};
@@ -221,7 +221,7 @@ impl<T: Precision> CpuExecutor<T> {
                 return Err(Error::Graph(format!("input `{name}` was not written")));
             }
         }
-        let exchanges = graph.exchanges()?;
+        let exchanges = if matches!(with, Exchanges::Tensors(_)) { graph.exchanges()? } else { Vec::new() };
         for (index, node) in graph.nodes().iter().enumerate() {
             self.run_node(program, &graph, index, node)?;
             for (_, id, exchange) in exchanges.iter().filter(|(after, ..)| *after == index) {
@@ -381,14 +381,5 @@ impl<T: Precision> Executor for CpuExecutor<T> {
 
     fn download_flat(&mut self, arena: Arena) -> Result<Vec<f32>> {
         Ok(self.arena(arena)?.iter().flatten().map(|x| x.to_f64() as f32).collect())
-    }
-
-    fn upload_flat(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
-        let lengths: Vec<usize> = self.arena(arena)?.iter().map(Vec::len).collect();
-        check_length(arena, lengths.iter().sum(), values.len())?;
-        let mut rest = values.iter().copied();
-        let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| rest.by_ref().take(len).collect()).collect();
-        self.put_arena(arena, &tensors);
-        Ok(())
     }
 }

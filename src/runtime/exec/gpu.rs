@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::runtime::exec::{
-    Data, Executor, InputId, OutputId, ProgramId, Report, check_length, check_same_tensors, check_tensors,
-    not_the_last_run, unknown_program, unused_arena,
+    Data, Executor, InputId, OutputId, ProgramId, Report, check_same_tensors, check_tensors, not_the_last_run,
+    unknown_program, unused_arena,
 };
 use crate::runtime::gpu::{Binding, Gpu, Program, Ring, Span, Step, Timer, free};
 use crate::runtime::graph::{Arena, Graph, Tensor, ValueId};
@@ -527,12 +527,6 @@ impl Executor for GpuExecutor {
     fn download_flat(&mut self, arena: Arena) -> Result<Vec<f32>> {
         let (_, buffer) = self.arena(arena)?;
         Ok(bytemuck::pod_collect_to_vec(&self.gpu.read(buffer, 0, buffer.size())?))
-    }
-
-    fn upload_flat(&mut self, arena: Arena, values: &[f32]) -> Result<()> {
-        let (_, buffer) = self.arena(arena)?;
-        check_length(arena, (buffer.size() / 4) as usize, values.len())?;
-        self.write_arena(arena, bytemuck::cast_slice(values))
     }
 
     fn time_next(&mut self) -> Result<bool> {

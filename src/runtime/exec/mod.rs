@@ -157,12 +157,6 @@ pub trait Executor: fmt::Debug {
     /// As [`Executor::download`].
     fn download_flat(&mut self, arena: Arena) -> Result<Vec<f32>>;
 
-    /// Replaces the values of an arena by those of [`Executor::download_flat`] in an executor of the same kind.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for another length, and as [`Executor::upload`].
-    fn upload_flat(&mut self, arena: Arena, values: &[f32]) -> Result<()>;
-
     /// Measures the time of every dispatch of the next run. Returns `false` if the device cannot.
     ///
     /// # Errors
@@ -191,15 +185,6 @@ fn unused_arena(arena: Arena) -> Error {
 fn not_the_last_run(graph: &Graph, output: OutputId) -> Error {
     let name = &graph.value(output.value).name;
     Error::Graph(format!("cannot read `{name}`: the last run was of another program"))
-}
-
-/// Rejects values for an arena that differ from its own in number.
-fn check_length(arena: Arena, expected: usize, found: usize) -> Result<()> {
-    if expected == found {
-        Ok(())
-    } else {
-        Err(Error::argument(format!("number of values of {arena}"), expected, found))
-    }
 }
 
 /// Rejects graphs that cannot share arenas: they must have the same tensors in the same order.

@@ -218,14 +218,11 @@ impl RunFolder {
 
     /// Adds to an error about the checkpoint what can be done without it.
     pub(crate) fn without_checkpoint(&self, error: Error) -> Error {
-        match error {
-            Error::File { doing, path, source } if self.model().exists() => {
-                let model = quoted(&self.model().to_string_lossy());
-                let hint = format!("{source}. A new run can start from the weights of this one: train --init {model}");
-                Error::File { doing, path, source: io::Error::new(source.kind(), hint) }
-            }
-            error => error,
+        if !self.model().exists() {
+            return error;
         }
+        let model = quoted(&self.model().to_string_lossy());
+        error.with_way_out(format_args!("A new run can start from the weights of this one: train --init {model}"))
     }
 
     /// Opens the folder of a run for reading; the run may be in progress, and its `config.json` may be lost.
@@ -309,13 +306,12 @@ impl RunFolder {
     /// As [`RunConfig::from_json`], and [`Error::File`] if it cannot be read.
     pub fn load_config<S: DeserializeOwned>(&self) -> Result<RunConfig<S>> {
         let path = self.config();
-        let bytes = atomic::read(&path).map_err(|error| match error {
-            Error::File { doing, path, source } if source.kind() == ErrorKind::NotFound => {
-                let run = quoted(&self.path().to_string_lossy());
-                let hint = format!("{source}. `vae-wgpu train --resume {run}` writes it again");
-                Error::File { doing, path, source: io::Error::new(ErrorKind::NotFound, hint) }
+        let bytes = atomic::read(&path).map_err(|error| {
+            if path.exists() || !self.checkpoint().exists() {
+                return error;
             }
-            error => error,
+            let run = quoted(&self.path().to_string_lossy());
+            error.with_way_out(format_args!("`vae-wgpu train --resume {run}` writes it again"))
         })?;
         RunConfig::from_json(&bytes, &path)
     }
