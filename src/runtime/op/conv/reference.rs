@@ -208,7 +208,7 @@ impl Layer {
                 dx.fill(T::zero());
                 for (dx, dy) in dx.chunks_exact_mut(inputs).zip(dy.chunks_exact(outputs)) {
                     for (weight, dy) in weight.chunks_exact(inputs).zip(dy) {
-                        dx.iter_mut().zip(weight).for_each(|(dx, weight)| *dx += *dy * *weight);
+                        add_scaled(dx, weight, *dy);
                     }
                 }
             }
@@ -250,6 +250,7 @@ impl Layer {
 impl Geometry {
     /// Calls `f(k, xi, yi, len)` for each tap `k` of the window and each row of a plane of y, where the tap joins `len` elements of
     /// the row, from `yi` on, with every `stride`-th element of a row of x, from `xi` on.
+    #[inline]
     fn for_rows(&self, mut f: impl FnMut(usize, usize, usize, usize)) {
         let (kh, kw) = self.kernel;
         for ky in 0..kh {
@@ -286,12 +287,11 @@ impl Geometry {
                 let x = &x[(n * self.x.c + i) * xs..][..xs];
                 let weight = &weight[(o * self.x.c + i) * ks..][..ks];
                 self.for_rows(|k, xi, yi, len| {
-                    let w = weight[k];
-                    let y = &mut y[yi..][..len];
+                    let (y, x, w) = (&mut y[yi..][..len], &x[xi..], weight[k]);
                     if self.stride == 1 {
-                        y.iter_mut().zip(&x[xi..]).for_each(|(y, x)| *y += *x * w);
+                        add_scaled(y, x, w);
                     } else {
-                        y.iter_mut().zip(x[xi..].iter().step_by(self.stride)).for_each(|(y, x)| *y += *x * w);
+                        y.iter_mut().enumerate().for_each(|(j, y)| *y += x[j * self.stride] * w);
                     }
                 });
             }
@@ -309,12 +309,11 @@ impl Geometry {
                 let dy = &dy[(n * self.y.c + o) * ys..][..ys];
                 let weight = &weight[(o * self.x.c + i) * ks..][..ks];
                 self.for_rows(|k, xi, yi, len| {
-                    let w = weight[k];
-                    let dy = &dy[yi..][..len];
+                    let (dx, dy, w) = (&mut dx[xi..], &dy[yi..][..len], weight[k]);
                     if self.stride == 1 {
-                        dx[xi..].iter_mut().zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
+                        add_scaled(&mut dx[..len], dy, w);
                     } else {
-                        dx[xi..].iter_mut().step_by(self.stride).zip(dy).for_each(|(dx, dy)| *dx += *dy * w);
+                        dy.iter().enumerate().for_each(|(j, dy)| dx[j * self.stride] += *dy * w);
                     }
                 });
             }
@@ -346,23 +345,41 @@ fn add_bias<T: Real>(y: &mut [T], bias: Option<&[T]>, channels: usize, plane: us
     }
 }
 
+// The two innermost loops use indices: iterators that are zipped or summed take calls where optimisation ends at a codegen unit.
+
+/// `y[i] += x[i] * w`. `x` is at least as long as `y`.
+#[inline]
+fn add_scaled<T: Real>(y: &mut [T], x: &[T], w: T) {
+    let x = &x[..y.len()];
+    for i in 0..y.len() {
+        y[i] += x[i] * w;
+    }
+}
+
 /// `sum of x[i * stride] * y[i]`, as eight interleaved sums for the sake of vector instructions.
+#[expect(clippy::needless_range_loop, reason = "see above")]
+#[inline]
 fn dot<T: Real>(x: &[T], stride: usize, y: &[T]) -> T {
     let mut sums = [T::zero(); 8];
     let whole = y.len() / 8 * 8;
     if stride == 1 {
-        for (x, y) in x[..whole].chunks_exact(8).zip(y.chunks_exact(8)) {
-            for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-                *sum += *x * *y;
+        for at in (0..whole).step_by(8) {
+            let (x, y) = (&x[at..at + 8], &y[at..at + 8]);
+            for i in 0..8 {
+                sums[i] += x[i] * y[i];
             }
         }
     } else {
-        for (i, y) in y[..whole].iter().enumerate() {
-            sums[i % 8] += x[i * stride] * *y;
+        for i in 0..whole {
+            sums[i % 8] += x[i * stride] * y[i];
         }
     }
-    for (i, y) in y.iter().enumerate().skip(whole) {
-        sums[i % 8] += x[i * stride] * *y;
+    for i in whole..y.len() {
+        sums[i % 8] += x[i * stride] * y[i];
     }
-    sums.into_iter().sum()
+    let mut total = sums[0];
+    for i in 1..8 {
+        total += sums[i];
+    }
+    total
 }

@@ -13,16 +13,19 @@ pub(super) struct Normalize<T> {
 }
 
 impl<T: Real> Normalize<T> {
+    #[inline]
     fn normalized(&self, x: T) -> T {
         (x - self.pivot - self.offset) * self.rstd
     }
 
+    #[inline]
     pub(super) fn output(&self, x: T) -> T {
         let y = self.normalized(x) * self.weight + self.bias;
         if self.relu { y.relu() } else { y }
     }
 
     /// The normalized x, and the gradient before the ReLU: dy, or 0 where the ReLU cuts it off.
+    #[inline]
     pub(super) fn masked(&self, x: T, dy: T) -> (T, T) {
         let xhat = self.normalized(x);
         let cut = self.relu && xhat * self.weight + self.bias <= T::zero();
