@@ -6,9 +6,12 @@ use std::path::Path;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use serde_json::Value;
 use tempfile::TempDir;
+use vae_wgpu::runtime::tensor::rng;
+use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::vae::data::{cifar100, idx};
 
 use crate::runs::{command, ok, run_in, text};
+use crate::trained::npy;
 
 /// Trains one epoch of a tiny model on the CPU.
 fn train(data: &str, run: &str, more: &str) -> String {
@@ -145,24 +148,89 @@ fn cifar100_is_trained_sampled_and_evaluated() {
     assert_eq!((&report["images"], &report["data"]), (&30.into(), &"CIFAR-100".into()));
 }
 
+/// Writes the four files of a data set in MNIST's format: image `i` of class `i % 10` has the pixels `pixel(i, y, x)`.
+fn write_idx(folder: &str, train: u32, test: u32, pixel: impl Fn(u32, u32, u32) -> u8) {
+    fs::create_dir(folder).unwrap();
+    for (name, numbers) in idx::FILES.iter().zip([0..train, 0..train, train..train + test, train..train + test]) {
+        let images = name.contains("images");
+        let mut file = if images { 0x803u32 } else { 0x801 }.to_be_bytes().to_vec();
+        file.extend((numbers.len() as u32).to_be_bytes());
+        if images {
+            file.extend([IDX_SIDE; 2].iter().flat_map(|n| n.to_be_bytes()));
+            file.extend(
+                numbers
+                    .flat_map(|i| (0..IDX_SIDE * IDX_SIDE).map(move |at| (i, at)))
+                    .map(|(i, at)| pixel(i, at / IDX_SIDE, at % IDX_SIDE)),
+            );
+        } else {
+            file.extend(numbers.map(|i| (i % 10) as u8));
+        }
+        fs::write(Path::new(folder).join(name), file).unwrap();
+    }
+}
+
+const IDX_SIDE: u32 = 28;
+
 #[test]
 fn idx_files_are_trained_sampled_and_evaluated() {
     let dir = tempfile::tempdir().unwrap();
     let (data, run) = (run_in(&dir, "digits"), run_in(&dir, "run"));
-    fs::create_dir(&data).unwrap();
-    for (name, count) in idx::FILES.iter().zip([100u32, 100, 20, 20]) {
-        let images = name.contains("images");
-        let mut file = if images { 0x803u32 } else { 0x801 }.to_be_bytes().to_vec();
-        file.extend(count.to_be_bytes());
-        if images {
-            file.extend([28u32, 28].iter().flat_map(|n| n.to_be_bytes()));
-            file.extend((0..count * 784).map(|i| (i * 7) as u8));
-        } else {
-            file.extend((0..count).map(|i| (i % 10) as u8));
-        }
-        fs::write(Path::new(&data).join(name), file).unwrap();
-    }
+    write_idx(&data, 100, 20, |i, y, x| ((i * 784 + y * 28 + x) * 7) as u8);
     train(&data, &run, "");
     assert_eq!(config(&run)["settings"]["model"]["image_channels"], 1);
     assert_eq!(use_model(&dir, &run)["images"], 20);
+}
+
+/// Image `i` of ten shapes, bright on black, by `i % 10`: position and brightness vary.
+fn white_shape(i: u32, y: u32, x: u32) -> u8 {
+    let mut random = rng::stream(1, Stream::Check, i.into());
+    let mut shift = || rng::below(&mut random, 5) as f32 - 2.0;
+    let (x, y) = ((x as f32 - 13.5 + shift()) / 13.5, (y as f32 - 13.5 + shift()) / 13.5);
+    let (far, length) = (x.abs().max(y.abs()), x.hypot(y));
+    let inside = match i % 10 {
+        0 => length < 0.6,
+        1 => (0.5..0.8).contains(&length),
+        2 => far < 0.5,
+        3 => (0.6..0.85).contains(&far),
+        4 => x.abs().min(y.abs()) < 0.15 && far < 0.8,
+        5 => y.abs() < 0.2,
+        6 => x.abs() < 0.2,
+        7 => (x - y).abs() < 0.25,
+        8 => (x + y).abs() < 0.25,
+        _ => x.abs() < (y + 0.7) / 2.0 && y < 0.7,
+    };
+    if inside { (160.0 + 95.0 * rng::unit(&mut random)) as u8 } else { 0 }
+}
+
+/// For each class, the mean of 64 samples is nearer to the mean of the test images of the class than to that of any other.
+#[test]
+fn samples_of_a_class_look_like_its_test_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, run) = (run_in(&dir, "shapes"), run_in(&dir, "run"));
+    write_idx(&data, 1000, 200, white_shape);
+    let line = "train --conditional --channels 4 --blocks 1 --latent-dim 4 --epochs 8 --batch-size 32 --device cpu";
+    ok(&line.split(' ').chain(["--data", &data, "--out", &run]).collect::<Vec<_>>());
+    let pixels = (0..IDX_SIDE).flat_map(|y| (0..IDX_SIDE).map(move |x| (y, x)));
+    let tests: Vec<Vec<f32>> = (0..10)
+        .map(|class| {
+            let mean = |(y, x)| (100..120).map(|i| f32::from(white_shape(10 * i + class, y, x))).sum::<f32>() / 20.0;
+            pixels.clone().map(|at| mean(at) / 127.5 - 1.0).collect()
+        })
+        .collect();
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+    let mut followed = 0;
+    for class in 0..10 {
+        let (name, file) = (class.to_string(), run_in(&dir, "samples.npy"));
+        ok(&["sample", &run, "-n", "64", "--class", &name, "--raw", "--out", &file, "--device", "cpu"]);
+        let samples = npy(Path::new(&file)).1;
+        // The images are padded to 32 pixels.
+        let mean = |(y, x): (u32, u32)| {
+            samples.chunks_exact(32 * 32).map(|image| image[((y + 2) * 32 + x + 2) as usize]).sum::<f32>() / 64.0
+        };
+        let mean: Vec<f32> = pixels.clone().map(mean).collect();
+        let distances: Vec<f32> = tests.iter().map(|test| distance(&mean, test)).collect();
+        let nearest = (0..10).min_by(|a, b| distances[*a].total_cmp(&distances[*b])).unwrap();
+        followed += u32::from(nearest == class);
+    }
+    assert!(followed >= 8, "the samples of {followed} classes of 10 look like their class");
 }
