@@ -54,8 +54,9 @@ test('many moves of a slider cause few requests, and the last one is drawn', asy
 test('a path between two held-out images', async (t) => {
   const page = await trained(t);
   await page.click('#tab-path');
-  await page.waitForFunction(() => document.querySelector('#path-strip').width > 200);
-  assert.equal(await text(page, '#path-b-name'), 'Held-out image 2');
+  await page.waitForFunction(() => document.querySelector('#path-b-name').textContent === 'Held-out image 2');
+  // A canvas is 300 pixels wide before anything is drawn on it.
+  await page.waitForFunction(() => document.querySelector('#path-strip').width !== 300);
   const middle = await pixels(page, '#path-middle');
   await page.locator('#path-t').fill('90');
   await changed(page, '#path-middle', middle);
@@ -87,7 +88,7 @@ test('an own image is encoded, and its latent dimensions can be moved', async (t
 test('samples at a temperature', async (t) => {
   const page = await trained(t);
   await page.click('#tab-draw');
-  await page.waitForFunction(() => document.querySelector('#draw-canvas').width > 100);
+  await page.waitForFunction(() => /^36 samples/.test(document.querySelector('#draw-canvas').getAttribute('aria-label')));
   const before = await pixels(page, '#draw-canvas');
   await page.locator('#temperature').fill('1.2');
   await changed(page, '#draw-canvas', before);

@@ -50,7 +50,8 @@ async function journey(t, scenario) {
 
   await until(page, () => document.querySelector('#dials-caption').textContent === 'Held-out image 1' && document.querySelectorAll('.dial .kl').length === 8);
   await page.click('#tab-path');
-  await until(page, () => document.querySelector('#path-strip').width > 9 * 32);
+  // A canvas is 300 pixels wide before anything is drawn on it.
+  await until(page, () => document.querySelector('#path-strip').width !== 300);
   await page.click('#tab-draw');
   await until(page, () => /^36 samples/.test(document.querySelector('#draw-canvas').getAttribute('aria-label')));
   await page.click('#tab-own');
