@@ -126,7 +126,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("phases exchanged", "conv2d/3x3_stride2_odd/backward_input/tiled", "conv2d.backward_input/tiled_8", "let kx = (x + PAD) % STRIDE;", "let kx = (x + PAD + 1u) % STRIDE;"),
     mutant("half of each block loaded", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "min(k + group, range.y - 1u)", "min(k + (group & 1u), range.y - 1u)"),
     mutant("k beyond the last tap", "conv2d/3x3_stride2_odd/forward/tiled", "conv2d.forward/tiled_8", "tap.y = NOWHERE;", ""),
-    mutant("wrong lane handed round", "conv2d/3x3_stride2_odd/forward/subgroup_tex", "conv2d.forward/subgroup_tex_4", "subgroup_lane % 4u", "subgroup_lane % 2u"),
+    mutant("wrong lane handed round", "conv2d/3x3_stride2_odd/forward/subgroup_tex", "conv2d.forward/subgroup_tex_2", "subgroup_lane % 4u", "subgroup_lane % 2u"),
     mutant("last split cut short", "conv2d/3x3_stride2_tails/backward_weight/tiled", "conv2d.backward_weight/tiled_16", "(p.positions + 3u) / 4u", "p.positions / 4u"),
     mutant("accumulates instead of storing", "conv2d/3x3_stride2_odd/backward_input/tiled", "conv2d.backward_input/tiled_8", "return masked", "return c[i] + masked"),
     mutant("stores instead of accumulating", "conv2d/3x3_stride2_odd/backward_bias/column_sum", "column_sum/vec4", "if ACC {", "if ACC && false {"),

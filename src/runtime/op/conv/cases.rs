@@ -24,6 +24,7 @@ pub const CONV2D: OpInfo = OpInfo {
             ("2x2_stride5", (1, 3, 8, 3), 3, 2, 5, 1),
             ("from_rgb", (2, 3, 8, 8), 32, 3, 1, 1),
             ("to_rgb", (2, 32, 8, 8), 3, 3, 1, 1),
+            ("1x1_9_to_13_odd", (2, 9, 3, 5), 13, 1, 1, 0),
         ];
         // Slightly larger than a tile of every variant in every direction.
         let large: &[Window] = &[
@@ -49,6 +50,7 @@ pub const CONV_TRANSPOSE2D: OpInfo = OpInfo {
             ("3x3_stride2", (2, 6, 4, 3), 5, 3, 2, 1),
             ("2x2_stride3_gaps", (1, 4, 3, 3), 4, 2, 3, 0),
             ("5x5_stride3", (2, 5, 4, 3), 6, 5, 3, 2),
+            ("2x2_stride2_9_to_13_odd", (2, 9, 3, 5), 13, 2, 2, 0),
         ];
         // Slightly larger than a tile of every variant in every direction.
         let large: &[Window] = &[
@@ -86,6 +88,7 @@ pub const LINEAR: OpInfo = OpInfo {
             case("one", vector(1), vector(1))?,
             case("to_image", Shape::new(2, 6, 1, 1), Shape::new(1, 5, 2, 3))?,
             case("from_image", Shape::new(2, 3, 3, 2), vector(9))?,
+            case("7_to_6_odd", vector(7), vector(6))?,
             case("images", Shape::new(5, 3, 2, 2), Shape::new(1, 2, 3, 1))?,
             // Slightly larger than a tile of every variant in every direction.
             case("tails", Shape::new(131, 70, 1, 1), Shape::new(1, 9, 3, 3))?.not_differentiated(),

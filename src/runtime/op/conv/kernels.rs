@@ -94,9 +94,10 @@ static KERNELS: LazyLock<Vec<ConvKernel>> = LazyLock::new(|| {
         } else {
             kernels.extend([4, 8, 16].map(|columns| tiled(gemm, CHUNK / 4, columns, 1)));
         }
-        for variant in [Variant::SubgroupTex, Variant::Subgroup, Variant::RegisterTiled] {
-            kernels.extend([1, 4, 8].map(|columns| register_tiled(gemm, variant, columns)));
+        for variant in [Variant::SubgroupTex, Variant::Subgroup] {
+            kernels.extend([1, 2, 4, 8].map(|columns| register_tiled(gemm, variant, columns)));
         }
+        kernels.extend([1, 4, 8].map(|columns| register_tiled(gemm, Variant::RegisterTiled, columns)));
     }
     kernels
 });
@@ -309,7 +310,7 @@ mod tests {
         assert_eq!([1, 5, 9, 64].map(|n| chosen(Variant::Tiled, n)), ["tiled_4", "tiled_8", "tiled_16", "tiled_16"]);
         assert_eq!(
             [1, 2, 4, 5].map(|n| chosen(Variant::Subgroup, n)),
-            ["subgroup_1", "subgroup_4", "subgroup_4", "subgroup_8"]
+            ["subgroup_1", "subgroup_2", "subgroup_4", "subgroup_8"]
         );
         assert_eq!(chosen(Variant::Naive, 5), "naive");
     }
