@@ -36,19 +36,27 @@ class Config:
     norm: str = "batch"
     image_size: int = 32
     image_channels: int = 3
-    likelihood: str = "unit"  # Files with the unit likelihood do not name it,
+    head: str = "pool"  # Files with the head `pool` do not name it,
+    likelihood: str = "unit"  # files with the unit likelihood do not name that,
     classes: int = 0  # and files of models without classes not their number.
 
     @staticmethod
     def from_json(text):
         values = json.loads(text)
         known = {field.name for field in fields(Config)}
-        if not isinstance(values, dict) or set(values) | {"likelihood", "classes"} != known:
+        if not isinstance(values, dict) or set(values) | {"head", "likelihood", "classes"} != known:
             raise ValueError(f"expected an object with exactly the fields {', '.join(sorted(known))}")
-        for field, choices in [("norm", ("batch", "position")), ("likelihood", ("unit", "optimal"))]:
+        choices_of = {"norm": ("batch", "position"), "head": ("pool", "flatten"), "likelihood": ("unit", "optimal")}
+        for field, choices in choices_of.items():
             if values.get(field, choices[0]) not in choices:
                 raise ValueError(f"{field} is {values[field]!r}; expected {' or '.join(choices)}")
         return Config(**values)
+
+
+def encoded(config):
+    """Returns the number of values that the encoder's head gives its linear layer."""
+    size = config.image_size >> config.groups if config.head == "flatten" else 1
+    return (config.channels << config.groups) * size * size
 
 
 # ---- The module -----------------------------------------------------------------------------------------------------
@@ -139,7 +147,8 @@ class Encoder(nn.Module):
             self.groups.append(Group(config, channels, 2 * channels, "down"))
             channels *= 2
         self.norm = norm_layer(config.norm, channels)
-        self.fc = nn.Linear(channels, 2 * config.latent_dim)
+        self.flattens = config.head == "flatten"
+        self.fc = nn.Linear(encoded(config), 2 * config.latent_dim)
         if config.classes:
             self.label = nn.Linear(config.classes, 2 * config.latent_dim)
 
@@ -147,7 +156,8 @@ class Encoder(nn.Module):
         x = self.stem(x)
         for group in self.groups:
             x = group(x)
-        x = F.relu(self.norm(x)).mean(dim=(2, 3))
+        x = F.relu(self.norm(x))
+        x = x.flatten(1) if self.flattens else x.mean(dim=(2, 3))
         return add_label(self, self.fc(x), classes).chunk(2, dim=1)
 
 
@@ -235,7 +245,7 @@ def names_and_shapes(config):
 
     c, widest, size = config.channels, config.channels << config.groups, config.image_size >> config.groups
     layer("encoder.stem", [c, config.image_channels, 3, 3], c)
-    layer("encoder.fc", [2 * config.latent_dim, widest], 2 * config.latent_dim)
+    layer("encoder.fc", [2 * config.latent_dim, encoded(config)], 2 * config.latent_dim)
     layer("decoder.fc", [widest * size * size, config.latent_dim], widest * size * size)
     layer("decoder.out", [config.image_channels, c, 3, 3], config.image_channels)
     if config.classes:
@@ -257,6 +267,7 @@ def self_check():
         Config(),
         Config(likelihood="optimal", classes=10),
         Config(norm="position"),
+        Config(head="flatten"),
         Config(channels=2, blocks=1, groups=1, latent_dim=1, image_size=2, image_channels=1),
         Config(channels=6, blocks=3, groups=4, latent_dim=5, norm="position", image_size=48, image_channels=4),
     ]

@@ -26,7 +26,7 @@ SMALL = {"channels": 4, "blocks": 1, "latent_dim": 5}
 MODELS = {
     "batch": Config(channels=8, blocks=2, latent_dim=8, likelihood="optimal"),
     "position": Config(**SMALL, norm="position"),
-    "conditional": Config(**SMALL, likelihood="optimal", classes=10),
+    "conditional": Config(**SMALL, head="flatten", likelihood="optimal", classes=10),
     # The decoder starts with images of 1x1 pixels, whose norms read what linear layers write.
     "single": Config(channels=2, blocks=1, groups=5, latent_dim=1, image_channels=1, norm="position", classes=3),
     "shallow": Config(channels=6, blocks=3, groups=1, latent_dim=3, image_channels=1),
@@ -75,7 +75,7 @@ def write_weights(path, config):
         return random.normal(0, 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.3, shape)
 
     tensors = {name: values(name, shape).astype(np.float32) for name, shape in names_and_shapes(config).items()}
-    absent = [("likelihood", "unit"), ("classes", 0)]
+    absent = [("head", "pool"), ("likelihood", "unit"), ("classes", 0)]
     sizes = {key: value for key, value in asdict(config).items() if (key, value) not in absent}
     save_file(tensors, path, metadata={"config": json.dumps(sizes)})
 

@@ -48,6 +48,37 @@ impl std::str::FromStr for Norm {
     }
 }
 
+/// What the last layer of the encoder reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Head {
+    /// The mean of each channel: global average pooling (Lin, Chen and Yan, arXiv:1312.4400).
+    #[default]
+    Pool,
+    /// The whole feature map, so that the latent variables can depend on where something is.
+    Flatten,
+}
+
+impl std::fmt::Display for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pool => "pool",
+            Self::Flatten => "flatten",
+        })
+    }
+}
+
+impl std::str::FromStr for Head {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "pool" => Ok(Self::Pool),
+            "flatten" => Ok(Self::Flatten),
+            _ => Err(Error::Unknown { kind: "head", name: name.to_owned(), known: "pool, flatten".to_owned() }),
+        }
+    }
+}
+
 /// Configuration of the model.
 ///
 /// ```
@@ -76,6 +107,9 @@ pub struct VaeConfig {
     pub image_size: usize,
     /// Channels of an image.
     pub image_channels: usize,
+    /// What the last layer of the encoder reads.
+    #[serde(default, skip_serializing_if = "is_pool")]
+    pub head: Head,
     /// Distribution of a pixel around its decoded value.
     #[serde(default, skip_serializing_if = "is_unit")]
     pub likelihood: Likelihood,
@@ -83,6 +117,11 @@ pub struct VaeConfig {
     /// Generative Models", 2015), whose encoder and decoder know the class of an image; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub classes: usize,
+}
+
+/// Files with a pooling head do not name it, so that earlier versions can read them.
+fn is_pool(head: &Head) -> bool {
+    *head == Head::Pool
 }
 
 /// Files with the unit likelihood do not name it, so that earlier versions can read them.
@@ -95,7 +134,7 @@ fn is_zero(count: &usize) -> bool {
 }
 
 impl Default for VaeConfig {
-    /// 32 channels, 4 blocks, 3 groups, 64 latent dimensions, batch norm, the optimal likelihood, 32x32 RGB images: 1,943,171
+    /// 32 channels, 4 blocks, 3 groups, 64 latent dimensions, batch norm, the optimal likelihood, 32x32 RGB images: 2,434,691
     /// parameters.
     fn default() -> Self {
         Self {
@@ -106,6 +145,7 @@ impl Default for VaeConfig {
             norm: Norm::Batch,
             image_size: 32,
             image_channels: 3,
+            head: Head::Flatten,
             likelihood: Likelihood::Optimal,
             classes: 0,
         }
@@ -433,7 +473,10 @@ impl VaeConfig {
         let h = conv(b, "stem", x, self.channels, 3, 1)?;
         let h = self.groups(b, h, Scale::Down, training)?;
         let h = norm_relu(b, "norm", h, self.norm, training)?;
-        let h = b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?;
+        let h = match self.head {
+            Head::Pool => b.apply("pool", &[h], |s| GlobalAvgPool::new(s[0]))?,
+            Head::Flatten => h,
+        };
         let out = Shape::vector(2 * self.latent_dim);
         linear_with_labels(b, h, labels, out)
     }

@@ -4,7 +4,7 @@
 //! `encoder.groups.0.blocks.0.conv1.weight` here. Shapes are equal.
 
 use crate::runtime::op::Likelihood;
-use crate::vae::model::{Norm, VARIANCE, VaeConfig};
+use crate::vae::model::{Head, Norm, VARIANCE, VaeConfig};
 use crate::vae::tensor_file::{Array, TensorFile};
 
 /// Layers of a residual block: here, and in pi-tau/vae.
@@ -90,7 +90,7 @@ fn names(groups: usize, blocks: usize) -> Vec<String> {
 pub(crate) fn config_of_shapes(file: &TensorFile) -> Option<VaeConfig> {
     let dims = |name: &str| file.tensors.get(name).map(|array: &Array| array.dims.as_slice());
     let &[channels, image_channels, ..] = dims("encoder.stem.weight")? else { return None };
-    let &[twice_latent, _] = dims("encoder.fc.weight")? else { return None };
+    let &[twice_latent, encoded] = dims("encoder.fc.weight")? else { return None };
     let &[decoded, _] = dims("decoder.fc.weight")? else { return None };
     let has = |name: String| file.tensors.contains_key(&name);
     let conv = |group: usize, block: usize| format!("encoder.groups.{group}.blocks.{block}.conv1.weight");
@@ -106,6 +106,7 @@ pub(crate) fn config_of_shapes(file: &TensorFile) -> Option<VaeConfig> {
         norm: if has("encoder.norm.running_mean".to_owned()) { Norm::Batch } else { Norm::Position },
         image_size: pixels.isqrt().checked_shl(groups as u32)?,
         image_channels,
+        head: if encoded == decoded && pixels > 1 { Head::Flatten } else { Head::Pool },
         likelihood: if has(VARIANCE.to_owned()) { Likelihood::Optimal } else { Likelihood::Unit },
         classes,
     };
@@ -170,6 +171,7 @@ mod tests {
             VaeConfig::default(),
             VaeConfig { norm: Norm::Position, image_channels: 1, ..small },
             VaeConfig { likelihood: Likelihood::Unit, ..small },
+            VaeConfig { head: Head::Flatten, ..small },
             VaeConfig { classes: 7, ..small },
         ] {
             assert_eq!(config_of_shapes(&file(&config)), Some(config));

@@ -123,6 +123,7 @@ const INVALID: &[(&str, u8, &[&str])] = &[
     ("--names", 2, &["", "keras", "1"]),
     ("--format", 2, &["", "pickle", "1"]),
     ("--norm", 2, &["", "group", "1"]),
+    ("--head", 2, &["", "mean", "1"]),
     ("--schedule", 2, &["", "wavy", "1"]),
     ("--emit", 2, &["", "glsl"]),
     ("--split", 2, &["", "validation", "1"]),

@@ -50,7 +50,7 @@ fn pretrained_model_is_described_exported_and_trained_further() {
     let [copy, original] = [stage.path("copy.safetensors"), original].map(|path| tensor_file::load(&path).unwrap());
     assert!(copy.tensors == original.tensors && copy.metadata["kl_dims"] == original.metadata["kl_dims"]);
     let train = "train --data shapes --train-limit 8 --val-limit 4 --batch-size 4 --init pretrained --dry-run";
-    stage.ok(&format!("{train} --channels 16"));
+    stage.ok(&format!("{train} --channels 16 --head pool"));
     stage.fails(train, 1, &["cannot use pretrained", "--channels"]);
 }
 

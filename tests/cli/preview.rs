@@ -47,7 +47,12 @@ fn on_script(command: &Command) -> Command {
     let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap().replace('\'', r"'\''"));
     let words: Vec<_> = iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
     let mut script = Command::new("script");
-    script.args(["-qec", &format!("stty cols 80 rows 50 && exec {}", words.join(" ")), "/dev/null"]);
+    // Background jobs ignore Ctrl-C, and so do their children.
+    script.args([
+        "-qec",
+        &format!("stty cols 80 rows 50 && exec env --default-signal=INT {}", words.join(" ")),
+        "/dev/null",
+    ]);
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => script.env(name, value),

@@ -10,7 +10,7 @@ use vae_wgpu::app::io::{model, tensor_file};
 use vae_wgpu::runtime::graph::Arena;
 use vae_wgpu::vae::data;
 use vae_wgpu::vae::data::shapes;
-use vae_wgpu::vae::model::{Mode, VaeConfig};
+use vae_wgpu::vae::model::{Head, Mode, VaeConfig};
 use vae_wgpu::vae::runner::{Device, Runner};
 use vae_wgpu::vae::tensor_file::TensorFile;
 use vae_wgpu::vae::train::Settings;
@@ -26,8 +26,12 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new() -> Self {
+        Self::with_head(Head::Flatten)
+    }
+
+    fn with_head(head: Head) -> Self {
         let stage = Self { dir: tempfile::tempdir().unwrap() };
-        let config = VaeConfig { channels: 4, blocks: 1, latent_dim: LATENT, ..VaeConfig::default() };
+        let config = VaeConfig { channels: 4, blocks: 1, latent_dim: LATENT, head, ..VaeConfig::default() };
         let graph = config.graph(1, Mode::Encode).unwrap();
         let initial = |arena| vae_wgpu::runtime::graph::initial(&graph, arena, 5).unwrap();
         let mut weights = Weights { params: initial(Arena::Params), states: initial(Arena::States) };
@@ -339,19 +343,6 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         stage.fails(&format!("info {model} --json"), 1, &parts);
     }
     assert!(!stage.path("no.png").exists());
-    // Without a configuration the sizes follow from the shapes, and the names may be those of pi-tau/vae.
-    changed("bare.safetensors", &|f| f.metadata.clear());
-    stage.ok("sample run --prior normal --raw --out samples.npy");
-    stage.ok("sample bare.safetensors --raw --out bare.npy");
-    let said = text(&stage.ok("export run --names seed --out theirs.safetensors").stderr);
-    assert!(said.contains("no variance of the likelihood"), "{said}");
-    stage.ok("sample theirs.safetensors --raw --out theirs.npy");
-    for other in ["bare.npy", "theirs.npy"] {
-        assert!(
-            fs::read(stage.path(other)).unwrap() == fs::read(stage.path("samples.npy")).unwrap(),
-            "{other} differs"
-        );
-    }
     // A checkpoint holds the same weights and the sizes of their model.
     changed("checkpoint.safetensors", &|f| {
         let config = f.metadata.remove("config").unwrap();
@@ -359,6 +350,32 @@ fn incompatible_model_files_are_rejected_with_the_difference() {
         f.tensors.insert("adam.m/encoder.stem.bias".into(), f.tensors["encoder.stem.bias"].clone());
     });
     stage.ok("sample checkpoint.safetensors -n 1 --out yes.png");
+}
+
+/// Without a configuration the sizes follow from the shapes, and the names may be those of pi-tau/vae, whose encoders pool.
+#[test]
+fn files_without_sizes_and_with_other_names_are_read() {
+    for head in [Head::Pool, Head::Flatten] {
+        let stage = Stage::with_head(head);
+        let mut bare = tensor_file::load(&stage.model()).unwrap();
+        bare.metadata.clear();
+        tensor_file::save(&bare, &stage.path("bare.safetensors")).unwrap();
+        stage.ok("sample run --prior normal --raw --out samples.npy");
+        let same = |model: &str| {
+            stage.ok(&format!("sample {model} --raw --out other.npy"));
+            let [other, samples] = ["other.npy", "samples.npy"].map(|file| fs::read(stage.path(file)).unwrap());
+            assert!(other == samples, "{model}, {head}");
+        };
+        same("bare.safetensors");
+        let export = "export run --names seed --out theirs.safetensors";
+        if head == Head::Pool {
+            let said = text(&stage.ok(export).stderr);
+            assert!(said.contains("no variance of the likelihood"), "{said}");
+            same("theirs.safetensors");
+        } else {
+            stage.fails(export, 1, &["end with pooling, not with --head flatten", "--names own"]);
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use vae_wgpu::runtime::op::{AdamConfig, Likelihood, StepScalars};
 use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::{Shape, Spec};
 use vae_wgpu::vae::inference::{Model, draws};
-use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, residual_block};
+use vae_wgpu::vae::model::{Head, Mode, Norm, Scale, VaeConfig, residual_block};
 use vae_wgpu::vae::names;
 use vae_wgpu::vae::runner::{Device, Hyperparams, Runner};
 use vae_wgpu::vae::tensor_file::{Array, TensorFile};
@@ -285,6 +285,7 @@ fn config(case: &OracleCase) -> Result<VaeConfig> {
         norm: norm(attr("norm")?.as_str().context("not a text")?)?,
         image_size: size("image")?,
         image_channels: size("channels")?,
+        head: Head::Pool,
         likelihood: Likelihood::Unit,
         classes: 0,
     })

@@ -14,7 +14,7 @@ use vae_wgpu::runtime::plan::Options;
 use vae_wgpu::runtime::tensor::rng;
 use vae_wgpu::runtime::tensor::rng::Stream;
 use vae_wgpu::runtime::tensor::{Shape, Spec};
-use vae_wgpu::vae::model::{Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
+use vae_wgpu::vae::model::{Head, Mode, Norm, Scale, VaeConfig, norm_relu, residual_block};
 use vae_wgpu::vae::train::Recipe;
 
 use crate::random;
@@ -26,7 +26,7 @@ fn tiny() -> VaeConfig {
 #[test]
 fn the_models_of_the_recipes_have_the_documented_sizes() {
     let sharp = VaeConfig::default().graph(128, Mode::Train).unwrap();
-    assert_eq!(sharp.parameter_count(), 1_943_171);
+    assert_eq!(sharp.parameter_count(), 2_434_691);
     assert_eq!(Recipe::Sharp.settings().model, VaeConfig::default());
     let seed = Recipe::Seed.settings().model;
     assert_eq!(seed.graph(128, Mode::Train).unwrap().parameter_count(), 1_721_891);
@@ -141,8 +141,10 @@ fn bindings_that_webgpu_rejects_are_found() {
 
 #[test]
 fn model_gradient_matches_directional_derivatives() {
-    for (norm, likelihood) in [(Norm::Batch, Likelihood::Unit), (Norm::Position, Likelihood::Optimal)] {
-        let config = VaeConfig { norm, likelihood, ..tiny() };
+    for (norm, likelihood, head) in
+        [(Norm::Batch, Likelihood::Unit, Head::Pool), (Norm::Position, Likelihood::Optimal, Head::Flatten)]
+    {
+        let config = VaeConfig { norm, likelihood, head, ..tiny() };
         let batch = 3;
         // Without the optimizer, so that a run leaves the parameters as they are.
         let graph = config.gradient_graph(batch).unwrap();

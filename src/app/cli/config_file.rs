@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::app::cli::{Cli, Command};
     use crate::runtime::op::Likelihood;
-    use crate::vae::model::{Norm, VaeConfig};
+    use crate::vae::model::{Head, Norm, VaeConfig};
     use crate::vae::train::{Recipe, Schedule};
     use clap::FromArgMatches;
 
@@ -179,6 +179,7 @@ mod tests {
                 blocks: 3,
                 latent_dim: 5,
                 norm: Norm::Position,
+                head: Head::Flatten,
                 likelihood: Likelihood::Unit,
                 ..VaeConfig::default()
             },

@@ -15,7 +15,7 @@ use crate::app::onnx;
 use crate::error::Error;
 use crate::runtime::op::Likelihood;
 use crate::vae::inference::Model;
-use crate::vae::model::{Mode, VARIANCE};
+use crate::vae::model::{Head, Mode, VARIANCE};
 use crate::vae::names::to_seed;
 use crate::vae::weights::{CLASSES, KL_DIMS, TensorSchema};
 
@@ -67,6 +67,13 @@ impl ExportArgs {
         let mut config = model.config;
         if self.names == Names::Seed && config.classes > 0 {
             anyhow::bail!("pi-tau/vae has no conditional models: export {} with --names own", model.path.display());
+        }
+        if self.names == Names::Seed && config.head != Head::Pool {
+            let path = model.path.display();
+            anyhow::bail!(
+                "the encoders of pi-tau/vae end with pooling, not with --head {}: export {path} with --names own",
+                config.head
+            );
         }
         let graph = config.graph(1, Mode::Encode)?;
         if self.names == Names::Seed && config.likelihood == Likelihood::Optimal {

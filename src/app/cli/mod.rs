@@ -22,7 +22,7 @@ use crate::runtime::gpu::{AdapterInfo, Gpu, Options, Select, adapters};
 use crate::runtime::kernel::Profile;
 use crate::runtime::op::{Likelihood, current_key};
 use crate::runtime::plan;
-use crate::vae::model::{Mode, Norm, VaeConfig};
+use crate::vae::model::{Head, Mode, Norm, VaeConfig};
 use crate::vae::runner::Device;
 
 mod bench;
@@ -423,6 +423,10 @@ struct ModelArgs {
     #[arg(long, value_name = "NORM", value_parser = values::choice::<Norm>(&["batch", "position"]), hide_possible_values = true,
         hide_short_help = true)]
     norm: Option<Norm>,
+    /// What the last layer of the encoder reads: the mean of each channel (pool), or the whole feature map (flatten) [default: flatten].
+    #[arg(long, value_name = "HEAD", value_parser = values::choice::<Head>(&["pool", "flatten"]), hide_possible_values = true,
+        hide_short_help = true)]
+    head: Option<Head>,
     /// Gaussian around a decoded pixel: variance 1 (unit), or one variance for all pixels at its maximum-likelihood value (optimal)
     /// [default: optimal].
     #[arg(long, value_name = "LIKELIHOOD", value_parser = values::choice::<Likelihood>(&["optimal", "unit"]), hide_possible_values = true)]
@@ -437,6 +441,7 @@ impl ModelArgs {
             blocks: self.blocks.unwrap_or(base.blocks),
             latent_dim: self.latent_dim.unwrap_or(base.latent_dim),
             norm: self.norm.unwrap_or(base.norm),
+            head: self.head.unwrap_or(base.head),
             likelihood: self.likelihood.unwrap_or(base.likelihood),
             ..base
         };

@@ -34,14 +34,14 @@ pub fn mixture(model: &Model) -> Result<Prior> {
 mod tests {
     use super::*;
     use crate::runtime::op::Likelihood;
-    use crate::vae::model::{Mode, VaeConfig};
+    use crate::vae::model::{Head, Mode, VaeConfig};
 
     /// `docs/pretrained.md` states these sizes.
     #[test]
     fn pretrained_model_has_the_sizes_of_its_card_and_a_prior() {
         let (file, path) = weights().unwrap();
         let model = Model::from_file(file, path).unwrap();
-        let expected = VaeConfig { channels: 16, latent_dim: 64, ..VaeConfig::default() };
+        let expected = VaeConfig { channels: 16, latent_dim: 64, head: Head::Pool, ..VaeConfig::default() };
         assert_eq!((model.config, model.config.likelihood), (expected, Likelihood::Optimal));
         assert_eq!(model.config.graph(1, Mode::Encode).unwrap().parameter_count(), 565_763);
         assert!(model.kl_dims.is_some(), "traverse sorts the dimensions by them");

@@ -65,6 +65,7 @@ pub fn to_toml(settings: &Settings, init: Option<&str>, about: &str) -> String {
             ("blocks", size(model.blocks)),
             ("latent-dim", size(model.latent_dim)),
             ("norm", Value::try_from(model.norm).ok()),
+            ("head", Value::try_from(model.head).ok()),
             ("likelihood", Value::try_from(model.likelihood).ok()),
             ("conditional", Some(Value::from(model.classes > 0))),
         ],

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::*;
 use crate::runtime::graph::{Arena, initial};
 use crate::runtime::op::Likelihood;
-use crate::vae::model::{Norm, VaeConfig};
+use crate::vae::model::{Head, Norm, VaeConfig};
 use crate::vae::weights::{TensorSchema, Weights};
 
 const SMALL: VaeConfig = VaeConfig {
@@ -16,6 +16,7 @@ const SMALL: VaeConfig = VaeConfig {
     norm: Norm::Batch,
     image_size: 8,
     image_channels: 3,
+    head: Head::Pool,
     likelihood: Likelihood::Optimal,
     classes: 0,
 };
@@ -51,6 +52,7 @@ fn every_value_is_written_once_and_before_it_is_read() {
         VaeConfig::default(),
         VaeConfig { norm: Norm::Position, image_channels: 1, blocks: 2, ..SMALL },
         VaeConfig { classes: 7, likelihood: Likelihood::Unit, ..SMALL },
+        VaeConfig { head: Head::Flatten, ..SMALL },
         // Images of one pixel between encoder and decoder.
         VaeConfig { groups: 3, classes: 2, norm: Norm::Position, ..SMALL },
         VaeConfig { channels: 2, groups: 3, latent_dim: 1, ..SMALL },

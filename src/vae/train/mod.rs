@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::runtime::plan;
 use crate::runtime::plan::Memory;
 use crate::vae::data::{Dataset, Images};
-use crate::vae::model::VaeConfig;
+use crate::vae::model::{Head, VaeConfig};
 use crate::vae::ranks::Ranks;
 use crate::vae::runner::{self, Device, Runner};
 use crate::vae::train::events::{Event, Observer, Start};
@@ -431,13 +431,14 @@ fn noise(settings: &Settings, index: u64, count: usize) -> Vec<f32> {
 /// Summarizes the model in a line.
 fn describe(model: &VaeConfig) -> String {
     format!(
-        "ResNet VAE, {} channels, {} groups of {} {}, {} latent dimensions, {} norm",
+        "ResNet VAE, {} channels, {} groups of {} {}, {} latent dimensions, {} norm{}",
         model.channels,
         model.groups,
         model.blocks,
         if model.blocks == 1 { "block" } else { "blocks" },
         model.latent_dim,
-        model.norm
+        model.norm,
+        if model.head == Head::Flatten { ", flattened features" } else { "" }
     )
 }
 

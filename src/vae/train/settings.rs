@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::runtime::op::{Likelihood, MAX_MICRO_BATCHES};
-use crate::vae::model::{Norm, VaeConfig};
+use crate::vae::model::{Head, Norm, VaeConfig};
 use crate::vae::runner::Hyperparams;
 
 /// Learning rate schedule after the warm-up.
@@ -23,9 +23,9 @@ pub enum Schedule {
 /// A set of settings that work together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
-    /// Sharp images: the optimal likelihood, 64 latent dimensions, a cosine schedule, clipping, flipped images, and a validation split.
+    /// Sharp images: the optimal likelihood, 64 latent dimensions, an encoder without pooling at its end, a cosine schedule, clipping, flipped images, and a validation split.
     Sharp,
-    /// The settings of <https://github.com/pi-tau/vae>, with batch norm: the unit likelihood, 16 latent dimensions, a constant learning
+    /// The settings of <https://github.com/pi-tau/vae>, with batch norm: the unit likelihood, 16 latent dimensions, pooling, a constant learning
     /// rate, and validation on the test images.
     Seed,
 }
@@ -36,7 +36,7 @@ impl Recipe {
     #[must_use]
     pub fn settings(self) -> Settings {
         let seed = Settings {
-            model: VaeConfig { latent_dim: 16, likelihood: Likelihood::Unit, ..VaeConfig::default() },
+            model: VaeConfig { latent_dim: 16, head: Head::Pool, likelihood: Likelihood::Unit, ..VaeConfig::default() },
             data: None,
             image_size: None,
             train_limit: None,

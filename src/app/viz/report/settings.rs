@@ -115,6 +115,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
             ("model.groups", "groups"),
             ("model.latent_dim", "latent dimensions"),
             ("model.norm", "normalization"),
+            ("model.head", "head of the encoder"),
             ("model.likelihood", "likelihood"),
             ("model.image_size", "image size"),
             ("model.image_channels", "image channels"),
