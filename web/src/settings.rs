@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use vae_wgpu::prelude::{Likelihood, VaeConfig};
+use vae_wgpu::vae::model::Head;
 use vae_wgpu::vae::train::Settings;
 
 use crate::data::DataSet;
@@ -20,6 +21,7 @@ struct PageSettings {
     batch_size: Option<usize>,
     epochs: Option<u64>,
     learning_rate: Option<f64>,
+    head: Option<Head>,
     likelihood: Option<Likelihood>,
     seed: Option<u64>,
 }
@@ -35,6 +37,7 @@ pub(crate) fn parse(text: &str, data: &DataSet) -> Result<Settings, Fault> {
             channels: asked.channels.unwrap_or(default.model.channels),
             blocks: asked.blocks.unwrap_or(default.model.blocks),
             latent_dim: asked.latent_dim.unwrap_or(default.model.latent_dim),
+            head: asked.head.unwrap_or(default.model.head),
             likelihood: asked.likelihood.unwrap_or(default.model.likelihood),
             image_channels,
             image_size,

@@ -11,7 +11,8 @@ import { loseDevice, program, start } from './harness.mjs';
 
 /** 90 of 100 shapes train, in 9 steps of an epoch. */
 const SHAPES = { kind: 'shapes', count: 100, seed: 3 };
-const SETTINGS = { channels: 4, blocks: 1, latentDim: 4, batchSize: 10, epochs: 3, learningRate: 0.002, likelihood: 'optimal', seed: 1 };
+// Without pooling, a value at which rounding decides what a ReLU does has much weight in a model as small as this.
+const SETTINGS = { channels: 4, blocks: 1, latentDim: 4, batchSize: 10, epochs: 3, learningRate: 0.002, head: 'pool', likelihood: 'optimal', seed: 1 };
 const STEPS = 27;
 /** Steps that are compared with the CPU reference. */
 const COMPARED = 20;
