@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# pytorch.sh [BINARY]: trains a tiny model with each norm, likelihood and head, loads it into PyTorch and compares decoded images; then writes the weights back
-# and samples from them. Needs a Python with torch and safetensors (PYTHON, default python3) and does nothing where it has none.
+# pytorch.sh [BINARY]: trains a tiny model with each norm, likelihood and head, loads it into PyTorch and compares decoded images; then
+# writes the weights back and samples from them. Needs a Python with torch and safetensors (PYTHON, default python3) and does nothing where
+# it has none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/python_check.sh

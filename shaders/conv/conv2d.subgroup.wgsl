@@ -7,8 +7,8 @@
 //
 // C = A B with the operands of lib/implicit_gemm.wgsl, tiled in registers.
 //
-// One workgroup of WIDTH invocations computes a tile of C of GROUPS * WIDTH * ROWS rows by 4 * COLUMNS columns. One invocation computes ROWS
-// rows at a time (4 by 32 columns, or 8 by 16, 8 or 4) in registers, GROUPS times. The values of a column (bias, norm, sums over
+// One workgroup of WIDTH invocations computes a tile of C of GROUPS * WIDTH * ROWS rows by 4 * COLUMNS columns. One invocation computes
+// ROWS rows at a time (4 by 32 columns, or 8 by 16, 8 or 4) in registers, GROUPS times. The values of a column (bias, norm, sums over
 // rows) are loaded and stored once for all groups. Without SHUFFLE there is one group: more would gain little, and SwiftShader's
 // compiler takes minutes and gigabytes for the loop over them.
 //

@@ -80,8 +80,8 @@ fn remains(line: &str) -> &str {
 fn no_bar_remains_above_a_message() {
     let dir = tempfile::tempdir().unwrap();
     let mut train = command(&small(&run_in(&dir, "run"), "cpu", "1000000"));
-    // With steps so long that the message comes before the end.
-    train.args(["--channels", "32"]).envs(TERMINAL);
+    // With steps so long that the message comes before the end. Without a bar the run ends by itself, and the test fails.
+    train.args(["--channels", "32", "--max-time", "60s"]).envs(TERMINAL);
     let said = interrupted_on_terminal(&train, "━");
     let lines: Vec<_> = said.split("\r\n").map(|line| strip_ansi_codes(remains(line))).collect();
     assert!(lines.iter().any(|line| line.starts_with("stopping after this step")), "{said}");

@@ -94,9 +94,11 @@ fn close(what: &str, a: f32, b: f32, relative: f32) {
 }
 
 fn training_steps_agree_with_the_reference(device: &Arc<Gpu>) {
-    for config in [small(Norm::Batch), VaeConfig { head: Head::Flatten, ..small(Norm::Position) }] {
+    let flattening = VaeConfig { head: Head::Flatten, ..small(Norm::Position) };
+    for (config, fuse) in [(small(Norm::Batch), true), (small(Norm::Batch), false), (flattening, true)] {
+        let options = Options { fuse, ..Options::default() };
         let programs = [(BATCH, Mode::Train), (BATCH, Mode::Evaluate)];
-        let mut on_gpu = runner(config, &programs, &gpu(device), &Options::default());
+        let mut on_gpu = runner(config, &programs, &gpu(device), &options);
         let mut on_cpu = runner(config, &programs, &Device::Cpu, &Options::default());
         let (gpu_steps, cpu_steps) = (train(&mut on_gpu, BATCH, 3), train(&mut on_cpu, BATCH, 3));
         for (a, b) in gpu_steps.iter().zip(&cpu_steps) {
@@ -126,7 +128,7 @@ fn fused_steps_agree_with_the_unfused_graph(device: &Arc<Gpu>, norm: Norm, varia
     };
     let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
     let size = |a: &[f32]| a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>().sqrt();
-    let (defined, grads, params) = run(Device::Cpu, &Options { fuse: false, ..Options::default() });
+    let (defined, grads, params) = run(Device::Cpu, &Options::default());
     let largest = grads.iter().map(|g| size(g)).fold(0.0, f64::max);
     let mut options = Options::default();
     options.variants.extend(variant.map(|v| ("fused_conv".to_owned(), v.to_owned())));

@@ -89,11 +89,12 @@ struct RunArgs {
     /// variants.
     #[arg(long, value_name = "RUN", conflicts_with_all = [
         "out", "force", "config", "like", "init", "batch_size", "accumulate", "micro_batches", "sync_batch_norm", "seed", "lr", "weight_decay", "warmup", "schedule", "clip_grad", "beta", "beta_warmup",
-        "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "head", "likelihood", "train_limit", "val_limit",
-        "val_split", "recipe", "image_size", "conditional", "posterior_std",
+        "beta_cycle", "free_bits", "flip", "crop", "channels", "blocks", "latent_dim", "norm", "head", "likelihood", "train_limit",
+        "val_limit", "val_split", "recipe", "image_size", "conditional", "posterior_std",
     ], value_parser = run(), value_hint = ValueHint::DirPath)]
     resume: Option<PathBuf>,
-    /// Initialize the weights from a run, a safetensors file with PyTorch's tensor names and shapes, or `pretrained` (--channels 16 --head pool).
+    /// Initialize the weights from a run, a safetensors file with PyTorch's tensor names and shapes, or `pretrained` (--channels 16
+    /// --head pool).
     #[arg(long, value_name = "RUN|FILE", value_parser = values::model(), value_hint = ValueHint::AnyPath)]
     init: Option<Origin>,
     /// Stop after this time, such as 90m or 2h, save a checkpoint and end; --resume continues.

@@ -23,10 +23,11 @@ pub enum Schedule {
 /// A set of settings that work together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
-    /// Sharp images: the optimal likelihood, 64 latent dimensions, an encoder without pooling at its end, a cosine schedule, clipping, flipped images, and a validation split.
+    /// Sharp images: the optimal likelihood, 64 latent dimensions, an encoder without pooling at its end, a cosine schedule, clipping,
+    /// flipped images, and a validation split.
     Sharp,
-    /// The settings of <https://github.com/pi-tau/vae>, with batch norm: the unit likelihood, 16 latent dimensions, pooling, a constant learning
-    /// rate, and validation on the test images.
+    /// The settings of <https://github.com/pi-tau/vae>, with batch norm: the unit likelihood, 16 latent dimensions, pooling, a constant
+    /// learning rate, and validation on the test images.
     Seed,
 }
 
